@@ -1,0 +1,153 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What a device implements to be put on a bus.
+
+use std::fmt;
+use std::sync::{Arc, Mutex};
+
+/// Why an access did not reach a device, or was refused by it.
+///
+/// An access that fails is never fatal: a read leaves the fill value of the bus in the buffer, a
+/// write is dropped, and the guest goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum AccessError {
+    /// No device claims the address.
+    Unclaimed,
+    /// The access starts inside a region and ends outside of it, or beyond the address space.
+    CrossesEnd,
+    /// The region or the device does not take accesses of this width.
+    Width,
+    /// The region or the device does not take accesses at this alignment.
+    Misaligned,
+    /// The device has nothing at this offset.
+    Offset,
+    /// The device's register at this offset cannot be written.
+    ReadOnly,
+    /// The device's register at this offset cannot be read.
+    WriteOnly,
+    /// The device takes no such access at all.
+    Refused,
+    /// The device could not answer, for a reason of its own.
+    Failed,
+    /// The device's handler panicked, now or earlier; it is not called any more.
+    Panicked,
+    /// The device was called again from inside its own handler.
+    Reentrant,
+}
+
+impl fmt::Display for AccessError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unclaimed => "no device at this address",
+            Self::CrossesEnd => "access crosses the end of the region",
+            Self::Width => "access width not supported",
+            Self::Misaligned => "access not aligned",
+            Self::Offset => "no register at this offset",
+            Self::ReadOnly => "register is read-only",
+            Self::WriteOnly => "register is write-only",
+            Self::Refused => "device refuses the access",
+            Self::Failed => "device failed",
+            Self::Panicked => "device panicked",
+            Self::Reentrant => "device called from inside its own handler",
+        })
+    }
+}
+
+impl std::error::Error for AccessError {}
+
+/// A device that is accessed through `&mut self`: what most authors write.
+///
+/// `offset` counts from the base of the region the device was inserted at, so a device does not
+/// know where it lives. `data` has the width of the access, 1 to 8 bytes, in guest (little-endian)
+/// order. The defaults refuse.
+pub trait BusDevice: Send {
+    /// Answers a guest's read by filling `data`, which arrives filled with the bus's fill value.
+    ///
+    /// # Errors
+    ///
+    /// The reason why the device did not answer; the bus then hands out its fill value.
+    fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
+        let _ = (offset, data);
+        Err(AccessError::Refused)
+    }
+
+    /// Takes a guest's write of `data`.
+    ///
+    /// # Errors
+    ///
+    /// The reason why the device ignored the write.
+    fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
+        let _ = (offset, data);
+        Err(AccessError::Refused)
+    }
+}
+
+/// A device that is accessed through `&self` from several vCPUs at once and does its own locking.
+///
+/// The same contract as [`BusDevice`]. A `Mutex<T>` around any [`BusDevice`] is one of these.
+pub trait BusDeviceSync: Send + Sync {
+    /// Answers a guest's read; see [`BusDevice::read`].
+    ///
+    /// # Errors
+    ///
+    /// As [`BusDevice::read`].
+    fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
+        let _ = (offset, data);
+        Err(AccessError::Refused)
+    }
+
+    /// Takes a guest's write; see [`BusDevice::write`].
+    ///
+    /// # Errors
+    ///
+    /// As [`BusDevice::write`].
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
+        let _ = (offset, data);
+        Err(AccessError::Refused)
+    }
+}
+
+impl<T: BusDevice + ?Sized> BusDevice for Box<T> {
+    fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
+        (**self).read(offset, data)
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
+        (**self).write(offset, data)
+    }
+}
+
+impl<T: BusDeviceSync + ?Sized> BusDeviceSync for Box<T> {
+    fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
+        (**self).read(offset, data)
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
+        (**self).write(offset, data)
+    }
+}
+
+impl<T: BusDeviceSync + ?Sized> BusDeviceSync for Arc<T> {
+    fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
+        (**self).read(offset, data)
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
+        (**self).write(offset, data)
+    }
+}
+
+/// A poisoned lock means that the device panicked: it is not called any more.
+impl<T: BusDevice + ?Sized> BusDeviceSync for Mutex<T> {
+    fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
+        let mut device = self.lock().map_err(|_| AccessError::Panicked)?;
+        device.read(offset, data)
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
+        let mut device = self.lock().map_err(|_| AccessError::Panicked)?;
+        device.write(offset, data)
+    }
+}
