@@ -1,0 +1,328 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Descriptor chains, walked strictly (VIRTIO 1.3, section 2.7.5).
+
+use std::fmt;
+
+use virtio_queue::desc::RawDescriptor;
+use virtio_queue::desc::split::Descriptor;
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, Permissions};
+
+use crate::layout::QueueLayout;
+
+const DESCRIPTOR_SIZE: u32 = 16;
+
+/// How a driver has broken a ring. The queue cannot be trusted from then on: it latches the fault,
+/// and the device must ask for a reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RingFault {
+    /// The ring is not in guest memory any more.
+    RingMemory,
+    /// The available index is further ahead than the queue is long (section 2.7.6.1).
+    AvailIndex {
+        /// The index up to which the device has taken chains.
+        next: u16,
+        /// The index the driver has written.
+        index: u16,
+    },
+    /// A head or `next` field names a descriptor that the table does not have.
+    DescriptorIndex {
+        /// The index named.
+        index: u16,
+        /// The number of descriptors in the table.
+        size: u16,
+    },
+    /// The chain is longer than the queue: a loop, or more than a driver may build.
+    ChainTooLong,
+    /// An indirect descriptor, although the feature was not negotiated (section 2.7.5.3.1).
+    IndirectNotNegotiated,
+    /// An indirect descriptor inside an indirect table.
+    IndirectNested,
+    /// An indirect descriptor that has a next one.
+    IndirectWithNext,
+    /// An indirect table of a length that is 0 or no multiple of 16.
+    IndirectLength(u32),
+    /// An indirect table that is not in guest memory as a whole.
+    IndirectMemory(u64),
+}
+
+impl fmt::Display for RingFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::RingMemory => f.write_str("ring is not in guest memory"),
+            Self::AvailIndex { next, index } => {
+                write!(f, "available index {index} is too far ahead of {next}")
+            }
+            Self::DescriptorIndex { index, size } => {
+                write!(f, "descriptor {index} in a table of {size}")
+            }
+            Self::ChainTooLong => f.write_str("descriptor chain is longer than the queue"),
+            Self::IndirectNotNegotiated => {
+                f.write_str("indirect descriptor without VIRTIO_F_INDIRECT_DESC")
+            }
+            Self::IndirectNested => f.write_str("indirect descriptor in an indirect table"),
+            Self::IndirectWithNext => f.write_str("indirect descriptor with a next one"),
+            Self::IndirectLength(len) => write!(f, "indirect table of {len} bytes"),
+            Self::IndirectMemory(addr) => {
+                write!(f, "indirect table at {addr:#x} is not all in memory")
+            }
+        }
+    }
+}
+
+impl std::error::Error for RingFault {}
+
+/// The name of a chain that the device has taken and must give back exactly once, through
+/// [`Virtqueue::complete`](crate::Virtqueue::complete), which consumes it.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "a chain that is not given back is lost to the driver"]
+pub struct Head(pub(crate) u16);
+
+impl Head {
+    /// Index of the chain's first descriptor.
+    #[must_use]
+    pub const fn index(&self) -> u16 {
+        self.0
+    }
+}
+
+/// One buffer of a chain, as the driver described it: not yet known to be in guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Buffer {
+    /// Guest address.
+    pub addr: GuestAddress,
+    /// Length in bytes; may be 0.
+    pub len: u32,
+    /// Whether the device may write it (and must not read it).
+    pub writable: bool,
+}
+
+/// A request that cannot be served although the ring is sound: give the chain back with length 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BadRequest {
+    /// A buffer does not lie in guest memory as a whole.
+    BufferMemory {
+        /// Guest address of the buffer.
+        addr: u64,
+        /// Length of the buffer in bytes.
+        len: u32,
+    },
+}
+
+impl fmt::Display for BadRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BufferMemory { addr, len } => {
+                write!(f, "buffer of {len} bytes at {addr:#x} is not all in memory")
+            }
+        }
+    }
+}
+
+impl std::error::Error for BadRequest {}
+
+/// The buffers of one descriptor chain, in the driver's order. A device keeps one and has each
+/// chain read into it, so that no request allocates.
+#[derive(Debug, Default)]
+pub struct Chain {
+    buffers: Vec<Buffer>,
+}
+
+impl Chain {
+    /// Makes an empty chain with room for a queue of `size` descriptors.
+    #[must_use]
+    pub fn with_capacity(size: u16) -> Self {
+        Self {
+            buffers: Vec::with_capacity(size.into()),
+        }
+    }
+
+    /// All buffers, in the driver's order.
+    #[must_use]
+    pub fn buffers(&self) -> &[Buffer] {
+        &self.buffers
+    }
+
+    /// Number of bytes that the device may write.
+    #[must_use]
+    pub fn writable_len(&self) -> u64 {
+        self.writable().map(|buffer| u64::from(buffer.len)).sum()
+    }
+
+    /// Checks that every byte of every buffer lies in `memory`, so that a request can be refused
+    /// before the first byte moves.
+    ///
+    /// # Errors
+    ///
+    /// The first buffer that does not.
+    pub fn check<M: GuestMemory>(&self, memory: &M) -> Result<(), BadRequest> {
+        for &Buffer {
+            addr,
+            len,
+            writable,
+        } in &self.buffers
+        {
+            let access = if writable {
+                Permissions::Write
+            } else {
+                Permissions::Read
+            };
+            if len != 0 && !memory.check_range(addr, len as usize, access) {
+                return Err(BadRequest::BufferMemory {
+                    addr: addr.raw_value(),
+                    len,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes `data` into the device-writable buffers from the first byte on and returns how much
+    /// fitted: the length to complete the request with.
+    ///
+    /// # Errors
+    ///
+    /// [`BadRequest`] if a buffer is not in `memory`; nothing needs to be given up then but this
+    /// request. After [`Chain::check`] on the same memory this does not happen.
+    pub fn write<M: GuestMemory>(&self, memory: &M, mut data: &[u8]) -> Result<u32, BadRequest> {
+        let mut written = 0;
+        for &Buffer { addr, len, .. } in self.writable() {
+            let count = data.len().min(len as usize);
+            let (now, later) = data.split_at(count);
+            if count != 0 {
+                memory
+                    .write_slice(now, addr)
+                    .map_err(|_| BadRequest::BufferMemory {
+                        addr: addr.raw_value(),
+                        len,
+                    })?;
+            }
+            // At most `len`, so it fits; the sum is at most `data.len()`.
+            written += u32::try_from(count).unwrap_or(u32::MAX);
+            data = later;
+            if data.is_empty() {
+                break;
+            }
+        }
+        Ok(written)
+    }
+
+    fn writable(&self) -> impl Iterator<Item = &Buffer> {
+        self.buffers.iter().filter(|buffer| buffer.writable)
+    }
+
+    /// Reads the chain that starts at `head`. Every descriptor is read once; what the driver
+    /// changes afterwards has no effect.
+    ///
+    /// # Errors
+    ///
+    /// Any breach of section 2.7.5; the buffers are empty then.
+    pub(crate) fn read<M: GuestMemory>(
+        &mut self,
+        memory: &M,
+        layout: &QueueLayout,
+        indirect: bool,
+        head: u16,
+    ) -> Result<(), RingFault> {
+        self.buffers.clear();
+        let walk = self.walk(memory, layout, indirect, head);
+        if walk.is_err() {
+            self.buffers.clear();
+        }
+        walk
+    }
+
+    fn walk<M: GuestMemory>(
+        &mut self,
+        memory: &M,
+        layout: &QueueLayout,
+        indirect: bool,
+        head: u16,
+    ) -> Result<(), RingFault> {
+        let mut table = Table {
+            base: layout.desc_table(),
+            entries: layout.size().into(),
+            nested: false,
+        };
+        let mut index = head;
+        loop {
+            let descriptor = table.read(memory, index)?;
+            if descriptor.refers_to_indirect_table() {
+                if !indirect {
+                    return Err(RingFault::IndirectNotNegotiated);
+                }
+                table = table.enter(memory, &descriptor)?;
+                index = 0;
+                continue;
+            }
+            if self.buffers.len() >= usize::from(layout.size()) {
+                return Err(RingFault::ChainTooLong);
+            }
+            self.buffers.push(Buffer {
+                addr: descriptor.addr(),
+                len: descriptor.len(),
+                writable: descriptor.is_write_only(),
+            });
+            if !descriptor.has_next() {
+                return Ok(());
+            }
+            index = descriptor.next();
+        }
+    }
+}
+
+/// The descriptor table that a walk is in: the queue's own, or an indirect one.
+struct Table {
+    base: GuestAddress,
+    /// An indirect table may have more entries than `next` can name, never less than one.
+    entries: u32,
+    nested: bool,
+}
+
+impl Table {
+    fn read<M: GuestMemory>(&self, memory: &M, index: u16) -> Result<Descriptor, RingFault> {
+        if u32::from(index) >= self.entries {
+            let size = u16::try_from(self.entries).unwrap_or(u16::MAX);
+            return Err(RingFault::DescriptorIndex { index, size });
+        }
+        let offset = u64::from(index) * u64::from(DESCRIPTOR_SIZE);
+        let lost = if self.nested {
+            RingFault::IndirectMemory(self.base.raw_value())
+        } else {
+            RingFault::RingMemory
+        };
+        let addr = self.base.checked_add(offset).ok_or(lost)?;
+        let raw: RawDescriptor = memory.read_obj(addr).map_err(|_| lost)?;
+        Ok(Descriptor::from(raw))
+    }
+
+    /// The table that an indirect descriptor points to. Its WRITE flag means nothing (section
+    /// 2.7.5.3.2), and it needs no alignment.
+    fn enter<M: GuestMemory>(
+        &self,
+        memory: &M,
+        descriptor: &Descriptor,
+    ) -> Result<Self, RingFault> {
+        if self.nested {
+            return Err(RingFault::IndirectNested);
+        }
+        if descriptor.has_next() {
+            return Err(RingFault::IndirectWithNext);
+        }
+        let (base, len) = (descriptor.addr(), descriptor.len());
+        if len == 0 || len % DESCRIPTOR_SIZE != 0 {
+            return Err(RingFault::IndirectLength(len));
+        }
+        if !memory.check_range(base, len as usize, Permissions::Read) {
+            return Err(RingFault::IndirectMemory(base.raw_value()));
+        }
+        Ok(Self {
+            base,
+            entries: len / DESCRIPTOR_SIZE,
+            nested: true,
+        })
+    }
+}

@@ -1,0 +1,164 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Where a device's queues are served: a handler, and the loops that drive it.
+
+use std::fmt;
+use std::io;
+
+use crate::chain::RingFault;
+use crate::device::ActiveQueue;
+use crate::interrupt::InterruptHandle;
+
+/// Whether a handler has more to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// The queue is empty, or gone; the next notification wakes the handler.
+    Idle,
+    /// The handler has used up its share and wants to be called again without a notification.
+    More,
+}
+
+/// Why a device cannot go on.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum DeviceFault {
+    /// The driver has broken a ring.
+    Ring(RingFault),
+    /// The device's backend does not work any more.
+    Backend(io::Error),
+}
+
+impl From<RingFault> for DeviceFault {
+    fn from(fault: RingFault) -> Self {
+        Self::Ring(fault)
+    }
+}
+
+impl fmt::Display for DeviceFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ring(fault) => write!(f, "driver broke the ring: {fault}"),
+            Self::Backend(error) => write!(f, "device backend failed: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for DeviceFault {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Ring(fault) => Some(fault),
+            Self::Backend(error) => Some(error),
+        }
+    }
+}
+
+/// A device's work on its queues: a plain object that any loop can drive.
+pub trait QueueHandler: Send {
+    /// Serves queue `index`, for at most one queue-length of requests.
+    ///
+    /// # Errors
+    ///
+    /// Why the device cannot go on. The handler is not called again.
+    fn process(&mut self, index: u16) -> Result<Progress, DeviceFault>;
+}
+
+/// A handler together with the notifications that wake it.
+///
+/// [`Worker::notified`] is all that a VMM with a loop of its own has to call; with the feature
+/// `worker`, a `Worker` is an event-manager subscriber.
+pub struct Worker {
+    handler: Box<dyn QueueHandler>,
+    queues: Vec<ActiveQueue>,
+    interrupt: InterruptHandle,
+}
+
+impl Worker {
+    /// Makes a worker that serves `queues` by `handler`.
+    #[must_use]
+    pub fn new(
+        handler: Box<dyn QueueHandler>,
+        queues: Vec<ActiveQueue>,
+        interrupt: InterruptHandle,
+    ) -> Self {
+        Self {
+            handler,
+            queues,
+            interrupt,
+        }
+    }
+
+    /// The queues, whose event fds are to be waited for.
+    #[must_use]
+    pub fn queues(&self) -> &[ActiveQueue] {
+        &self.queues
+    }
+
+    /// Serves queue `index`, whose event fd has become readable. Returns whether the worker lives:
+    /// a device that failed has told its driver so, and one that was reset has nothing to do any
+    /// more. Neither must be waited for again.
+    ///
+    /// A queue that is not empty yet is notified again, so that whatever else the loop waits for
+    /// gets its turn in between.
+    #[must_use]
+    pub fn notified(&mut self, index: u16) -> bool {
+        let Some(active) = self.queues.iter().find(|active| active.index == index) else {
+            return true;
+        };
+        // The count means nothing, and a spurious wake-up finds an empty ring.
+        let _ = active.kick.read();
+        if active.queue.is_revoked() {
+            // The device was reset, and the notification may be for the worker that comes next.
+            let _ = active.kick.write(1);
+            return false;
+        }
+        match self.handler.process(index) {
+            Ok(Progress::Idle) => true,
+            Ok(Progress::More) => {
+                let _ = active.kick.write(1);
+                true
+            }
+            Err(_) => {
+                self.fail();
+                false
+            }
+        }
+    }
+
+    /// Tells the driver that the device does not work any more.
+    pub fn fail(&self) {
+        self.interrupt.device_failed();
+    }
+
+    #[cfg(feature = "worker")]
+    pub(crate) const fn interrupt(&self) -> &InterruptHandle {
+        &self.interrupt
+    }
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker")
+            .field("queues", &self.queues)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Decides on which thread or loop workers run: how a VMM lends its threads to a device.
+pub trait Executor: Send {
+    /// Starts `worker`.
+    ///
+    /// # Errors
+    ///
+    /// What kept it from starting; the worker is dropped then.
+    fn start(&mut self, worker: Worker) -> io::Result<Box<dyn RunningWorker>>;
+}
+
+/// A worker that has been started. Dropping it stops it, too.
+pub trait RunningWorker: Send {
+    /// Tells the worker to end. Nothing to do if it has ended.
+    ///
+    /// Does not wait for a handler that is stuck: what it may touch is decided by the leases on its
+    /// queues, not by the life of its thread.
+    fn stop(&mut self);
+}

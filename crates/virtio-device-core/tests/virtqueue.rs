@@ -1,0 +1,468 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What a driver may and may not do to a virtqueue.
+#![expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
+
+use virtio_device_core::test_utils::{
+    DriverQueue, VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE,
+};
+use virtio_device_core::{
+    BadRequest, Chain, Head, QueueLease, RingFault, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC,
+    Virtqueue,
+};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+type Memory = GuestMemoryMmap<()>;
+
+const SIZE: u16 = 16;
+const TABLE: u64 = 0x4000;
+const BUFFER: u64 = 0x8000;
+const RAM: u64 = 0x1_0000;
+/// A second region that follows the first, then a hole.
+const RAM_END: u64 = 0x2_0000;
+
+fn memory() -> Memory {
+    let ranges = [(GuestAddress(0), 0x1_0000), (GuestAddress(RAM), 0x1_0000)];
+    Memory::from_ranges(&ranges).unwrap()
+}
+
+/// A driver's and a device's view of one queue.
+struct Pair<'m> {
+    memory: &'m Memory,
+    driver: DriverQueue<'m, Memory>,
+    device: Virtqueue,
+    chain: Chain,
+}
+
+impl<'m> Pair<'m> {
+    fn new(memory: &'m Memory, features: u64) -> Self {
+        let driver = DriverQueue::new(memory, 0x1000, SIZE);
+        let device = Virtqueue::new(driver.layout(), features);
+        Self {
+            memory,
+            driver,
+            device,
+            chain: Chain::with_capacity(SIZE),
+        }
+    }
+
+    fn take(&mut self) -> Result<Option<Head>, RingFault> {
+        self.device.take(self.memory, &mut self.chain)
+    }
+
+    /// Takes a chain that must fault, and sees that the fault is latched.
+    fn fault(&mut self) -> RingFault {
+        let fault = self.take().unwrap_err();
+        assert!(self.chain.buffers().is_empty());
+        assert_eq!(self.take(), Err(fault));
+        assert_eq!(self.device.needs_interrupt(self.memory), Err(fault));
+        assert_eq!(self.device.enable_notification(self.memory), Err(fault));
+        assert_eq!(self.driver.used_index(), 0);
+        fault
+    }
+}
+
+#[test]
+fn an_empty_ring_has_nothing_to_take() {
+    let memory = memory();
+    let mut pair = Pair::new(&memory, 0);
+    assert_eq!(pair.take(), Ok(None));
+    assert_eq!(pair.take(), Ok(None));
+}
+
+#[test]
+fn chains_are_taken_in_order_and_given_back_with_their_length() {
+    let memory = memory();
+    let mut pair = Pair::new(&memory, 0);
+    pair.driver.offer_writable(3, BUFFER, 8);
+    pair.driver.offer_writable(5, BUFFER + 8, 8);
+    for (head, len) in [(3, 7), (5, 8)] {
+        let taken = pair.take().unwrap().unwrap();
+        assert_eq!(taken.index(), head);
+        pair.device.complete(&memory, taken, len).unwrap();
+    }
+    assert_eq!(pair.take(), Ok(None));
+    assert_eq!(pair.driver.take_used(), [(3, 7), (5, 8)]);
+}
+
+#[test]
+fn indices_wrap_without_losing_a_chain() {
+    let memory = memory();
+    for features in [0, VIRTIO_F_EVENT_IDX] {
+        let mut pair = Pair::new(&memory, features);
+        let rounds = if cfg!(miri) { 100 } else { 70_000 };
+        for round in 0..rounds {
+            let index = (round % u32::from(SIZE)) as u16;
+            pair.driver.offer_writable(index, BUFFER, 4);
+            let head = pair.take().unwrap().unwrap();
+            pair.device.complete(&memory, head, round).unwrap();
+            assert_eq!(pair.driver.take_used(), [(index.into(), round)]);
+        }
+    }
+}
+
+#[test]
+fn buffers_keep_their_order_and_direction() {
+    let memory = memory();
+    let mut pair = Pair::new(&memory, 0);
+    pair.driver
+        .descriptor(0, BUFFER, 4, VIRTQ_DESC_F_NEXT | VIRTQ_DESC_F_WRITE, 9);
+    pair.driver
+        .descriptor(9, BUFFER + 0x10, 5, VIRTQ_DESC_F_NEXT, 2);
+    pair.driver.descriptor(
+        2,
+        BUFFER + 0x20,
+        0,
+        VIRTQ_DESC_F_NEXT | VIRTQ_DESC_F_WRITE,
+        1,
+    );
+    pair.driver
+        .descriptor(1, BUFFER + 0x30, 6, VIRTQ_DESC_F_WRITE, 0);
+    pair.driver.offer(0);
+    let _head = pair.take().unwrap().unwrap();
+    let seen: Vec<_> = pair
+        .chain
+        .buffers()
+        .iter()
+        .map(|b| (b.addr.0, b.len, b.writable))
+        .collect();
+    let (a, b, c, d) = (BUFFER, BUFFER + 0x10, BUFFER + 0x20, BUFFER + 0x30);
+    assert_eq!(
+        seen,
+        [(a, 4, true), (b, 5, false), (c, 0, true), (d, 6, true)]
+    );
+    assert_eq!(pair.chain.writable_len(), 10);
+
+    // Writable bytes are filled in order, and nothing else is touched.
+    assert_eq!(pair.chain.write(&memory, b"abcdefg"), Ok(7));
+    let mut bytes = [0; 0x40];
+    memory.read_slice(&mut bytes, GuestAddress(BUFFER)).unwrap();
+    let mut want = [0; 0x40];
+    want[..4].copy_from_slice(b"abcd");
+    want[0x30..0x33].copy_from_slice(b"efg");
+    assert_eq!(bytes, want);
+    // What does not fit is not written.
+    assert_eq!(pair.chain.write(&memory, b"0123456789abc"), Ok(10));
+}
+
+#[test]
+fn a_chain_of_queue_size_is_taken_and_one_more_is_not() {
+    let memory = memory();
+    let mut pair = Pair::new(&memory, 0);
+    for index in 0..SIZE {
+        let flags = if index + 1 == SIZE {
+            0
+        } else {
+            VIRTQ_DESC_F_NEXT
+        };
+        pair.driver.descriptor(index, BUFFER, 1, flags, index + 1);
+    }
+    pair.driver.offer(0);
+    let head = pair.take().unwrap().unwrap();
+    assert_eq!(pair.chain.buffers().len(), usize::from(SIZE));
+    pair.device.complete(&memory, head, 0).unwrap();
+
+    let mut pair = Pair::new(&memory, VIRTIO_F_INDIRECT_DESC);
+    indirect(&pair.driver, u32::from(SIZE));
+    pair.driver.offer(0);
+    let _head = pair.take().unwrap().unwrap();
+    let mut pair = Pair::new(&memory, VIRTIO_F_INDIRECT_DESC);
+    indirect(&pair.driver, u32::from(SIZE) + 1);
+    pair.driver.offer(0);
+    assert_eq!(pair.fault(), RingFault::ChainTooLong);
+}
+
+/// Descriptor 0 points to a table of `entries` chained one-byte buffers.
+fn indirect(driver: &DriverQueue<'_, Memory>, entries: u32) {
+    driver.descriptor(0, TABLE, 16 * entries, VIRTQ_DESC_F_INDIRECT, 0);
+    for index in 0..entries as u16 {
+        let flags = if u32::from(index) + 1 == entries {
+            0
+        } else {
+            VIRTQ_DESC_F_NEXT
+        };
+        driver.descriptor_at(TABLE, index, BUFFER, 1, flags, index + 1);
+    }
+}
+
+#[test]
+fn loops_are_faults() {
+    let memory = memory();
+    for (first, second) in [(0, 0), (1, 0), (1, 1)] {
+        let mut pair = Pair::new(&memory, 0);
+        pair.driver
+            .descriptor(0, BUFFER, 1, VIRTQ_DESC_F_NEXT, first);
+        pair.driver
+            .descriptor(1, BUFFER, 1, VIRTQ_DESC_F_NEXT, second);
+        pair.driver.offer(0);
+        assert_eq!(pair.fault(), RingFault::ChainTooLong);
+    }
+}
+
+#[test]
+fn indices_outside_of_the_table_are_faults() {
+    let memory = memory();
+    for index in [SIZE, SIZE + 1, 0xffff] {
+        let mut pair = Pair::new(&memory, 0);
+        pair.driver.offer(index);
+        assert_eq!(
+            pair.fault(),
+            RingFault::DescriptorIndex { index, size: SIZE }
+        );
+
+        let mut pair = Pair::new(&memory, 0);
+        pair.driver
+            .descriptor(0, BUFFER, 1, VIRTQ_DESC_F_NEXT, index);
+        pair.driver.offer(0);
+        assert_eq!(
+            pair.fault(),
+            RingFault::DescriptorIndex { index, size: SIZE }
+        );
+    }
+}
+
+#[test]
+fn an_available_index_too_far_ahead_is_a_fault() {
+    let memory = memory();
+    for index in [SIZE + 1, 0x8000, 0xffff] {
+        let mut pair = Pair::new(&memory, 0);
+        pair.driver.set_avail_index(index);
+        assert_eq!(pair.fault(), RingFault::AvailIndex { next: 0, index });
+    }
+    // A full queue is not too far.
+    let mut pair = Pair::new(&memory, 0);
+    pair.driver.set_avail_index(SIZE);
+    let _head = pair.take().unwrap().unwrap();
+}
+
+#[test]
+fn indirect_tables_need_the_feature() {
+    let memory = memory();
+    let mut pair = Pair::new(&memory, 0);
+    indirect(&pair.driver, 2);
+    pair.driver.offer(0);
+    assert_eq!(pair.fault(), RingFault::IndirectNotNegotiated);
+}
+
+#[test]
+fn misshapen_indirect_tables_are_faults() {
+    let memory = memory();
+    let next = VIRTQ_DESC_F_INDIRECT | VIRTQ_DESC_F_NEXT;
+    let past_end = RAM_END - 16;
+    let cases = [
+        (
+            TABLE,
+            0,
+            VIRTQ_DESC_F_INDIRECT,
+            RingFault::IndirectLength(0),
+        ),
+        (
+            TABLE,
+            15,
+            VIRTQ_DESC_F_INDIRECT,
+            RingFault::IndirectLength(15),
+        ),
+        (
+            TABLE,
+            24,
+            VIRTQ_DESC_F_INDIRECT,
+            RingFault::IndirectLength(24),
+        ),
+        (TABLE, 16, next, RingFault::IndirectWithNext),
+        (
+            past_end,
+            32,
+            VIRTQ_DESC_F_INDIRECT,
+            RingFault::IndirectMemory(past_end),
+        ),
+        (
+            TABLE,
+            u32::MAX - 15,
+            VIRTQ_DESC_F_INDIRECT,
+            RingFault::IndirectMemory(TABLE),
+        ),
+        (
+            u64::MAX - 15,
+            32,
+            VIRTQ_DESC_F_INDIRECT,
+            RingFault::IndirectMemory(u64::MAX - 15),
+        ),
+    ];
+    for (addr, len, flags, fault) in cases {
+        let mut pair = Pair::new(&memory, VIRTIO_F_INDIRECT_DESC);
+        pair.driver.descriptor(0, addr, len, flags, 0);
+        pair.driver.offer(0);
+        assert_eq!(pair.fault(), fault);
+    }
+}
+
+#[test]
+fn an_indirect_table_inside_a_table_is_a_fault() {
+    let memory = memory();
+    let mut pair = Pair::new(&memory, VIRTIO_F_INDIRECT_DESC);
+    indirect(&pair.driver, 1);
+    pair.driver
+        .descriptor_at(TABLE, 0, TABLE, 16, VIRTQ_DESC_F_INDIRECT, 0);
+    pair.driver.offer(0);
+    assert_eq!(pair.fault(), RingFault::IndirectNested);
+}
+
+#[test]
+fn an_index_outside_of_an_indirect_table_is_a_fault() {
+    let memory = memory();
+    let mut pair = Pair::new(&memory, VIRTIO_F_INDIRECT_DESC);
+    indirect(&pair.driver, 2);
+    pair.driver
+        .descriptor_at(TABLE, 0, BUFFER, 1, VIRTQ_DESC_F_NEXT, 2);
+    pair.driver.offer(0);
+    assert_eq!(
+        pair.fault(),
+        RingFault::DescriptorIndex { index: 2, size: 2 }
+    );
+}
+
+#[test]
+fn what_section_2_7_5_3_allows_is_served() {
+    let memory = memory();
+    // WRITE on the indirect descriptor means nothing.
+    let mut pair = Pair::new(&memory, VIRTIO_F_INDIRECT_DESC);
+    indirect(&pair.driver, 2);
+    pair.driver
+        .descriptor(0, TABLE, 32, VIRTQ_DESC_F_INDIRECT | VIRTQ_DESC_F_WRITE, 0);
+    pair.driver.offer(0);
+    let _head = pair.take().unwrap().unwrap();
+    assert!(pair.chain.buffers().iter().all(|buffer| !buffer.writable));
+
+    // A table needs no alignment.
+    let mut pair = Pair::new(&memory, VIRTIO_F_INDIRECT_DESC);
+    pair.driver
+        .descriptor(0, TABLE + 1, 16, VIRTQ_DESC_F_INDIRECT, 0);
+    pair.driver
+        .descriptor_at(TABLE + 1, 0, BUFFER, 7, VIRTQ_DESC_F_WRITE, 0);
+    pair.driver.offer(0);
+    let _head = pair.take().unwrap().unwrap();
+    assert_eq!(pair.chain.writable_len(), 7);
+
+    // Direct descriptors may come before one indirect one.
+    let mut pair = Pair::new(&memory, VIRTIO_F_INDIRECT_DESC);
+    pair.driver.descriptor(1, BUFFER, 3, VIRTQ_DESC_F_NEXT, 0);
+    indirect(&pair.driver, 2);
+    pair.driver.offer(1);
+    let _head = pair.take().unwrap().unwrap();
+    assert_eq!(pair.chain.buffers().len(), 3);
+}
+
+#[test]
+fn a_request_is_checked_before_a_byte_moves() {
+    let memory = memory();
+    let bad = [
+        (RAM_END - 4, 5),
+        (RAM_END, 1),
+        (RAM_END + 0x1000, 1),
+        (u64::MAX, 2),
+        (u64::MAX - 1, u32::MAX),
+        (BUFFER, u32::MAX),
+    ];
+    for (addr, len) in bad {
+        let mut pair = Pair::new(&memory, 0);
+        pair.driver
+            .descriptor(0, BUFFER, 4, VIRTQ_DESC_F_WRITE | VIRTQ_DESC_F_NEXT, 1);
+        pair.driver.descriptor(1, addr, len, VIRTQ_DESC_F_WRITE, 0);
+        pair.driver.offer(0);
+        let _head = pair.take().unwrap().unwrap();
+        assert_eq!(
+            pair.chain.check(&memory),
+            Err(BadRequest::BufferMemory { addr, len })
+        );
+    }
+    // The last byte of memory, a buffer over two regions, and an empty one anywhere are fine.
+    for (addr, len) in [(RAM_END - 4, 4), (RAM - 2, 4), (RAM_END + 0x1000, 0)] {
+        let mut pair = Pair::new(&memory, 0);
+        pair.driver.offer_writable(0, addr, len);
+        let _head = pair.take().unwrap().unwrap();
+        assert_eq!(pair.chain.check(&memory), Ok(()));
+        assert_eq!(pair.chain.write(&memory, b"1234"), Ok(len));
+    }
+}
+
+#[test]
+fn lengths_beyond_32_bits_do_not_wrap() {
+    let memory = memory();
+    let mut pair = Pair::new(&memory, 0);
+    let flags = VIRTQ_DESC_F_WRITE | VIRTQ_DESC_F_NEXT;
+    pair.driver.descriptor(0, BUFFER, u32::MAX, flags, 1);
+    pair.driver.descriptor(1, BUFFER, 2, VIRTQ_DESC_F_WRITE, 0);
+    pair.driver.offer(0);
+    let _head = pair.take().unwrap().unwrap();
+    assert_eq!(pair.chain.writable_len(), 0x1_0000_0001);
+}
+
+#[test]
+fn the_driver_can_switch_interrupts_off_by_flag() {
+    let memory = memory();
+    let mut pair = Pair::new(&memory, 0);
+    assert_eq!(pair.device.needs_interrupt(&memory), Ok(true));
+    pair.driver.set_avail_flags(1);
+    assert_eq!(pair.device.needs_interrupt(&memory), Ok(false));
+    pair.driver.set_avail_flags(0xfffe);
+    assert_eq!(pair.device.needs_interrupt(&memory), Ok(true));
+}
+
+#[test]
+fn event_index_decides_on_the_whole_batch() {
+    let memory = memory();
+    // (used index the driver waits for, number completed, interrupt wanted)
+    for (event, count, wanted) in [
+        (0, 1, true),
+        (1, 1, false),
+        (1, 2, true),
+        (2, 4, true),
+        (9, 4, false),
+    ] {
+        let mut pair = Pair::new(&memory, VIRTIO_F_EVENT_IDX);
+        pair.driver.set_used_event(event);
+        for index in 0..count {
+            pair.driver.offer_writable(index, BUFFER, 1);
+            let head = pair.take().unwrap().unwrap();
+            pair.device.complete(&memory, head, 1).unwrap();
+        }
+        assert_eq!(
+            pair.device.needs_interrupt(&memory),
+            Ok(wanted),
+            "{event} {count}"
+        );
+    }
+}
+
+#[test]
+fn enabling_notifications_sees_what_came_in_between() {
+    let memory = memory();
+    for features in [0, VIRTIO_F_EVENT_IDX] {
+        let mut pair = Pair::new(&memory, features);
+        pair.device.disable_notification(&memory).unwrap();
+        assert_eq!(pair.device.enable_notification(&memory), Ok(false));
+        pair.device.disable_notification(&memory).unwrap();
+        pair.driver.offer_writable(0, BUFFER, 1);
+        assert_eq!(pair.device.enable_notification(&memory), Ok(true));
+        let _head = pair.take().unwrap().unwrap();
+        assert_eq!(pair.device.enable_notification(&memory), Ok(false));
+        if features != 0 {
+            assert_eq!(pair.driver.avail_event(), 1);
+        }
+    }
+}
+
+#[test]
+fn a_revoked_queue_is_out_of_reach() {
+    let memory = memory();
+    let pair = Pair::new(&memory, 0);
+    let lease = QueueLease::new(pair.device);
+    let held = lease.clone();
+    assert_eq!(held.with(|queue| queue.size()), Some(SIZE));
+    assert!(!held.is_revoked());
+    assert_eq!(lease.revoke().unwrap().size(), SIZE);
+    assert!(held.is_revoked());
+    assert_eq!(held.with(|queue| queue.size()), None);
+    assert!(lease.revoke().is_none());
+}

@@ -1,0 +1,191 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Workers: started, woken, stopped, stuck, failing.
+#![expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
+#![cfg(feature = "worker")]
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use virtio_device_core::test_utils::DriverQueue;
+use virtio_device_core::{
+    ActiveQueue, DeviceFault, Executor, Interrupt, InterruptHandle, Progress, QueueHandler,
+    QueueLease, RingFault, Virtqueue, Worker, WorkerThread,
+};
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+const SOON: Duration = Duration::from_secs(5);
+
+#[derive(Default)]
+struct Failures(AtomicU32);
+
+impl Interrupt for Failures {
+    fn used_buffers(&self, _queue: u16) {}
+
+    fn config_changed(&self) {}
+
+    fn status_changed(&self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// Does what the test's closure says, once per call.
+struct Script<F>(F);
+
+impl<F: FnMut() -> Result<Progress, DeviceFault> + Send> QueueHandler for Script<F> {
+    fn process(&mut self, _index: u16) -> Result<Progress, DeviceFault> {
+        self.0()
+    }
+}
+
+fn queue() -> ActiveQueue {
+    let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
+    let queue = Virtqueue::new(DriverQueue::new(&memory, 0, 4).layout(), 0);
+    let kick = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+    ActiveQueue::new(0, QueueLease::new(queue), kick)
+}
+
+fn worker<F>(queue: &ActiveQueue, interrupt: &InterruptHandle, script: F) -> Worker
+where
+    F: FnMut() -> Result<Progress, DeviceFault> + Send + 'static,
+{
+    Worker::new(
+        Box::new(Script(script)),
+        vec![queue.clone()],
+        interrupt.clone(),
+    )
+}
+
+fn interrupt() -> (Arc<Failures>, InterruptHandle) {
+    let failures = Arc::new(Failures::default());
+    (failures.clone(), InterruptHandle::new(failures))
+}
+
+fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + SOON;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}: not in time");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn a_kick_before_the_start_is_not_lost() {
+    let (queue, (_, interrupt)) = (queue(), interrupt());
+    queue.kick.write(1).unwrap();
+    let (sender, calls) = channel();
+    let script = worker(&queue, &interrupt, move || {
+        sender.send(()).unwrap();
+        Ok(Progress::Idle)
+    });
+    let _running = WorkerThread::named("test").start(script).unwrap();
+    calls.recv_timeout(SOON).unwrap();
+}
+
+#[test]
+fn a_handler_that_wants_more_is_called_again_and_can_be_stopped() {
+    let (queue, (_, interrupt)) = (queue(), interrupt());
+    queue.kick.write(1).unwrap();
+    let calls = Arc::new(AtomicU32::new(0));
+    let seen = calls.clone();
+    let script = worker(&queue, &interrupt, move || {
+        seen.fetch_add(1, Ordering::SeqCst);
+        Ok(Progress::More)
+    });
+    let mut thread = WorkerThread::named("test");
+    let running = thread.start(script).unwrap();
+    wait_until("100 calls", || calls.load(Ordering::SeqCst) > 100);
+    drop(running);
+    // The next start waits for the thread to end, so the endless handler has been stopped.
+    let idle = worker(&queue, &interrupt, || Ok(Progress::Idle));
+    let _running = thread.start(idle).unwrap();
+}
+
+#[test]
+fn a_fault_is_told_to_the_driver_once_and_ends_the_work() {
+    let (queue, (failures, interrupt)) = (queue(), interrupt());
+    let calls = Arc::new(AtomicU32::new(0));
+    let seen = calls.clone();
+    let script = worker(&queue, &interrupt, move || {
+        seen.fetch_add(1, Ordering::SeqCst);
+        Err(RingFault::ChainTooLong.into())
+    });
+    let _running = WorkerThread::named("test").start(script).unwrap();
+    queue.kick.write(1).unwrap();
+    wait_until("failure", || interrupt.is_broken());
+    queue.kick.write(1).unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+    assert_eq!(failures.0.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn a_panic_is_told_to_the_driver() {
+    let (queue, (failures, interrupt)) = (queue(), interrupt());
+    queue.kick.write(1).unwrap();
+    let script = worker(&queue, &interrupt, || panic!("a bug in the device"));
+    let mut thread = WorkerThread::named("test");
+    let _running = thread.start(script).unwrap();
+    wait_until("failure", || interrupt.is_broken());
+    assert_eq!(failures.0.load(Ordering::SeqCst), 1);
+    // And the thread can be used again.
+    let _running = thread
+        .start(worker(&queue, &interrupt, || Ok(Progress::Idle)))
+        .unwrap();
+}
+
+/// A handler that waits for the test in the middle of its work.
+fn stuck(queue: &ActiveQueue, interrupt: &InterruptHandle) -> (Worker, Receiver<()>, Sender<()>) {
+    let (entered, inside) = channel();
+    let (release, released) = channel::<()>();
+    let released = Mutex::new(released);
+    let script = worker(queue, interrupt, move || {
+        entered.send(()).unwrap();
+        let _ = released.lock().unwrap().recv();
+        Ok(Progress::Idle)
+    });
+    (script, inside, release)
+}
+
+#[test]
+fn a_stuck_worker_holds_up_neither_revoke_nor_stop_but_the_next_worker() {
+    let (queue, (_, interrupt)) = (queue(), interrupt());
+    queue.kick.write(1).unwrap();
+    let (script, inside, release) = stuck(&queue, &interrupt);
+    let mut thread = WorkerThread::named("test");
+    let mut running = thread.start(script).unwrap();
+    inside.recv_timeout(SOON).unwrap();
+
+    assert!(queue.queue.revoke().is_some());
+    running.stop();
+    let error = thread
+        .start(worker(&queue, &interrupt, || Ok(Progress::Idle)))
+        .err()
+        .unwrap();
+    assert_eq!(error.kind(), std::io::ErrorKind::ResourceBusy);
+
+    drop(release);
+    let deadline = Instant::now() + SOON;
+    while thread
+        .start(worker(&queue, &interrupt, || Ok(Progress::Idle)))
+        .is_err()
+    {
+        assert!(Instant::now() < deadline, "the next worker never starts");
+    }
+}
+
+#[test]
+fn a_notification_for_the_next_worker_is_passed_on() {
+    let (old, (_, interrupt)) = (queue(), interrupt());
+    let mut worker = worker(&old, &interrupt, || {
+        unreachable!("the queue was taken back")
+    });
+    assert!(old.queue.revoke().is_some());
+    old.kick.write(1).unwrap();
+    assert!(!worker.notified(0));
+    assert_eq!(old.kick.read().unwrap(), 1);
+}
