@@ -93,7 +93,7 @@ fn indices_wrap_without_losing_a_chain() {
         let mut pair = Pair::new(&memory, features);
         let rounds = if cfg!(miri) { 100 } else { 70_000 };
         for round in 0..rounds {
-            let index = (round % u32::from(SIZE)) as u16;
+            let index = u16::try_from(round % u32::from(SIZE)).unwrap();
             pair.driver.offer_writable(index, BUFFER, 4);
             let head = pair.take().unwrap().unwrap();
             pair.device.complete(&memory, head, round).unwrap();
@@ -164,20 +164,20 @@ fn a_chain_of_queue_size_is_taken_and_one_more_is_not() {
     pair.device.complete(&memory, head, 0).unwrap();
 
     let mut pair = Pair::new(&memory, VIRTIO_F_INDIRECT_DESC);
-    indirect(&pair.driver, u32::from(SIZE));
+    indirect(&pair.driver, SIZE);
     pair.driver.offer(0);
     let _head = pair.take().unwrap().unwrap();
     let mut pair = Pair::new(&memory, VIRTIO_F_INDIRECT_DESC);
-    indirect(&pair.driver, u32::from(SIZE) + 1);
+    indirect(&pair.driver, SIZE + 1);
     pair.driver.offer(0);
     assert_eq!(pair.fault(), RingFault::ChainTooLong);
 }
 
 /// Descriptor 0 points to a table of `entries` chained one-byte buffers.
-fn indirect(driver: &DriverQueue<'_, Memory>, entries: u32) {
-    driver.descriptor(0, TABLE, 16 * entries, VIRTQ_DESC_F_INDIRECT, 0);
-    for index in 0..entries as u16 {
-        let flags = if u32::from(index) + 1 == entries {
+fn indirect(driver: &DriverQueue<'_, Memory>, entries: u16) {
+    driver.descriptor(0, TABLE, 16 * u32::from(entries), VIRTQ_DESC_F_INDIRECT, 0);
+    for index in 0..entries {
+        let flags = if index + 1 == entries {
             0
         } else {
             VIRTQ_DESC_F_NEXT

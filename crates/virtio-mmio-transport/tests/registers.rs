@@ -1,0 +1,650 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The register file as a driver meets it, in and out of order.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a test stops at the unexpected, and cuts words where it means to"
+)]
+
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use bus::BusDevice;
+use virtio_device_core::test_utils::DriverQueue;
+use virtio_device_core::{
+    ActivateError, Activation, VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1, VirtioDevice,
+};
+use virtio_mmio_transport::{INT_CONFIG, INT_VRING, MmioTransport};
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+type Memory = Arc<GuestMemoryMmap<()>>;
+
+const CONFIG: [u8; 6] = [1, 2, 3, 4, 5, 6];
+
+/// What the test sees of the device inside the transport.
+#[derive(Clone, Default)]
+struct Probe {
+    activation: Arc<Mutex<Option<Activation<Memory>>>>,
+    resets: Arc<AtomicU32>,
+    fail: bool,
+}
+
+struct TestDevice {
+    probe: Probe,
+    config: [u8; 6],
+}
+
+impl VirtioDevice<Memory> for TestDevice {
+    fn device_type(&self) -> u32 {
+        42
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &[16, 8]
+    }
+
+    fn features(&self) -> u64 {
+        VIRTIO_F_EVENT_IDX
+    }
+
+    fn config_size(&self) -> u32 {
+        6
+    }
+
+    fn read_config(&self, offset: u32, data: &mut [u8]) {
+        data.copy_from_slice(&self.config[offset as usize..][..data.len()]);
+    }
+
+    fn write_config(&mut self, offset: u32, data: &[u8]) {
+        self.config[offset as usize..][..data.len()].copy_from_slice(data);
+    }
+
+    fn activate(&mut self, activation: Activation<Memory>) -> Result<(), ActivateError> {
+        if self.probe.fail {
+            return Err(ActivateError::Worker(io::Error::other("no worker today")));
+        }
+        let before = self.probe.activation.lock().unwrap().replace(activation);
+        assert!(before.is_none(), "activated twice");
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.probe.resets.fetch_add(1, Ordering::SeqCst);
+        *self.probe.activation.lock().unwrap() = None;
+    }
+}
+
+/// A transport, and what is around it.
+struct Fixture {
+    transport: MmioTransport<Memory, TestDevice>,
+    probe: Probe,
+    memory: Memory,
+    /// How often the interrupt line was raised.
+    raised: Arc<AtomicU32>,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        Self::with(Probe::default())
+    }
+
+    fn with(probe: Probe) -> Self {
+        let memory =
+            Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap());
+        let raised = Arc::new(AtomicU32::new(0));
+        let device = TestDevice {
+            probe: probe.clone(),
+            config: CONFIG,
+        };
+        let counter = raised.clone();
+        let line = move || {
+            counter.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        };
+        let transport = MmioTransport::new(device, memory.clone(), line).unwrap();
+        Self {
+            transport,
+            probe,
+            memory,
+            raised,
+        }
+    }
+
+    fn get(&mut self, offset: u64) -> u32 {
+        let mut word = [0xa5; 4];
+        self.transport.read(offset, &mut word).unwrap();
+        u32::from_le_bytes(word)
+    }
+
+    fn set(&mut self, offset: u64, value: u32) {
+        self.transport.write(offset, &value.to_le_bytes()).unwrap();
+    }
+
+    fn status(&mut self) -> u32 {
+        self.get(0x70)
+    }
+
+    /// Up to `FEATURES_OK`, with `VIRTIO_F_VERSION_1` alone.
+    fn negotiate(&mut self) {
+        for status in [0, 1, 3] {
+            self.set(0x70, status);
+        }
+        self.set(0x24, 1);
+        self.set(0x20, 1);
+        self.set(0x70, 11);
+        assert_eq!(self.status(), 11);
+    }
+
+    fn set_up_queue(&mut self, queue: u32, base: u64, size: u16) {
+        let setup = *DriverQueue::new(&*self.memory, base, size).setup();
+        self.set(0x30, queue);
+        self.set(0x38, setup.size);
+        for (offset, addr) in [
+            (0x80, setup.desc_table),
+            (0x90, setup.avail_ring),
+            (0xa0, setup.used_ring),
+        ] {
+            self.set(offset, (addr & 0xffff_ffff) as u32);
+            self.set(offset + 4, (addr >> 32) as u32);
+        }
+    }
+
+    fn enable_queue(&mut self, queue: u32, base: u64, size: u16) {
+        self.set_up_queue(queue, base, size);
+        self.set(0x44, 1);
+    }
+
+    /// A live device with queue 0 enabled.
+    fn live() -> Self {
+        let mut fixture = Self::new();
+        fixture.negotiate();
+        fixture.enable_queue(0, 0x1000, 16);
+        fixture.set(0x70, 15);
+        assert_eq!(fixture.status(), 15);
+        fixture
+    }
+
+    fn kicks(&self, queue: u16) -> u64 {
+        let (_, kick) = self
+            .transport
+            .kicks()
+            .find(|(index, _)| *index == queue)
+            .unwrap();
+        kick.read().unwrap_or(0)
+    }
+
+    fn raised(&self) -> u32 {
+        self.raised.load(Ordering::SeqCst)
+    }
+}
+
+#[test]
+fn identification_is_constant() {
+    let mut fixture = Fixture::live();
+    for _ in 0..2 {
+        assert_eq!(fixture.get(0x00), u32::from_le_bytes(*b"virt"));
+        assert_eq!(fixture.get(0x04), 2);
+        assert_eq!(fixture.get(0x08), 42);
+        assert_eq!(fixture.get(0x0c), u32::from_le_bytes(*b"RVMM"));
+        for offset in [0x00, 0x04, 0x08, 0x0c, 0x10, 0x34, 0x60, 0xfc] {
+            fixture.set(offset, 0xffff_ffff);
+        }
+        fixture.set(0x70, 0);
+    }
+}
+
+#[test]
+fn control_registers_take_aligned_words_only() {
+    let mut fixture = Fixture::live();
+    for offset in 0..0x100u64 {
+        for width in [1usize, 2, 3, 4, 8] {
+            if width == 4 && offset % 4 == 0 {
+                continue;
+            }
+            let mut data = vec![0xa5; width];
+            fixture.transport.read(offset, &mut data).unwrap();
+            assert!(data.iter().all(|&byte| byte == 0), "{offset:#x} {width}");
+            fixture.transport.write(offset, &vec![0; width]).unwrap();
+        }
+    }
+    // Nothing of it was a write of 0 to the status.
+    assert_eq!(fixture.status(), 15);
+}
+
+#[test]
+fn registers_that_do_not_exist_or_are_write_only_read_zero() {
+    let mut fixture = Fixture::live();
+    fixture.set(0x30, 0);
+    let known = [
+        0x00, 0x04, 0x08, 0x0c, 0x10, 0x34, 0x44, 0x60, 0x70, 0xb0, 0xb4, 0xb8, 0xbc, 0xfc,
+    ];
+    for offset in (0..0x100u64)
+        .step_by(4)
+        .filter(|offset| !known.contains(offset))
+    {
+        assert_eq!(fixture.get(offset), 0, "{offset:#x}");
+    }
+    for offset in [0x200, 0x1000, u64::MAX - 3] {
+        assert_eq!(fixture.get(offset), 0, "{offset:#x}");
+        fixture.set(offset, u32::MAX);
+    }
+    for select in [0, 1, u32::MAX] {
+        fixture.set(0xac, select);
+        for offset in [0xb0, 0xb4, 0xb8, 0xbc] {
+            assert_eq!(fixture.get(offset), u32::MAX);
+        }
+    }
+}
+
+#[test]
+fn features_are_offered_by_word() {
+    let mut fixture = Fixture::new();
+    let offered = VIRTIO_F_VERSION_1 | VIRTIO_F_EVENT_IDX;
+    for (select, word) in [
+        (0, offered as u32),
+        (1, (offered >> 32) as u32),
+        (2, 0),
+        (u32::MAX, 0),
+    ] {
+        fixture.set(0x14, select);
+        assert_eq!(fixture.get(0x10), word);
+    }
+}
+
+#[test]
+fn features_never_offered_or_without_version_1_are_refused() {
+    for (select, word, agreed) in [
+        (1, 1, true),
+        (1, 3, false),
+        (0, 1 << 29, false),
+        (2, 1, false),
+    ] {
+        let mut fixture = Fixture::new();
+        fixture.set(0x70, 1);
+        fixture.set(0x70, 3);
+        if select == 2 {
+            fixture.set(0x24, 1);
+            fixture.set(0x20, 1);
+        }
+        fixture.set(0x24, select);
+        fixture.set(0x20, word);
+        fixture.set(0x70, 11);
+        assert_eq!(
+            fixture.status(),
+            if agreed { 11 } else { 3 },
+            "{select} {word:#x}"
+        );
+    }
+}
+
+#[test]
+fn features_are_taken_between_driver_and_features_ok_only() {
+    let mut fixture = Fixture::new();
+    fixture.set(0x24, 1);
+    fixture.set(0x20, 1);
+    fixture.set(0x70, 3);
+    fixture.set(0x70, 11);
+    assert_eq!(fixture.status(), 3, "features were written before DRIVER");
+
+    let mut fixture = Fixture::new();
+    fixture.negotiate();
+    fixture.set(0x24, 0);
+    fixture.set(0x20, 1 << 29);
+    fixture.enable_queue(0, 0x1000, 16);
+    fixture.set(0x70, 15);
+    let activation = fixture.probe.activation.lock().unwrap();
+    assert_eq!(activation.as_ref().unwrap().features, VIRTIO_F_VERSION_1);
+}
+
+#[test]
+fn the_device_gets_the_enabled_queues_and_the_features() {
+    let mut fixture = Fixture::new();
+    fixture.negotiate();
+    fixture.enable_queue(1, 0x2000, 8);
+    fixture.set(0x70, 15);
+    let activation = fixture.probe.activation.lock().unwrap();
+    let activation = activation.as_ref().unwrap();
+    assert_eq!(activation.features, VIRTIO_F_VERSION_1);
+    let queues: Vec<_> = activation.queues.iter().map(|queue| queue.index).collect();
+    assert_eq!(queues, [1]);
+    assert_eq!(
+        activation.queues[0]
+            .queue
+            .with(|queue| queue.layout().desc_table().0),
+        Some(0x2000)
+    );
+}
+
+#[test]
+fn a_device_may_be_started_without_queues() {
+    let mut fixture = Fixture::new();
+    fixture.negotiate();
+    fixture.set(0x70, 15);
+    assert_eq!(fixture.status(), 15);
+    fixture.set(0x50, 0);
+    assert_eq!(fixture.kicks(0), 0);
+}
+
+#[test]
+fn selectors_are_not_cut_to_16_bits() {
+    let mut fixture = Fixture::new();
+    fixture.negotiate();
+    for (select, max) in [
+        (0, 16),
+        (1, 8),
+        (2, 0),
+        (0xffff, 0),
+        (0x1_0000, 0),
+        (u32::MAX, 0),
+    ] {
+        fixture.set(0x30, select);
+        assert_eq!(fixture.get(0x34), max);
+    }
+    fixture.enable_queue(0x1_0000, 0x1000, 16);
+    for select in [0, 1, 0x1_0000] {
+        fixture.set(0x30, select);
+        assert_eq!(fixture.get(0x44), 0);
+    }
+}
+
+#[test]
+fn a_queue_that_is_not_well_formed_does_not_get_ready() {
+    let mut fixture = Fixture::new();
+    fixture.negotiate();
+    // (register, value) on top of a good set-up
+    let bad = [
+        (0x38, 0),
+        (0x38, 3),
+        (0x38, 32),
+        (0x38, 0x1_0010),
+        (0x80, 0x1008),
+        (0x84, 1),
+        (0x90, 0x1001),
+        (0x94, 0xffff_ffff),
+        (0xa0, 0x1002),
+        (0xa0, 0xfff0),
+    ];
+    for (offset, value) in bad {
+        fixture.set_up_queue(0, 0x1000, 16);
+        fixture.set(offset, value);
+        fixture.set(0x44, 1);
+        assert_eq!(fixture.get(0x44), 0, "{offset:#x} = {value:#x}");
+    }
+    fixture.set_up_queue(0, 0x1000, 16);
+    fixture.set(0x44, 2);
+    assert_eq!(fixture.get(0x44), 0, "only 1 enables a queue");
+    fixture.set(0x44, 1);
+    assert_eq!(fixture.get(0x44), 1);
+}
+
+#[test]
+fn queues_are_set_up_between_features_ok_and_driver_ok_only() {
+    let mut fixture = Fixture::new();
+    for status in [1, 3] {
+        fixture.set(0x70, status);
+        fixture.enable_queue(0, 0x1000, 16);
+        assert_eq!(fixture.get(0x44), 0);
+    }
+    let mut fixture = Fixture::live();
+    fixture.enable_queue(1, 0x2000, 8);
+    assert_eq!(fixture.get(0x44), 0);
+}
+
+#[test]
+fn an_enabled_queue_is_frozen() {
+    let mut fixture = Fixture::new();
+    fixture.negotiate();
+    fixture.enable_queue(0, 0x1000, 16);
+    // Not while it is ready, and not when the device is live: neither now nor after the next step.
+    for live in [false, true] {
+        if live {
+            fixture.set(0x70, 15);
+        }
+        for (offset, value) in [(0x38, 8), (0x80, 0x4000), (0x90, 0x5000), (0xa0, 0x6000)] {
+            fixture.set(offset, value);
+        }
+        fixture.set(0x44, 1);
+        assert_eq!(fixture.get(0x44), 1);
+    }
+    let activation = fixture.probe.activation.lock().unwrap();
+    let queue = &activation.as_ref().unwrap().queues[0].queue;
+    let layout = queue.with(|queue| *queue.layout()).unwrap();
+    assert_eq!((layout.size(), layout.desc_table().0), (16, 0x1000));
+}
+
+#[test]
+fn a_queue_can_be_disabled_and_is_out_of_reach_then() {
+    let mut fixture = Fixture::live();
+    let queue = {
+        let activation = fixture.probe.activation.lock().unwrap();
+        activation.as_ref().unwrap().queues[0].queue.clone()
+    };
+    assert!(!queue.is_revoked());
+    fixture.set(0x30, 0);
+    fixture.set(0x44, 0);
+    assert_eq!(fixture.get(0x44), 0);
+    assert!(queue.is_revoked());
+    fixture.set(0x50, 0);
+    assert_eq!(fixture.kicks(0), 0);
+}
+
+#[test]
+fn notifications_reach_enabled_queues_of_a_live_device_only() {
+    let mut fixture = Fixture::new();
+    fixture.set(0x50, 0);
+    fixture.negotiate();
+    fixture.enable_queue(0, 0x1000, 16);
+    fixture.set(0x50, 0);
+    assert_eq!(fixture.kicks(0), 0);
+    fixture.set(0x70, 15);
+    for queue in [0, 0, 1, 2, 0xffff, 0x1_0000, u32::MAX] {
+        fixture.set(0x50, queue);
+    }
+    assert_eq!(fixture.kicks(0), 2);
+    assert_eq!(fixture.kicks(1), 0);
+}
+
+#[test]
+fn interrupt_causes_stay_until_acknowledged() {
+    let mut fixture = Fixture::live();
+    let interrupt = fixture
+        .probe
+        .activation
+        .lock()
+        .unwrap()
+        .as_ref()
+        .unwrap()
+        .interrupt
+        .clone();
+    let generation = fixture.get(0xfc);
+    interrupt.used_buffers(0);
+    assert_eq!(fixture.get(0xfc), generation);
+    interrupt.config_changed();
+    assert_ne!(fixture.get(0xfc), generation);
+    assert_eq!(fixture.raised(), 2);
+    for _ in 0..2 {
+        assert_eq!(fixture.get(0x60), INT_VRING | INT_CONFIG);
+    }
+    fixture.set(0x64, !INT_VRING);
+    assert_eq!(fixture.get(0x60), INT_VRING);
+    fixture.set(0x64, INT_VRING);
+    assert_eq!(fixture.get(0x60), 0);
+}
+
+#[test]
+fn a_device_that_cannot_be_activated_asks_for_a_reset() {
+    for _ in 0..2 {
+        let mut fixture = Fixture::with(Probe {
+            fail: true,
+            ..Probe::default()
+        });
+        fixture.negotiate();
+        fixture.enable_queue(0, 0x1000, 16);
+        fixture.set(0x70, 15);
+        assert_eq!(fixture.status(), 15 | 64);
+        assert_eq!(fixture.get(0x60), INT_CONFIG);
+        assert_eq!(fixture.raised(), 1);
+        assert_eq!(fixture.get(0xfc), 0, "the configuration has not changed");
+        fixture.set(0x70, 0);
+        assert_eq!((fixture.status(), fixture.get(0x60)), (0, 0));
+    }
+}
+
+#[test]
+fn a_driver_that_gives_up_is_left_alone_until_it_resets() {
+    let mut fixture = Fixture::live();
+    let activation = fixture.probe.activation.lock().unwrap().take().unwrap();
+    fixture.set(0x70, 15 | 128);
+    assert_eq!(fixture.status(), 15 | 128);
+    assert!(activation.queues[0].queue.is_revoked());
+    activation.interrupt.used_buffers(0);
+    assert_eq!(fixture.raised(), 0);
+    fixture.set(0x70, 15);
+    assert_eq!(fixture.status(), 15 | 128);
+    fixture.set(0x70, 0);
+    assert_eq!(fixture.status(), 0);
+}
+
+#[test]
+fn reset_from_every_state_starts_anew() {
+    let steps: [fn(&mut Fixture); 7] = [
+        |_| {},
+        |fixture| fixture.set(0x70, 1),
+        |fixture| fixture.set(0x70, 3),
+        Fixture::negotiate,
+        |fixture| {
+            fixture.negotiate();
+            fixture.enable_queue(0, 0x1000, 16);
+        },
+        |fixture| *fixture = Fixture::live(),
+        |fixture| {
+            *fixture = Fixture::live();
+            fixture.set(0x70, 15 | 128);
+        },
+    ];
+    for step in steps {
+        let mut fixture = Fixture::new();
+        step(&mut fixture);
+        let late = fixture.probe.activation.lock().unwrap().take();
+        let was_live = late.is_some();
+        if let Some(activation) = &late {
+            activation.interrupt.used_buffers(0);
+        }
+        let (raised, resets) = (fixture.raised(), u32::from(was_live));
+        fixture.set(0x14, 1);
+        fixture.set(0x30, 1);
+        fixture.set(0x70, 0);
+        if let Some(activation) = late {
+            assert!(activation.queues[0].queue.is_revoked());
+            activation.interrupt.used_buffers(0);
+            activation.interrupt.device_failed();
+        }
+        assert_eq!(fixture.raised(), raised);
+        assert_eq!(fixture.probe.resets.load(Ordering::SeqCst), resets);
+        assert_eq!(fixture.status(), 0);
+        assert_eq!(fixture.get(0x60), 0);
+        assert_eq!(
+            fixture.get(0x10),
+            VIRTIO_F_EVENT_IDX as u32,
+            "feature word 0 is selected"
+        );
+        assert_eq!(fixture.get(0x34), 16, "queue 0 is selected");
+        assert_eq!(fixture.get(0x44), 0);
+        // Nothing of the old set-up is left: an all-zero queue is not well-formed.
+        fixture.negotiate();
+        fixture.set(0x44, 1);
+        assert_eq!(fixture.get(0x44), 0);
+        fixture.enable_queue(0, 0x1000, 16);
+        fixture.set(0x70, 15);
+        assert_eq!(fixture.status(), 15);
+    }
+}
+
+#[test]
+fn driver_ok_twice_activates_once() {
+    let mut fixture = Fixture::live();
+    fixture.set(0x70, 15);
+    fixture.set(0x70, 11);
+    assert_eq!(fixture.status(), 15);
+}
+
+#[test]
+fn configuration_space_takes_every_width_inside_its_bounds() {
+    let mut fixture = Fixture::new();
+    for width in 1..=8usize {
+        for offset in 0..=8usize {
+            let mut data = vec![0xa5; width];
+            fixture
+                .transport
+                .read(0x100 + offset as u64, &mut data)
+                .unwrap();
+            let inside = CONFIG.get(offset..offset + width);
+            assert_eq!(
+                data,
+                inside.map_or_else(|| vec![0; width], <[u8]>::to_vec),
+                "{offset} {width}"
+            );
+        }
+    }
+    let mut data = [0xa5; 8];
+    for offset in [0x106, 0x1_0000_0100, u64::MAX] {
+        fixture.transport.read(offset, &mut data).unwrap();
+        assert_eq!(data, [0; 8]);
+        fixture.transport.write(offset, &data).unwrap();
+    }
+}
+
+#[test]
+fn configuration_space_is_written_after_agreement_only() {
+    let mut fixture = Fixture::new();
+    fixture.set(0x70, 3);
+    fixture.transport.write(0x100, &[9]).unwrap();
+    assert_eq!(fixture.get(0x100), u32::from_le_bytes([1, 2, 3, 4]));
+    fixture.negotiate();
+    fixture.transport.write(0x101, &[7, 8]).unwrap();
+    assert_eq!(fixture.get(0x100), u32::from_le_bytes([1, 7, 8, 4]));
+    fixture.transport.write(0x104, &[7, 8, 9]).unwrap();
+    assert_eq!(fixture.get(0x102), u32::from_le_bytes([8, 4, 5, 6]));
+}
+
+#[test]
+fn a_line_that_fails_leaves_the_cause_and_is_tried_again() {
+    let probe = Probe::default();
+    let memory = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap());
+    let tries = Arc::new(AtomicU32::new(0));
+    let counter = tries.clone();
+    let line = move || {
+        counter.fetch_add(1, Ordering::SeqCst);
+        Err(io::ErrorKind::WouldBlock.into())
+    };
+    let device = TestDevice {
+        probe: probe.clone(),
+        config: CONFIG,
+    };
+    let transport = MmioTransport::new(device, memory.clone(), line).unwrap();
+    let mut fixture = Fixture {
+        transport,
+        probe,
+        memory,
+        raised: tries,
+    };
+    fixture.negotiate();
+    fixture.set(0x70, 15);
+    let interrupt = fixture
+        .probe
+        .activation
+        .lock()
+        .unwrap()
+        .as_ref()
+        .unwrap()
+        .interrupt
+        .clone();
+    interrupt.used_buffers(0);
+    assert_eq!(fixture.get(0x60), INT_VRING);
+    interrupt.used_buffers(0);
+    assert_eq!(fixture.raised(), 2);
+}
