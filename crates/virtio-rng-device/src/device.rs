@@ -1,0 +1,110 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The entropy device as its driver's vCPU sees it: started and stopped.
+
+use std::fmt;
+use std::io::Read;
+use std::sync::{Arc, Mutex};
+
+use virtio_device_core::{
+    ActivateError, Activation, Executor, RunningWorker, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC,
+    VirtioDevice, Worker,
+};
+use vm_memory::GuestAddressSpace;
+
+use crate::queue::RequestQueue;
+
+/// The device type of VIRTIO 1.3, section 5.4.
+pub const DEVICE_TYPE: u32 = 4;
+/// Size of the only queue, `requestq`.
+pub const QUEUE_SIZE: u16 = 256;
+
+/// A virtio entropy device (VIRTIO 1.3, section 5.4).
+///
+/// `S` is where its randomness comes from, and `E` decides where its work is done: with
+/// [`WorkerThread`](virtio_device_core::WorkerThread), on a thread of its own.
+///
+/// ```
+/// use std::sync::Arc;
+/// use virtio_device_core::{VirtioDevice, WorkerThread};
+/// use virtio_rng_device::{KernelEntropy, Rng};
+/// use vm_memory::{GuestAddress, GuestMemoryMmap};
+///
+/// let rng = Rng::new(KernelEntropy, WorkerThread::named("virtio-rng"));
+/// let device: Box<dyn VirtioDevice<Arc<GuestMemoryMmap<()>>>> = Box::new(rng);
+/// assert_eq!(device.device_type(), 4);
+/// ```
+pub struct Rng<S, E> {
+    /// Shared with the worker, and kept from one activation to the next.
+    source: Arc<Mutex<S>>,
+    executor: E,
+    running: Option<Box<dyn RunningWorker>>,
+}
+
+impl<S: Read + Send + 'static, E: Executor> Rng<S, E> {
+    /// Makes a device that takes its randomness from `source` and works where `executor` says.
+    ///
+    /// The source is only ever read by the device's worker. It may block, and it may give less than
+    /// it was asked for; the driver then gets less. When it ends or fails the device asks its
+    /// driver for a reset, because a request must not be answered with nothing.
+    pub fn new(source: S, executor: E) -> Self {
+        Self {
+            source: Arc::new(Mutex::new(source)),
+            executor,
+            running: None,
+        }
+    }
+}
+
+impl<M, S, E> VirtioDevice<M> for Rng<S, E>
+where
+    M: GuestAddressSpace + Send + 'static,
+    S: Read + Send + 'static,
+    E: Executor,
+{
+    fn device_type(&self) -> u32 {
+        DEVICE_TYPE
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE]
+    }
+
+    fn features(&self) -> u64 {
+        VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC
+    }
+
+    fn activate(&mut self, activation: Activation<M>) -> Result<(), ActivateError> {
+        if self.running.is_some() {
+            return Err(ActivateError::AlreadyActive);
+        }
+        let Activation {
+            memory,
+            queues,
+            interrupt,
+            ..
+        } = activation;
+        let requestq = queues.first().ok_or(ActivateError::QueueMissing(0))?;
+        let source = self.source.clone();
+        let handler = RequestQueue::new(memory, requestq, interrupt.clone(), source);
+        let worker = Worker::new(Box::new(handler), queues, interrupt);
+        self.running = Some(self.executor.start(worker).map_err(ActivateError::Worker)?);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        if let Some(mut running) = self.running.take() {
+            running.stop();
+        }
+    }
+}
+
+/// Says nothing of the source, whose state may be worth guarding.
+impl<S, E> fmt::Debug for Rng<S, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rng")
+            .field("running", &self.running.is_some())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,30 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A virtio entropy device (VIRTIO 1.3, section 5.4).
+//!
+//! The driver puts empty buffers into a queue, and the device gives them back full of random bytes:
+//! one request for up to 64 KiB, served by a worker while the guest goes on. [`Rng`] is the device;
+//! it knows no transport and no hypervisor. Its source is any [`Read`](std::io::Read);
+//! [`KernelEntropy`] is the one to use if nothing speaks for another.
+//!
+//! What a request is given:
+//!
+//! | request | answer |
+//! |---|---|
+//! | up to [`MAX_REQUEST`] writable bytes | as many as the source gives in one read, from the first writable byte on |
+//! | more | [`MAX_REQUEST`] bytes at most |
+//! | no writable byte, or a buffer outside of memory | length 0, and no byte is written |
+//! | the source ends or fails | the device asks for a reset; never an empty answer |
+//! | a broken ring | the device asks for a reset |
+
+#![forbid(unsafe_code)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod device;
+mod queue;
+mod source;
+
+pub use device::{DEVICE_TYPE, QUEUE_SIZE, Rng};
+pub use queue::MAX_REQUEST;
+pub use source::KernelEntropy;
