@@ -6,6 +6,8 @@
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
+use crate::nesting;
+
 /// Why an access did not reach a device, or was refused by it.
 ///
 /// An access that fails is never fatal: a read leaves the fill value of the bus in the buffer, a
@@ -139,15 +141,18 @@ impl<T: BusDeviceSync + ?Sized> BusDeviceSync for Arc<T> {
     }
 }
 
-/// A poisoned lock means that the device panicked: it is not called any more.
+/// Locks the device during each access.
+///
+/// A poisoned lock means that the device panicked: it is not called any more. A handler that comes
+/// back to its own device, through whatever bus, gets [`AccessError::Reentrant`].
 impl<T: BusDevice + ?Sized> BusDeviceSync for Mutex<T> {
     fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
-        let mut device = self.lock().map_err(|_| AccessError::Panicked)?;
+        let mut device = nesting::lock(self)?;
         device.read(offset, data)
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
-        let mut device = self.lock().map_err(|_| AccessError::Panicked)?;
+        let mut device = nesting::lock(self)?;
         device.write(offset, data)
     }
 }

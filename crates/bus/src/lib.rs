@@ -5,6 +5,21 @@
 
 #![forbid(unsafe_code)]
 
+mod bus;
 mod device;
+mod error;
+mod map;
+mod nesting;
+mod observer;
+mod range;
+mod region;
+mod sync;
+mod view;
 
+pub use bus::{Bus, BusBuilder, MmioBus, PioBus};
 pub use device::{AccessError, BusDevice, BusDeviceSync};
+pub use error::BusError;
+pub use observer::{Access, Direction};
+pub use range::{Address, BusRange};
+pub use region::{Counts, Region, RegionId, RegionInfo, Widths};
+pub use view::{BusView, MmioView, PioView};

@@ -1,0 +1,133 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What this thread is in the middle of: which locked devices, how many calls deep.
+//!
+//! A device's handler may call a bus. When that leads back to the device, taking its lock again
+//! would never end, so each thread keeps a short list of the locks that it holds.
+
+use std::cell::Cell;
+use std::ops::{Deref, DerefMut};
+use std::sync::{Mutex, MutexGuard, TryLockError};
+
+use crate::AccessError;
+
+/// How many accesses may be nested in one another.
+pub(crate) const MAX_DEPTH: usize = 16;
+
+struct Nesting {
+    depth: Cell<usize>,
+    locks: [Cell<usize>; MAX_DEPTH],
+    calls: Cell<usize>,
+}
+
+std::thread_local! {
+    static NESTING: Nesting = const {
+        Nesting {
+            depth: Cell::new(0),
+            locks: [const { Cell::new(0) }; MAX_DEPTH],
+            calls: Cell::new(0),
+        }
+    };
+}
+
+/// A locked device; this thread knows that it holds the lock.
+pub(crate) struct Locked<'a, T: ?Sized> {
+    // First, so that the lock is off the list before it is free.
+    _listed: Listed,
+    device: MutexGuard<'a, T>,
+}
+
+impl<T: ?Sized> Deref for Locked<'_, T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        &self.device
+    }
+}
+
+impl<T: ?Sized> DerefMut for Locked<'_, T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.device
+    }
+}
+
+/// Locks a device, unless this thread holds it already.
+#[inline]
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> Result<Locked<'_, T>, AccessError> {
+    let device = match mutex.try_lock() {
+        Ok(device) => device,
+        Err(TryLockError::Poisoned(_)) => return Err(AccessError::Panicked),
+        Err(TryLockError::WouldBlock) => lock_contended(mutex)?,
+    };
+    Ok(Locked {
+        _listed: Listed::new(address_of(mutex))?,
+        device,
+    })
+}
+
+#[cold]
+fn lock_contended<T: ?Sized>(mutex: &Mutex<T>) -> Result<MutexGuard<'_, T>, AccessError> {
+    if holds(address_of(mutex)) {
+        return Err(AccessError::Reentrant);
+    }
+    mutex.lock().map_err(|_| AccessError::Panicked)
+}
+
+/// Whether this thread holds the lock at this address.
+pub(crate) fn holds(address: usize) -> bool {
+    NESTING.with(|nesting| {
+        let held = nesting.locks.iter().take(nesting.depth.get());
+        held.into_iter().any(|lock| lock.get() == address)
+    })
+}
+
+fn address_of<T: ?Sized>(mutex: &Mutex<T>) -> usize {
+    std::ptr::from_ref(mutex).cast::<()>().addr()
+}
+
+/// Keeps a lock on the list of this thread.
+struct Listed;
+
+impl Listed {
+    #[inline]
+    fn new(address: usize) -> Result<Self, AccessError> {
+        NESTING.with(|nesting| {
+            let depth = nesting.depth.get();
+            let place = nesting.locks.get(depth).ok_or(AccessError::Reentrant)?;
+            place.set(address);
+            nesting.depth.set(depth + 1);
+            Ok(Self)
+        })
+    }
+}
+
+impl Drop for Listed {
+    #[inline]
+    fn drop(&mut self) {
+        NESTING.with(|nesting| nesting.depth.set(nesting.depth.get().wrapping_sub(1)));
+    }
+}
+
+/// Counts an access that was made without a view; they can nest without end otherwise.
+pub(crate) struct Call;
+
+impl Call {
+    pub(crate) fn new() -> Result<Self, AccessError> {
+        NESTING.with(|nesting| match nesting.calls.get() {
+            MAX_DEPTH.. => Err(AccessError::Reentrant),
+            calls => {
+                nesting.calls.set(calls + 1);
+                Ok(Self)
+            }
+        })
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        NESTING.with(|nesting| nesting.calls.set(nesting.calls.get().wrapping_sub(1)));
+    }
+}

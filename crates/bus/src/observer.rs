@@ -1,0 +1,44 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Watching what guests do to a bus.
+
+use std::fmt;
+
+use crate::{AccessError, RegionInfo};
+
+/// One finished access, as an observer sees it.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Access<'a, K> {
+    /// Where the access started.
+    pub addr: K,
+    /// How many bytes it was for: whatever the caller passed, also 0 or more than 8.
+    pub width: usize,
+    /// Whether it was a read or a write.
+    pub direction: Direction,
+    /// The region that it started in.
+    pub region: Option<&'a RegionInfo<K>>,
+    /// What came of it.
+    pub outcome: Result<(), AccessError>,
+}
+
+/// Which way an access goes, from the guest's point of view.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// The guest reads.
+    Read,
+    /// The guest writes.
+    Write,
+}
+
+/// Called after each access.
+pub(crate) struct Observer<K>(pub(crate) Box<ObserverFn<K>>);
+
+type ObserverFn<K> = dyn Fn(&Access<'_, K>) + Send + Sync;
+
+impl<K> fmt::Debug for Observer<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Observer")
+    }
+}

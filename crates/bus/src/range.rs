@@ -1,0 +1,122 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Addresses and checked ranges of them.
+
+use std::fmt;
+use std::hash::Hash;
+
+use crate::BusError;
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for u16 {}
+    impl Sealed for u64 {}
+}
+
+/// An address of a bus: `u64` for memory-mapped I/O, `u16` for ports.
+///
+/// The type keeps the two address spaces apart. It cannot be implemented outside of this crate.
+pub trait Address:
+    Copy + Ord + Hash + fmt::Debug + fmt::LowerHex + Into<u64> + Send + Sync + 'static + sealed::Sealed
+{
+    /// The last address of the space.
+    const MAX: Self;
+    /// How many hexadecimal digits an address is printed with, at least.
+    const DIGITS: usize;
+
+    /// The address `by` bytes further on, unless that is beyond [`Self::MAX`].
+    fn checked_add(self, by: u64) -> Option<Self>;
+}
+
+impl Address for u64 {
+    const MAX: Self = Self::MAX;
+    const DIGITS: usize = 8;
+
+    fn checked_add(self, by: u64) -> Option<Self> {
+        Self::checked_add(self, by)
+    }
+}
+
+impl Address for u16 {
+    const MAX: Self = Self::MAX;
+    const DIGITS: usize = 4;
+
+    fn checked_add(self, by: u64) -> Option<Self> {
+        Self::checked_add(self, Self::try_from(by).ok()?)
+    }
+}
+
+/// A range of addresses that is never empty and never wraps, both by construction.
+///
+/// Both ends are included, so that a range can reach the last address of the space.
+///
+/// ```
+/// use bus::BusRange;
+///
+/// let uart = BusRange::new(0x3f8_u16, 8)?;
+/// assert_eq!(uart.last(), 0x3ff);
+/// assert_eq!(uart.to_string(), "03f8-03ff");
+/// assert!(BusRange::new(u64::MAX, 1).is_ok());
+/// assert!(BusRange::new(u64::MAX, 2).is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BusRange<K> {
+    first: K,
+    last: K,
+}
+
+impl<K: Address> BusRange<K> {
+    /// The `len` addresses from `base` on.
+    ///
+    /// # Errors
+    ///
+    /// [`BusError::EmptyRange`] if `len` is 0, [`BusError::BeyondEnd`] if the range does not fit
+    /// into the address space.
+    pub fn new(base: K, len: u64) -> Result<Self, BusError<K>> {
+        let reach = len.checked_sub(1).ok_or(BusError::EmptyRange { base })?;
+        let last = base
+            .checked_add(reach)
+            .ok_or(BusError::BeyondEnd { base, len })?;
+        Ok(Self { first: base, last })
+    }
+
+    /// The first address.
+    #[inline]
+    pub fn first(&self) -> K {
+        self.first
+    }
+
+    /// The last address, which is part of the range.
+    #[inline]
+    pub fn last(&self) -> K {
+        self.last
+    }
+
+    /// The number of addresses in the range, at least 1.
+    #[inline]
+    pub fn size(&self) -> u64 {
+        // No overflow: a length passed to `new` is at most `u64::MAX`.
+        self.last.into() - self.first.into() + 1
+    }
+
+    /// Whether `addr` is in the range.
+    #[inline]
+    pub fn contains(&self, addr: K) -> bool {
+        self.first <= addr && addr <= self.last
+    }
+
+    /// Whether the two ranges have an address in common.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
+}
+
+/// `first-last` in hexadecimal, as in `/proc/iomem` and `/proc/ioports`.
+impl<K: Address> fmt::Display for BusRange<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digits = K::DIGITS;
+        write!(f, "{:0digits$x}-{:0digits$x}", self.first, self.last)
+    }
+}

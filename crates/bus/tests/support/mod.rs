@@ -1,0 +1,72 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Devices that tests put on a bus.
+
+#![allow(
+    dead_code,
+    clippy::allow_attributes,
+    reason = "each test binary uses its own part of this"
+)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bus::{AccessError, BusDeviceSync};
+
+/// Answers every read with its tag in each byte, and counts how often it was called.
+#[derive(Debug)]
+pub(crate) struct Tag {
+    pub(crate) tag: u8,
+    pub(crate) calls: AtomicUsize,
+}
+
+impl Tag {
+    pub(crate) fn new(tag: u8) -> Arc<Self> {
+        Arc::new(Self {
+            tag,
+            calls: AtomicUsize::new(0),
+        })
+    }
+
+    pub(crate) fn calls(&self) -> usize {
+        self.calls.load(Ordering::SeqCst)
+    }
+}
+
+impl BusDeviceSync for Tag {
+    fn read(&self, _offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        data.fill(self.tag);
+        Ok(())
+    }
+
+    fn write(&self, _offset: u64, _data: &[u8]) -> Result<(), AccessError> {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+/// A device made of one function, which gets the offset and, for a read, the buffer.
+pub(crate) struct Handler<F>(pub(crate) F);
+
+impl<F> BusDeviceSync for Handler<F>
+where
+    F: Fn(u64, Option<&mut [u8]>) -> Result<(), AccessError> + Send + Sync,
+{
+    fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
+        (self.0)(offset, Some(data))
+    }
+
+    fn write(&self, offset: u64, _data: &[u8]) -> Result<(), AccessError> {
+        (self.0)(offset, None)
+    }
+}
+
+/// An `Arc` of a [`Handler`], so that the closure's types are inferred.
+pub(crate) fn handler<F>(f: F) -> Arc<Handler<F>>
+where
+    F: Fn(u64, Option<&mut [u8]>) -> Result<(), AccessError> + Send + Sync,
+{
+    Arc::new(Handler(f))
+}

@@ -1,0 +1,42 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The vCPU run loop of a KVM virtual machine monitor.
+#![deny(unsafe_code)]
+
+mod arch;
+mod control;
+mod decode;
+mod dispatch;
+mod error;
+mod exit;
+mod guest_io;
+mod handle;
+mod kind;
+mod kvm;
+mod observer;
+mod outcome;
+mod policy;
+mod runner;
+mod sync;
+#[expect(
+    unsafe_code,
+    reason = "the run area is memory shared with the kernel, and signals have no safe interface"
+)]
+mod sys;
+mod vcpu;
+
+pub use control::{Control, State};
+pub use decode::{RECORD_LEN, Record, decode};
+pub use dispatch::dispatch;
+pub use error::{ControlError, Error, Fault, RunError};
+pub use exit::{DebugInfo, Exit, Hypercall, Instruction, InternalError, SystemEvent};
+pub use guest_io::GuestIo;
+pub use handle::{JoinError, VcpuHandle};
+pub use kind::ExitKind;
+pub use kvm::{KickSignal, KvmVcpu};
+pub use observer::{ExitCounters, ExitLatencies, ExitObserver, LatencyObserver};
+pub use outcome::Outcome;
+pub use policy::{Action, DefaultPolicy, Event, ExitPolicy};
+pub use runner::VcpuRunner;
+pub use vcpu::{Kick, Vcpu};

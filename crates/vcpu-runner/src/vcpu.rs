@@ -1,0 +1,64 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What the run loop asks of a vCPU.
+
+use std::io;
+use std::sync::Arc;
+
+use crate::error::RunError;
+use crate::exit::Exit;
+
+/// A virtual processor, as the run loop sees it.
+///
+/// [`KvmVcpu`](crate::KvmVcpu) is one; the feature `test-utils` has a scriptable one.
+pub trait Vcpu {
+    /// Enters the guest and returns at its next exit.
+    ///
+    /// What the previous exit asked for is completed first. While the vCPU is kicked, pending
+    /// accesses are still completed, and further exits that belong to them are still returned,
+    /// but no guest code runs: after the last one the method returns
+    /// [`RunError::Interrupted`].
+    ///
+    /// # Errors
+    ///
+    /// [`RunError::Interrupted`] and [`RunError::Again`] are no failures; any other error means
+    /// that the vCPU cannot go on.
+    fn run(&mut self) -> Result<Exit<'_>, RunError>;
+
+    /// What interrupts this vCPU from other threads.
+    fn kicker(&self) -> Arc<dyn Kick>;
+
+    /// Prepares the calling thread, which is about to call [`Vcpu::run`], for being kicked.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's error; the vCPU is not run then.
+    fn bind_thread(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// The calling thread does not run the vCPU any longer.
+    fn unbind_thread(&mut self) {}
+
+    /// The vCPU has been paused: a paravirtual clock can be told.
+    fn notify_paused(&mut self) {}
+
+    /// The guest's program counter, for error messages.
+    fn program_counter(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// Interrupts a vCPU from other threads.
+///
+/// A kick stays in force until it is cleared, so that one that comes just before the guest is
+/// entered is not lost.
+pub trait Kick: Send + Sync {
+    /// Makes the current or the next [`Vcpu::run`] return [`RunError::Interrupted`], and every
+    /// later one until [`Kick::clear`].
+    fn kick(&self);
+
+    /// Lets the vCPU enter the guest again. Called by the thread that runs the vCPU.
+    fn clear(&self);
+}

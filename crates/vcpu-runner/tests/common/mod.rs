@@ -1,0 +1,202 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What the tests share: a small machine on real KVM, and devices that write down what happens.
+
+#![expect(
+    unsafe_code,
+    reason = "guest memory is given to KVM, which has no safe interface for it"
+)]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test file is a crate of its own and uses its own part"
+)]
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use kvm_bindings::{kvm_segment, kvm_userspace_memory_region};
+use kvm_ioctls::{Kvm, VmFd};
+use vcpu_runner::{GuestIo, KvmVcpu};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+
+/// Longer than anything takes that is not stuck.
+pub const SOON: Duration = Duration::from_secs(10);
+
+/// KVM, or a visible line that the test did nothing; with `REQUIRE_KVM=1` that is a failure.
+pub fn kvm() -> Option<Kvm> {
+    match Kvm::new() {
+        Ok(kvm) => Some(kvm),
+        Err(error) if std::env::var("REQUIRE_KVM").as_deref() == Ok("1") => {
+            panic!("no usable /dev/kvm: {error}")
+        }
+        Err(_) => {
+            println!("skipped: no usable /dev/kvm");
+            None
+        }
+    }
+}
+
+/// Where guest code starts.
+pub const ENTRY: u64 = 0x1000;
+/// Bytes of guest memory, from address 0.
+pub const RAM: usize = 2 << 20;
+/// An address without memory.
+pub const MMIO: u32 = 0x8000_0000;
+
+/// A machine with some memory, whose vCPUs run 32-bit code without paging.
+pub struct Machine {
+    pub vm: VmFd,
+    pub memory: GuestMemoryMmap,
+}
+
+impl Machine {
+    /// A machine with `code` at [`ENTRY`] and without interrupt controller: `hlt` is an exit.
+    pub fn new(kvm: &Kvm, code: &[u8]) -> Self {
+        Self::build(kvm, code, false)
+    }
+
+    /// A machine with KVM's interrupt controller: `hlt` waits inside of KVM.
+    pub fn with_irqchip(kvm: &Kvm, code: &[u8]) -> Self {
+        Self::build(kvm, code, true)
+    }
+
+    fn build(kvm: &Kvm, code: &[u8], irqchip: bool) -> Self {
+        let vm = kvm.create_vm().unwrap();
+        if irqchip {
+            vm.create_irq_chip().unwrap();
+        }
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM)]).unwrap();
+        let region = kvm_userspace_memory_region {
+            slot: 0,
+            flags: 0,
+            guest_phys_addr: 0,
+            memory_size: RAM as u64,
+            userspace_addr: memory.get_host_address(GuestAddress(0)).unwrap() as u64,
+        };
+        // SAFETY: the memory is mapped, and lives as long as the machine; the tests end their
+        // vCPUs before that.
+        unsafe { vm.set_user_memory_region(region).unwrap() };
+        memory.write_slice(code, GuestAddress(ENTRY)).unwrap();
+        Self { vm, memory }
+    }
+
+    /// A vCPU that starts at [`ENTRY`].
+    pub fn vcpu(&self, index: u64) -> KvmVcpu {
+        self.vcpu_at(index, ENTRY)
+    }
+
+    /// A vCPU that starts at `entry`, with its index in `ebp`.
+    pub fn vcpu_at(&self, index: u64, entry: u64) -> KvmVcpu {
+        let fd = self.vm.create_vcpu(index).unwrap();
+        let mut sregs = fd.get_sregs().unwrap();
+        let data = kvm_segment {
+            base: 0,
+            limit: 0xffff_ffff,
+            selector: 16,
+            type_: 3,
+            present: 1,
+            dpl: 0,
+            db: 1,
+            s: 1,
+            l: 0,
+            g: 1,
+            ..Default::default()
+        };
+        sregs.cs = kvm_segment {
+            selector: 8,
+            type_: 11,
+            ..data
+        };
+        (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+        sregs.cr0 |= 1;
+        fd.set_sregs(&sregs).unwrap();
+        let mut regs = fd.get_regs().unwrap();
+        regs.rip = entry;
+        regs.rflags = 2;
+        regs.rsp = 0x8000;
+        regs.rbp = index;
+        fd.set_regs(&regs).unwrap();
+        // An application processor waits for its start-up message otherwise.
+        let _ = fd.set_mp_state(kvm_bindings::kvm_mp_state { mp_state: 0 });
+        KvmVcpu::new(fd).unwrap()
+    }
+
+    pub fn read<const N: usize>(&self, addr: u64) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.memory
+            .read_slice(&mut bytes, GuestAddress(addr))
+            .unwrap();
+        bytes
+    }
+}
+
+/// One access as a device saw it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Access {
+    MmioRead(u64, usize),
+    MmioWrite(u64, Vec<u8>),
+    PioRead(u16, usize),
+    PioWrite(u16, Vec<u8>),
+}
+
+/// Devices that write every access down, check what they are given, and count upwards in what
+/// they answer.
+#[derive(Clone, Default)]
+pub struct Recorder {
+    pub seen: Arc<Mutex<Vec<Access>>>,
+    next: u8,
+}
+
+impl Recorder {
+    pub fn log(&self) -> Vec<Access> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    fn note(&self, access: Access) {
+        self.seen.lock().unwrap().push(access);
+    }
+
+    fn answer(&mut self, data: &mut [u8]) {
+        assert!(
+            data.iter().all(|&byte| byte == 0xff),
+            "a buffer arrives filled with ones"
+        );
+        for byte in data {
+            self.next += 1;
+            *byte = self.next;
+        }
+    }
+}
+
+impl GuestIo for Recorder {
+    fn mmio_read(&mut self, addr: u64, data: &mut [u8]) {
+        self.note(Access::MmioRead(addr, data.len()));
+        self.answer(data);
+    }
+
+    fn mmio_write(&mut self, addr: u64, data: &[u8]) {
+        self.note(Access::MmioWrite(addr, data.to_vec()));
+    }
+
+    fn pio_read(&mut self, port: u16, data: &mut [u8]) {
+        self.note(Access::PioRead(port, data.len()));
+        self.answer(data);
+    }
+
+    fn pio_write(&mut self, port: u16, data: &[u8]) {
+        self.note(Access::PioWrite(port, data.to_vec()));
+    }
+}
+
+/// Devices that answer nothing.
+#[derive(Clone, Copy, Default)]
+pub struct Nothing;
+
+impl GuestIo for Nothing {
+    fn mmio_read(&mut self, _: u64, _: &mut [u8]) {}
+    fn mmio_write(&mut self, _: u64, _: &[u8]) {}
+    fn pio_read(&mut self, _: u16, _: &mut [u8]) {}
+    fn pio_write(&mut self, _: u16, _: &[u8]) {}
+}
