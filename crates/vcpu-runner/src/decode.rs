@@ -23,7 +23,7 @@ pub type Record = [u8; RECORD_LEN];
 
 /// `exit_reason` and the union of `struct kvm_run`, counted from the start of the record.
 const REASON: usize = 0;
-const UNION: usize = 32 - RECORD_START;
+pub(crate) const UNION: usize = 32 - RECORD_START;
 
 /// `N` bytes at `at`; `at` is a constant inside of the record at every call.
 #[inline(always)]

@@ -154,7 +154,10 @@ impl fmt::Display for Fault {
         match self {
             Self::Run(error) => write!(f, "KVM_RUN failed: {error}"),
             Self::FailEntry { reason, cpu } => {
-                write!(f, "entry into the guest failed on CPU {cpu}, reason {reason:#x}")
+                write!(
+                    f,
+                    "entry into the guest failed on CPU {cpu}, reason {reason:#x}"
+                )
             }
             Self::Internal(internal) if internal.is_emulation_failure() => write!(
                 f,
@@ -167,7 +170,10 @@ impl fmt::Display for Fault {
                 internal.suberror, internal.data
             ),
             Self::MemoryFault { flags, gpa, size } => {
-                write!(f, "memory fault at {gpa:#x}, size {size:#x}, flags {flags:#x}")
+                write!(
+                    f,
+                    "memory fault at {gpa:#x}, size {size:#x}, flags {flags:#x}"
+                )
             }
             Self::DirtyRingFull => f.write_str("dirty ring is full"),
             Self::NotifyContextInvalid => f.write_str("notify exit lost the guest's state"),
@@ -178,7 +184,10 @@ impl fmt::Display for Fault {
                 write!(f, "unknown hardware exit reason {reason:#x}")
             }
             Self::ArmNisv { esr_iss, fault_ipa } => {
-                write!(f, "access to {fault_ipa:#x} without a valid syndrome, ISS {esr_iss:#x}")
+                write!(
+                    f,
+                    "access to {fault_ipa:#x} without a valid syndrome, ISS {esr_iss:#x}"
+                )
             }
             Self::UnhandledExit { number } => write!(f, "unhandled exit {number}"),
             Self::MalformedExit { number } => write!(f, "malformed record of exit {number}"),

@@ -8,25 +8,24 @@ use std::fmt;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{self, Sender};
-use std::thread::{Builder, JoinHandle};
 use std::time::Duration;
 
 use crate::control::Control;
 use crate::error::{ControlError, Error};
 use crate::guest_io::GuestIo;
+use crate::kvm::KvmVcpu;
 use crate::observer::ExitObserver;
 use crate::outcome::Outcome;
 use crate::policy::ExitPolicy;
 use crate::runner::VcpuRunner;
-use crate::sync::{Arc, Condvar, Deadline, Mutex, lock};
-use crate::kvm::KvmVcpu;
+use crate::sync::{Arc, Builder, Condvar, Deadline, JoinHandle, Mutex, lock};
 use crate::vcpu::Vcpu;
 
 /// A call to be made on a paused vCPU's thread.
 pub(crate) type Call<V> = Box<dyn FnOnce(&mut V) + Send>;
 
 /// How long dropping a handle waits for the thread to end.
-const DROP_TIMEOUT: Duration = Duration::from_secs(1);
+pub(crate) const DROP_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How a vCPU's thread failed, or why it could not be joined.
 #[derive(Debug)]
@@ -131,6 +130,12 @@ impl<V> VcpuHandle<V> {
         O: ExitObserver + Send + 'static,
         P: ExitPolicy + Send + 'static,
     {
+        if name.contains('\0') {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "thread name contains a zero byte",
+            ));
+        }
         let (calls, receiver) = mpsc::channel();
         let mut runner = runner.with_calls(receiver);
         let control = runner.control();
@@ -252,14 +257,20 @@ impl<V> VcpuHandle<V> {
         }
         ended
     }
+
+    /// Waits for the thread to end, and gives it up if it does not.
+    pub(crate) fn finish(&mut self, deadline: Deadline) {
+        if self.thread.is_some() {
+            self.control.stop();
+            let _ = self.join_until(deadline);
+            self.thread = None;
+        }
+    }
 }
 
 impl<V> Drop for VcpuHandle<V> {
     fn drop(&mut self) {
-        if self.thread.is_some() {
-            self.control.stop();
-            let _ = self.join_until(Deadline::after(DROP_TIMEOUT));
-        }
+        self.finish(Deadline::after(DROP_TIMEOUT));
     }
 }
 

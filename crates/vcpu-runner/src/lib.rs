@@ -5,15 +5,22 @@
 #![deny(unsafe_code)]
 
 mod arch;
+#[cfg(feature = "bus")]
+mod bus_io;
+mod coalesced;
 mod control;
 mod decode;
 mod dispatch;
 mod error;
+mod eventfd;
 mod exit;
+mod group;
 mod guest_io;
 mod handle;
 mod kind;
 mod kvm;
+#[cfg(feature = "test-utils")]
+mod mock;
 mod observer;
 mod outcome;
 mod policy;
@@ -26,15 +33,22 @@ mod sync;
 mod sys;
 mod vcpu;
 
+#[cfg(feature = "bus")]
+pub use bus_io::BusIo;
+pub use coalesced::CoalescedMmio;
 pub use control::{Control, State};
 pub use decode::{RECORD_LEN, Record, decode};
 pub use dispatch::dispatch;
 pub use error::{ControlError, Error, Fault, RunError};
+pub use eventfd::{Doorbell, IoEvent, IrqFd};
 pub use exit::{DebugInfo, Exit, Hypercall, Instruction, InternalError, SystemEvent};
+pub use group::{GroupError, RunningGroup, VcpuGroup};
 pub use guest_io::GuestIo;
 pub use handle::{JoinError, VcpuHandle};
 pub use kind::ExitKind;
 pub use kvm::{KickSignal, KvmVcpu};
+#[cfg(feature = "test-utils")]
+pub use mock::{MockLog, MockStep, MockVcpu};
 pub use observer::{ExitCounters, ExitLatencies, ExitObserver, LatencyObserver};
 pub use outcome::Outcome;
 pub use policy::{Action, DefaultPolicy, Event, ExitPolicy};

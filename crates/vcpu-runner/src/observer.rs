@@ -109,7 +109,10 @@ impl ExitCounters {
 /// Adds one where only this thread writes: cheaper than a locked addition.
 fn bump(count: Option<&AtomicU64>) {
     if let Some(count) = count {
-        count.store(count.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        count.store(
+            count.load(Ordering::Relaxed).wrapping_add(1),
+            Ordering::Relaxed,
+        );
     }
 }
 

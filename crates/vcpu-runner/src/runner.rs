@@ -6,6 +6,7 @@
 use std::io;
 use std::sync::mpsc::Receiver;
 
+use crate::coalesced::CoalescedMmio;
 use crate::control::{Control, Next, Shared};
 use crate::dispatch::dispatch;
 use crate::error::{Error, Fault, RunError};
@@ -47,6 +48,7 @@ pub struct VcpuRunner<V, I, O = (), P = DefaultPolicy> {
     observer: O,
     policy: P,
     shared: Arc<Shared>,
+    coalesced: Option<CoalescedMmio>,
     /// Calls to be made while paused, when there is a handle to make them.
     calls: Option<Receiver<Call<V>>>,
 }
@@ -61,6 +63,7 @@ impl<V: Vcpu, I: GuestIo> VcpuRunner<V, I> {
             observer: (),
             policy: DefaultPolicy,
             shared,
+            coalesced: None,
             calls: None,
         }
     }
@@ -75,6 +78,7 @@ impl<V: Vcpu, I: GuestIo, O: ExitObserver, P: ExitPolicy> VcpuRunner<V, I, O, P>
             observer,
             policy: self.policy,
             shared: self.shared,
+            coalesced: self.coalesced,
             calls: self.calls,
         }
     }
@@ -87,8 +91,16 @@ impl<V: Vcpu, I: GuestIo, O: ExitObserver, P: ExitPolicy> VcpuRunner<V, I, O, P>
             observer: self.observer,
             policy,
             shared: self.shared,
+            coalesced: self.coalesced,
             calls: self.calls,
         }
+    }
+
+    /// Has the loop carry out the writes that KVM collects, before each exit and each pause.
+    #[must_use]
+    pub fn with_coalesced_mmio(mut self, ring: CoalescedMmio) -> Self {
+        self.coalesced = Some(ring);
+        self
     }
 
     /// Has the loop begin with a pause, to be ended by [`Control::resume`].
@@ -194,10 +206,16 @@ impl<'a, V: Vcpu, I: GuestIo, O: ExitObserver, P: ExitPolicy> Session<'a, V, I, 
             io,
             observer,
             policy,
+            coalesced,
             ..
         } = &mut *self.0;
         loop {
-            match vcpu.run() {
+            let exit = vcpu.run();
+            // The guest made these writes before it came to this exit.
+            if let Some(ring) = coalesced {
+                ring.drain(io);
+            }
+            match exit {
                 Ok(exit) => {
                     let kind = exit.kind();
                     observer.exit(kind);

@@ -6,12 +6,12 @@
 #[cfg(loom)]
 pub(crate) use loom::{
     sync::{Condvar, Mutex, MutexGuard},
-    thread::{ThreadId, current},
+    thread::{Builder, JoinHandle, ThreadId, current},
 };
 #[cfg(not(loom))]
 pub(crate) use std::{
     sync::{Condvar, Mutex, MutexGuard},
-    thread::{ThreadId, current},
+    thread::{Builder, JoinHandle, ThreadId, current},
 };
 
 // Nothing that these guard is part of the protocol that the model checks.
@@ -58,12 +58,5 @@ impl Deadline {
             .wait_timeout(guard, left)
             .unwrap_or_else(PoisonError::into_inner);
         Some(guard)
-    }
-
-    /// The time left.
-    pub(crate) fn left(self) -> Duration {
-        self.0.map_or(Duration::MAX, |deadline| {
-            deadline.saturating_duration_since(Instant::now())
-        })
     }
 }

@@ -6,12 +6,14 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr::{NonNull, null_mut};
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use kvm_bindings::KVM_COALESCED_MMIO_PAGE_OFFSET;
 use kvm_ioctls::VcpuFd;
 
 use crate::arch::RUN_LEN;
+use crate::coalesced::Coalesced;
 use crate::decode::{RECORD_LEN, RECORD_START, Record};
 
 /// `KVM_RUN`: `_IO(0xae, 0x80)`.
@@ -54,7 +56,7 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    fn new(fd: &VcpuFd, offset: libc::off_t, len: usize) -> io::Result<Self> {
+    fn new(file: &impl AsRawFd, offset: libc::off_t, len: usize) -> io::Result<Self> {
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
         let base = unsafe {
             libc::mmap(
@@ -62,7 +64,7 @@ impl Mapping {
                 len,
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_SHARED,
-                fd.as_raw_fd(),
+                file.as_raw_fd(),
                 offset,
             )
         };
@@ -123,6 +125,79 @@ impl ImmediateExit {
         let flag = unsafe { AtomicU8::from_ptr(self.0.base.add(IMMEDIATE_EXIT).as_ptr()) };
         // Sequentially consistent: the flag must not overtake the state that it announces.
         flag.store(u8::from(on), Ordering::SeqCst);
+    }
+}
+
+/// The ring of coalesced writes, as a consumer sees it: `struct kvm_coalesced_mmio_ring`.
+#[derive(Debug)]
+pub(crate) struct CoalescedRing(Mapping);
+
+impl CoalescedRing {
+    /// Two indices of 32 bits.
+    const HEADER: usize = 8;
+    /// `struct kvm_coalesced_mmio`.
+    const ENTRY: usize = 24;
+
+    pub(crate) fn map(fd: &VcpuFd) -> io::Result<Self> {
+        // SAFETY: the call has no preconditions.
+        let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        let len = usize::try_from(page).map_err(|_| io::Error::last_os_error())?;
+        let offset = page * libc::c_long::from(KVM_COALESCED_MMIO_PAGE_OFFSET);
+        Self::map_at(fd, offset, len)
+    }
+
+    pub(crate) fn map_at(file: &impl AsRawFd, offset: libc::off_t, len: usize) -> io::Result<Self> {
+        Mapping::new(file, offset, len).map(Self)
+    }
+
+    /// How many entries the kernel keeps.
+    pub(crate) fn capacity(&self) -> u32 {
+        u32::try_from((self.0.len - Self::HEADER) / Self::ENTRY).unwrap_or(u32::MAX)
+    }
+
+    /// Index 0 is the consumer's, index 1 the kernel's.
+    fn index(&self, which: usize) -> &AtomicU32 {
+        debug_assert!(which < 2);
+        // SAFETY: the header lies inside of the mapping, which starts at a page and lives as long
+        // as `self`. Both sides access the indices atomically only.
+        unsafe { AtomicU32::from_ptr(self.0.base.as_ptr().cast::<u32>().add(which)) }
+    }
+
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.index(0).load(Ordering::Relaxed) == self.index(1).load(Ordering::Relaxed)
+    }
+
+    /// Takes the oldest entry. The guard stands for being the only one who does.
+    pub(crate) fn pop(&self, _taking: &MutexGuard<'_, ()>) -> Option<Coalesced> {
+        let first = self.index(0).load(Ordering::Relaxed);
+        let last = self.index(1).load(Ordering::Acquire);
+        let capacity = self.capacity();
+        if first == last || first >= capacity || last >= capacity {
+            return None;
+        }
+        let at = Self::HEADER + first as usize * Self::ENTRY;
+        // SAFETY: `first` is below the capacity, so the entry lies inside of the mapping. The
+        // kernel writes only entries outside of `first..last`, and nobody else moves `first`
+        // meanwhile. Bytes have no invalid values.
+        let entry = unsafe { self.0.base.add(at).cast::<[u8; Self::ENTRY]>().read() };
+        self.index(0)
+            .store((first + 1) % capacity, Ordering::Release);
+
+        let word = |n: usize| {
+            let bytes = entry.get(4 * n..).and_then(|rest| rest.first_chunk());
+            u32::from_ne_bytes(bytes.copied().unwrap_or_default())
+        };
+        let double = |n: usize| {
+            let bytes = entry.get(8 * n..).and_then(|rest| rest.first_chunk());
+            bytes.copied().unwrap_or_default()
+        };
+        Some(Coalesced {
+            addr: u64::from_ne_bytes(double(0)),
+            len: word(2),
+            is_pio: word(3) != 0,
+            data: double(2),
+        })
     }
 }
 

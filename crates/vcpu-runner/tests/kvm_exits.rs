@@ -46,7 +46,10 @@ fn reads_writes_ports_and_halt() {
     assert_eq!(counters.get(ExitKind::IoOut), 1);
     assert_eq!(counters.get(ExitKind::Hlt), 1);
     assert_eq!(counters.total(), 7);
-    assert_eq!(runner.vcpu().fd().get_regs().unwrap().rip, common::ENTRY + 27);
+    assert_eq!(
+        runner.vcpu().fd().get_regs().unwrap().rip,
+        common::ENTRY + 27
+    );
 }
 
 #[test]

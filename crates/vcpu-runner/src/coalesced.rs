@@ -1,0 +1,210 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Writes that KVM collects instead of exiting for each.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use kvm_ioctls::VcpuFd;
+
+use crate::guest_io::GuestIo;
+use crate::sys::CoalescedRing;
+
+/// One write out of the ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Coalesced {
+    pub(crate) addr: u64,
+    pub(crate) len: u32,
+    pub(crate) is_pio: bool,
+    pub(crate) data: [u8; 8],
+}
+
+/// The ring in which KVM collects a machine's coalesced writes (`KVM_CAP_COALESCED_MMIO`).
+///
+/// The addresses are registered with `VmFd::register_coalesced_mmio`. The ring belongs to the
+/// machine, so that one object is shared by all its vCPUs: each hands it to
+/// [`VcpuRunner::with_coalesced_mmio`](crate::VcpuRunner::with_coalesced_mmio). The loop then
+/// carries the collected writes out before each exit and before each pause.
+///
+/// ```no_run
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # struct Devices;
+/// # impl vcpu_runner::GuestIo for Devices {
+/// #     fn mmio_read(&mut self, _: u64, _: &mut [u8]) {}
+/// #     fn mmio_write(&mut self, _: u64, _: &[u8]) {}
+/// #     fn pio_read(&mut self, _: u16, _: &mut [u8]) {}
+/// #     fn pio_write(&mut self, _: u16, _: &[u8]) {}
+/// # }
+/// use kvm_ioctls::{IoEventAddress, Kvm};
+/// use vcpu_runner::{CoalescedMmio, KvmVcpu, VcpuRunner};
+///
+/// let vm = Kvm::new()?.create_vm()?;
+/// let fd = vm.create_vcpu(0)?;
+/// let ring = CoalescedMmio::new(&fd)?;
+/// vm.register_coalesced_mmio(IoEventAddress::Mmio(0x8000_0000), 0x100)?;
+/// let runner = VcpuRunner::new(KvmVcpu::new(fd)?, Devices).with_coalesced_mmio(ring.clone());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct CoalescedMmio {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    ring: CoalescedRing,
+    /// Held by the vCPU that takes writes out, until they have been carried out: otherwise
+    /// another vCPU could overtake its own writes.
+    taking: Mutex<()>,
+}
+
+impl CoalescedMmio {
+    /// The ring of the machine that this vCPU belongs to.
+    ///
+    /// # Errors
+    ///
+    /// The ring cannot be mapped.
+    pub fn new(fd: &VcpuFd) -> io::Result<Self> {
+        Ok(Self::from_ring(CoalescedRing::map(fd)?))
+    }
+
+    fn from_ring(ring: CoalescedRing) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                ring,
+                taking: Mutex::new(()),
+            }),
+        }
+    }
+
+    /// Carries out what has been collected so far.
+    #[inline]
+    pub(crate) fn drain<I: GuestIo + ?Sized>(&self, io: &mut I) {
+        if !self.shared.ring.is_empty() {
+            self.take(io);
+        }
+    }
+
+    #[cold]
+    fn take<I: GuestIo + ?Sized>(&self, io: &mut I) {
+        let taking = self
+            .shared
+            .taking
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        // At most once around: other vCPUs may add to the ring all the time.
+        for _ in 0..self.shared.ring.capacity() {
+            let Some(write) = self.shared.ring.pop(&taking) else {
+                break;
+            };
+            let Some(data) = write.data.get(..write.len as usize) else {
+                continue;
+            };
+            if data.is_empty() {
+                continue;
+            }
+            if !write.is_pio {
+                io.mmio_write(write.addr, data);
+            } else if let Ok(port) = u16::try_from(write.addr) {
+                io.pio_write(port, data);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileExt;
+    use vmm_sys_util::tempfile::TempFile;
+
+    #[derive(Default)]
+    struct Log(Vec<(u64, Vec<u8>)>);
+
+    impl GuestIo for Log {
+        fn mmio_read(&mut self, _: u64, _: &mut [u8]) {}
+        fn mmio_write(&mut self, addr: u64, data: &[u8]) {
+            self.0.push((addr, data.to_vec()));
+        }
+        fn pio_read(&mut self, _: u16, _: &mut [u8]) {}
+        fn pio_write(&mut self, port: u16, data: &[u8]) {
+            self.0.push((u64::from(port) | 1 << 63, data.to_vec()));
+        }
+    }
+
+    /// A ring as the kernel would have left it.
+    fn ring(first: u32, last: u32, entries: &[(u64, u32, u32, u64)]) -> (TempFile, CoalescedMmio) {
+        let file = TempFile::new().unwrap();
+        file.as_file().set_len(4096).unwrap();
+        let mut bytes = [first.to_ne_bytes(), last.to_ne_bytes()].concat();
+        for (addr, len, pio, data) in entries {
+            bytes.extend(addr.to_ne_bytes());
+            bytes.extend(len.to_ne_bytes());
+            bytes.extend(pio.to_ne_bytes());
+            bytes.extend(data.to_ne_bytes());
+        }
+        file.as_file().write_all_at(&bytes, 0).unwrap();
+        let ring = CoalescedRing::map_at(file.as_file(), 0, 4096).unwrap();
+        (file, CoalescedMmio::from_ring(ring))
+    }
+
+    #[test]
+    fn writes_come_out_in_order_and_once() {
+        let entries = [
+            (0x1000, 4, 0, 0x0403_0201),
+            (0x2000, 1, 0, 5),
+            (0x70, 2, 1, 0x0706),
+        ];
+        let (_file, ring) = ring(0, 3, &entries);
+        let mut log = Log::default();
+        ring.drain(&mut log);
+        assert_eq!(
+            log.0,
+            [
+                (0x1000, vec![1, 2, 3, 4]),
+                (0x2000, vec![5]),
+                (0x70 | 1 << 63, vec![6, 7]),
+            ]
+        );
+        ring.drain(&mut log);
+        assert_eq!(log.0.len(), 3);
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_true_reaches_no_device() {
+        let entries = [
+            (0x1000, 0, 0, 1),
+            (0x1000, 9, 0, 1),
+            (0x1000, u32::MAX, 0, 1),
+            (0x1_0000, 1, 1, 1),
+        ];
+        let (_file, bad) = ring(0, 4, &entries);
+        let mut log = Log::default();
+        bad.drain(&mut log);
+        assert!(log.0.is_empty());
+
+        // Indices outside of the ring end the draining, and at once.
+        for (first, last) in [(0, u32::MAX), (u32::MAX, 0), (170, 0), (0, 170)] {
+            let (_file, bad) = ring(first, last, &[]);
+            bad.drain(&mut log);
+            assert!(log.0.is_empty(), "{first} {last}");
+        }
+    }
+
+    #[test]
+    fn the_ring_wraps_around() {
+        let (file, ring) = ring(169, 1, &[(0x3000, 1, 0, 2)]);
+        let entry = [
+            0x2000u64.to_ne_bytes(),
+            1u64.to_ne_bytes(),
+            1u64.to_ne_bytes(),
+        ]
+        .concat();
+        file.as_file().write_all_at(&entry, 8 + 169 * 24).unwrap();
+        let mut log = Log::default();
+        ring.drain(&mut log);
+        assert_eq!(log.0, [(0x2000, vec![1]), (0x3000, vec![2])]);
+    }
+}
