@@ -1,0 +1,115 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Where both devices take their randomness from.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use virtio_rng_device::KernelEntropy;
+
+/// What `--entropy` says.
+#[derive(Clone, Debug)]
+pub(crate) enum Source {
+    /// The kernel's generator.
+    Kernel,
+    /// A file, which each device reads from its start.
+    File(PathBuf),
+}
+
+impl Source {
+    /// Opens the source for one device.
+    pub(crate) fn open(&self) -> io::Result<Entropy> {
+        let reader: Box<dyn Read + Send> = match self {
+            Self::Kernel => Box::new(KernelEntropy),
+            Self::File(path) => Box::new(File::open(path)?),
+        };
+        Ok(Entropy {
+            reader,
+            given: 0,
+            trouble: Arc::default(),
+        })
+    }
+
+    /// Says what is wrong with the source if it can be seen to give less than `bytes`.
+    pub(crate) fn check(&self, bytes: u64) -> Result<(), String> {
+        let Self::File(path) = self else {
+            return Ok(());
+        };
+        let file = File::open(path).and_then(|file| file.metadata());
+        let metadata = file.map_err(|error| format!("--entropy: {}: {error}", path.display()))?;
+        if metadata.is_dir() {
+            return Err(format!("--entropy: {} is a directory", path.display()));
+        }
+        if metadata.is_file() && metadata.len() < bytes {
+            return Err(too_short(path, metadata.len(), bytes));
+        }
+        Ok(())
+    }
+
+    /// Puts what has befallen the source into words.
+    pub(crate) fn explain(&self, trouble: &Trouble, bytes: u64) -> String {
+        match (self, trouble) {
+            (Self::File(path), Trouble::Ended { given }) => too_short(path, *given, bytes),
+            (Self::File(path), Trouble::Failed(error)) => {
+                format!("entropy file {}: {error}", path.display())
+            }
+            (Self::Kernel, Trouble::Failed(error)) => format!("kernel entropy: {error}"),
+            (Self::Kernel, Trouble::Ended { .. }) => "kernel entropy has ended".to_owned(),
+        }
+    }
+}
+
+fn too_short(path: &Path, given: u64, wanted: u64) -> String {
+    format!(
+        "entropy file {} has run out: {given} bytes, {wanted} wanted",
+        path.display()
+    )
+}
+
+/// Why a source gave no more.
+#[derive(Debug)]
+pub(crate) enum Trouble {
+    /// It came to its end.
+    Ended { given: u64 },
+    /// It could not be read.
+    Failed(io::Error),
+}
+
+/// A source that remembers what went wrong, because a device can only tell its guest that something
+/// did.
+pub(crate) struct Entropy {
+    reader: Box<dyn Read + Send>,
+    given: u64,
+    trouble: Arc<Mutex<Option<Trouble>>>,
+}
+
+impl Entropy {
+    /// Where the first trouble will be found.
+    pub(crate) fn trouble(&self) -> Arc<Mutex<Option<Trouble>>> {
+        self.trouble.clone()
+    }
+
+    fn note(&self, trouble: Trouble) {
+        let mut noted = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        noted.get_or_insert(trouble);
+    }
+}
+
+impl Read for Entropy {
+    fn read(&mut self, data: &mut [u8]) -> io::Result<usize> {
+        match self.reader.read(data) {
+            Ok(0) if !data.is_empty() => self.note(Trouble::Ended { given: self.given }),
+            Ok(count) => {
+                self.given += count as u64;
+                return Ok(count);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(error),
+            Err(error) => self.note(Trouble::Failed(error)),
+        }
+        // Whatever it was is told where it can be understood.
+        Ok(0)
+    }
+}

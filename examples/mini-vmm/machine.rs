@@ -1,0 +1,206 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The machine: a virtual machine with one vCPU, two buses and three devices.
+
+use std::error::Error;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bus::{MmioBus, PioBus, Region};
+use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
+use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
+use mmio_rng_legacy::Rngboi1337;
+use vcpu_runner::{BusIo, ExitCounters, KvmVcpu, VcpuHandle, VcpuRunner};
+use virtio_device_core::WorkerThread;
+use virtio_mmio_transport::{MmioTransport, QUEUE_NOTIFY};
+use virtio_rng_device::Rng;
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::announce::{Announcements, Message, Phase};
+use crate::boot::{self, Memory};
+use crate::entropy::{Entropy, Source, Trouble};
+use crate::guest::{Device, check_name};
+use crate::layout::{PORT_START, PORTS_SIZE, RNG0, VIRTIO_GSI, VIRTIO_RNG};
+
+/// A guest that exits not once in this time hangs: it has lost an interrupt, for one.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How often a guest that is silent is looked at.
+const GLANCE: Duration = Duration::from_millis(200);
+
+/// Where the kernel may put the task state segment that old Intel processors need.
+const TSS_ADDRESS: usize = 0xfffb_d000;
+
+/// What has befallen an entropy source, if anything.
+type Noted = Arc<Mutex<Option<Trouble>>>;
+
+/// virtio-rng behind its registers, with its work on a thread of its own.
+type VirtioRng = MmioTransport<Arc<Memory>, Rng<Entropy, WorkerThread>>;
+
+/// What came of one run of the guest.
+pub(crate) struct Run {
+    /// What each device took, in the order of the guest's phases.
+    pub(crate) phases: Vec<Phase>,
+    memory: Arc<Memory>,
+    bytes: u64,
+}
+
+impl Run {
+    /// What the guest holds of a device's bytes.
+    pub(crate) fn buffer(&self, device: Device) -> Result<Vec<u8>, Box<dyn Error>> {
+        let mut buffer = vec![0; usize::try_from(self.bytes)?];
+        self.memory
+            .read_slice(&mut buffer, GuestAddress(device.buffer()))?;
+        Ok(buffer)
+    }
+}
+
+/// Makes a machine, has its guest fetch `bytes` bytes from each device, and takes it apart.
+///
+/// A machine for every run: each device starts at the start of its source.
+pub(crate) fn run(kvm: &Kvm, bytes: u64, source: &Source) -> Result<Run, Box<dyn Error>> {
+    // Made before the virtual machine, and so dropped after it.
+    let memory = Arc::new(boot::memory()?);
+    let vm = kvm.create_vm()?;
+    vm.set_tss_address(TSS_ADDRESS)?;
+    vm.create_irq_chip()?;
+    boot::map_memory(&vm, &memory)?;
+
+    let legacy = source.open()?;
+    let virtio = source.open()?;
+    let troubles = [legacy.trouble(), virtio.trouble()];
+
+    let mmio = MmioBus::new();
+    let legacy = Arc::new(Mutex::new(Rngboi1337::new(legacy)));
+    let region = Region::new(RNG0, mmio_rng_legacy::REGION_SIZE).named("mmio-rng-legacy");
+    mmio.insert_region(legacy, region)?;
+    let virtio = Arc::new(Mutex::new(virtio_rng(&vm, memory.clone(), virtio)?));
+    let region = Region::new(VIRTIO_RNG, virtio_mmio_transport::REGION_SIZE).named("virtio-rng");
+    mmio.insert_region(virtio, region)?;
+
+    let counters = Arc::new(ExitCounters::default());
+    let (sender, messages) = channel();
+    let pio = PioBus::new();
+    let announcements = Arc::new(Mutex::new(Announcements::new(counters.clone(), sender)));
+    pio.insert_region(
+        announcements,
+        Region::new(PORT_START, PORTS_SIZE).named("announcements"),
+    )?;
+
+    let vcpu = vm.create_vcpu(0)?;
+    boot::set_registers(
+        &vcpu,
+        &kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?,
+        bytes,
+    )?;
+    let runner = VcpuRunner::new(KvmVcpu::new(vcpu)?, BusIo::new(mmio.view(), pio.view()))
+        .with_observer(counters.clone());
+    let mut vcpu = runner.spawn("vcpu0")?;
+
+    let mut phases = Vec::new();
+    let mut progress = Progress::new(&counters);
+    let failed_check = loop {
+        match messages.recv_timeout(GLANCE) {
+            Ok(Message::Phase(phase)) => phases.push(phase),
+            Ok(Message::Done(check)) => break check,
+            Err(RecvTimeoutError::Timeout) => {
+                let silence = || silence(&mut vcpu, &mut progress, &counters);
+                if let Some(error) = explain(source, &troubles, bytes).or_else(silence) {
+                    return Err(error.into());
+                }
+            }
+            Err(RecvTimeoutError::Disconnected) => return Err(ended(&mut vcpu).into()),
+        }
+    };
+    vcpu.stop();
+    vcpu.join(PATIENCE)?;
+
+    if let Some(trouble) = explain(source, &troubles, bytes) {
+        return Err(trouble.into());
+    }
+    if failed_check != 0 {
+        return Err(format!("the guest's check failed: {}", check_name(failed_check)).into());
+    }
+    Ok(Run {
+        phases,
+        memory,
+        bytes,
+    })
+}
+
+/// Makes the virtio device: interrupts go out by irqfd, notifications come in by ioeventfd.
+fn virtio_rng(
+    vm: &VmFd,
+    memory: Arc<Memory>,
+    entropy: Entropy,
+) -> Result<VirtioRng, Box<dyn Error>> {
+    let irq = Arc::new(EventFd::new(0)?);
+    vm.register_irqfd(&irq, VIRTIO_GSI)?;
+    let rng = Rng::new(entropy, WorkerThread::named("virtio-rng"));
+    let transport = MmioTransport::new(rng, memory, irq)?;
+    let notify = IoEventAddress::Mmio(VIRTIO_RNG + QUEUE_NOTIFY);
+    for (queue, kick) in transport.kicks() {
+        vm.register_ioevent(kick, &notify, u32::from(queue))?;
+    }
+    Ok(transport)
+}
+
+/// Whether the guest still does something.
+struct Progress {
+    exits: u64,
+    since: Instant,
+}
+
+impl Progress {
+    fn new(counters: &ExitCounters) -> Self {
+        Self {
+            exits: counters.total(),
+            since: Instant::now(),
+        }
+    }
+
+    /// Whether there has been no exit for too long.
+    fn stuck(&mut self, counters: &ExitCounters) -> bool {
+        let exits = counters.total();
+        if exits != self.exits {
+            (self.exits, self.since) = (exits, Instant::now());
+        }
+        self.since.elapsed() > PATIENCE
+    }
+}
+
+/// Looks after a guest that has announced nothing for a while; says what is wrong with it.
+fn silence(
+    vcpu: &mut VcpuHandle,
+    progress: &mut Progress,
+    counters: &ExitCounters,
+) -> Option<String> {
+    if vcpu.is_finished() {
+        return Some(ended(vcpu));
+    }
+    let seconds = PATIENCE.as_secs();
+    progress
+        .stuck(counters)
+        .then(|| format!("the guest hangs: no exit for {seconds} seconds"))
+}
+
+/// How a vCPU ended that should not have.
+fn ended(vcpu: &mut VcpuHandle) -> String {
+    match vcpu.join(PATIENCE) {
+        Ok(outcome) => format!("the guest ended early: {outcome}"),
+        Err(error) => error.to_string(),
+    }
+}
+
+/// What an entropy source's trouble was, if there was any: whatever the guest says, this is why.
+fn explain(source: &Source, troubles: &[Noted], bytes: u64) -> Option<String> {
+    troubles.iter().find_map(|noted| {
+        let trouble = noted.lock().unwrap_or_else(PoisonError::into_inner);
+        trouble
+            .as_ref()
+            .map(|trouble| source.explain(trouble, bytes))
+    })
+}

@@ -1,0 +1,181 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The results: a table for people, JSON for programs.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::announce::{Exits, Phase};
+use crate::guest::Device;
+
+/// What it took both devices to deliver the same number of bytes.
+#[derive(Debug)]
+pub(crate) struct Comparison {
+    bytes: u64,
+    legacy: Phase,
+    virtio: Phase,
+}
+
+impl Comparison {
+    /// Sorts a run's phases; `None` unless there is one for each device.
+    pub(crate) fn new(bytes: u64, phases: Vec<Phase>) -> Option<Self> {
+        let (mut legacy, mut virtio) = (None, None);
+        for phase in phases {
+            let slot = match phase.device {
+                Device::Legacy => &mut legacy,
+                Device::Virtio => &mut virtio,
+            };
+            if slot.replace(phase).is_some() {
+                return None;
+            }
+        }
+        Some(Self {
+            bytes,
+            legacy: legacy?,
+            virtio: virtio?,
+        })
+    }
+
+    /// How many times longer the register takes.
+    fn time_ratio(&self) -> f64 {
+        self.legacy.elapsed.as_secs_f64() / self.virtio.elapsed.as_secs_f64()
+    }
+}
+
+#[derive(Serialize)]
+struct Json {
+    results: Vec<JsonResult>,
+    time_ratio: BTreeMap<u64, f64>,
+}
+
+#[derive(Serialize)]
+struct JsonResult {
+    device: String,
+    bytes: u64,
+    requests: u32,
+    exits: Exits,
+    elapsed_ns: u128,
+}
+
+/// The results as JSON, on one line.
+///
+/// # Errors
+///
+/// None that is known of.
+pub(crate) fn json(comparisons: &[Comparison]) -> serde_json::Result<String> {
+    let result = |bytes, phase: &Phase| JsonResult {
+        device: phase.device.to_string(),
+        bytes,
+        requests: phase.requests,
+        exits: phase.exits,
+        elapsed_ns: phase.elapsed.as_nanos(),
+    };
+    let both = |c: &Comparison| [result(c.bytes, &c.legacy), result(c.bytes, &c.virtio)];
+    let json = Json {
+        results: comparisons.iter().flat_map(both).collect(),
+        time_ratio: comparisons
+            .iter()
+            .map(|c| (c.bytes, c.time_ratio()))
+            .collect(),
+    };
+    Ok(serde_json::to_string(&json)? + "\n")
+}
+
+/// The results as a table of at most 100 columns, with a sentence that sums them up.
+pub(crate) fn table(comparisons: &[Comparison]) -> String {
+    let mut table = format!(
+        "{:15}{:>9}{:>9}{:>8}{:>10}{:>11}{:>6}{:>7}{:>4}{:>6}{:>9}{:>6}\n",
+        "device",
+        "bytes",
+        "requests",
+        "exits",
+        "mmio_read",
+        "mmio_write",
+        "io_in",
+        "io_out",
+        "hlt",
+        "other",
+        "time",
+        "MB/s",
+    );
+    for comparison in comparisons {
+        for phase in [&comparison.legacy, &comparison.virtio] {
+            row(&mut table, comparison.bytes, phase);
+        }
+        let ratio = comparison.time_ratio();
+        let _ = writeln!(
+            table,
+            "{:17}the register takes {ratio:.1} times as long as the queue",
+            ""
+        );
+    }
+    if let Some(largest) = comparisons.iter().max_by_key(|comparison| comparison.bytes) {
+        table.push('\n');
+        table.push_str(&sentence(largest));
+    }
+    table
+}
+
+fn row(table: &mut String, bytes: u64, phase: &Phase) {
+    let Phase {
+        device,
+        requests,
+        exits,
+        elapsed,
+    } = phase;
+    let Exits {
+        total,
+        mmio_read,
+        mmio_write,
+        io_in,
+        io_out,
+        hlt,
+        other,
+    } = exits;
+    let (time, rate) = (time(*elapsed), rate(bytes, *elapsed));
+    // Formatting into a string does not fail.
+    let _ = writeln!(
+        table,
+        "{device:15}{bytes:>9}{requests:>9}{total:>8}{mmio_read:>10}{mmio_write:>11}{io_in:>6}\
+         {io_out:>7}{hlt:>4}{other:>6}{time:>9}{rate:>6}",
+    );
+}
+
+fn sentence(comparison: &Comparison) -> String {
+    let Comparison {
+        bytes,
+        legacy,
+        virtio,
+    } = comparison;
+    let (register, queue) = (legacy.exits.total, virtio.exits.total);
+    let ratio = comparison.time_ratio();
+    format!(
+        "For {bytes} bytes the register cost {register} exits, the queue {queue}; \
+         the queue is {ratio:.0} times as fast.\n",
+    )
+}
+
+/// A time with three digits that matter, in at most 8 columns.
+fn time(elapsed: Duration) -> String {
+    let seconds = elapsed.as_secs_f64();
+    match seconds {
+        s if s < 1e-3 => format!("{:.1} us", s * 1e6),
+        s if s < 1.0 => format!("{:.1} ms", s * 1e3),
+        s => format!("{s:.1} s"),
+    }
+}
+
+/// Megabytes (10^6 bytes) in a second, in at most 5 columns.
+fn rate(bytes: u64, elapsed: Duration) -> String {
+    #[expect(clippy::cast_precision_loss, reason = "at most 2^24 bytes")]
+    let rate = bytes as f64 / elapsed.as_secs_f64() / 1e6;
+    if rate < 100.0 {
+        format!("{rate:.2}")
+    } else {
+        format!("{rate:.0}")
+    }
+}
