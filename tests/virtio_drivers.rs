@@ -1,0 +1,144 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! An independent driver fetches random bytes from virtio-rng, through the registers on the bus.
+#![expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
+#![expect(
+    unsafe_code,
+    reason = "a `Hal` of virtio-drivers promises things about memory"
+)]
+
+mod driver;
+
+use std::io::Read;
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bus::MmioBus;
+use driver::{BusTransport, GuestHal, MEMORY, allocate};
+use virtio_device_core::WorkerThread;
+use virtio_device_core::test_utils::DriverQueue;
+use virtio_drivers::PAGE_SIZE;
+use virtio_drivers::device::rng::VirtIORng;
+use virtio_drivers::transport::InterruptStatus;
+use virtio_mmio_transport::{MmioTransport, REGION_SIZE};
+use virtio_rng_device::{KernelEntropy, Rng};
+
+const BASE: u64 = 0x8000_2000;
+const SOON: Duration = Duration::from_secs(5);
+
+/// virtio-rng on a bus of its own; the receiver hears each interrupt.
+fn machine(source: impl Read + Send + 'static) -> (MmioBus, Receiver<()>) {
+    let (sender, interrupts) = channel();
+    let line = move || sender.send(()).map_err(std::io::Error::other);
+    let rng = Rng::new(source, WorkerThread::named("virtio-rng"));
+    let transport = MmioTransport::new(rng, MEMORY.clone(), line).unwrap();
+    let bus = MmioBus::new();
+    bus.insert(Arc::new(Mutex::new(transport)), BASE, REGION_SIZE)
+        .unwrap();
+    (bus, interrupts)
+}
+
+fn driver(bus: &MmioBus) -> VirtIORng<GuestHal, BusTransport> {
+    VirtIORng::new(BusTransport::new(bus.clone(), BASE)).unwrap()
+}
+
+/// Every byte tells its place.
+fn pattern(len: usize) -> Vec<u8> {
+    (0..=250u8).cycle().take(len).collect()
+}
+
+#[test]
+fn the_driver_gets_the_bytes_of_the_source_in_order() {
+    let bytes = pattern(3 * 4096);
+    let (bus, interrupts) = machine(std::io::Cursor::new(bytes.clone()));
+    let mut driver = driver(&bus);
+    driver.enable_interrupts();
+    let mut got = Vec::new();
+    for len in [1, 64, 4096, 8127] {
+        let mut buffer = vec![0; len];
+        assert_eq!(driver.request_entropy(&mut buffer).unwrap(), len);
+        got.extend(buffer);
+        interrupts.recv_timeout(SOON).unwrap();
+        assert_eq!(
+            driver.ack_interrupt().bits(),
+            InterruptStatus::QUEUE_INTERRUPT.bits()
+        );
+        assert!(driver.ack_interrupt().is_empty());
+    }
+    assert_eq!(got, bytes);
+}
+
+#[test]
+fn a_request_for_more_than_the_most_gets_the_most() {
+    let (bus, _interrupts) = machine(std::io::repeat(0x5a));
+    let mut driver = driver(&bus);
+    let mut buffer = vec![0; 100_000];
+    let got = driver.request_entropy(&mut buffer).unwrap();
+    assert_eq!(got, 65_536);
+    assert!(buffer.iter().take(got).all(|&byte| byte == 0x5a));
+    assert!(buffer.iter().skip(got).all(|&byte| byte == 0));
+}
+
+#[test]
+fn the_kernel_gives_different_bytes_each_time() {
+    let (bus, _interrupts) = machine(KernelEntropy);
+    let mut driver = driver(&bus);
+    let [mut first, mut second] = [[0; 32]; 2];
+    assert_eq!(driver.request_entropy(&mut first).unwrap(), 32);
+    assert_eq!(driver.request_entropy(&mut second).unwrap(), 32);
+    assert_ne!(first, second);
+    assert_ne!(first, [0; 32]);
+}
+
+#[test]
+fn drivers_come_and_go() {
+    let (bus, _interrupts) = machine(KernelEntropy);
+    for _ in 0..20 {
+        let mut driver = driver(&bus);
+        assert_eq!(driver.request_entropy(&mut [0; 64]).unwrap(), 64);
+    }
+}
+
+#[test]
+fn a_source_that_ends_makes_the_device_ask_for_a_reset() {
+    let (bus, interrupts) = machine(&b""[..]);
+    let registers = BusTransport::new(bus.clone(), BASE);
+    // The driver's own request would wait for ever, so this one is made by hand.
+    let mut ring = DriverQueue::new(&**MEMORY, allocate(PAGE_SIZE).0, 8);
+    let setup = *ring.setup();
+    for status in [0, 1, 3] {
+        registers.write(0x70, status);
+    }
+    registers.write(0x24, 1);
+    registers.write(0x20, 1);
+    registers.write(0x70, 11);
+    registers.write(0x30, 0);
+    registers.write(0x38, setup.size);
+    for (offset, address) in [
+        (0x80, setup.desc_table),
+        (0x90, setup.avail_ring),
+        (0xa0, setup.used_ring),
+    ] {
+        registers.write(offset, u32::try_from(address).unwrap());
+        registers.write(offset + 4, 0);
+    }
+    registers.write(0x44, 1);
+    registers.write(0x70, 15);
+    ring.offer_writable(0, allocate(PAGE_SIZE).0, 64);
+    registers.write(0x50, 0);
+
+    interrupts.recv_timeout(SOON).unwrap();
+    let deadline = Instant::now() + SOON;
+    while registers.read(0x70) != 15 | 64 {
+        assert!(
+            Instant::now() < deadline,
+            "the device does not ask for a reset"
+        );
+    }
+    assert_eq!(registers.read(0x60), 2);
+    assert_eq!(ring.take_used(), []);
+    registers.write(0x70, 0);
+    assert_eq!(registers.read(0x70), 0);
+}
