@@ -3,8 +3,9 @@
 
 //! Where both devices take their randomness from.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -38,10 +39,19 @@ impl Source {
         let Self::File(path) = self else {
             return Ok(());
         };
-        let file = File::open(path).and_then(|file| file.metadata());
-        let metadata = file.map_err(|error| format!("--entropy: {}: {error}", path.display()))?;
+        let wrong = |what: &str| Err(format!("--entropy: {}: {what}", path.display()));
+        let metadata = match fs::metadata(path) {
+            Ok(metadata) => metadata,
+            Err(error) => return wrong(&error.to_string()),
+        };
         if metadata.is_dir() {
-            return Err(format!("--entropy: {} is a directory", path.display()));
+            return wrong("is a directory");
+        }
+        if metadata.file_type().is_fifo() {
+            return wrong("is a pipe, which two devices cannot both read from its start");
+        }
+        if let Err(error) = File::open(path) {
+            return wrong(&error.to_string());
         }
         if metadata.is_file() && metadata.len() < bytes {
             return Err(too_short(path, metadata.len(), bytes));

@@ -1,0 +1,269 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The case study on real KVM: every byte in guest memory, every exit, every complaint.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test stops at the unexpected"
+)]
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+/// The program, which Cargo has built along with this test.
+fn mini_vmm() -> Command {
+    let built = || {
+        let test = std::env::current_exe().unwrap();
+        let profile = test.ancestors().nth(2).unwrap();
+        profile.join("examples").join("mini-vmm")
+    };
+    let path = std::env::var_os("MINI_VMM").map_or_else(built, PathBuf::from);
+    let remedy = "build it with `cargo build --example mini-vmm`";
+    assert!(path.exists(), "{} is not there: {remedy}", path.display());
+    Command::new(path)
+}
+
+fn run<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
+    mini_vmm().args(args).output().unwrap()
+}
+
+/// Whether the tests that need KVM can run. With `REQUIRE_KVM` set they must.
+fn kvm() -> bool {
+    match File::options().read(true).write(true).open("/dev/kvm") {
+        Ok(_) => true,
+        Err(error) if std::env::var_os("REQUIRE_KVM").is_some() => {
+            panic!("REQUIRE_KVM is set, but /dev/kvm: {error}")
+        }
+        Err(error) => {
+            // Straight to the terminal: the test runner keeps what a passing test prints.
+            let line = format!("case study skipped: no usable /dev/kvm: {error}\n");
+            let _ = fs::write("/dev/stderr", line);
+            false
+        }
+    }
+}
+
+/// A folder of the test's own.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("mini-vmm-{name}-{}", std::process::id()));
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn file(&self, name: &str, content: &[u8]) -> PathBuf {
+        let path = self.0.join(name);
+        fs::write(&path, content).unwrap();
+        path
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Bytes in which no piece of 8 occurs twice.
+fn known_bytes(len: usize) -> Vec<u8> {
+    let words = (1..).map(|n: u64| n.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    words.flat_map(u64::to_le_bytes).take(len).collect()
+}
+
+fn with(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+#[test]
+fn every_byte_and_every_exit() {
+    if !kvm() {
+        return;
+    }
+    let folder = Folder::new("bytes");
+    // The last size takes several requests, the last of them a short one.
+    let sizes = [4, 64, 2048, 65_536, 140_000];
+    let source = known_bytes(140_000);
+    let file = folder.file("entropy", &source);
+    let dump = folder.0.join("new").join("dump");
+    let list = sizes.map(|size| size.to_string()).join(",");
+    let output = run([
+        "--json",
+        "--bytes",
+        &list,
+        "--entropy",
+        with(&file),
+        "--dump",
+        with(&dump),
+    ]);
+    assert!(output.status.success(), "{output:?}");
+    assert!(output.stderr.is_empty(), "{output:?}");
+
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let results = json["results"].as_array().unwrap();
+    assert_eq!(results.len(), 2 * sizes.len());
+    for (index, size) in sizes.into_iter().enumerate() {
+        for (result, device) in results[2 * index..]
+            .iter()
+            .zip(["mmio-rng-legacy", "virtio-rng"])
+        {
+            assert_eq!(result["device"], device);
+            assert_eq!(result["bytes"], size);
+            assert!(result["elapsed_ns"].as_u64().unwrap() > 0);
+            let dumped = fs::read(dump.join(format!("{device}-{size}.bin"))).unwrap();
+            assert!(
+                dumped == source[..size],
+                "{device} {size}: other bytes in guest memory"
+            );
+
+            let exits = &result["exits"];
+            let (requests, reads, writes) = match device {
+                "mmio-rng-legacy" => (size / 4, size / 4, 0),
+                // One read and one write of the interrupt handler for each request.
+                _ => {
+                    let requests = size.div_ceil(65_536);
+                    (requests, requests, requests)
+                }
+            };
+            assert_eq!(result["requests"], requests, "{device} {size}");
+            assert_eq!(exits["mmio_read"], reads, "{device} {size}");
+            assert_eq!(exits["mmio_write"], writes, "{device} {size}");
+            assert_eq!(exits["total"], reads + writes, "{device} {size}");
+            for other in ["io_in", "io_out", "hlt", "other"] {
+                assert_eq!(exits[other], 0, "{device} {size}");
+            }
+        }
+        assert!(json["time_ratio"][size.to_string()].as_f64().unwrap() > 0.0);
+    }
+}
+
+#[test]
+fn the_table_fits_100_columns_and_tells_the_devices_apart() {
+    if !kvm() {
+        return;
+    }
+    let output = run(["--bytes", "64,65536"]);
+    assert!(output.status.success(), "{output:?}");
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        table.lines().all(|line| line.chars().count() <= 100),
+        "{table}"
+    );
+    for device in ["mmio-rng-legacy", "virtio-rng"] {
+        assert_eq!(
+            table
+                .lines()
+                .filter(|line| line.starts_with(device))
+                .count(),
+            2,
+            "{table}"
+        );
+    }
+    assert!(table.trim_end().ends_with('.'), "{table}");
+}
+
+#[test]
+fn the_kernel_gives_both_devices_different_bytes() {
+    if !kvm() {
+        return;
+    }
+    let folder = Folder::new("kernel");
+    let output = run(["--bytes", "4096", "--dump", with(&folder.0)]);
+    assert!(output.status.success(), "{output:?}");
+    let legacy = fs::read(folder.0.join("mmio-rng-legacy-4096.bin")).unwrap();
+    let virtio = fs::read(folder.0.join("virtio-rng-4096.bin")).unwrap();
+    assert_ne!(legacy, virtio);
+    for bytes in [legacy, virtio] {
+        // 4096 bytes without one that is 0 are as unlikely as 4096 with 100 of them.
+        let zeros = bytes.iter().filter(|&&byte| byte == 0).count();
+        assert!((1..100).contains(&zeros), "{zeros} zeros");
+    }
+}
+
+#[test]
+fn a_source_that_runs_out_during_the_run_is_a_clear_error() {
+    if !kvm() {
+        return;
+    }
+    // Its length cannot be seen before it is read.
+    let output = run(["--bytes", "2048", "--entropy", "/dev/null"]);
+    assert_complaint(&output, 1, "has run out: 0 bytes, 2048 wanted");
+}
+
+/// One line on standard error, nothing on standard output.
+fn assert_complaint(output: &Output, status: i32, about: &str) {
+    assert_eq!(output.status.code(), Some(status), "{output:?}");
+    assert!(output.stdout.is_empty(), "{output:?}");
+    let line = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(line.matches('\n').count(), 1, "{line}");
+    assert!(
+        line.starts_with("mini-vmm: ") && line.contains(about),
+        "{line}"
+    );
+}
+
+#[test]
+fn wrong_command_lines_are_refused_in_one_line() {
+    let folder = Folder::new("usage");
+    let short = folder.file("short", &known_bytes(60));
+    let pipe = folder.0.join("pipe");
+    assert!(
+        Command::new("mkfifo")
+            .arg(&pipe)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let cases: &[(&[&str], &str)] = &[
+        (&["--frobnicate"], "--frobnicate"),
+        (&["stray"], "stray"),
+        (&["--bytes"], "--bytes"),
+        (&["--bytes", ""], "--bytes"),
+        (&["--bytes", "0"], "multiple of 4"),
+        (&["--bytes", "6"], "multiple of 4"),
+        (&["--bytes", "-4"], "'-4'"),
+        (&["--bytes", "64,,128"], "''"),
+        (&["--bytes", "64,64"], "twice"),
+        (&["--bytes", "16777220"], "16777216"),
+        (&["--bytes", "99999999999999999999"], "not a number"),
+        (&["--entropy", ""], "--entropy"),
+        (&["--entropy", "/nowhere/at/all"], "/nowhere/at/all"),
+        (&["--entropy", "/"], "directory"),
+        (&["--entropy", with(&pipe)], "pipe"),
+        (&["--entropy", with(&short)], "60 bytes"),
+        (&["--dump", with(&short)], "--dump"),
+        (&["--json=yes"], "--json"),
+    ];
+    for (args, about) in cases {
+        assert_complaint(&run(*args), 2, about);
+    }
+}
+
+#[test]
+fn help_and_version_are_printed() {
+    let help = run(["--help"]);
+    assert!(help.status.success());
+    let help = String::from_utf8(help.stdout).unwrap();
+    for option in [
+        "--bytes",
+        "--entropy",
+        "--dump",
+        "--json",
+        "--help",
+        "--version",
+    ] {
+        assert!(help.contains(option), "{help}");
+    }
+    let version = run(["--version"]);
+    assert!(version.status.success());
+    assert_eq!(
+        version.stdout,
+        format!("mini-vmm {}\n", env!("CARGO_PKG_VERSION")).as_bytes()
+    );
+}
