@@ -177,18 +177,7 @@ fn addresses(pattern: Pattern, devices: u64, thread: u64) -> Arc<[u64]> {
 }
 
 /// Turns one read into the work of a thread.
-fn work(
-    pattern: Pattern,
-    list: &Arc<[u64]>,
-    read: impl FnMut(u64) -> u32 + Send + 'static,
-) -> Work {
-    match pattern {
-        Pattern::RandomIndependent => work_of::<false>(list, read),
-        _ => work_of::<true>(list, read),
-    }
-}
-
-fn work_of<const CHAINED: bool>(
+fn work<const CHAINED: bool>(
     list: &Arc<[u64]>,
     mut read: impl FnMut(u64) -> u32 + Send + 'static,
 ) -> Work {
@@ -236,7 +225,7 @@ const RWLOCK_TREE: &str = "stand-in: rwlock + tree + `Weak`";
 
 /// All competitors with `count` devices, each with one reader for each list of addresses.
 #[expect(clippy::too_many_lines, reason = "one paragraph for each competitor")]
-fn cases(count: u64, pattern: Pattern, lists: &[Arc<[u64]>]) -> Vec<Case> {
+fn cases<const CHAINED: bool>(count: u64, pattern: Pattern, lists: &[Arc<[u64]>]) -> Vec<Case> {
     let mut cases = Vec::new();
     let places = || (0..count).map(|i| BASE + i * SIZE);
     let mut add = |name: &str, make: &dyn Fn(&Arc<[u64]>) -> Work| {
@@ -249,11 +238,11 @@ fn cases(count: u64, pattern: Pattern, lists: &[Arc<[u64]>]) -> Vec<Case> {
         let devices = Arc::clone(&devices);
         if pattern == Pattern::Same {
             let device = Arc::clone(&devices[((list[0] - BASE) / SIZE) as usize]);
-            return work(pattern, list, move |addr| {
+            return work::<CHAINED>(list, move |addr| {
                 read4!(|data| black_box(&*device).read(addr & (SIZE - 1), data))
             });
         }
-        work(pattern, list, move |addr| {
+        work::<CHAINED>(list, move |addr| {
             let device = &devices[((addr - BASE) / SIZE) as usize];
             read4!(|data| device.read(addr & (SIZE - 1), data))
         })
@@ -266,14 +255,14 @@ fn cases(count: u64, pattern: Pattern, lists: &[Arc<[u64]>]) -> Vec<Case> {
         let locked = Arc::clone(&locked);
         if pattern == Pattern::Same {
             let device = Arc::clone(&locked[((list[0] - BASE) / SIZE) as usize]);
-            return work(pattern, list, move |addr| {
+            return work::<CHAINED>(list, move |addr| {
                 read4!(|data| black_box(&*device)
                     .lock()
                     .unwrap()
                     .read(addr & (SIZE - 1), data))
             });
         }
-        work(pattern, list, move |addr| {
+        work::<CHAINED>(list, move |addr| {
             let device = &locked[((addr - BASE) / SIZE) as usize];
             read4!(|data| device.lock().unwrap().read(addr & (SIZE - 1), data))
         })
@@ -289,21 +278,15 @@ fn cases(count: u64, pattern: Pattern, lists: &[Arc<[u64]>]) -> Vec<Case> {
     }
     add(VIEW, &|list| {
         let mut view = bus.view();
-        work(pattern, list, move |addr| {
-            read4!(|data| view.read(addr, data))
-        })
+        work::<CHAINED>(list, move |addr| read4!(|data| view.read(addr, data)))
     });
     add(VIEW_MUTEX, &|list| {
         let mut view = locked_bus.view();
-        work(pattern, list, move |addr| {
-            read4!(|data| view.read(addr, data))
-        })
+        work::<CHAINED>(list, move |addr| read4!(|data| view.read(addr, data)))
     });
     add(NO_VIEW, &|list| {
         let bus = bus.clone();
-        work(pattern, list, move |addr| {
-            read4!(|data| bus.read(addr, data))
-        })
+        work::<CHAINED>(list, move |addr| read4!(|data| bus.read(addr, data)))
     });
 
     let mut manager = IoManager::new();
@@ -320,13 +303,13 @@ fn cases(count: u64, pattern: Pattern, lists: &[Arc<[u64]>]) -> Vec<Case> {
     let (manager, mutex_manager) = (Arc::new(manager), Arc::new(mutex_manager));
     add(VM_DEVICE, &|list| {
         let manager = Arc::clone(&manager);
-        work(pattern, list, move |addr| {
+        work::<CHAINED>(list, move |addr| {
             read4!(|data| manager.mmio_read(MmioAddress(addr), data))
         })
     });
     add(VM_DEVICE_MUTEX, &|list| {
         let manager = Arc::clone(&mutex_manager);
-        work(pattern, list, move |addr| {
+        work::<CHAINED>(list, move |addr| {
             read4!(|data| manager.mmio_read(MmioAddress(addr), data))
         })
     });
@@ -341,7 +324,7 @@ fn cases(count: u64, pattern: Pattern, lists: &[Arc<[u64]>]) -> Vec<Case> {
     let manager = Arc::new(Mutex::new(manager));
     add(VM_DEVICE_LOCKED, &|list| {
         let manager = Arc::clone(&manager);
-        work(pattern, list, move |addr| {
+        work::<CHAINED>(list, move |addr| {
             read4!(|data| manager.lock().unwrap().mmio_read(MmioAddress(addr), data))
         })
     });
@@ -360,21 +343,21 @@ fn cases(count: u64, pattern: Pattern, lists: &[Arc<[u64]>]) -> Vec<Case> {
     let bare = Arc::new(manager.clone());
     add(DBS, &|list| {
         let manager = Arc::clone(&bare);
-        work(pattern, list, move |addr| {
+        work::<CHAINED>(list, move |addr| {
             read4!(|data| manager.mmio_read(addr, data))
         })
     });
     let swap = Arc::new(ArcSwap::from_pointee(manager));
     add(DBS_CACHE, &|list| {
         let mut cache = Cache::new(Arc::clone(&swap));
-        work(pattern, list, move |addr| {
+        work::<CHAINED>(list, move |addr| {
             read4!(|data| cache.load().mmio_read(addr, data))
         })
     });
     let swap = Arc::new(ArcSwap::from_pointee(mutex_manager));
     add(DBS_CACHE_MUTEX, &|list| {
         let mut cache = Cache::new(Arc::clone(&swap));
-        work(pattern, list, move |addr| {
+        work::<CHAINED>(list, move |addr| {
             read4!(|data| cache.load().mmio_read(addr, data))
         })
     });
@@ -390,17 +373,15 @@ fn cases(count: u64, pattern: Pattern, lists: &[Arc<[u64]>]) -> Vec<Case> {
     let (mmio, memory) = (Arc::new(mmio), Arc::new(memory));
     add(ALIOTH_BARE, &|list| {
         let mmio = Arc::clone(&mmio);
-        work(pattern, list, move |addr| {
+        work::<CHAINED>(list, move |addr| {
             mmio.read(addr, 4).map_or(0, |value| value as u32)
         })
     });
     add(ALIOTH, &|list| {
         let memory = Arc::clone(&memory);
-        work(pattern, list, move |addr| {
-            match memory.handle_mmio(addr, None, 4) {
-                Ok(VmEntry::Mmio { data }) => data as u32,
-                _ => 0,
-            }
+        work::<CHAINED>(list, move |addr| match memory.handle_mmio(addr, None, 4) {
+            Ok(VmEntry::Mmio { data }) => data as u32,
+            _ => 0,
         })
     });
 
@@ -410,7 +391,7 @@ fn cases(count: u64, pattern: Pattern, lists: &[Arc<[u64]>]) -> Vec<Case> {
     let tree = Arc::new(Mutex::new(tree));
     add(MUTEX_TREE, &|list| {
         let tree = Arc::clone(&tree);
-        work(pattern, list, move |addr| {
+        work::<CHAINED>(list, move |addr| {
             let found = tree_find(&tree.lock().unwrap(), addr).map(|(o, d)| (o, Arc::clone(d)));
             read4!(|data| found.map(|(offset, device)| device.read(offset, data)))
         })
@@ -423,7 +404,7 @@ fn cases(count: u64, pattern: Pattern, lists: &[Arc<[u64]>]) -> Vec<Case> {
     let tree = Arc::new(RwLock::new(tree));
     add(RWLOCK_TREE, &|list| {
         let (tree, _devices) = (Arc::clone(&tree), Arc::clone(&devices));
-        work(pattern, list, move |addr| {
+        work::<CHAINED>(list, move |addr| {
             let _owner = &_devices;
             let found = tree_find(&tree.read().unwrap(), addr)
                 .and_then(|(offset, device)| Some((offset, device.upgrade()?)));
@@ -468,12 +449,16 @@ fn main() {
 
     let run = |pattern, devices| {
         let list = addresses(pattern, devices, 0);
-        interleave(cases(devices, pattern, &[list]), rounds, 20_000)
+        let cases = match pattern {
+            Pattern::RandomIndependent => cases::<false>(devices, pattern, &[list]),
+            _ => cases::<true>(devices, pattern, &[list]),
+        };
+        interleave(cases, rounds, 20_000)
     };
     let two = |threads: u64, apart: u64| {
         let list = |thread| addresses(Pattern::Same, 32, thread * apart);
         let lists: Vec<_> = (0..threads).map(list).collect();
-        interleave(cases(32, Pattern::Same, &lists), rounds, 100_000)
+        interleave(cases::<true>(32, Pattern::Same, &lists), rounds, 100_000)
     };
     // Before this thread is bound to one processor: threads inherit that.
     let threads = [

@@ -16,16 +16,21 @@ use crate::AccessError;
 pub(crate) const MAX_DEPTH: usize = 16;
 
 struct Nesting {
+    /// The lock that was taken first, or 0. Nearly always the only one, so it is quick to note.
+    first: Cell<usize>,
+    /// The locks that were taken since, as many as `depth`.
+    others: [Cell<usize>; MAX_DEPTH - 1],
     depth: Cell<usize>,
-    locks: [Cell<usize>; MAX_DEPTH],
+    /// Accesses without a view.
     calls: Cell<usize>,
 }
 
 std::thread_local! {
     static NESTING: Nesting = const {
         Nesting {
+            first: Cell::new(0),
+            others: [const { Cell::new(0) }; MAX_DEPTH - 1],
             depth: Cell::new(0),
-            locks: [const { Cell::new(0) }; MAX_DEPTH],
             calls: Cell::new(0),
         }
     };
@@ -79,8 +84,8 @@ fn lock_contended<T: ?Sized>(mutex: &Mutex<T>) -> Result<MutexGuard<'_, T>, Acce
 /// Whether this thread holds the lock at this address.
 pub(crate) fn holds(address: usize) -> bool {
     NESTING.with(|nesting| {
-        let held = nesting.locks.iter().take(nesting.depth.get());
-        held.into_iter().any(|lock| lock.get() == address)
+        let mut others = nesting.others.iter().take(nesting.depth.get());
+        nesting.first.get() == address || others.any(|lock| lock.get() == address)
     })
 }
 
@@ -89,25 +94,43 @@ fn address_of<T: ?Sized>(mutex: &Mutex<T>) -> usize {
 }
 
 /// Keeps a lock on the list of this thread.
-struct Listed;
+enum Listed {
+    First,
+    Other,
+}
 
 impl Listed {
     #[inline]
     fn new(address: usize) -> Result<Self, AccessError> {
         NESTING.with(|nesting| {
-            let depth = nesting.depth.get();
-            let place = nesting.locks.get(depth).ok_or(AccessError::Reentrant)?;
-            place.set(address);
-            nesting.depth.set(depth + 1);
-            Ok(Self)
+            if nesting.first.get() == 0 {
+                nesting.first.set(address);
+                Ok(Self::First)
+            } else {
+                nesting.add(address)
+            }
         })
+    }
+}
+
+impl Nesting {
+    #[cold]
+    fn add(&self, address: usize) -> Result<Listed, AccessError> {
+        let depth = self.depth.get();
+        let place = self.others.get(depth).ok_or(AccessError::Reentrant)?;
+        place.set(address);
+        self.depth.set(depth + 1);
+        Ok(Listed::Other)
     }
 }
 
 impl Drop for Listed {
     #[inline]
     fn drop(&mut self) {
-        NESTING.with(|nesting| nesting.depth.set(nesting.depth.get().wrapping_sub(1)));
+        NESTING.with(|nesting| match self {
+            Self::First => nesting.first.set(0),
+            Self::Other => nesting.depth.set(nesting.depth.get() - 1),
+        });
     }
 }
 
@@ -128,6 +151,6 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        NESTING.with(|nesting| nesting.calls.set(nesting.calls.get().wrapping_sub(1)));
+        NESTING.with(|nesting| nesting.calls.set(nesting.calls.get() - 1));
     }
 }

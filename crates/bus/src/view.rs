@@ -13,6 +13,9 @@ use crate::region::{Entry, address_of};
 use crate::sync::{AtomicU64, AtomicUsize, Ordering, Padded, thread_token};
 use crate::{Access, AccessError, Address, BusDeviceSync, Direction};
 
+/// How many hints a view has at most; 16 KiB.
+const MAX_HINTS: usize = 4096;
+
 /// One vCPU's view of the bus for memory-mapped I/O.
 pub type MmioView = BusView<u64>;
 
@@ -218,11 +221,14 @@ pub(crate) struct Lookup<K> {
     map: Arc<Map<K>>,
     /// The region of the last access that went the long way.
     index: usize,
+    /// A guess for each address: the region that was found near to it before, or any other.
+    hints: Vec<u32>,
 }
 
 impl<K: Address> Lookup<K> {
     pub(crate) fn new(shared: &Shared<K>) -> Self {
         let (map, generation, presence) = shared.register();
+        let hints = hints_for(&map);
         Self {
             base: 0,
             size: 0,
@@ -231,6 +237,7 @@ impl<K: Address> Lookup<K> {
             generation,
             map,
             index: usize::MAX,
+            hints,
         }
     }
 
@@ -284,7 +291,7 @@ impl<K: Address> Lookup<K> {
         }
         loop {
             self.refresh(shared);
-            let found = self.map.find(addr.into());
+            let found = self.find(addr);
             let entry = found.and_then(|index| self.map.get(index));
             let route = match entry {
                 _ if !is_width => Err(AccessError::Width),
@@ -314,6 +321,26 @@ impl<K: Address> Lookup<K> {
             self.remember(shared, found);
             return outcome;
         }
+    }
+
+    /// Finds the region of an address: the one that was found near it before, or by searching.
+    #[inline]
+    fn find(&mut self, addr: K) -> Option<usize> {
+        let near = usize::try_from(addr.into() >> K::NEAR).unwrap_or(0);
+        let place = near & self.hints.len().wrapping_sub(1);
+        // No hints, no regions.
+        let hint = self.hints.get_mut(place)?;
+        let hinted = usize::try_from(*hint).unwrap_or(usize::MAX);
+        if self
+            .map
+            .get(hinted)
+            .is_some_and(|entry| entry.range.contains(addr))
+        {
+            return Some(hinted);
+        }
+        let index = self.map.find(addr.into())?;
+        *hint = u32::try_from(index).unwrap_or(0);
+        Some(index)
     }
 
     /// Takes the short way from now on to a region that was found twice in a row.
@@ -355,6 +382,7 @@ impl<K: Address> Lookup<K> {
             .generation
             .store(self.generation, Ordering::Release);
         (self.base, self.size, self.index) = (0, 0, usize::MAX);
+        self.hints = hints_for(&self.map);
         self.device = Arc::clone(&shared.failed);
     }
 
@@ -375,8 +403,27 @@ impl<K: Address> Lookup<K> {
         self.presence.leave();
         match outcome? {
             Some(Ok(())) => Some(Ok(())),
-            failed => Some(Err(after_failure(shared, address_of(device), failed, io))),
+            failed => {
+                let buffer = match io {
+                    Io::Read(data) => &mut **data,
+                    Io::Write(_) => &mut [],
+                };
+                Some(Err(after_failure(
+                    shared,
+                    address_of(device),
+                    failed,
+                    buffer,
+                )))
+            }
         }
+    }
+}
+
+/// Room for guesses, a power of two: enough for each region to have its own, within reason.
+fn hints_for<K: Address>(map: &Map<K>) -> Vec<u32> {
+    match map.entries().len() {
+        0 => Vec::new(),
+        regions => vec![0; (2 * regions.min(MAX_HINTS / 2)).next_power_of_two()],
     }
 }
 
@@ -390,9 +437,9 @@ fn after_failure<K: Address>(
     shared: &Shared<K>,
     device: usize,
     failed: Option<Result<(), AccessError>>,
-    io: &mut Io<'_>,
+    buffer: &mut [u8],
 ) -> AccessError {
-    io.fill(shared.fill);
+    buffer.fill(shared.fill);
     match failed {
         Some(Err(error)) => error,
         _ => {
