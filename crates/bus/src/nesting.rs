@@ -8,7 +8,7 @@
 
 use std::cell::Cell;
 use std::ops::{Deref, DerefMut};
-use std::sync::{Mutex, MutexGuard, TryLockError};
+use std::sync::{Mutex, MutexGuard};
 
 use crate::AccessError;
 
@@ -38,9 +38,8 @@ std::thread_local! {
 
 /// A locked device; this thread knows that it holds the lock.
 pub(crate) struct Locked<'a, T: ?Sized> {
-    // First, so that the lock is off the list before it is free.
-    _listed: Listed,
     device: MutexGuard<'a, T>,
+    _listed: Listed,
 }
 
 impl<T: ?Sized> Deref for Locked<'_, T> {
@@ -60,40 +59,20 @@ impl<T: ?Sized> DerefMut for Locked<'_, T> {
 }
 
 /// Locks a device, unless this thread holds it already.
-#[inline]
+#[inline(always)]
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> Result<Locked<'_, T>, AccessError> {
-    let device = match mutex.try_lock() {
-        Ok(device) => device,
-        Err(TryLockError::Poisoned(_)) => return Err(AccessError::Panicked),
-        Err(TryLockError::WouldBlock) => lock_contended(mutex)?,
-    };
-    Ok(Locked {
-        _listed: Listed::new(address_of(mutex))?,
-        device,
-    })
+    let address = std::ptr::from_ref(mutex).cast::<()>().addr();
+    let _listed = Listed::new(address)?;
+    let device = mutex.lock().map_err(|_| AccessError::Panicked)?;
+    Ok(Locked { device, _listed })
 }
 
-#[cold]
-fn lock_contended<T: ?Sized>(mutex: &Mutex<T>) -> Result<MutexGuard<'_, T>, AccessError> {
-    if holds(address_of(mutex)) {
-        return Err(AccessError::Reentrant);
-    }
-    mutex.lock().map_err(|_| AccessError::Panicked)
-}
-
-/// Whether this thread holds the lock at this address.
+/// Whether this thread holds or waits for the lock at this address.
 pub(crate) fn holds(address: usize) -> bool {
-    NESTING.with(|nesting| {
-        let mut others = nesting.others.iter().take(nesting.depth.get());
-        nesting.first.get() == address || others.any(|lock| lock.get() == address)
-    })
+    NESTING.with(|nesting| nesting.holds(address))
 }
 
-fn address_of<T: ?Sized>(mutex: &Mutex<T>) -> usize {
-    std::ptr::from_ref(mutex).cast::<()>().addr()
-}
-
-/// Keeps a lock on the list of this thread.
+/// Keeps a lock on the list of this thread, from before it is taken until it is free again.
 enum Listed {
     First,
     Other,
@@ -114,8 +93,16 @@ impl Listed {
 }
 
 impl Nesting {
+    fn holds(&self, address: usize) -> bool {
+        let mut others = self.others.iter().take(self.depth.get());
+        self.first.get() == address || others.any(|lock| lock.get() == address)
+    }
+
     #[cold]
     fn add(&self, address: usize) -> Result<Listed, AccessError> {
+        if self.holds(address) {
+            return Err(AccessError::Reentrant);
+        }
         let depth = self.depth.get();
         let place = self.others.get(depth).ok_or(AccessError::Reentrant)?;
         place.set(address);
