@@ -15,6 +15,8 @@ mod range;
 mod region;
 mod sync;
 mod view;
+#[cfg(feature = "vm-device")]
+pub mod vm_device;
 
 pub use bus::{Bus, BusBuilder, MmioBus, PioBus};
 pub use device::{AccessError, BusDevice, BusDeviceSync};

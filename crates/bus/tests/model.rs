@@ -7,7 +7,6 @@
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,
-    clippy::assertions_on_result_states,
     reason = "a test that meets the unexpected should stop there"
 )]
 
