@@ -16,10 +16,10 @@
 )]
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kvm_bindings::{kvm_segment, kvm_userspace_memory_region};
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vcpu_runner::{GuestIo, KvmVcpu};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
@@ -49,7 +49,7 @@ pub const MMIO: u32 = 0x8000_0000;
 
 /// A machine with some memory, whose vCPUs run 32-bit code without paging.
 pub struct Machine {
-    pub vm: VmFd,
+    pub vm: Arc<VmFd>,
     pub memory: GuestMemoryMmap,
 }
 
@@ -81,7 +81,10 @@ impl Machine {
         // vCPUs before that.
         unsafe { vm.set_user_memory_region(region).unwrap() };
         memory.write_slice(code, GuestAddress(ENTRY)).unwrap();
-        Self { vm, memory }
+        Self {
+            vm: Arc::new(vm),
+            memory,
+        }
     }
 
     /// A vCPU that starts at [`ENTRY`].
@@ -89,8 +92,38 @@ impl Machine {
         self.vcpu_at(index, ENTRY)
     }
 
+    /// A vCPU that starts at [`ENTRY`] in 64-bit mode.
+    ///
+    /// The first 2 MiB of memory and of the window at [`MMIO`] are mapped where they are.
+    pub fn vcpu64(&self) -> KvmVcpu {
+        const LARGE: u64 = 1 << 7 | 3;
+        for (entry, value) in [
+            (0x9000, 0xa000 | 3),              // level 4, first 512 GiB
+            (0xa000, 0xb000 | 3),              // level 3, first 1 GiB
+            (0xa010, 0xc000 | 3),              // level 3, third 1 GiB
+            (0xb000, LARGE),                   // level 2, memory
+            (0xc000, u64::from(MMIO) | LARGE), // level 2, window
+        ] {
+            self.memory.write_obj(value, GuestAddress(entry)).unwrap();
+        }
+        let vcpu = self.vcpu(0);
+        let mut sregs = vcpu.fd().get_sregs().unwrap();
+        (sregs.cs.l, sregs.cs.db) = (1, 0);
+        sregs.cr3 = 0x9000;
+        sregs.cr4 |= 1 << 5;
+        sregs.efer |= 1 << 8 | 1 << 10;
+        sregs.cr0 |= 1 << 31 | 1;
+        vcpu.fd().set_sregs(&sregs).unwrap();
+        vcpu
+    }
+
     /// A vCPU that starts at `entry`, with its index in `ebp`.
     pub fn vcpu_at(&self, index: u64, entry: u64) -> KvmVcpu {
+        KvmVcpu::new(self.fd_at(index, entry)).unwrap()
+    }
+
+    /// The same, as kvm-ioctls has it.
+    pub fn fd_at(&self, index: u64, entry: u64) -> VcpuFd {
         let fd = self.vm.create_vcpu(index).unwrap();
         let mut sregs = fd.get_sregs().unwrap();
         let data = kvm_segment {
@@ -122,7 +155,7 @@ impl Machine {
         fd.set_regs(&regs).unwrap();
         // An application processor waits for its start-up message otherwise.
         let _ = fd.set_mp_state(kvm_bindings::kvm_mp_state { mp_state: 0 });
-        KvmVcpu::new(fd).unwrap()
+        fd
     }
 
     pub fn read<const N: usize>(&self, addr: u64) -> [u8; N] {
@@ -201,4 +234,13 @@ impl GuestIo for Nothing {
     fn mmio_write(&mut self, _: u64, _: &[u8]) {}
     fn pio_read(&mut self, _: u16, _: &mut [u8]) {}
     fn pio_write(&mut self, _: u16, _: &[u8]) {}
+}
+
+/// Waits for something that happens soon.
+pub fn wait_until(mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + SOON;
+    while !condition() {
+        assert!(Instant::now() < deadline, "it did not happen");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
