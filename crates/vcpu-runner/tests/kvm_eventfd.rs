@@ -118,16 +118,8 @@ fn a_doorbell_rings_without_an_exit() {
         EventFd::new(EFD_NONBLOCK).unwrap(),
     );
     assert_eq!(twice.unwrap_err().raw_os_error(), Some(libc::EEXIST));
-    assert!(
-        IoEvent::mmio(
-            &machine.vm,
-            u64::MAX,
-            1,
-            Doorbell::Any,
-            EventFd::new(EFD_NONBLOCK).unwrap()
-        )
-        .is_err()
-    );
+    let event = EventFd::new(EFD_NONBLOCK).unwrap();
+    IoEvent::mmio(&machine.vm, u64::MAX, 1, Doorbell::Any, event).unwrap_err();
 
     let devices = Recorder::default();
     let vcpu = machine.vcpu(0);
@@ -188,7 +180,7 @@ fn an_irqfd_needs_an_interrupt_controller_and_wakes_a_halted_guest() {
     let Some(kvm) = common::kvm() else { return };
     let event = || EventFd::new(EFD_NONBLOCK).unwrap();
     let without = Machine::new(&kvm, &[0xf4]);
-    assert!(IrqFd::new(&without.vm, 4, event()).is_err());
+    IrqFd::new(&without.vm, 4, event()).unwrap_err();
 
     // Line 4 of the 8259 pair, which starts with vector 0x20 after this initialisation. The
     // interrupt's handler writes to a port; the gate is at 0x2000 + 8 * 0x24.
