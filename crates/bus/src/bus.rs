@@ -64,7 +64,7 @@ pub(crate) struct Shared<K> {
     /// For accesses without a view.
     spare: Mutex<Vec<Lookup<K>>>,
     /// What is called in the place of a device that panicked.
-    failed: Arc<dyn BusDeviceSync>,
+    pub(crate) failed: Arc<dyn BusDeviceSync>,
 }
 
 struct State<K> {
@@ -229,7 +229,7 @@ impl<K: Address> Bus<K> {
         let entry = state.map.get(index).ok_or(BusError::NoSuchRegion { id })?;
         let entry = Arc::clone(entry);
 
-        let device = address_of(&entry.meta.device);
+        let device = address_of(&*entry.meta.device);
         let inside = state.inside(thread_token());
         if nesting::holds(device) || state.never_left(device, &inside) {
             return Err(BusError::InsideDevice {

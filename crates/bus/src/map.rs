@@ -104,7 +104,7 @@ impl<K: Address> Map<K> {
     /// Calls `stand_in` from now on wherever `device` was called.
     pub(crate) fn replace(&mut self, device: usize, stand_in: &Arc<dyn BusDeviceSync>) {
         for entry in &mut self.entries {
-            if address_of(&entry.device) == device {
+            if address_of(&*entry.device) == device {
                 *entry = Arc::new(entry.with(entry.range, stand_in));
             }
         }

@@ -8,7 +8,7 @@
 
 use std::cell::Cell;
 use std::ops::{Deref, DerefMut};
-use std::sync::{Mutex, MutexGuard, TryLockError};
+use std::sync::{Mutex, MutexGuard};
 
 use crate::AccessError;
 
@@ -16,16 +16,21 @@ use crate::AccessError;
 pub(crate) const MAX_DEPTH: usize = 16;
 
 struct Nesting {
+    /// The lock that was taken first, or 0. Nearly always the only one, so it is quick to note.
+    first: Cell<usize>,
+    /// The locks that were taken since, as many as `depth`.
+    others: [Cell<usize>; MAX_DEPTH - 1],
     depth: Cell<usize>,
-    locks: [Cell<usize>; MAX_DEPTH],
+    /// Accesses without a view.
     calls: Cell<usize>,
 }
 
 std::thread_local! {
     static NESTING: Nesting = const {
         Nesting {
+            first: Cell::new(0),
+            others: [const { Cell::new(0) }; MAX_DEPTH - 1],
             depth: Cell::new(0),
-            locks: [const { Cell::new(0) }; MAX_DEPTH],
             calls: Cell::new(0),
         }
     };
@@ -33,9 +38,8 @@ std::thread_local! {
 
 /// A locked device; this thread knows that it holds the lock.
 pub(crate) struct Locked<'a, T: ?Sized> {
-    // First, so that the lock is off the list before it is free.
-    _listed: Listed,
     device: MutexGuard<'a, T>,
+    _listed: Listed,
 }
 
 impl<T: ?Sized> Deref for Locked<'_, T> {
@@ -55,59 +59,65 @@ impl<T: ?Sized> DerefMut for Locked<'_, T> {
 }
 
 /// Locks a device, unless this thread holds it already.
-#[inline]
+#[inline(always)]
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> Result<Locked<'_, T>, AccessError> {
-    let device = match mutex.try_lock() {
-        Ok(device) => device,
-        Err(TryLockError::Poisoned(_)) => return Err(AccessError::Panicked),
-        Err(TryLockError::WouldBlock) => lock_contended(mutex)?,
-    };
-    Ok(Locked {
-        _listed: Listed::new(address_of(mutex))?,
-        device,
-    })
+    let address = std::ptr::from_ref(mutex).cast::<()>().addr();
+    let _listed = Listed::new(address)?;
+    let device = mutex.lock().map_err(|_| AccessError::Panicked)?;
+    Ok(Locked { device, _listed })
 }
 
-#[cold]
-fn lock_contended<T: ?Sized>(mutex: &Mutex<T>) -> Result<MutexGuard<'_, T>, AccessError> {
-    if holds(address_of(mutex)) {
-        return Err(AccessError::Reentrant);
-    }
-    mutex.lock().map_err(|_| AccessError::Panicked)
-}
-
-/// Whether this thread holds the lock at this address.
+/// Whether this thread holds or waits for the lock at this address.
 pub(crate) fn holds(address: usize) -> bool {
-    NESTING.with(|nesting| {
-        let held = nesting.locks.iter().take(nesting.depth.get());
-        held.into_iter().any(|lock| lock.get() == address)
-    })
+    NESTING.with(|nesting| nesting.holds(address))
 }
 
-fn address_of<T: ?Sized>(mutex: &Mutex<T>) -> usize {
-    std::ptr::from_ref(mutex).cast::<()>().addr()
+/// Keeps a lock on the list of this thread, from before it is taken until it is free again.
+enum Listed {
+    First,
+    Other,
 }
-
-/// Keeps a lock on the list of this thread.
-struct Listed;
 
 impl Listed {
     #[inline]
     fn new(address: usize) -> Result<Self, AccessError> {
         NESTING.with(|nesting| {
-            let depth = nesting.depth.get();
-            let place = nesting.locks.get(depth).ok_or(AccessError::Reentrant)?;
-            place.set(address);
-            nesting.depth.set(depth + 1);
-            Ok(Self)
+            if nesting.first.get() == 0 {
+                nesting.first.set(address);
+                Ok(Self::First)
+            } else {
+                nesting.add(address)
+            }
         })
+    }
+}
+
+impl Nesting {
+    fn holds(&self, address: usize) -> bool {
+        let mut others = self.others.iter().take(self.depth.get());
+        self.first.get() == address || others.any(|lock| lock.get() == address)
+    }
+
+    #[cold]
+    fn add(&self, address: usize) -> Result<Listed, AccessError> {
+        if self.holds(address) {
+            return Err(AccessError::Reentrant);
+        }
+        let depth = self.depth.get();
+        let place = self.others.get(depth).ok_or(AccessError::Reentrant)?;
+        place.set(address);
+        self.depth.set(depth + 1);
+        Ok(Listed::Other)
     }
 }
 
 impl Drop for Listed {
     #[inline]
     fn drop(&mut self) {
-        NESTING.with(|nesting| nesting.depth.set(nesting.depth.get().wrapping_sub(1)));
+        NESTING.with(|nesting| match self {
+            Self::First => nesting.first.set(0),
+            Self::Other => nesting.depth.set(nesting.depth.get() - 1),
+        });
     }
 }
 
@@ -128,6 +138,6 @@ impl Call {
 
 impl Drop for Call {
     fn drop(&mut self) {
-        NESTING.with(|nesting| nesting.calls.set(nesting.calls.get().wrapping_sub(1)));
+        NESTING.with(|nesting| nesting.calls.set(nesting.calls.get() - 1));
     }
 }

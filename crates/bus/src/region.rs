@@ -320,6 +320,6 @@ impl<K: Address> Entry<K> {
 
 /// Tells devices apart.
 #[inline]
-pub(crate) fn address_of(device: &Arc<dyn BusDeviceSync>) -> usize {
-    Arc::as_ptr(device).cast::<()>().addr()
+pub(crate) fn address_of(device: &dyn BusDeviceSync) -> usize {
+    std::ptr::from_ref(device).cast::<()>().addr()
 }

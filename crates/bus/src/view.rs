@@ -13,6 +13,9 @@ use crate::region::{Entry, address_of};
 use crate::sync::{AtomicU64, AtomicUsize, Ordering, Padded, thread_token};
 use crate::{Access, AccessError, Address, BusDeviceSync, Direction};
 
+/// How many hints a view has at most; 16 KiB.
+const MAX_HINTS: usize = 4096;
+
 /// One vCPU's view of the bus for memory-mapped I/O.
 pub type MmioView = BusView<u64>;
 
@@ -87,10 +90,10 @@ impl<K: Address> fmt::Debug for BusView<K> {
 pub(crate) type Presence = Padded<Place>;
 
 pub(crate) struct Place {
-    /// The address of the device that the view calls or is about to call, or 0.
-    inside: AtomicUsize,
-    /// The thread that uses the view.
+    /// The thread that is in the device or about to call it, or 0.
     thread: AtomicUsize,
+    /// The address of the device, while there is a thread.
+    device: AtomicUsize,
     /// Of the map that the view looks things up in.
     generation: AtomicU64,
 }
@@ -98,37 +101,39 @@ pub(crate) struct Place {
 impl Presence {
     pub(crate) fn new(generation: u64) -> Self {
         Padded(Place {
-            inside: AtomicUsize::new(0),
             thread: AtomicUsize::new(0),
+            device: AtomicUsize::new(0),
             generation: AtomicU64::new(generation),
         })
     }
 
     /// Whether an access that found `device` before `generation` may be inside of it.
     pub(crate) fn may_be_inside(&self, device: usize, generation: u64) -> bool {
-        self.0.inside.load(Ordering::Acquire) == device
+        // In this order. A thread that is seen here has stored its device before; a device or
+        // generation of a later access is seen only after the earlier access has ended.
+        self.0.thread.load(Ordering::Acquire) != 0
+            && self.0.device.load(Ordering::Acquire) == device
             && self.0.generation.load(Ordering::Acquire) < generation
     }
 
     /// The device that `thread` is inside of, if that is the calling thread.
     pub(crate) fn device_of(&self, thread: usize) -> Option<usize> {
-        let device = self.0.inside.load(Ordering::Acquire);
-        (device != 0 && self.0.thread.load(Ordering::Relaxed) == thread).then_some(device)
+        let inside = self.0.thread.load(Ordering::Relaxed) == thread;
+        inside.then(|| self.0.device.load(Ordering::Relaxed))
     }
 
-    /// Says that the view is going to call `device`, and whether it may.
+    /// Says that this thread is going to call the device, and whether it may.
     #[inline(always)]
-    fn enter<K>(&self, shared: &Shared<K>, device: usize, generation: u64) -> bool {
-        self.0.thread.store(thread_token(), Ordering::Relaxed);
+    fn enter<K>(&self, shared: &Shared<K>, generation: u64) -> bool {
         // Release: whoever sees this view in its next access has seen all of the one before.
-        self.0.inside.store(device, Ordering::Release);
+        self.0.thread.store(thread_token(), Ordering::Release);
         shared.barrier.light();
         shared.generation.0.load(Ordering::Acquire) == generation
     }
 
     #[inline(always)]
     fn leave(&self) {
-        self.0.inside.store(0, Ordering::Release);
+        self.0.thread.store(0, Ordering::Release);
     }
 }
 
@@ -203,34 +208,41 @@ fn fill_chunk<const N: usize>(data: &mut [u8], fill: u8) -> bool {
         .is_some()
 }
 
-/// A map, and where in it the last access went.
+/// A map, and a region of it that is accessed again and again.
 pub(crate) struct Lookup<K> {
-    map: Arc<Map<K>>,
-    generation: u64,
-    /// The last region found.
-    index: usize,
-    /// The base of that region.
+    /// Where that region begins.
     base: u64,
-    /// Its size; 0 if there is more to do for it than the short way does.
+    /// How long it is; 0 if there is none.
     size: u64,
+    /// Its device.
+    device: Arc<dyn BusDeviceSync>,
     presence: Arc<Presence>,
+    generation: u64,
+    map: Arc<Map<K>>,
+    /// The region of the last access that went the long way.
+    index: usize,
+    /// A guess for each address: the region that was found near to it before, or any other.
+    hints: Vec<u32>,
 }
 
 impl<K: Address> Lookup<K> {
     pub(crate) fn new(shared: &Shared<K>) -> Self {
         let (map, generation, presence) = shared.register();
+        let hints = hints_for(&map);
         Self {
-            map,
-            generation,
-            index: 0,
             base: 0,
             size: 0,
+            device: Arc::clone(&shared.failed),
             presence,
+            generation,
+            map,
+            index: usize::MAX,
+            hints,
         }
     }
 
-    /// An access from the outside. The short way is for the region of the last one.
-    #[inline]
+    /// An access from the outside. The short way is for the region that is accessed most.
+    #[inline(always)]
     pub(crate) fn access(
         &mut self,
         shared: &Shared<K>,
@@ -240,17 +252,33 @@ impl<K: Address> Lookup<K> {
         let offset = addr.into().wrapping_sub(self.base);
         let end = offset.checked_add(io.width() as u64);
         if end.is_some_and(|end| end <= self.size) && io.prepare(shared.fill) {
-            if let Some(entry) = self.map.get(self.index) {
-                if let Some(outcome) = self.visit(shared, entry, offset, &mut io) {
-                    return outcome;
-                }
+            if let Some(outcome) = self.visit(shared, &*self.device, offset, &mut io) {
+                return outcome;
             }
         }
-        self.access_any(shared, addr, io)
+        match io {
+            Io::Read(data) => self.read_any(shared, addr, data),
+            Io::Write(data) => self.write_any(shared, addr, data),
+        }
+    }
+
+    #[inline(never)]
+    fn read_any(
+        &mut self,
+        shared: &Shared<K>,
+        addr: K,
+        data: &mut [u8],
+    ) -> Result<(), AccessError> {
+        self.access_any(shared, addr, Io::Read(data))
+    }
+
+    #[inline(never)]
+    fn write_any(&mut self, shared: &Shared<K>, addr: K, data: &[u8]) -> Result<(), AccessError> {
+        self.access_any(shared, addr, Io::Write(data))
     }
 
     /// The long way, for all accesses.
-    #[inline(never)]
+    #[inline(always)]
     fn access_any(
         &mut self,
         shared: &Shared<K>,
@@ -263,7 +291,7 @@ impl<K: Address> Lookup<K> {
         }
         loop {
             self.refresh(shared);
-            let found = self.find(addr, shared.observer.is_none());
+            let found = self.find(addr);
             let entry = found.and_then(|index| self.map.get(index));
             let route = match entry {
                 _ if !is_width => Err(AccessError::Width),
@@ -272,14 +300,68 @@ impl<K: Address> Lookup<K> {
                 Some(entry) => entry.route(addr, io.width()),
             };
             let outcome = match (entry, route) {
-                (Some(entry), Ok(offset)) => self.visit(shared, entry, offset, &mut io),
+                (Some(entry), Ok(offset)) => {
+                    self.presence
+                        .0
+                        .device
+                        .store(address_of(&*entry.device), Ordering::Release);
+                    let outcome = self.visit(shared, &*entry.device, offset, &mut io);
+                    self.presence
+                        .0
+                        .device
+                        .store(address_of(&*self.device), Ordering::Release);
+                    outcome
+                }
                 (_, refused) => Some(refused.map(|_| ())),
             };
-            if let Some(outcome) = outcome {
-                if self.size == 0 {
-                    report(shared, entry, addr, &io, outcome);
-                }
-                return outcome;
+            let Some(outcome) = outcome else {
+                continue;
+            };
+            report(shared, entry, addr, &io, outcome);
+            self.remember(shared, found);
+            return outcome;
+        }
+    }
+
+    /// Finds the region of an address: the one that was found near it before, or by searching.
+    #[inline]
+    fn find(&mut self, addr: K) -> Option<usize> {
+        let near = usize::try_from(addr.into() >> K::NEAR).unwrap_or(0);
+        let place = near & self.hints.len().wrapping_sub(1);
+        // No hints, no regions.
+        let hint = self.hints.get_mut(place)?;
+        let hinted = usize::try_from(*hint).unwrap_or(usize::MAX);
+        if self
+            .map
+            .get(hinted)
+            .is_some_and(|entry| entry.range.contains(addr))
+        {
+            return Some(hinted);
+        }
+        let index = self.map.find(addr.into())?;
+        *hint = u32::try_from(index).unwrap_or(0);
+        Some(index)
+    }
+
+    /// Takes the short way from now on to a region that was found twice in a row.
+    ///
+    /// Not sooner, because that writes to the reference count of the device.
+    #[inline]
+    fn remember(&mut self, shared: &Shared<K>, found: Option<usize>) {
+        let Some(index) = found else {
+            return;
+        };
+        if index != self.index {
+            self.index = index;
+        } else if let Some(entry) = self.map.get(index) {
+            if entry.is_plain() && shared.observer.is_none() {
+                self.device = Arc::clone(&entry.device);
+                self.presence
+                    .0
+                    .device
+                    .store(address_of(&*self.device), Ordering::Release);
+                self.base = entry.range.first().into();
+                self.size = entry.range.size();
             }
         }
     }
@@ -295,54 +377,53 @@ impl<K: Address> Lookup<K> {
     #[cold]
     fn fetch(&mut self, shared: &Shared<K>) {
         (self.map, self.generation) = shared.current();
-        (self.index, self.base, self.size) = (0, 0, 0);
         self.presence
             .0
             .generation
             .store(self.generation, Ordering::Release);
+        (self.base, self.size, self.index) = (0, 0, usize::MAX);
+        self.hints = hints_for(&self.map);
+        self.device = Arc::clone(&shared.failed);
     }
 
-    /// Finds the region of an address and remembers it for the next access.
-    #[inline]
-    fn find(&mut self, addr: K, unobserved: bool) -> Option<usize> {
-        let remembered = self
-            .map
-            .get(self.index)
-            .filter(|entry| entry.range.contains(addr));
-        if remembered.is_none() {
-            self.size = 0;
-            self.index = self.map.find(addr.into())?;
-        }
-        let entry = self.map.get(self.index)?;
-        self.base = entry.range.first().into();
-        self.size = if unobserved && entry.is_plain() {
-            entry.range.size()
-        } else {
-            0
-        };
-        Some(self.index)
-    }
-
-    /// Calls the device of a region; `None` if the map has become out of date.
+    /// Calls a device; `None` if the map has become out of date.
     #[inline(always)]
     fn visit(
         &self,
         shared: &Shared<K>,
-        entry: &Entry<K>,
+        device: &dyn BusDeviceSync,
         offset: u64,
         io: &mut Io<'_>,
     ) -> Option<Result<(), AccessError>> {
-        let device = address_of(&entry.device);
-        let outcome = if self.presence.enter(shared, device, self.generation) {
-            Some(io.call(&*entry.device, offset))
+        let outcome = if self.presence.enter(shared, self.generation) {
+            Some(io.call(device, offset))
         } else {
             None
         };
         self.presence.leave();
         match outcome? {
             Some(Ok(())) => Some(Ok(())),
-            failed => Some(Err(after_failure(shared, device, failed, io))),
+            failed => {
+                let buffer = match io {
+                    Io::Read(data) => &mut **data,
+                    Io::Write(_) => &mut [],
+                };
+                Some(Err(after_failure(
+                    shared,
+                    address_of(device),
+                    failed,
+                    buffer,
+                )))
+            }
         }
+    }
+}
+
+/// Room for guesses, a power of two: enough for each region to have its own, within reason.
+fn hints_for<K: Address>(map: &Map<K>) -> Vec<u32> {
+    match map.entries().len() {
+        0 => Vec::new(),
+        regions => vec![0; (2 * regions.min(MAX_HINTS / 2)).next_power_of_two()],
     }
 }
 
@@ -356,9 +437,9 @@ fn after_failure<K: Address>(
     shared: &Shared<K>,
     device: usize,
     failed: Option<Result<(), AccessError>>,
-    io: &mut Io<'_>,
+    buffer: &mut [u8],
 ) -> AccessError {
-    io.fill(shared.fill);
+    buffer.fill(shared.fill);
     match failed {
         Some(Err(error)) => error,
         _ => {
@@ -368,7 +449,8 @@ fn after_failure<K: Address>(
     }
 }
 
-/// Counts and shows an access that did not go the short way.
+/// Counts and shows an access.
+#[inline]
 pub(crate) fn report<K: Address>(
     shared: &Shared<K>,
     entry: Option<&Arc<Entry<K>>>,
@@ -376,7 +458,7 @@ pub(crate) fn report<K: Address>(
     io: &Io<'_>,
     outcome: Result<(), AccessError>,
 ) {
-    if let Some(entry) = entry {
+    if let Some(entry) = entry.filter(|entry| !entry.is_plain()) {
         entry.count(io.direction(), outcome);
     }
     if let Some(observer) = &shared.observer {
