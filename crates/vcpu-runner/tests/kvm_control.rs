@@ -317,9 +317,9 @@ fn a_thread_may_block_the_signal_and_gets_its_mask_back() {
     let control = runner.control();
     let (done, is_done) = mpsc::channel();
     let thread = thread::spawn(move || {
-        common::block_signal(signal.number());
+        common::signal::block(signal.number());
         let outcome = runner.run().unwrap();
-        done.send((outcome, common::is_blocked(signal.number())))
+        done.send((outcome, common::signal::is_blocked(signal.number())))
             .unwrap();
     });
     wait_until(|| rounds(&machine) > 100);
@@ -341,7 +341,7 @@ fn a_signal_in_use_is_not_taken_away() {
     let Some(kvm) = common::kvm() else { return };
     let machine = Guest::Spins.machine(&kvm);
     let signal = KickSignal::realtime(5).unwrap();
-    common::take_signal(signal.number());
+    common::signal::take(signal.number());
     let vcpu = KvmVcpu::with_kick_signal(machine.fd_at(0, ENTRY), signal).unwrap();
     let mut handle = VcpuRunner::new(vcpu, Nothing).spawn("taken").unwrap();
     match handle.join(SOON) {
@@ -362,13 +362,13 @@ fn a_foreign_signal_is_not_a_request() {
     let mut runner = VcpuRunner::new(machine.vcpu(0), Nothing);
     let control = runner.control();
     let thread = thread::spawn(move || {
-        id.send(common::thread_id()).unwrap();
+        id.send(common::signal::thread_id()).unwrap();
         runner.run().unwrap()
     });
     let id = has_id.recv().unwrap();
     wait_until(|| rounds(&machine) > 0);
     for _ in 0..1_000 {
-        common::send_signal(id, signal.number());
+        common::signal::send(id, signal.number());
     }
     assert_eq!(control.state(), State::Running);
     let before = rounds(&machine);
