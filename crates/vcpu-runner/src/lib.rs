@@ -1,7 +1,12 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The vCPU run loop of a KVM virtual machine monitor.
+#![cfg_attr(feature = "bus", doc = include_str!("../README.md"))]
+#![cfg_attr(
+    not(feature = "bus"),
+    doc = "The vCPU run loop of a KVM virtual machine monitor."
+)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![deny(unsafe_code)]
 
 mod arch;

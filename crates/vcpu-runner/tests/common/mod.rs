@@ -3,25 +3,27 @@
 
 //! What the tests share: a small machine on real KVM, and devices that write down what happens.
 
-#![expect(
-    unsafe_code,
-    reason = "guest memory is given to KVM, which has no safe interface for it"
-)]
 #![allow(
     dead_code,
     unreachable_pub,
+    unused_imports,
     clippy::unwrap_used,
     clippy::panic,
     reason = "each test file is a crate of its own and uses its own part"
 )]
 
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+#[cfg(target_arch = "x86_64")]
+mod machine;
+pub mod signal;
 
-use kvm_bindings::{kvm_segment, kvm_userspace_memory_region};
-use kvm_ioctls::{Kvm, VmFd};
-use vcpu_runner::{GuestIo, KvmVcpu};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use kvm_ioctls::Kvm;
+use vcpu_runner::GuestIo;
+
+#[cfg(target_arch = "x86_64")]
+pub use machine::{ENTRY, MMIO, Machine, RAM};
 
 /// Longer than anything takes that is not stuck.
 pub const SOON: Duration = Duration::from_secs(10);
@@ -37,100 +39,6 @@ pub fn kvm() -> Option<Kvm> {
             println!("skipped: no usable /dev/kvm");
             None
         }
-    }
-}
-
-/// Where guest code starts.
-pub const ENTRY: u64 = 0x1000;
-/// Bytes of guest memory, from address 0.
-pub const RAM: usize = 2 << 20;
-/// An address without memory.
-pub const MMIO: u32 = 0x8000_0000;
-
-/// A machine with some memory, whose vCPUs run 32-bit code without paging.
-pub struct Machine {
-    pub vm: VmFd,
-    pub memory: GuestMemoryMmap,
-}
-
-impl Machine {
-    /// A machine with `code` at [`ENTRY`] and without interrupt controller: `hlt` is an exit.
-    pub fn new(kvm: &Kvm, code: &[u8]) -> Self {
-        Self::build(kvm, code, false)
-    }
-
-    /// A machine with KVM's interrupt controller: `hlt` waits inside of KVM.
-    pub fn with_irqchip(kvm: &Kvm, code: &[u8]) -> Self {
-        Self::build(kvm, code, true)
-    }
-
-    fn build(kvm: &Kvm, code: &[u8], irqchip: bool) -> Self {
-        let vm = kvm.create_vm().unwrap();
-        if irqchip {
-            vm.create_irq_chip().unwrap();
-        }
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM)]).unwrap();
-        let region = kvm_userspace_memory_region {
-            slot: 0,
-            flags: 0,
-            guest_phys_addr: 0,
-            memory_size: RAM as u64,
-            userspace_addr: memory.get_host_address(GuestAddress(0)).unwrap() as u64,
-        };
-        // SAFETY: the memory is mapped, and lives as long as the machine; the tests end their
-        // vCPUs before that.
-        unsafe { vm.set_user_memory_region(region).unwrap() };
-        memory.write_slice(code, GuestAddress(ENTRY)).unwrap();
-        Self { vm, memory }
-    }
-
-    /// A vCPU that starts at [`ENTRY`].
-    pub fn vcpu(&self, index: u64) -> KvmVcpu {
-        self.vcpu_at(index, ENTRY)
-    }
-
-    /// A vCPU that starts at `entry`, with its index in `ebp`.
-    pub fn vcpu_at(&self, index: u64, entry: u64) -> KvmVcpu {
-        let fd = self.vm.create_vcpu(index).unwrap();
-        let mut sregs = fd.get_sregs().unwrap();
-        let data = kvm_segment {
-            base: 0,
-            limit: 0xffff_ffff,
-            selector: 16,
-            type_: 3,
-            present: 1,
-            dpl: 0,
-            db: 1,
-            s: 1,
-            l: 0,
-            g: 1,
-            ..Default::default()
-        };
-        sregs.cs = kvm_segment {
-            selector: 8,
-            type_: 11,
-            ..data
-        };
-        (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-        sregs.cr0 |= 1;
-        fd.set_sregs(&sregs).unwrap();
-        let mut regs = fd.get_regs().unwrap();
-        regs.rip = entry;
-        regs.rflags = 2;
-        regs.rsp = 0x8000;
-        regs.rbp = index;
-        fd.set_regs(&regs).unwrap();
-        // An application processor waits for its start-up message otherwise.
-        let _ = fd.set_mp_state(kvm_bindings::kvm_mp_state { mp_state: 0 });
-        KvmVcpu::new(fd).unwrap()
-    }
-
-    pub fn read<const N: usize>(&self, addr: u64) -> [u8; N] {
-        let mut bytes = [0; N];
-        self.memory
-            .read_slice(&mut bytes, GuestAddress(addr))
-            .unwrap();
-        bytes
     }
 }
 
@@ -201,4 +109,13 @@ impl GuestIo for Nothing {
     fn mmio_write(&mut self, _: u64, _: &[u8]) {}
     fn pio_read(&mut self, _: u16, _: &mut [u8]) {}
     fn pio_write(&mut self, _: u16, _: &[u8]) {}
+}
+
+/// Waits for something that happens soon.
+pub fn wait_until(mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + SOON;
+    while !condition() {
+        assert!(Instant::now() < deadline, "it did not happen");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }

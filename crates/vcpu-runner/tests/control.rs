@@ -1,0 +1,669 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Kick, pause, resume, stop, join and groups, with a scripted vCPU.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+mod common;
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier, Mutex, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{Nothing, SOON, wait_until};
+use kvm_bindings as kvm;
+use vcpu_runner::{
+    Control, ControlError, Error, Fault, GroupError, GuestIo, JoinError, MockStep, MockVcpu,
+    Outcome, RunError, State, VcpuGroup, VcpuHandle, VcpuRunner,
+};
+
+const SHORT: Duration = Duration::from_millis(30);
+
+fn spinning() -> MockVcpu {
+    MockVcpu::new([MockStep::Spin])
+}
+
+fn flooding() -> MockVcpu {
+    MockVcpu::new([
+        MockStep::mmio_read(0x8000_0000, 4),
+        MockStep::mmio_write(0x8000_0000, &[1]),
+        MockStep::mmio_read(0x8000_0ffe, 2),
+        MockStep::mmio_read(0x8000_1000, 2).as_fragment(),
+    ])
+    .repeated()
+}
+
+fn hlt() -> MockStep {
+    MockStep::exit(kvm::KVM_EXIT_HLT)
+}
+
+fn reset() -> MockStep {
+    MockStep::record(
+        kvm::KVM_EXIT_SYSTEM_EVENT,
+        &[(0, &kvm::KVM_SYSTEM_EVENT_RESET.to_ne_bytes())],
+    )
+}
+
+fn power_off() -> MockStep {
+    MockStep::record(
+        kvm::KVM_EXIT_SYSTEM_EVENT,
+        &[(0, &kvm::KVM_SYSTEM_EVENT_SHUTDOWN.to_ne_bytes())],
+    )
+}
+
+fn spawn(vcpu: MockVcpu) -> VcpuHandle<MockVcpu> {
+    VcpuRunner::new(vcpu, Nothing).spawn("mock").unwrap()
+}
+
+/// Devices that do one thing at every access.
+#[derive(Clone)]
+struct Does<F>(F);
+
+impl<F: FnMut()> GuestIo for Does<F> {
+    fn mmio_read(&mut self, _: u64, _: &mut [u8]) {
+        (self.0)();
+    }
+    fn mmio_write(&mut self, _: u64, _: &[u8]) {
+        (self.0)();
+    }
+    fn pio_read(&mut self, _: u16, _: &mut [u8]) {}
+    fn pio_write(&mut self, _: u16, _: &[u8]) {}
+}
+
+#[test]
+fn pause_and_resume_are_idempotent() {
+    for vcpu in [spinning(), flooding()] {
+        let log = vcpu.log();
+        let mut handle = spawn(vcpu);
+        for round in 1..=3 {
+            handle.pause(SOON).unwrap();
+            let (runs, pauses) = (log.runs(), log.pauses());
+            assert_eq!(pauses, round, "the clock is told once for each pause");
+            handle.pause(SOON).unwrap();
+            handle.pause(Duration::ZERO).unwrap();
+            assert_eq!(handle.control().state(), State::Paused);
+            thread::sleep(Duration::from_millis(2));
+            assert_eq!(
+                (log.runs(), log.pauses()),
+                (runs, pauses),
+                "it stays outside"
+            );
+            handle.resume().unwrap();
+            handle.resume().unwrap();
+            wait_until(|| log.runs() > runs);
+        }
+        handle.stop();
+        handle.stop();
+        assert_eq!(handle.join(SOON).unwrap(), Outcome::Stopped);
+        assert_eq!(log.bound(), 0);
+    }
+}
+
+#[test]
+fn endless_exits_do_not_delay_a_request() {
+    let mut handle = spawn(flooding());
+    for _ in 0..100 {
+        handle.pause(SOON).unwrap();
+        handle.resume().unwrap();
+    }
+    handle.stop();
+    handle.join(SOON).unwrap();
+}
+
+#[test]
+fn a_pause_completes_every_part_of_an_access() {
+    // The pause comes while the first of three parts is being carried out.
+    let vcpu = MockVcpu::new([
+        MockStep::mmio_read(0x8000_0ffe, 2),
+        MockStep::mmio_read(0x8000_1000, 2).as_fragment(),
+        MockStep::mmio_read(0x8000_1002, 1).as_fragment(),
+        MockStep::mmio_write(0x8000_0000, &[1]),
+    ]);
+    let log = vcpu.log();
+    let (entered, is_entered) = mpsc::channel();
+    let (go, may_go) = mpsc::channel::<()>();
+    let mut first = true;
+    let devices = Does(move || {
+        entered.send(()).unwrap();
+        if first {
+            may_go.recv().unwrap();
+            first = false;
+        }
+    });
+    let mut handle = VcpuRunner::new(vcpu, devices).spawn("parts").unwrap();
+    is_entered.recv().unwrap();
+    assert_eq!(handle.pause(SHORT), Err(ControlError::Timeout));
+    assert_eq!(handle.control().state(), State::Running);
+    go.send(()).unwrap();
+    handle.pause(SOON).unwrap();
+    assert_eq!(log.completed().len(), 3, "three parts, and not the write");
+    handle.resume().unwrap();
+    wait_until(|| log.completed().len() == 4);
+    handle.stop();
+    handle.join(SOON).unwrap();
+}
+
+#[test]
+fn no_lock_is_held_while_a_request_waits() {
+    let lock = Arc::new(Mutex::new(()));
+    let (entered, is_entered) = mpsc::channel();
+    let devices = Does({
+        let lock = Arc::clone(&lock);
+        move || {
+            let _ = entered.send(());
+            drop(lock.lock().unwrap());
+        }
+    });
+    let mut handle = VcpuRunner::new(flooding(), devices).spawn("lock").unwrap();
+    let control = handle.control().clone();
+
+    // The embedder's mistake: it waits with a lock that the device needs. The result is an error.
+    let held = lock.lock().unwrap();
+    while is_entered.try_recv().is_ok() {}
+    is_entered.recv().unwrap();
+    assert_eq!(handle.pause(SHORT), Err(ControlError::Timeout));
+
+    // Meanwhile others get through: there is no lock of ours in their way.
+    let waiting = thread::spawn({
+        let control = control.clone();
+        move || control.pause(SOON)
+    });
+    thread::sleep(SHORT);
+    let since = Instant::now();
+    assert_eq!(control.state(), State::Running);
+    control.kick();
+    control.resume().unwrap();
+    assert_eq!(waiting.join().unwrap(), Err(ControlError::Superseded));
+    control.stop();
+    assert!(since.elapsed() < SOON / 2);
+    assert!(matches!(handle.join(SHORT), Err(JoinError::Timeout)));
+    drop(held);
+    assert_eq!(handle.join(SOON).unwrap(), Outcome::Stopped);
+}
+
+#[test]
+fn requests_before_the_start_and_after_the_end() {
+    let mut runner = VcpuRunner::new(spinning(), Nothing);
+    let control = runner.control();
+    assert_eq!(control.state(), State::Idle);
+    assert_eq!(control.pause(SOON), Err(ControlError::NotRunning));
+    assert_eq!(control.resume(), Err(ControlError::NotRunning));
+    control.kick();
+    // A stop before the start is not lost, and no guest code runs.
+    control.stop_with(Outcome::Reset);
+    control.stop();
+    let log = runner.vcpu().log();
+    assert_eq!(runner.run().unwrap(), Outcome::Reset);
+    assert_eq!(log.runs(), 0);
+    assert_eq!(control.pause(SOON), Err(ControlError::NotRunning));
+    assert_eq!(control.state(), State::Idle);
+}
+
+#[test]
+fn a_loop_that_ended_by_itself_runs_again() {
+    let mut runner = VcpuRunner::new(MockVcpu::new([hlt(), reset(), hlt()]), Nothing);
+    assert_eq!(runner.run().unwrap(), Outcome::Halted);
+    assert_eq!(runner.run().unwrap(), Outcome::Reset);
+    runner.control().stop();
+    assert_eq!(runner.run().unwrap(), Outcome::Stopped);
+}
+
+#[test]
+fn a_request_right_after_the_spawn_is_for_the_new_thread() {
+    for _ in 0..200 {
+        let mut handle = spawn(spinning());
+        handle.pause(SOON).unwrap();
+        handle.resume().unwrap();
+        handle.stop();
+        assert_eq!(handle.join(SOON).unwrap(), Outcome::Stopped);
+    }
+}
+
+#[test]
+fn a_loop_can_begin_with_a_pause() {
+    let vcpu = spinning();
+    let log = vcpu.log();
+    let mut handle = VcpuRunner::new(vcpu, Nothing)
+        .paused()
+        .spawn("paused")
+        .unwrap();
+    handle.pause(SOON).unwrap();
+    assert_eq!(log.runs(), 0);
+    handle.resume().unwrap();
+    wait_until(|| log.runs() == 1);
+    handle.stop();
+    handle.join(SOON).unwrap();
+}
+
+#[test]
+fn a_stop_ends_a_pause() {
+    let mut handle = spawn(spinning());
+    handle.pause(SOON).unwrap();
+    handle.stop();
+    assert_eq!(handle.join(SOON).unwrap(), Outcome::Stopped);
+    assert_eq!(handle.pause(SOON), Err(ControlError::NotRunning));
+    // The same for somebody who is still waiting for the pause.
+    let (go, may_go) = mpsc::channel::<()>();
+    let devices = Does(move || {
+        let _ = may_go.recv();
+    });
+    let handle = VcpuRunner::new(flooding(), devices).spawn("stuck").unwrap();
+    let control = handle.control().clone();
+    let waiting = thread::spawn(move || control.pause(SOON));
+    wait_until(|| handle.control().state() == State::Running);
+    thread::sleep(SHORT);
+    handle.stop();
+    let error = waiting.join().unwrap().unwrap_err();
+    assert!(
+        matches!(error, ControlError::Superseded | ControlError::NotRunning),
+        "{error}"
+    );
+    drop(go);
+}
+
+#[test]
+fn the_vcpus_own_thread_cannot_wait_for_itself() {
+    let errors = Arc::new(Mutex::new(Vec::new()));
+    let control = Arc::new(Mutex::new(None::<Control>));
+    let devices = Does({
+        let (errors, control) = (Arc::clone(&errors), Arc::clone(&control));
+        move || {
+            let control = control.lock().unwrap().clone().unwrap();
+            errors.lock().unwrap().push(control.pause(SOON));
+        }
+    });
+    let vcpu = MockVcpu::new([MockStep::mmio_write(0, &[1]), hlt()]);
+    let mut runner = VcpuRunner::new(vcpu, devices);
+    *control.lock().unwrap() = Some(runner.control());
+    assert_eq!(runner.run().unwrap(), Outcome::Halted);
+    assert_eq!(*errors.lock().unwrap(), [Err(ControlError::OwnThread)]);
+}
+
+#[test]
+fn a_device_stops_its_own_vcpu_before_the_next_exit() {
+    let control = Arc::new(Mutex::new(None::<Control>));
+    let calls = Arc::new(AtomicUsize::new(0));
+    let devices = Does({
+        let (control, calls) = (Arc::clone(&control), Arc::clone(&calls));
+        move || {
+            calls.fetch_add(1, Ordering::Relaxed);
+            let control = control.lock().unwrap().clone().unwrap();
+            control.stop_with(Outcome::Shutdown);
+        }
+    });
+    let vcpu = MockVcpu::new([
+        MockStep::mmio_read(0xffe, 2),
+        MockStep::mmio_read(0x1000, 2).as_fragment(),
+        MockStep::mmio_write(0, &[1]),
+    ]);
+    let log = vcpu.log();
+    let mut runner = VcpuRunner::new(vcpu, devices);
+    *control.lock().unwrap() = Some(runner.control());
+    assert_eq!(runner.run().unwrap(), Outcome::Shutdown);
+    assert_eq!(calls.load(Ordering::Relaxed), 2);
+    assert_eq!(log.completed().len(), 2);
+}
+
+#[test]
+fn calls_are_made_on_the_paused_vcpus_thread() {
+    let mut handle = spawn(flooding());
+    let name = |_: &mut MockVcpu| thread::current().name().map(str::to_owned);
+    assert_eq!(handle.with_vcpu(SOON, name), Err(ControlError::NotPaused));
+    for _ in 0..50 {
+        handle.pause(SOON).unwrap();
+        assert_eq!(handle.with_vcpu(SOON, name).unwrap().unwrap(), "mock");
+        assert_eq!(handle.with_vcpu(SOON, |_| 7), Ok(7));
+        assert_eq!(handle.control().state(), State::Paused);
+        handle.resume().unwrap();
+    }
+    // A call that takes too long is an error, and is not forgotten.
+    handle.pause(SOON).unwrap();
+    let done = Arc::new(AtomicBool::new(false));
+    let (go, may_go) = mpsc::channel::<()>();
+    let slow = {
+        let done = Arc::clone(&done);
+        move |_: &mut MockVcpu| {
+            may_go.recv().unwrap();
+            done.store(true, Ordering::SeqCst);
+        }
+    };
+    assert_eq!(handle.with_vcpu(SHORT, slow), Err(ControlError::Timeout));
+    handle.stop();
+    go.send(()).unwrap();
+    assert_eq!(handle.join(SOON).unwrap(), Outcome::Stopped);
+    assert!(done.load(Ordering::SeqCst));
+    assert_eq!(handle.with_vcpu(SOON, |_| 7), Err(ControlError::NotRunning));
+}
+
+#[test]
+fn a_stuck_device_does_not_make_anybody_hang() {
+    let (entered, is_entered) = mpsc::channel();
+    let (go, may_go) = mpsc::channel::<()>();
+    let devices = Does(move || {
+        let _ = entered.send(());
+        let _ = may_go.recv();
+    });
+    let mut handle = VcpuRunner::new(flooding(), devices).spawn("stuck").unwrap();
+    is_entered.recv().unwrap();
+    handle.stop();
+    let since = Instant::now();
+    assert!(matches!(handle.join(SHORT), Err(JoinError::Timeout)));
+    assert!(matches!(handle.join(SHORT), Err(JoinError::Timeout)));
+    assert!(!handle.is_finished());
+    // Dropping gives it up after a second.
+    drop(handle);
+    assert!(since.elapsed() < Duration::from_secs(5));
+    drop(go);
+}
+
+#[test]
+fn a_panic_is_reported_once_with_its_message() {
+    let panics: [(fn(), &str); 3] = [
+        (|| panic!("literal"), "literal"),
+        (|| panic!("number {}", 5), "number 5"),
+        (|| std::panic::panic_any(5u8), "no message"),
+    ];
+    for (panics, expected) in panics {
+        let devices = Does(panics);
+        let vcpu = flooding();
+        let log = vcpu.log();
+        let mut handle = VcpuRunner::new(vcpu, devices).spawn("panics").unwrap();
+        match handle.join(SOON) {
+            Err(JoinError::Panicked(message)) => assert_eq!(message, expected),
+            other => panic!("unexpected {other:?}"),
+        }
+        assert!(matches!(handle.join(SOON), Err(JoinError::AlreadyJoined)));
+        assert_eq!(handle.pause(SOON), Err(ControlError::NotRunning));
+        assert_eq!(log.bound(), 0, "the thread is free");
+    }
+}
+
+#[test]
+fn dropping_the_handle_ends_the_thread() {
+    struct Flag(Arc<AtomicBool>);
+    impl Drop for Flag {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+    impl GuestIo for Flag {
+        fn mmio_read(&mut self, _: u64, _: &mut [u8]) {}
+        fn mmio_write(&mut self, _: u64, _: &[u8]) {}
+        fn pio_read(&mut self, _: u16, _: &mut [u8]) {}
+        fn pio_write(&mut self, _: u16, _: &[u8]) {}
+    }
+    for pause in [false, true] {
+        for vcpu in [spinning(), flooding()] {
+            let ended = Arc::new(AtomicBool::new(false));
+            let handle = VcpuRunner::new(vcpu, Flag(Arc::clone(&ended)))
+                .spawn("dropped")
+                .unwrap();
+            if pause {
+                handle.pause(SOON).unwrap();
+            }
+            drop(handle);
+            assert!(ended.load(Ordering::SeqCst), "the devices are free");
+        }
+    }
+}
+
+#[test]
+fn a_name_that_cannot_be_is_an_error() {
+    let runner = VcpuRunner::new(spinning(), Nothing);
+    let control = runner.control();
+    let error = runner.spawn("a\0b").unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    assert_eq!(control.state(), State::Idle);
+}
+
+#[test]
+fn errors_of_the_loop_come_out_of_join() {
+    let mut handle = spawn(MockVcpu::new([MockStep::Fail(libc::ENOSYS)]));
+    let Err(JoinError::Vcpu(error)) = handle.join(SOON) else {
+        panic!("an error was expected");
+    };
+    assert_eq!(error.fault(), Some(&Fault::Run(RunError::NotSupported)));
+    assert!(error.to_string().ends_with("at 0xfff0"), "{error}");
+}
+
+// Groups.
+
+fn group(vcpus: impl IntoIterator<Item = MockVcpu>) -> VcpuGroup<MockVcpu> {
+    let mut group = VcpuGroup::new();
+    for vcpu in vcpus {
+        group.add(VcpuRunner::new(vcpu, Nothing));
+    }
+    group
+}
+
+#[test]
+fn an_empty_group_is_an_error() {
+    let error = group([]).start(SOON).unwrap_err();
+    assert!(matches!(error, GroupError::Empty));
+}
+
+#[test]
+fn groups_of_every_size() {
+    for size in [1, 2, 255] {
+        let vcpus: Vec<MockVcpu> = (0..size).map(|_| spinning()).collect();
+        let logs: Vec<_> = vcpus.iter().map(MockVcpu::log).collect();
+        let mut running = group(vcpus).start(SOON).unwrap();
+        assert_eq!(running.vcpus().len(), size);
+        running.pause(SOON).unwrap();
+        assert!(logs.iter().all(|log| log.pauses() == 1));
+        for vcpu in running.vcpus() {
+            assert_eq!(vcpu.control().state(), State::Paused);
+        }
+        running.resume().unwrap();
+        running.stop();
+        assert_eq!(running.join(SOON).unwrap(), Outcome::Stopped);
+        assert!(matches!(running.join(SOON), Err(GroupError::AlreadyJoined)));
+        assert!(logs.iter().all(|log| log.bound() == 0));
+    }
+}
+
+#[test]
+fn none_enters_the_guest_before_all_are_ready() {
+    let vcpus: Vec<MockVcpu> = (0..4).map(|_| spinning()).collect();
+    let logs: Vec<_> = vcpus.iter().map(MockVcpu::log).collect();
+    let names = Arc::new(Mutex::new(Vec::new()));
+    let gate = Arc::new(Barrier::new(2));
+    let starter = thread::spawn({
+        let (names, gate) = (Arc::clone(&names), Arc::clone(&gate));
+        move || {
+            group(vcpus)
+                .with_hook(move |index| {
+                    let name = thread::current().name().unwrap().to_owned();
+                    names.lock().unwrap().push((index, name));
+                    if index == 3 {
+                        gate.wait();
+                    }
+                    Ok(())
+                })
+                .start(SOON)
+                .unwrap()
+        }
+    });
+    wait_until(|| names.lock().unwrap().len() == 4);
+    thread::sleep(SHORT);
+    assert!(logs.iter().all(|log| log.runs() == 0));
+    gate.wait();
+    let running = starter.join().unwrap();
+    wait_until(|| logs.iter().all(|log| log.runs() > 0));
+    drop(running);
+    let mut names = names.lock().unwrap().clone();
+    names.sort();
+    let expected: Vec<_> = (0..4).map(|n| (n, format!("vcpu{n}"))).collect();
+    assert_eq!(names, expected);
+}
+
+#[test]
+fn one_end_is_the_end_of_all() {
+    for (step, outcome) in [
+        (reset(), Outcome::Reset),
+        (power_off(), Outcome::Shutdown),
+        (hlt(), Outcome::Halted),
+        (MockStep::exit(kvm::KVM_EXIT_SHUTDOWN), Outcome::TripleFault),
+    ] {
+        let vcpus = [spinning(), MockVcpu::new([step]), flooding()];
+        let logs: Vec<_> = vcpus.iter().map(MockVcpu::log).collect();
+        let mut running = group(vcpus).start(SOON).unwrap();
+        assert_eq!(running.join(SOON).unwrap(), outcome);
+        assert!(logs.iter().all(|log| log.bound() == 0));
+    }
+}
+
+#[test]
+fn an_error_and_a_panic_stop_the_siblings() {
+    let failing = MockVcpu::new([MockStep::Fail(libc::EFAULT)]);
+    let mut running = group([spinning(), failing]).start(SOON).unwrap();
+    match running.join(SOON) {
+        Err(GroupError::Vcpu {
+            index: 1,
+            error: JoinError::Vcpu(Error::Vcpu { fault, .. }),
+        }) => assert_eq!(fault, Fault::Run(RunError::BadAddress)),
+        other => panic!("unexpected {other:?}"),
+    }
+
+    let mut panicking = group([spinning(), spinning()]);
+    panicking.add(VcpuRunner::new(
+        flooding(),
+        Does(|| -> () { panic!("broken") }),
+    ));
+    let mut running = panicking.start(SOON).unwrap();
+    match running.join(SOON) {
+        Err(GroupError::Vcpu {
+            index: 2,
+            error: JoinError::Panicked(message),
+        }) => assert_eq!(message, "broken"),
+        other => panic!("unexpected {other:?}"),
+    }
+}
+
+#[test]
+fn reset_and_shutdown_together_are_a_reset() {
+    // Both are in the middle of an exit when they are let go, so that both report.
+    for swap in [false, true] {
+        let gate = Arc::new(Barrier::new(2));
+        let mut both = VcpuGroup::new();
+        let mut steps = [reset(), power_off()];
+        if swap {
+            steps.reverse();
+        }
+        for step in steps {
+            let gate = Arc::clone(&gate);
+            let vcpu = MockVcpu::new([MockStep::mmio_read(0, 4), step.as_fragment()]);
+            both.add(VcpuRunner::new(
+                vcpu,
+                Does(move || {
+                    gate.wait();
+                }),
+            ));
+        }
+        let mut running = both.start(SOON).unwrap();
+        assert_eq!(running.join(SOON).unwrap(), Outcome::Reset);
+    }
+}
+
+#[test]
+fn a_spawn_that_fails_half_way_stops_those_that_started() {
+    let vcpus: Vec<MockVcpu> = (0..4).map(|_| spinning()).collect();
+    let logs: Vec<_> = vcpus.iter().map(MockVcpu::log).collect();
+    let error = group(vcpus)
+        .with_names(|index| if index == 2 { "\0" } else { "good" }.to_owned())
+        .start(SOON)
+        .unwrap_err();
+    assert!(
+        matches!(error, GroupError::Spawn { index: 2, .. }),
+        "{error}"
+    );
+    for log in logs {
+        assert_eq!((log.runs(), log.bound()), (0, 0));
+    }
+}
+
+#[test]
+fn a_hook_that_fails_stops_the_group() {
+    let vcpus: Vec<MockVcpu> = (0..4).map(|_| spinning()).collect();
+    let logs: Vec<_> = vcpus.iter().map(MockVcpu::log).collect();
+    let error = group(vcpus)
+        .with_hook(|index| match index {
+            2 => Err(io::Error::from(io::ErrorKind::PermissionDenied)),
+            _ => Ok(()),
+        })
+        .start(SOON)
+        .unwrap_err();
+    match error {
+        GroupError::Vcpu {
+            index: 2,
+            error: JoinError::Hook(error),
+        } => assert_eq!(error.kind(), io::ErrorKind::PermissionDenied),
+        other => panic!("unexpected {other}"),
+    }
+    for log in logs {
+        assert_eq!((log.runs(), log.bound()), (0, 0));
+    }
+}
+
+#[test]
+fn a_hook_that_hangs_is_a_timeout() {
+    let (go, may_go) = mpsc::channel::<()>();
+    let may_go = Mutex::new(may_go);
+    let error = group([spinning(), spinning()])
+        .with_hook(move |index| {
+            if index == 1 {
+                let _ = may_go.lock().unwrap().recv();
+            }
+            Ok(())
+        })
+        .start(SHORT)
+        .unwrap_err();
+    assert!(matches!(error, GroupError::StartTimeout), "{error}");
+    drop(go);
+}
+
+#[test]
+fn a_member_that_is_stuck_is_a_timeout_and_can_be_joined_again() {
+    let (go, may_go) = mpsc::channel::<()>();
+    let mut stuck = group([spinning()]);
+    stuck.add(VcpuRunner::new(
+        flooding(),
+        Does(move || {
+            let _ = may_go.recv();
+        }),
+    ));
+    let mut running = stuck.start(SOON).unwrap();
+    thread::sleep(SHORT);
+    match running.pause(SHORT) {
+        Err(GroupError::Control {
+            index: 1,
+            error: ControlError::Timeout,
+        }) => {}
+        other => panic!("unexpected {other:?}"),
+    }
+    running.resume().unwrap();
+    running.stop();
+    match running.join(SHORT) {
+        Err(GroupError::Vcpu {
+            index: 1,
+            error: JoinError::Timeout,
+        }) => {}
+        other => panic!("unexpected {other:?}"),
+    }
+    drop(go);
+    assert_eq!(running.join(SOON).unwrap(), Outcome::Stopped);
+}
+
+#[test]
+fn dropping_a_group_ends_its_threads() {
+    let vcpus: Vec<MockVcpu> = (0..3).map(|_| flooding()).collect();
+    let logs: Vec<_> = vcpus.iter().map(MockVcpu::log).collect();
+    let running = group(vcpus).start(SOON).unwrap();
+    wait_until(|| logs.iter().all(|log| log.bound() == 1));
+    drop(running);
+    assert!(logs.iter().all(|log| log.bound() == 0));
+    // A group that never started has no threads.
+    drop(group([spinning()]));
+}
