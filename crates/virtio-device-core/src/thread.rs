@@ -13,33 +13,93 @@ use std::time::{Duration, Instant};
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::timerfd::TimerFd;
 
 use crate::device::ActiveQueue;
 use crate::interrupt::InterruptHandle;
 use crate::worker::{Executor, RunningWorker, Worker};
 
-/// A worker in any event-manager loop: each queue's event fd, with the queue's index as its data.
+/// What the events of a worker's timer carry: no queue has this index.
+const TIMER: u32 = 1 << 16;
+
+/// A worker's timer, by which it waits without holding up its loop.
+#[derive(Debug)]
+pub(crate) struct Timer {
+    fd: TimerFd,
+    armed: bool,
+}
+
+impl Timer {
+    fn new() -> io::Result<Self> {
+        let fd = TimerFd::new()?;
+        Ok(Self { fd, armed: false })
+    }
+
+    /// Sets the timer, or stops it; either way it is not readable any more.
+    fn set(&mut self, wait: Option<Duration>) -> io::Result<()> {
+        match wait {
+            // 0 would stop it.
+            Some(wait) => self.fd.reset(wait.max(Duration::from_nanos(1)), None)?,
+            None if self.armed => self.fd.clear()?,
+            None => {}
+        }
+        self.armed = wait.is_some();
+        Ok(())
+    }
+
+    fn events(&self) -> Events {
+        Events::with_data(&self.fd, TIMER, EventSet::IN)
+    }
+}
+
+/// A worker in any event-manager loop: each queue's event fd, with the queue's index as its data,
+/// and its timer, if it needs one.
 impl MutEventSubscriber for Worker {
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
-        let Ok(index) = u16::try_from(events.data()) else {
-            return;
+        let lives = match u16::try_from(events.data()) {
+            Ok(index) => self.notified(index),
+            Err(_) => self.expired(),
         };
-        if !self.notified(index) {
+        if !(lives && self.set_timer()) {
+            // An error means that it is not waited for: just what is wanted.
             for active in self.queues() {
-                // An error means that it is not waited for: just what is wanted.
                 let _ = ops.remove(readable(active));
+            }
+            if let Some(timer) = self.timer.take() {
+                let _ = ops.remove(timer.events());
             }
         }
     }
 
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        for active in self.queues() {
-            if ops.add(readable(active)).is_err() {
-                // Without this event fd the queue would stay silent for ever: say so instead.
-                self.fail();
-                return;
-            }
+        let added = self.queues().iter().all(|q| ops.add(readable(q)).is_ok());
+        // Without one of these the device would stay silent for ever: say so instead.
+        if !added || (self.needs_timer() && !self.add_timer(ops)) {
+            self.fail();
         }
+    }
+}
+
+impl Worker {
+    fn add_timer(&mut self, ops: &mut EventOps<'_>) -> bool {
+        self.timer = Timer::new().ok();
+        self.timer
+            .as_ref()
+            .is_some_and(|timer| ops.add(timer.events()).is_ok())
+    }
+
+    /// Sets the timer to what the handler waits for. A wait that cannot be timed would never end,
+    /// and is a failure.
+    fn set_timer(&mut self) -> bool {
+        let wait = self.wait();
+        let set = match &mut self.timer {
+            Some(timer) => timer.set(wait).is_ok(),
+            None => wait.is_none(),
+        };
+        if !set {
+            self.fail();
+        }
+        set
     }
 }
 
