@@ -92,6 +92,14 @@ impl Virtqueue {
         })
     }
 
+    /// Puts back the chain that was taken last and cannot be served yet: the next
+    /// [`Virtqueue::take`] takes it again, on this queue or on one that is restored from its state.
+    pub fn put_back(&mut self, head: Head) {
+        let Head(_) = head;
+        self.queue
+            .set_next_avail(self.queue.next_avail().wrapping_sub(1));
+    }
+
     /// Gives a chain back: `len` bytes were written from the first device-writable byte on.
     ///
     /// # Errors
