@@ -36,3 +36,5 @@ pub use limits::{BadRateLimit, BucketState, RateLimits, RateLimitsState};
 pub use observer::{RngCounters, RngObserver, SourceFailure};
 pub use queue::MAX_REQUEST;
 pub use source::KernelEntropy;
+#[cfg(feature = "fast-entropy")]
+pub use source::{FastEntropy, Reseed};
