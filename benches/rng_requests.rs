@@ -1,0 +1,435 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! How long an entropy device takes for a request, against its peers and against the limits.
+//!
+//! `cargo bench --bench rng_requests -- [--quick] [--write docs/rng-requests.md]`
+//!
+//! All devices sit behind the same split queue of 256 in the same guest memory. The driver has set
+//! its ring up once, and makes one or many requests available with one store; then the device
+//! serves them. Peers are stand-ins, written for this benchmark after the strategy of devices that
+//! are no crates: they use `virtio-queue` and leave out everything but the strategy.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a program for the people who change it"
+)]
+
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{self, Read};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+
+use virtio_device_core::test_utils::{DriverQueue, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
+use virtio_device_core::{
+    Activation, ActiveQueue, Executor, Interrupt, InterruptHandle, QueueLease, QueueSetup,
+    RunningWorker, VirtioDevice, Virtqueue, Worker,
+};
+use virtio_queue::{Queue, QueueT};
+use virtio_rng_device::{FastEntropy, KernelEntropy, RateLimit, Rng, RngCounters, RngObserver};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm_devices_benches::{Case, Results, Table, interleave, pin, raise_priority};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+type Memory = Arc<GuestMemoryMmap<()>>;
+
+const QUEUE_SIZE: u16 = 256;
+/// Each device has rings of its own, this far apart; all use the same buffers.
+const RINGS: u64 = 0x4000;
+const BUFFERS: u64 = 0x10_0000;
+const RAM: usize = 0x30_0000;
+
+/// What a driver asks for.
+#[derive(Clone, Copy)]
+struct Shape {
+    name: &'static str,
+    /// Length of each buffer.
+    len: u32,
+    /// Buffers in a request.
+    buffers: u16,
+    /// Requests for each notification.
+    batch: u16,
+    /// Requests in a sample, a multiple of `batch`.
+    count: u64,
+}
+
+const fn shape(name: &'static str, len: u32, buffers: u16, batch: u16, count: u64) -> Shape {
+    Shape {
+        name,
+        len,
+        buffers,
+        batch,
+        count,
+    }
+}
+
+const SHAPES: [Shape; 10] = [
+    shape("4 B", 4, 1, 1, 2048),
+    shape("4 B, 256", 4, 1, 256, 2048),
+    shape("64 B", 64, 1, 1, 2048),
+    shape("64 B, 256", 64, 1, 256, 2048),
+    shape("2 KiB", 2048, 1, 1, 256),
+    shape("2 KiB, 256", 2048, 1, 256, 256),
+    shape("64 KiB", 65_536, 1, 1, 16),
+    shape("64 KiB, 16", 65_536, 1, 16, 16),
+    shape("16 x 128 B", 128, 16, 1, 256),
+    shape("16 x 128 B, 16", 128, 16, 16, 256),
+];
+
+/// A driver whose requests never change.
+struct Driver {
+    memory: Memory,
+    setup: QueueSetup,
+    index: u16,
+    batch: u16,
+}
+
+impl Driver {
+    fn new(memory: &Memory, rings: u64, shape: Shape) -> Self {
+        let mut queue = DriverQueue::new(&**memory, rings * RINGS, QUEUE_SIZE);
+        for index in 0..QUEUE_SIZE {
+            let last = (index + 1) % shape.buffers == 0;
+            let flags = VIRTQ_DESC_F_WRITE | if last { 0 } else { VIRTQ_DESC_F_NEXT };
+            let addr = BUFFERS + u64::from(index % 16) * 0x1_0000;
+            queue.descriptor(index, addr, shape.len, flags, index + 1);
+        }
+        let heads = QUEUE_SIZE / shape.buffers;
+        (0..QUEUE_SIZE).for_each(|slot| queue.offer(slot % heads * shape.buffers));
+        queue.set_avail_index(0);
+        Self {
+            memory: memory.clone(),
+            setup: *queue.setup(),
+            index: 0,
+            batch: shape.batch,
+        }
+    }
+
+    /// Makes the next batch available.
+    fn offer(&mut self) {
+        self.index = self.index.wrapping_add(self.batch);
+        let addr = GuestAddress(self.setup.avail_ring + 2);
+        self.memory
+            .store(self.index, addr, Ordering::Release)
+            .unwrap();
+    }
+
+    /// The length in the last used element.
+    fn last_len(&self) -> u32 {
+        let slot = u64::from(self.index.wrapping_sub(1) % QUEUE_SIZE);
+        let addr = GuestAddress(self.setup.used_ring + 4 + 8 * slot + 4);
+        self.memory.read_obj(addr).unwrap()
+    }
+
+    fn used_index(&self) -> u16 {
+        let addr = GuestAddress(self.setup.used_ring + 2);
+        self.memory.read_obj(addr).unwrap()
+    }
+}
+
+/// A case of which each operation is a request; `serve` serves all that are available.
+fn case(
+    name: &str,
+    mut driver: Driver,
+    shape: Shape,
+    mut serve: impl FnMut() + Send + 'static,
+) -> Case {
+    let total = shape.len * u32::from(shape.buffers);
+    Case::new(name, move |count| {
+        for _ in 0..count / u64::from(shape.batch) {
+            driver.offer();
+            serve();
+        }
+        assert_eq!(driver.used_index(), driver.index, "not all was served");
+        assert_eq!(driver.last_len(), total, "not all was filled");
+        u64::from(driver.index)
+    })
+}
+
+struct Nobody;
+
+impl Interrupt for Nobody {
+    fn used_buffers(&self, _queue: u16) {}
+
+    fn config_changed(&self) {}
+
+    fn status_changed(&self) {}
+}
+
+/// Hands the worker over instead of running it.
+#[derive(Clone, Default)]
+struct Capture(Arc<Mutex<Option<Worker>>>);
+
+impl Executor for Capture {
+    fn start(&mut self, worker: Worker) -> io::Result<Box<dyn RunningWorker>> {
+        *self.0.lock().unwrap() = Some(worker);
+        Ok(Box::new(self.clone()))
+    }
+}
+
+impl RunningWorker for Capture {
+    fn stop(&mut self) {}
+}
+
+/// The device of this workspace, whole: locks, checks, wiping, everything.
+fn ours<S, O>(name: &str, memory: &Memory, rings: u64, shape: Shape, source: S, observer: O) -> Case
+where
+    S: Read + Send + 'static,
+    O: RngObserver + 'static,
+{
+    let driver = Driver::new(memory, rings, shape);
+    let layout =
+        virtio_device_core::QueueLayout::check(&driver.setup, QUEUE_SIZE, &**memory).unwrap();
+    let lease = QueueLease::new(Virtqueue::new(layout, 0));
+    let kick = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+    let queues = vec![ActiveQueue::new(0, lease, kick)];
+    let capture = Capture::default();
+    let mut device = Rng::with_observer(source, capture.clone(), observer);
+    if name == OURS_WATCHED {
+        let limit = RateLimit::new(u64::MAX, u64::MAX);
+        device.limits().set(limit, limit);
+    }
+    let interrupt = InterruptHandle::new(Arc::new(Nobody));
+    let activation = Activation::new(memory.clone(), queues, 0, interrupt);
+    device.activate(activation).unwrap();
+    let mut worker = capture.0.lock().unwrap().take().unwrap();
+    case(name, driver, shape, move || {
+        let _owner = &device;
+        // As a notification, without reading the event fd.
+        assert!(worker.expired());
+    })
+}
+
+/// A peer: `fill` fills the buffers of one request, by address and length.
+fn peer(
+    name: &str,
+    memory: &Memory,
+    rings: u64,
+    shape: Shape,
+    mut fill: impl FnMut(&GuestMemoryMmap<()>, &[(GuestAddress, usize)]) + Send + 'static,
+) -> Case {
+    let driver = Driver::new(memory, rings, shape);
+    let mut queue = Queue::new(QUEUE_SIZE).unwrap();
+    queue.set_size(QUEUE_SIZE);
+    queue.set_desc_table_address(Some(driver.setup.desc_table as u32), None);
+    queue.set_avail_ring_address(Some(driver.setup.avail_ring as u32), None);
+    queue.set_used_ring_address(Some(driver.setup.used_ring as u32), None);
+    queue.set_ready(true);
+    let memory = memory.clone();
+    let mut buffers = Vec::with_capacity(QUEUE_SIZE.into());
+    case(name, driver, shape, move || {
+        let memory = &*memory;
+        while let Some(chain) = queue.pop_descriptor_chain(memory) {
+            let head = chain.head_index();
+            buffers.clear();
+            let writable = chain.filter(|d| d.is_write_only());
+            buffers.extend(writable.map(|d| (d.addr(), d.len() as usize)));
+            fill(memory, &buffers);
+            let len: usize = buffers.iter().map(|&(_, len)| len).sum();
+            queue.add_used(memory, head, len as u32).unwrap();
+        }
+        assert!(queue.needs_notification(memory).unwrap());
+    })
+}
+
+const OURS_KERNEL: &str = "**virtio-rng-device, `KernelEntropy`**";
+const OURS_FAST: &str = "**virtio-rng-device, `FastEntropy`**";
+const OURS_WATCHED: &str = "**virtio-rng-device, `FastEntropy`, both limits and counters**";
+const OURS_NOTHING: &str = "*limit: virtio-rng-device, source that does nothing*";
+const QUEUE_ALONE: &str = "*limit: virtio-queue, nothing filled*";
+const MEMSET: &str = "*limit: virtio-queue, memset*";
+const SYSCALL: &str = "*limit: virtio-queue, getrandom into guest memory*";
+const CH: &str = "stand-in for Cloud Hypervisor (kernel device into guest memory, by descriptor)";
+const FC: &str = "stand-in for Firecracker (aws-lc-rs into a zeroed `Vec`, copied)";
+const CROSVM: &str = "stand-in for crosvm (64-byte chunks of the thread's generator)";
+const OPEN: &str = "kernel device opened for each descriptor";
+
+/// A source that says it has filled everything.
+struct Nothing;
+
+impl Read for Nothing {
+    fn read(&mut self, data: &mut [u8]) -> io::Result<usize> {
+        Ok(data.len())
+    }
+}
+
+fn cases(memory: &Memory, shape: Shape) -> Vec<Case> {
+    let device = || File::open("/dev/urandom").unwrap();
+    let mut urandom = device();
+    let mut scratch = vec![0; 65_536];
+    let zeros = vec![0; 65_536];
+    let fast = || FastEntropy::new().unwrap();
+    vec![
+        ours(OURS_KERNEL, memory, 0, shape, KernelEntropy, ()),
+        ours(OURS_FAST, memory, 1, shape, fast(), ()),
+        ours(
+            OURS_WATCHED,
+            memory,
+            2,
+            shape,
+            fast(),
+            RngCounters::default(),
+        ),
+        peer(CH, memory, 3, shape, move |memory, buffers| {
+            for &(addr, len) in buffers {
+                memory
+                    .read_exact_volatile_from(addr, &mut urandom, len)
+                    .unwrap();
+            }
+        }),
+        peer(FC, memory, 4, shape, move |memory, buffers| {
+            let total = buffers.iter().map(|&(_, len)| len).sum::<usize>();
+            let mut bytes = vec![0; total.min(65_536)];
+            aws_lc_rs::rand::fill(&mut bytes).unwrap();
+            let mut rest = &bytes[..];
+            for &(addr, len) in buffers {
+                let (now, later) = rest.split_at(len.min(rest.len()));
+                memory.write_slice(now, addr).unwrap();
+                rest = later;
+            }
+        }),
+        peer(CROSVM, memory, 5, shape, move |memory, buffers| {
+            for &(addr, len) in buffers {
+                for offset in (0..len).step_by(64) {
+                    let chunk = rand::random::<[u8; 64]>();
+                    let addr = GuestAddress(addr.0 + offset as u64);
+                    memory
+                        .write_slice(&chunk[..64.min(len - offset)], addr)
+                        .unwrap();
+                }
+            }
+        }),
+        peer(OPEN, memory, 6, shape, move |memory, buffers| {
+            for &(addr, len) in buffers {
+                let mut urandom = device();
+                memory
+                    .read_exact_volatile_from(addr, &mut urandom, len)
+                    .unwrap();
+            }
+        }),
+        ours(OURS_NOTHING, memory, 7, shape, Nothing, ()),
+        peer(QUEUE_ALONE, memory, 8, shape, |_, _| {}),
+        peer(MEMSET, memory, 9, shape, move |memory, buffers| {
+            for &(addr, len) in buffers {
+                memory.write_slice(&zeros[..len], addr).unwrap();
+            }
+        }),
+        peer(SYSCALL, memory, 10, shape, move |memory, buffers| {
+            let total = buffers.iter().map(|&(_, len)| len).sum::<usize>();
+            getrandom::fill(&mut scratch[..total]).unwrap();
+            let mut rest = &scratch[..total];
+            for &(addr, len) in buffers {
+                let (now, later) = rest.split_at(len);
+                memory.write_slice(now, addr).unwrap();
+                rest = later;
+            }
+        }),
+    ]
+}
+
+/// Numbers for each case and shape.
+fn table(
+    results: &[(Shape, Results)],
+    corner: &str,
+    cell: impl Fn(&Shape, &Results, &str) -> String,
+) -> Table {
+    let mut columns = vec![corner.to_owned()];
+    columns.extend(results.iter().map(|(shape, _)| shape.name.to_owned()));
+    let mut table = Table::new(&columns);
+    for name in results[0].1.names() {
+        let mut row = vec![name.clone()];
+        row.extend(
+            results
+                .iter()
+                .map(|(shape, result)| cell(shape, result, name)),
+        );
+        table.row(&row);
+    }
+    table
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().collect();
+    let quick = args.iter().any(|arg| arg == "--quick");
+    let file = args.iter().skip_while(|arg| *arg != "--write").nth(1);
+    let rounds = if quick { 11 } else { 61 };
+    raise_priority();
+    pin(0);
+
+    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM)]).unwrap();
+    let memory = Arc::new(memory);
+    let results: Vec<_> = SHAPES
+        .map(|shape| {
+            (
+                shape,
+                interleave(cases(&memory, shape), rounds, shape.count),
+            )
+        })
+        .into();
+
+    let mut text = String::new();
+    let mut say = |part: &str| {
+        let _ = writeln!(text, "{part}");
+    };
+    say("# Entropy requests\n");
+    say(
+        "Written by `cargo bench --bench rng_requests -- --write <this file>`: what was measured, on the",
+    );
+    say(
+        "machine it ran on. A column is what a driver asks for at once: `64 B` is one request of 64 bytes,",
+    );
+    say(
+        "`64 B, 256` is 256 of them for one notification, `16 x 128 B` is one request of 16 buffers.",
+    );
+    say(
+        "Medians of rounds in which all competitors take turns. Event fds and interrupts are left out for",
+    );
+    say(
+        "all. Stand-ins are written for this benchmark, after the strategy of devices that are no crates.\n",
+    );
+    say("## Times as long as the stand-in for Cloud Hypervisor\n");
+    let ratio = |_: &Shape, r: &Results, name: &str| format!("{:.2}", r.ratio(name, CH));
+    say(&table(&results, "", ratio).to_string());
+    say("## Nanoseconds for a request, this run\n");
+    let nanos = |_: &Shape, r: &Results, name: &str| format!("{:.0}", r.median(name));
+    say(&table(&results, "", nanos).to_string());
+    say("## GB/s, this run\n");
+    let speed = |shape: &Shape, r: &Results, name: &str| {
+        let bytes = f64::from(shape.len * u32::from(shape.buffers));
+        format!("{:.2}", bytes / r.median(name))
+    };
+    say(&table(&results, "", speed).to_string());
+
+    say("## Targets\n");
+    let mut targets = Table::new(&["", "at most", "measured", ""]);
+    let mut target = |shape: &str, name: &str, base: &str, at_most: f64| {
+        let of = |(s, _): &&(Shape, Results)| s.name == shape;
+        let measured = results.iter().find(of).unwrap().1.ratio(name, base);
+        let verdict = if measured <= at_most { "met" } else { "missed" };
+        targets.row(&[
+            &format!("{shape}: {name} / {base}"),
+            &format!("{at_most:.3}"),
+            &format!("{measured:.3}"),
+            verdict,
+        ]);
+    };
+    target("64 B", OURS_KERNEL, CH, 1.0);
+    target("64 B", OURS_FAST, CH, 0.2);
+    for shape in ["2 KiB", "2 KiB, 256"] {
+        target(shape, OURS_FAST, CH, 1.0 / 8.0);
+        target(shape, OURS_FAST, FC, 1.0 / 1.7);
+    }
+    for shape in ["64 KiB", "64 KiB, 16"] {
+        target(shape, OURS_FAST, CH, 1.0 / 9.0);
+        target(shape, OURS_FAST, FC, 1.0);
+    }
+    target("16 x 128 B", OURS_FAST, CH, 0.1);
+    say(&targets.to_string());
+
+    println!("{text}");
+    if let Some(file) = file {
+        std::fs::write(file, text).unwrap();
+    }
+}
