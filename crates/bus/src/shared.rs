@@ -188,7 +188,7 @@ impl<K: Address> Shared<K> {
 }
 
 /// Stands in for a device that panicked.
-struct Failed;
+pub(crate) struct Failed;
 
 impl BusDeviceSync for Failed {
     fn read(&self, _offset: u64, _data: &mut [u8]) -> Outcome {
