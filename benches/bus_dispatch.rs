@@ -211,6 +211,7 @@ const DYN: &str = "limit: `dyn` call, device known";
 const MUTEX_DYN: &str = "limit: `Mutex<dyn>` call, device known";
 const VIEW: &str = "**vmm-bus**, view";
 const VIEW_MUTEX: &str = "**vmm-bus**, view, `Mutex` device";
+const VIEW_FENCED: &str = "**vmm-bus**, view, without `membarrier`";
 const NO_VIEW: &str = "**vmm-bus**, without a view";
 const VM_DEVICE: &str = "vm-device 0.1";
 const VM_DEVICE_MUTEX: &str = "vm-device 0.1, `Mutex` device";
@@ -270,8 +271,12 @@ fn cases<const CHAINED: bool>(count: u64, pattern: Pattern, lists: &[Arc<[u64]>]
 
     let bus = MmioBus::new();
     let locked_bus = MmioBus::new();
+    let fenced_bus = MmioBus::builder().fenced().build();
     for base in places() {
         bus.insert(Arc::<Register>::default(), base, SIZE).unwrap();
+        fenced_bus
+            .insert(Arc::<Register>::default(), base, SIZE)
+            .unwrap();
         locked_bus
             .insert(Arc::<Mutex<MutRegister>>::default(), base, SIZE)
             .unwrap();
@@ -282,6 +287,10 @@ fn cases<const CHAINED: bool>(count: u64, pattern: Pattern, lists: &[Arc<[u64]>]
     });
     add(VIEW_MUTEX, &|list| {
         let mut view = locked_bus.view();
+        work::<CHAINED>(list, move |addr| read4!(|data| view.read(addr, data)))
+    });
+    add(VIEW_FENCED, &|list| {
+        let mut view = fenced_bus.view();
         work::<CHAINED>(list, move |addr| read4!(|data| view.read(addr, data)))
     });
     add(NO_VIEW, &|list| {
