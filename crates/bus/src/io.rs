@@ -64,8 +64,8 @@ impl Io<'_> {
     /// Calls a device; `None` if it panicked.
     #[inline(always)]
     pub(crate) fn call(&mut self, device: &dyn BusDeviceSync, offset: u64) -> Option<Outcome> {
-        // What the handler may have left half-done is not used: the buffer is filled anew, and the
-        // device is given up.
+        // Costs nothing as long as nobody panics. What the handler may have left half-done is not
+        // used: the buffer is filled anew, and the device is given up.
         let called = catch_unwind(AssertUnwindSafe(|| match self {
             Self::Read(data) => device.read(offset, data),
             Self::Write(data) => device.write(offset, data),
