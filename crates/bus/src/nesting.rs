@@ -1,113 +1,81 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! What this thread is in the middle of: which locked devices, how many calls deep.
+//! What this thread is in the middle of.
 //!
-//! A device's handler may call a bus. When that leads back to the device, taking its lock again
-//! would never end, so each thread keeps a short list of the locks that it holds.
+//! A device's handler may call a bus. If that leads back to the device, taking its lock again would
+//! never end, so each thread keeps a short list of the device locks that it holds. Accesses without
+//! a view are on it too, because nothing else keeps them from nesting until the stack overflows.
 
 use std::cell::Cell;
-use std::ops::{Deref, DerefMut};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::Mutex;
 
 use crate::AccessError;
+use crate::io::Outcome;
 
-/// How many accesses may be nested in one another.
-pub(crate) const MAX_DEPTH: usize = 16;
+/// How many places the list has besides the first. An access without a view to a locked device
+/// takes two.
+const OTHERS: usize = 31;
 
 struct Nesting {
     /// The lock that was taken first, or 0. Nearly always the only one, so it is quick to note.
     first: Cell<usize>,
-    /// The locks that were taken since, as many as `depth`.
-    others: [Cell<usize>; MAX_DEPTH - 1],
+    /// What has come on top since: as many as `depth`, 0 for an access without a view.
+    others: [Cell<usize>; OTHERS],
     depth: Cell<usize>,
-    /// Accesses without a view.
-    calls: Cell<usize>,
 }
 
 std::thread_local! {
     static NESTING: Nesting = const {
         Nesting {
             first: Cell::new(0),
-            others: [const { Cell::new(0) }; MAX_DEPTH - 1],
+            others: [const { Cell::new(0) }; OTHERS],
             depth: Cell::new(0),
-            calls: Cell::new(0),
         }
     };
 }
 
-/// A locked device; this thread knows that it holds the lock.
-pub(crate) struct Locked<'a, T: ?Sized> {
-    device: MutexGuard<'a, T>,
-    _listed: Listed,
-}
+impl Nesting {
+    fn holds(&self, lock: usize) -> bool {
+        let mut others = self.others.iter().take(self.depth.get());
+        self.first.get() == lock || others.any(|other| other.get() == lock)
+    }
 
-impl<T: ?Sized> Deref for Locked<'_, T> {
-    type Target = T;
-
-    #[inline]
-    fn deref(&self) -> &T {
-        &self.device
+    #[cold]
+    fn push(&self, lock: usize) -> Result<Listed, AccessError> {
+        let depth = self.depth.get();
+        let place = self.others.get(depth).ok_or(AccessError::Reentrant)?;
+        place.set(lock);
+        self.depth.set(depth + 1);
+        Ok(Listed::Other)
     }
 }
 
-impl<T: ?Sized> DerefMut for Locked<'_, T> {
-    #[inline]
-    fn deref_mut(&mut self) -> &mut T {
-        &mut self.device
-    }
-}
-
-/// Locks a device, unless this thread holds it already.
-#[inline(always)]
-pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> Result<Locked<'_, T>, AccessError> {
-    let address = std::ptr::from_ref(mutex).cast::<()>().addr();
-    let _listed = Listed::new(address)?;
-    let device = mutex.lock().map_err(|_| AccessError::Panicked)?;
-    Ok(Locked { device, _listed })
-}
-
-/// Whether this thread holds or waits for the lock at this address.
-pub(crate) fn holds(address: usize) -> bool {
-    NESTING.with(|nesting| nesting.holds(address))
-}
-
-/// Keeps a lock on the list of this thread, from before it is taken until it is free again.
-enum Listed {
+/// Keeps something on the list of this thread, also when a handler panics.
+pub(crate) enum Listed {
     First,
     Other,
 }
 
 impl Listed {
+    /// For an access without a view.
+    pub(crate) fn access() -> Result<Self, AccessError> {
+        NESTING.with(|nesting| nesting.push(0))
+    }
+
+    /// For a lock, before it is taken.
     #[inline]
-    fn new(address: usize) -> Result<Self, AccessError> {
+    fn lock(address: usize) -> Result<Self, AccessError> {
         NESTING.with(|nesting| {
             if nesting.first.get() == 0 {
                 nesting.first.set(address);
                 Ok(Self::First)
+            } else if nesting.holds(address) {
+                Err(AccessError::Reentrant)
             } else {
-                nesting.add(address)
+                nesting.push(address)
             }
         })
-    }
-}
-
-impl Nesting {
-    fn holds(&self, address: usize) -> bool {
-        let mut others = self.others.iter().take(self.depth.get());
-        self.first.get() == address || others.any(|lock| lock.get() == address)
-    }
-
-    #[cold]
-    fn add(&self, address: usize) -> Result<Listed, AccessError> {
-        if self.holds(address) {
-            return Err(AccessError::Reentrant);
-        }
-        let depth = self.depth.get();
-        let place = self.others.get(depth).ok_or(AccessError::Reentrant)?;
-        place.set(address);
-        self.depth.set(depth + 1);
-        Ok(Listed::Other)
     }
 }
 
@@ -121,23 +89,15 @@ impl Drop for Listed {
     }
 }
 
-/// Counts an access that was made without a view; they can nest without end otherwise.
-pub(crate) struct Call;
-
-impl Call {
-    pub(crate) fn new() -> Result<Self, AccessError> {
-        NESTING.with(|nesting| match nesting.calls.get() {
-            MAX_DEPTH.. => Err(AccessError::Reentrant),
-            calls => {
-                nesting.calls.set(calls + 1);
-                Ok(Self)
-            }
-        })
-    }
+/// Whether this thread holds the lock at this address.
+pub(crate) fn holds(address: usize) -> bool {
+    NESTING.with(|nesting| nesting.holds(address))
 }
 
-impl Drop for Call {
-    fn drop(&mut self) {
-        NESTING.with(|nesting| nesting.calls.set(nesting.calls.get() - 1));
-    }
+/// Calls a device under its lock, unless this thread holds that already.
+#[inline(always)]
+pub(crate) fn locked<T: ?Sized>(mutex: &Mutex<T>, call: impl FnOnce(&mut T) -> Outcome) -> Outcome {
+    let _listed = Listed::lock(std::ptr::from_ref(mutex).cast::<()>().addr())?;
+    let mut device = mutex.lock().map_err(|_| AccessError::Panicked)?;
+    call(&mut device)
 }

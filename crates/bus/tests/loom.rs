@@ -10,13 +10,14 @@
 use std::sync::Arc;
 
 use bus::{AccessError, BusDeviceSync, MmioBus};
-use loom::sync::atomic::{AtomicBool, Ordering};
+use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use loom::thread;
 
 /// A device that tells whether it was called after its removal.
 struct Mortal {
     tag: u8,
     removed: AtomicBool,
+    calls: AtomicUsize,
 }
 
 impl Mortal {
@@ -24,12 +25,16 @@ impl Mortal {
         Arc::new(Self {
             tag,
             removed: AtomicBool::new(false),
+            calls: AtomicUsize::new(0),
         })
     }
 
-    fn bury(&self) {
-        // Relaxed: nothing but the bus keeps a handler from seeing this.
+    /// To be called after the removal. Returns how often the device was called.
+    fn bury(&self) -> usize {
+        // Relaxed: only the bus keeps a handler from seeing this, and only the bus makes all that
+        // handlers did visible here.
         self.removed.store(true, Ordering::Relaxed);
+        self.calls.load(Ordering::Relaxed)
     }
 }
 
@@ -38,6 +43,7 @@ impl BusDeviceSync for Mortal {
         if self.removed.load(Ordering::Relaxed) {
             return Err(AccessError::Failed);
         }
+        self.calls.fetch_add(1, Ordering::Relaxed);
         data.fill(self.tag);
         Ok(())
     }
@@ -73,8 +79,9 @@ fn remove_while_a_view_reads(warm: usize) {
             assert_one_of(&[1], outcome, data);
         });
         bus.remove(id).unwrap();
-        device.bury();
+        let calls = device.bury();
         vcpu.join().unwrap();
+        assert_eq!(device.bury(), calls);
     });
 }
 
@@ -101,8 +108,9 @@ fn remove_waits_for_an_access_without_a_view() {
             assert_one_of(&[1], outcome, data);
         });
         bus.remove(id).unwrap();
-        device.bury();
+        let calls = device.bury();
         vcpu.join().unwrap();
+        assert_eq!(device.bury(), calls);
     });
 }
 
@@ -123,8 +131,9 @@ fn remove_waits_for_the_first_of_several_accesses() {
             }
         });
         bus.remove(id).unwrap();
-        device.bury();
+        let calls = device.bury();
         vcpu.join().unwrap();
+        assert_eq!(device.bury(), calls);
     });
 }
 
