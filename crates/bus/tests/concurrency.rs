@@ -6,6 +6,7 @@
 #![cfg(not(loom))]
 #![expect(
     clippy::unwrap_used,
+    clippy::indexing_slicing,
     reason = "a test that meets the unexpected should stop there"
 )]
 
@@ -117,9 +118,10 @@ struct Mortal {
 
 impl BusDeviceSync for Mortal {
     fn read(&self, _offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
-        self.calls.fetch_add(1, Ordering::Relaxed);
-        // Long enough for a remover that has missed this call to come back and set the flag.
-        for _ in 0..8 {
+        let calls = self.calls.fetch_add(1, Ordering::Relaxed);
+        // Now and then long enough for a remover that has missed this call to set the flag.
+        let rounds = [1, 10, 100, if cfg!(miri) { 100 } else { 1000 }];
+        for _ in 0..rounds[calls % rounds.len()] {
             std::hint::spin_loop();
             if self.removed.load(Ordering::Relaxed) {
                 self.too_late.fetch_add(1, Ordering::Relaxed);
@@ -127,6 +129,15 @@ impl BusDeviceSync for Mortal {
         }
         data.fill(1);
         Ok(())
+    }
+}
+
+/// Ends the threads of a test, also when it fails.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -165,6 +176,7 @@ fn remove_under_load(bus: &MmioBus, until: impl Fn(usize) -> bool) {
                 }
             });
         }
+        let _stop = Stop(&stop);
         let mut round = 0;
         while !until(round) {
             round += 1;
@@ -186,7 +198,6 @@ fn remove_under_load(bus: &MmioBus, until: impl Fn(usize) -> bool) {
             assert_eq!(device.calls.load(Ordering::Relaxed), calls);
             assert_eq!(device.too_late.load(Ordering::Relaxed), 0);
         }
-        stop.store(true, Ordering::Relaxed);
     });
     assert_eq!(failures.into_inner(), 0);
     assert_eq!(bus.regions().len(), 1);
@@ -233,6 +244,7 @@ fn look_ups_during_a_move_see_the_old_or_the_new_place() {
                     }
                 });
             }
+            let _stop = Stop(&stop);
             let mut view = bus.view();
             for round in 0..ROUNDS {
                 // Every place in turn, with and without an overlap with the one before.
@@ -243,7 +255,6 @@ fn look_ups_during_a_move_see_the_old_or_the_new_place() {
                 assert_eq!(view.read(from, &mut [0]), Err(AccessError::Unclaimed));
                 assert!(bus.relocate(id, 0x30ff).is_err());
             }
-            stop.store(true, Ordering::Relaxed);
         });
     }
 }
