@@ -27,6 +27,7 @@ use virtio_rng_device::{KernelEntropy, Rng};
 
 const BASE: u64 = 0x8000_2000;
 const SOON: Duration = Duration::from_secs(5);
+const PROMPTLY: Duration = Duration::from_millis(20);
 
 /// virtio-rng on a bus of its own; the receiver hears each interrupt.
 fn machine(source: impl Read + Send + 'static) -> (MmioBus, Receiver<()>) {
@@ -52,22 +53,36 @@ fn pattern(len: usize) -> Vec<u8> {
 #[test]
 fn the_driver_gets_the_bytes_of_the_source_in_order() {
     let bytes = pattern(3 * 4096);
-    let (bus, interrupts) = machine(std::io::Cursor::new(bytes.clone()));
+    let (bus, _interrupts) = machine(std::io::Cursor::new(bytes.clone()));
     let mut driver = driver(&bus);
-    driver.enable_interrupts();
     let mut got = Vec::new();
     for len in [1, 64, 4096, 8127] {
         let mut buffer = vec![0; len];
         assert_eq!(driver.request_entropy(&mut buffer).unwrap(), len);
         got.extend(buffer);
-        interrupts.recv_timeout(SOON).unwrap();
-        assert_eq!(
-            driver.ack_interrupt().bits(),
-            InterruptStatus::QUEUE_INTERRUPT.bits()
-        );
-        assert!(driver.ack_interrupt().is_empty());
     }
     assert_eq!(got, bytes);
+}
+
+#[test]
+fn the_driver_is_interrupted() {
+    let (bus, interrupts) = machine(std::io::repeat(0x5a));
+    let mut driver = driver(&bus);
+    driver.enable_interrupts();
+    // This driver polls. When it sees the answer before the device asks whether to interrupt, it
+    // has moved its `used_event` past it, and rightly gets no interrupt: so not every request.
+    for _ in 0..1000 {
+        assert_eq!(driver.request_entropy(&mut [0; 16]).unwrap(), 16);
+        if interrupts.recv_timeout(PROMPTLY).is_ok() {
+            assert_eq!(
+                driver.ack_interrupt().bits(),
+                InterruptStatus::QUEUE_INTERRUPT.bits()
+            );
+            assert!(driver.ack_interrupt().is_empty());
+            return;
+        }
+    }
+    panic!("1000 requests and no interrupt");
 }
 
 #[test]
