@@ -5,15 +5,18 @@
 
 use std::fmt;
 use std::mem;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
+use crate::io::Io;
 use crate::map::Map;
-use crate::nesting::{self, Call};
-use crate::observer::Observer;
-use crate::region::{RegionInfo, address_of};
-use crate::sync::{AtomicU64, Barrier, Mutex, Ordering, Padded, back_off, lock, thread_token};
-use crate::view::{BusView, Io, Lookup, Presence, report};
-use crate::{Access, AccessError, Address, BusDeviceSync, BusError, BusRange, Region, RegionId};
+use crate::nesting;
+use crate::region::address_of;
+use crate::shared::{Observer, Shared, Wait};
+use crate::sync::{Barrier, back_off, thread_token};
+use crate::{
+    Access, AccessError, Address, BusDeviceSync, BusError, BusRange, BusView, Region, RegionId,
+    RegionInfo,
+};
 
 /// The bus for memory-mapped I/O.
 pub type MmioBus = Bus<u64>;
@@ -48,37 +51,49 @@ pub type PioBus = Bus<u16>;
 /// assert_eq!(data, [7; 4]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+///
+/// A device that holds a handle of the bus it is on keeps the bus, and so itself, from ever being
+/// dropped. Let such a device hold a [`WeakBus`].
 pub struct Bus<K> {
     shared: Arc<Shared<K>>,
 }
 
-/// What a bus, its clones and its views have in common.
-pub(crate) struct Shared<K> {
-    /// Goes up whenever the map changes. The one thing that every access looks at, so it shares
-    /// its cache line with nothing that is written more often.
-    pub(crate) generation: Padded<AtomicU64>,
-    pub(crate) barrier: Barrier,
-    pub(crate) fill: u8,
-    pub(crate) observer: Option<Observer<K>>,
-    state: Mutex<State<K>>,
-    /// For accesses without a view.
-    spare: Mutex<Vec<Lookup<K>>>,
-    /// What is called in the place of a device that panicked.
-    failed: Arc<dyn BusDeviceSync>,
+/// A handle of a bus that does not keep it, for devices that access other devices.
+///
+/// ```
+/// use bus::{AccessError, BusDevice, MmioBus, WeakBus};
+/// use std::sync::{Arc, Mutex};
+///
+/// /// Shows the bytes from `base` on at another place.
+/// struct Mirror {
+///     bus: WeakBus<u64>,
+///     base: u64,
+/// }
+///
+/// impl BusDevice for Mirror {
+///     fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
+///         let bus = self.bus.upgrade().ok_or(AccessError::Failed)?;
+///         bus.read(self.base + offset, data)
+///     }
+/// }
+///
+/// let bus = MmioBus::new();
+/// let mirror = Mirror { bus: bus.downgrade(), base: 0x1000 };
+/// bus.insert(Arc::new(Mutex::new(mirror)), 0x2000, 0x100)?;
+/// assert_eq!(bus.read(0x2000, &mut [0]), Err(AccessError::Unclaimed));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct WeakBus<K> {
+    shared: Weak<Shared<K>>,
 }
 
-struct State<K> {
-    map: Arc<Map<K>>,
-    views: Vec<Arc<Presence>>,
-    waits: Vec<Wait>,
-}
-
-/// A thread inside of `inside` that waits until nobody is inside of `device`.
-struct Wait {
-    /// Of the map without the device; tells waits apart.
-    generation: u64,
-    inside: Vec<usize>,
-    device: usize,
+impl<K: Address> WeakBus<K> {
+    /// The bus, unless all its handles and views are gone.
+    #[must_use]
+    pub fn upgrade(&self) -> Option<Bus<K>> {
+        let shared = self.shared.upgrade()?;
+        Some(Bus { shared })
+    }
 }
 
 /// How a bus differs from [`Bus::new`].
@@ -104,11 +119,10 @@ struct Wait {
 /// assert_eq!(data, [0]);
 /// assert_eq!(unclaimed.load(Ordering::Relaxed), 1);
 /// ```
-#[derive(Debug)]
 #[must_use]
 pub struct BusBuilder<K> {
     fill: u8,
-    observer: Option<Observer<K>>,
+    observer: Option<Box<Observer<K>>>,
     barrier: Option<Barrier>,
 }
 
@@ -124,7 +138,7 @@ impl<K: Address> BusBuilder<K> {
     ///
     /// The guest decides how often that is. Accesses to a bus with an observer take longer.
     pub fn observer(mut self, observer: impl Fn(&Access<'_, K>) + Send + Sync + 'static) -> Self {
-        self.observer = Some(Observer(Box::new(observer)));
+        self.observer = Some(Box::new(observer));
         self
     }
 
@@ -140,20 +154,9 @@ impl<K: Address> BusBuilder<K> {
     /// A bus without devices.
     #[must_use]
     pub fn build(self) -> Bus<K> {
+        let barrier = self.barrier.unwrap_or_else(Barrier::best);
         Bus {
-            shared: Arc::new(Shared {
-                generation: Padded(AtomicU64::new(0)),
-                barrier: self.barrier.unwrap_or_else(Barrier::best),
-                fill: self.fill,
-                observer: self.observer,
-                state: Mutex::new(State {
-                    map: Arc::default(),
-                    views: Vec::new(),
-                    waits: Vec::new(),
-                }),
-                spare: Mutex::new(Vec::new()),
-                failed: Arc::new(FailedDevice),
-            }),
+            shared: Arc::new(Shared::new(barrier, self.fill, self.observer)),
         }
     }
 }
@@ -202,8 +205,8 @@ impl<K: Address> Bus<K> {
         region: Region<K>,
     ) -> Result<RegionId, BusError<K>> {
         let entry = region.into_entry(device)?;
-        let id = entry.meta.id;
-        let mut state = lock(&self.shared.state);
+        let id = entry.info.id();
+        let mut state = self.shared.state();
         let place = state.map.place(&entry, None)?;
         Arc::make_mut(&mut state.map).insert(place, entry);
         self.shared.publish();
@@ -224,17 +227,17 @@ impl<K: Address> Bus<K> {
     /// [`BusError::NoSuchRegion`], [`BusError::InsideDevice`] or [`BusError::Barrier`].
     pub fn remove(&self, id: RegionId) -> Result<Arc<dyn BusDeviceSync>, BusError<K>> {
         let shared = &*self.shared;
-        let mut state = lock(&shared.state);
+        let mut state = shared.state();
         let index = state.map.position(id)?;
         let entry = state.map.get(index).ok_or(BusError::NoSuchRegion { id })?;
         let entry = Arc::clone(entry);
 
-        let device = address_of(&entry.meta.device);
+        let device = address_of(&*entry.info.meta.device);
         let inside = state.inside(thread_token());
         if nesting::holds(device) || state.never_left(device, &inside) {
             return Err(BusError::InsideDevice {
-                range: entry.range,
-                name: entry.meta.name.clone(),
+                range: entry.info.range(),
+                name: entry.info.meta.name.clone(),
             });
         }
 
@@ -262,11 +265,11 @@ impl<K: Address> Bus<K> {
                 back_off(&mut round);
             }
         }
-        let mut state = lock(&shared.state);
+        let mut state = shared.state();
         state.waits.retain(|wait| wait.generation != generation);
         drop(state);
         shared.refresh_spare();
-        Ok(Arc::clone(&entry.meta.device))
+        Ok(Arc::clone(&entry.info.meta.device))
     }
 
     /// Moves a region to another base, with the same length, name, rules and counters.
@@ -279,10 +282,10 @@ impl<K: Address> Bus<K> {
     ///
     /// [`BusError::NoSuchRegion`], [`BusError::BeyondEnd`] or [`BusError::Overlap`].
     pub fn relocate(&self, id: RegionId, base: K) -> Result<(), BusError<K>> {
-        let mut state = lock(&self.shared.state);
+        let mut state = self.shared.state();
         let index = state.map.position(id)?;
         let entry = state.map.get(index).ok_or(BusError::NoSuchRegion { id })?;
-        let range = BusRange::new(base, entry.range.size())?;
+        let range = BusRange::new(base, entry.info.range().size())?;
         let moved = entry.with(range, &entry.device);
         let place = state.map.place(&moved, Some(id))?;
 
@@ -296,16 +299,27 @@ impl<K: Address> Bus<K> {
     /// The region that `addr` is in.
     #[must_use]
     pub fn find(&self, addr: K) -> Option<RegionInfo<K>> {
-        let map = self.shared.map();
-        let index = map.find(addr.into())?;
-        map.get(index).map(|entry| entry.info())
+        let map = self.shared.current().0;
+        let index = map.find(addr)?;
+        map.get(index).map(|entry| entry.info.clone())
     }
 
     /// All regions in the order of their addresses, as they are now.
     #[must_use]
     pub fn regions(&self) -> Vec<RegionInfo<K>> {
-        let map = self.shared.map();
-        map.entries().iter().map(|entry| entry.info()).collect()
+        let map = self.shared.current().0;
+        map.entries()
+            .iter()
+            .map(|entry| entry.info.clone())
+            .collect()
+    }
+
+    /// A handle that does not keep the bus.
+    #[must_use]
+    pub fn downgrade(&self) -> WeakBus<K> {
+        WeakBus {
+            shared: Arc::downgrade(&self.shared),
+        }
     }
 
     /// A way to access the devices that takes no locks: one for each vCPU.
@@ -318,8 +332,8 @@ impl<K: Address> Bus<K> {
     ///
     /// # Errors
     ///
-    /// As [`BusView::read`]. Accesses may be nested in one another 16 deep; the next one gets
-    /// [`AccessError::Reentrant`].
+    /// As [`BusView::read`]. Accesses without a view can be nested in one another at least 16
+    /// deep; too deep a one gets [`AccessError::Reentrant`].
     pub fn read(&self, addr: K, data: &mut [u8]) -> Result<(), AccessError> {
         self.shared.access(addr, Io::Read(data))
     }
@@ -334,112 +348,31 @@ impl<K: Address> Bus<K> {
     }
 }
 
-impl<K: Address> Shared<K> {
-    /// The current map.
-    fn map(&self) -> Arc<Map<K>> {
-        Arc::clone(&lock(&self.state).map)
-    }
-
-    /// The current map and its generation.
-    pub(crate) fn current(&self) -> (Arc<Map<K>>, u64) {
-        let state = lock(&self.state);
-        // Only ever changed under the lock.
-        let generation = self.generation.0.load(Ordering::Relaxed);
-        (Arc::clone(&state.map), generation)
-    }
-
-    /// Tells every view that there is a new map. The caller holds the lock.
-    fn publish(&self) -> u64 {
-        self.generation.0.fetch_add(1, Ordering::SeqCst) + 1
-    }
-
-    /// The same for a new view, with the place where it says what it does.
-    pub(crate) fn register(&self) -> (Arc<Map<K>>, u64, Arc<Presence>) {
-        let mut state = lock(&self.state);
-        let generation = self.generation.0.load(Ordering::Relaxed);
-        let presence = Arc::new(Presence::new(generation));
-        state.views.push(Arc::clone(&presence));
-        (Arc::clone(&state.map), generation, presence)
-    }
-
-    pub(crate) fn unregister(&self, view: &Arc<Presence>) {
-        let mut state = lock(&self.state);
-        state.views.retain(|other| !Arc::ptr_eq(other, view));
-    }
-
-    /// An access without a view: with one that was used in this way before, or a new one.
-    fn access(&self, addr: K, mut io: Io<'_>) -> Result<(), AccessError> {
-        let _call = match Call::new() {
-            Ok(call) => call,
-            Err(error) => {
-                io.fill(self.fill);
-                let map = self.map();
-                let entry = map.find(addr.into()).and_then(|index| map.get(index));
-                report(self, entry, addr, &io, Err(error));
-                return Err(error);
-            }
-        };
-        let spare = lock(&self.spare).pop();
-        let mut lookup = spare.unwrap_or_else(|| Lookup::new(self));
-        let outcome = lookup.access(self, addr, io);
-        lock(&self.spare).push(lookup);
-        outcome
-    }
-
-    /// Lets go of old maps. They may hold the last reference to a device, which may call the bus
-    /// when it is dropped: no lock is held then.
-    fn refresh_spare(&self) {
-        let mut spare = mem::take(&mut *lock(&self.spare));
-        for lookup in &mut spare {
-            lookup.refresh(self);
-        }
-        lock(&self.spare).append(&mut spare);
-    }
-
-    /// Never calls a device again, because it has panicked.
-    pub(crate) fn give_up(&self, device: usize) {
-        let mut state = lock(&self.state);
-        Arc::make_mut(&mut state.map).replace(device, &self.failed);
-        self.publish();
-    }
-}
-
-impl<K> State<K> {
-    /// The devices that a thread is inside of.
-    fn inside(&self, thread: usize) -> Vec<usize> {
-        let views = self.views.iter();
-        views.filter_map(|view| view.device_of(thread)).collect()
-    }
-
-    /// Whether threads stay in `device` until the caller, who is in `inside`, has returned.
-    fn never_left(&self, device: usize, inside: &[usize]) -> bool {
-        // This ends, because no wait is ever added that would close a circle.
-        inside.contains(&device)
-            || self
-                .waits
-                .iter()
-                .any(|wait| wait.inside.contains(&device) && self.never_left(wait.device, inside))
-    }
-}
-
-/// Stands in for a device that panicked.
-struct FailedDevice;
-
-impl BusDeviceSync for FailedDevice {
-    fn read(&self, _offset: u64, _data: &mut [u8]) -> Result<(), AccessError> {
-        Err(AccessError::Panicked)
-    }
-
-    fn write(&self, _offset: u64, _data: &[u8]) -> Result<(), AccessError> {
-        Err(AccessError::Panicked)
-    }
-}
-
 impl<K> Clone for Bus<K> {
     fn clone(&self) -> Self {
         Self {
             shared: Arc::clone(&self.shared),
         }
+    }
+}
+
+impl<K> Clone for WeakBus<K> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: Weak::clone(&self.shared),
+        }
+    }
+}
+
+impl<K> fmt::Debug for BusBuilder<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BusBuilder").finish_non_exhaustive()
+    }
+}
+
+impl<K> fmt::Debug for WeakBus<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WeakBus")
     }
 }
 

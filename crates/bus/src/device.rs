@@ -147,12 +147,10 @@ impl<T: BusDeviceSync + ?Sized> BusDeviceSync for Arc<T> {
 /// back to its own device, through whatever bus, gets [`AccessError::Reentrant`].
 impl<T: BusDevice + ?Sized> BusDeviceSync for Mutex<T> {
     fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
-        let mut device = nesting::lock(self)?;
-        device.read(offset, data)
+        nesting::locked(self, |device| device.read(offset, data))
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
-        let mut device = nesting::lock(self)?;
-        device.write(offset, data)
+        nesting::locked(self, |device| device.write(offset, data))
     }
 }

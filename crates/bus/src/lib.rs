@@ -8,15 +8,20 @@
 mod bus;
 mod device;
 mod error;
+mod io;
 mod map;
 mod nesting;
 mod observer;
+mod presence;
 mod range;
 mod region;
+mod shared;
 mod sync;
 mod view;
+#[cfg(feature = "vm-device")]
+pub mod vm_device;
 
-pub use bus::{Bus, BusBuilder, MmioBus, PioBus};
+pub use bus::{Bus, BusBuilder, MmioBus, PioBus, WeakBus};
 pub use device::{AccessError, BusDevice, BusDeviceSync};
 pub use error::BusError;
 pub use observer::{Access, Direction};

@@ -46,20 +46,26 @@ impl<K: Address> Map<K> {
 
     /// The index of the region that `addr` is in.
     #[inline]
-    pub(crate) fn find(&self, addr: u64) -> Option<usize> {
+    pub(crate) fn find(&self, addr: K) -> Option<usize> {
         // This search compiles to conditional moves: guests' addresses are hard to predict.
-        let index = self
-            .bases
-            .partition_point(|base| *base <= addr)
-            .checked_sub(1)?;
-        let entry = self.entries.get(index)?;
-        (addr <= entry.range.last().into()).then_some(index)
+        let behind = self.bases.partition_point(|base| *base <= addr.into());
+        let index = behind.checked_sub(1)?;
+        let range = self.entries.get(index)?.info.range();
+        (addr <= range.last()).then_some(index)
+    }
+
+    /// Room for guesses where a region is, a power of two: enough for each region, within reason.
+    pub(crate) fn hints(&self) -> Vec<u32> {
+        match self.entries.len() {
+            0 => Vec::new(),
+            regions => vec![0; (2 * regions).next_power_of_two().min(4096)],
+        }
     }
 
     pub(crate) fn position(&self, id: RegionId) -> Result<usize, BusError<K>> {
         let mut entries = self.entries.iter();
         entries
-            .position(|entry| entry.meta.id == id)
+            .position(|entry| entry.info.id() == id)
             .ok_or(BusError::NoSuchRegion { id })
     }
 
@@ -69,30 +75,28 @@ impl<K: Address> Map<K> {
         new: &Entry<K>,
         except: Option<RegionId>,
     ) -> Result<usize, BusError<K>> {
-        let first: u64 = new.range.first().into();
+        let first: u64 = new.info.range().first().into();
         let place = self.bases.partition_point(|base| *base < first);
         // Of the regions before, only the nearest can reach this far; of those behind, only the
         // nearest can be reached first. One of either may be the one that does not count.
         let near = place.saturating_sub(2)..self.entries.len().min(place + 2);
-        let conflict = self
-            .entries
-            .get(near)
-            .into_iter()
-            .flatten()
-            .find(|entry| Some(entry.meta.id) != except && entry.range.overlaps(&new.range));
+        let mut near = self.entries.get(near).into_iter().flatten();
+        let (range, name) = (new.info.range(), &new.info.meta.name);
+        let conflict = near
+            .find(|entry| Some(entry.info.id()) != except && entry.info.range().overlaps(&range));
         match conflict {
             None => Ok(place),
             Some(existing) => Err(BusError::Overlap {
-                range: new.range,
-                name: new.meta.name.clone(),
-                existing: existing.range,
-                existing_name: existing.meta.name.clone(),
+                range,
+                name: name.clone(),
+                existing: existing.info.range(),
+                existing_name: existing.info.meta.name.clone(),
             }),
         }
     }
 
     pub(crate) fn insert(&mut self, index: usize, entry: Entry<K>) {
-        self.bases.insert(index, entry.range.first().into());
+        self.bases.insert(index, entry.info.range().first().into());
         self.entries.insert(index, Arc::new(entry));
     }
 
@@ -104,8 +108,8 @@ impl<K: Address> Map<K> {
     /// Calls `stand_in` from now on wherever `device` was called.
     pub(crate) fn replace(&mut self, device: usize, stand_in: &Arc<dyn BusDeviceSync>) {
         for entry in &mut self.entries {
-            if address_of(&entry.device) == device {
-                *entry = Arc::new(entry.with(entry.range, stand_in));
+            if address_of(&*entry.device) == device {
+                *entry = Arc::new(entry.with(entry.info.range(), stand_in));
             }
         }
     }

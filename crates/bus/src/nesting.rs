@@ -1,105 +1,80 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! What this thread is in the middle of: which locked devices, how many calls deep.
+//! What this thread is in the middle of.
 //!
-//! A device's handler may call a bus. When that leads back to the device, taking its lock again
-//! would never end, so each thread keeps a short list of the locks that it holds.
+//! A device's handler may call a bus. If that leads back to the device, taking its lock again would
+//! never end, so each thread keeps a short list of the device locks that it holds. Accesses without
+//! a view are on it too, because nothing else keeps them from nesting until the stack overflows.
 
 use std::cell::Cell;
-use std::ops::{Deref, DerefMut};
-use std::sync::{Mutex, MutexGuard, TryLockError};
+use std::sync::Mutex;
 
 use crate::AccessError;
+use crate::io::Outcome;
 
-/// How many accesses may be nested in one another.
-pub(crate) const MAX_DEPTH: usize = 16;
+/// How many places the list has besides the first. An access without a view to a locked device
+/// takes two.
+const OTHERS: usize = 31;
 
 struct Nesting {
+    /// The lock that was taken first, or 0. Nearly always the only one, so it is quick to note.
+    first: Cell<usize>,
+    /// What has come on top since: as many as `depth`, 0 for an access without a view.
+    others: [Cell<usize>; OTHERS],
     depth: Cell<usize>,
-    locks: [Cell<usize>; MAX_DEPTH],
-    calls: Cell<usize>,
 }
 
 std::thread_local! {
     static NESTING: Nesting = const {
         Nesting {
+            first: Cell::new(0),
+            others: [const { Cell::new(0) }; OTHERS],
             depth: Cell::new(0),
-            locks: [const { Cell::new(0) }; MAX_DEPTH],
-            calls: Cell::new(0),
         }
     };
 }
 
-/// A locked device; this thread knows that it holds the lock.
-pub(crate) struct Locked<'a, T: ?Sized> {
-    // First, so that the lock is off the list before it is free.
-    _listed: Listed,
-    device: MutexGuard<'a, T>,
-}
+impl Nesting {
+    fn holds(&self, lock: usize) -> bool {
+        let mut others = self.others.iter().take(self.depth.get());
+        self.first.get() == lock || others.any(|other| other.get() == lock)
+    }
 
-impl<T: ?Sized> Deref for Locked<'_, T> {
-    type Target = T;
-
-    #[inline]
-    fn deref(&self) -> &T {
-        &self.device
+    #[cold]
+    fn push(&self, lock: usize) -> Result<Listed, AccessError> {
+        let depth = self.depth.get();
+        let place = self.others.get(depth).ok_or(AccessError::Reentrant)?;
+        place.set(lock);
+        self.depth.set(depth + 1);
+        Ok(Listed::Other)
     }
 }
 
-impl<T: ?Sized> DerefMut for Locked<'_, T> {
-    #[inline]
-    fn deref_mut(&mut self) -> &mut T {
-        &mut self.device
-    }
+/// Keeps something on the list of this thread, also when a handler panics.
+pub(crate) enum Listed {
+    First,
+    Other,
 }
-
-/// Locks a device, unless this thread holds it already.
-#[inline]
-pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> Result<Locked<'_, T>, AccessError> {
-    let device = match mutex.try_lock() {
-        Ok(device) => device,
-        Err(TryLockError::Poisoned(_)) => return Err(AccessError::Panicked),
-        Err(TryLockError::WouldBlock) => lock_contended(mutex)?,
-    };
-    Ok(Locked {
-        _listed: Listed::new(address_of(mutex))?,
-        device,
-    })
-}
-
-#[cold]
-fn lock_contended<T: ?Sized>(mutex: &Mutex<T>) -> Result<MutexGuard<'_, T>, AccessError> {
-    if holds(address_of(mutex)) {
-        return Err(AccessError::Reentrant);
-    }
-    mutex.lock().map_err(|_| AccessError::Panicked)
-}
-
-/// Whether this thread holds the lock at this address.
-pub(crate) fn holds(address: usize) -> bool {
-    NESTING.with(|nesting| {
-        let held = nesting.locks.iter().take(nesting.depth.get());
-        held.into_iter().any(|lock| lock.get() == address)
-    })
-}
-
-fn address_of<T: ?Sized>(mutex: &Mutex<T>) -> usize {
-    std::ptr::from_ref(mutex).cast::<()>().addr()
-}
-
-/// Keeps a lock on the list of this thread.
-struct Listed;
 
 impl Listed {
+    /// For an access without a view.
+    pub(crate) fn access() -> Result<Self, AccessError> {
+        NESTING.with(|nesting| nesting.push(0))
+    }
+
+    /// For a lock, before it is taken.
     #[inline]
-    fn new(address: usize) -> Result<Self, AccessError> {
+    fn lock(address: usize) -> Result<Self, AccessError> {
         NESTING.with(|nesting| {
-            let depth = nesting.depth.get();
-            let place = nesting.locks.get(depth).ok_or(AccessError::Reentrant)?;
-            place.set(address);
-            nesting.depth.set(depth + 1);
-            Ok(Self)
+            if nesting.first.get() == 0 {
+                nesting.first.set(address);
+                Ok(Self::First)
+            } else if nesting.holds(address) {
+                Err(AccessError::Reentrant)
+            } else {
+                nesting.push(address)
+            }
         })
     }
 }
@@ -107,27 +82,22 @@ impl Listed {
 impl Drop for Listed {
     #[inline]
     fn drop(&mut self) {
-        NESTING.with(|nesting| nesting.depth.set(nesting.depth.get().wrapping_sub(1)));
+        NESTING.with(|nesting| match self {
+            Self::First => nesting.first.set(0),
+            Self::Other => nesting.depth.set(nesting.depth.get() - 1),
+        });
     }
 }
 
-/// Counts an access that was made without a view; they can nest without end otherwise.
-pub(crate) struct Call;
-
-impl Call {
-    pub(crate) fn new() -> Result<Self, AccessError> {
-        NESTING.with(|nesting| match nesting.calls.get() {
-            MAX_DEPTH.. => Err(AccessError::Reentrant),
-            calls => {
-                nesting.calls.set(calls + 1);
-                Ok(Self)
-            }
-        })
-    }
+/// Whether this thread holds the lock at this address.
+pub(crate) fn holds(address: usize) -> bool {
+    NESTING.with(|nesting| nesting.holds(address))
 }
 
-impl Drop for Call {
-    fn drop(&mut self) {
-        NESTING.with(|nesting| nesting.calls.set(nesting.calls.get().wrapping_sub(1)));
-    }
+/// Calls a device under its lock, unless this thread holds that already.
+#[inline(always)]
+pub(crate) fn locked<T: ?Sized>(mutex: &Mutex<T>, call: impl FnOnce(&mut T) -> Outcome) -> Outcome {
+    let _listed = Listed::lock(std::ptr::from_ref(mutex).cast::<()>().addr())?;
+    let mut device = mutex.lock().map_err(|_| AccessError::Panicked)?;
+    call(&mut device)
 }

@@ -3,8 +3,6 @@
 
 //! Watching what guests do to a bus.
 
-use std::fmt;
-
 use crate::{AccessError, RegionInfo};
 
 /// One finished access, as an observer sees it.
@@ -30,15 +28,4 @@ pub enum Direction {
     Read,
     /// The guest writes.
     Write,
-}
-
-/// Called after each access.
-pub(crate) struct Observer<K>(pub(crate) Box<ObserverFn<K>>);
-
-type ObserverFn<K> = dyn Fn(&Access<'_, K>) + Send + Sync;
-
-impl<K> fmt::Debug for Observer<K> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Observer")
-    }
 }

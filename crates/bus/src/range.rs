@@ -24,6 +24,9 @@ pub trait Address:
     const MAX: Self;
     /// How many hexadecimal digits an address is printed with, at least.
     const DIGITS: usize;
+    /// Addresses that differ only in this many lower bits are likely to be in the same region.
+    #[doc(hidden)]
+    const NEAR: u32;
 
     /// The address `by` bytes further on, unless that is beyond [`Self::MAX`].
     fn checked_add(self, by: u64) -> Option<Self>;
@@ -32,6 +35,7 @@ pub trait Address:
 impl Address for u64 {
     const MAX: Self = Self::MAX;
     const DIGITS: usize = 8;
+    const NEAR: u32 = 12;
 
     fn checked_add(self, by: u64) -> Option<Self> {
         Self::checked_add(self, by)
@@ -41,6 +45,7 @@ impl Address for u64 {
 impl Address for u16 {
     const MAX: Self = Self::MAX;
     const DIGITS: usize = 4;
+    const NEAR: u32 = 3;
 
     fn checked_add(self, by: u64) -> Option<Self> {
         Self::checked_add(self, Self::try_from(by).ok()?)

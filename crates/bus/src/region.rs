@@ -9,6 +9,7 @@ use std::ops::BitOr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::io::Outcome;
 use crate::{AccessError, Address, BusDeviceSync, BusError, BusRange, Direction};
 
 /// A set of access widths in bytes: one or more of 1, 2, 4 and 8.
@@ -147,18 +148,18 @@ impl<K: Address> Region<K> {
         device: Arc<dyn BusDeviceSync>,
     ) -> Result<Entry<K>, BusError<K>> {
         let range = BusRange::new(self.base, self.len)?;
-        Ok(Entry {
-            range,
+        let meta = Arc::new(Meta {
+            id: RegionId::next(),
+            name: self.name,
+            widths: self.widths,
+            aligned: self.aligned,
+            counts: self.counted.then(Default::default),
             device: Arc::clone(&device),
-            plain: self.widths == Widths::ANY && !self.aligned && !self.counted,
-            meta: Arc::new(Meta {
-                id: RegionId::next(),
-                name: self.name,
-                widths: self.widths,
-                aligned: self.aligned,
-                counts: self.counted.then(AtomicCounts::default),
-                device,
-            }),
+        });
+        Ok(Entry {
+            info: RegionInfo { range, meta },
+            device,
+            is_plain: self.widths == Widths::ANY && !self.aligned && !self.counted,
         })
     }
 }
@@ -175,18 +176,11 @@ pub struct Counts {
     pub refused: u64,
 }
 
-#[derive(Debug, Default)]
-struct AtomicCounts {
-    reads: AtomicU64,
-    writes: AtomicU64,
-    refused: AtomicU64,
-}
-
 /// A region of a bus as it was at the moment of asking.
 #[derive(Clone)]
 pub struct RegionInfo<K> {
     range: BusRange<K>,
-    meta: Arc<Meta>,
+    pub(crate) meta: Arc<Meta>,
 }
 
 impl<K: Address> RegionInfo<K> {
@@ -196,6 +190,7 @@ impl<K: Address> RegionInfo<K> {
     }
 
     /// The addresses of the region.
+    #[inline]
     pub fn range(&self) -> BusRange<K> {
         self.range
     }
@@ -213,14 +208,15 @@ impl<K: Address> RegionInfo<K> {
     /// How often the region has been accessed so far; all 0 unless it is
     /// [`counted`](Region::counted).
     pub fn counts(&self) -> Counts {
-        self.meta
-            .counts
-            .as_ref()
-            .map_or_else(Counts::default, |c| Counts {
-                reads: c.reads.load(Ordering::Relaxed),
-                writes: c.writes.load(Ordering::Relaxed),
-                refused: c.refused.load(Ordering::Relaxed),
-            })
+        let Some(counts) = &self.meta.counts else {
+            return Counts::default();
+        };
+        let [reads, writes, refused] = counts.each_ref().map(|n| n.load(Ordering::Relaxed));
+        Counts {
+            reads,
+            writes,
+            refused,
+        }
     }
 }
 
@@ -243,83 +239,68 @@ impl<K: Address> fmt::Display for RegionInfo<K> {
 
 /// What stays the same about a region while it moves.
 pub(crate) struct Meta {
-    pub(crate) id: RegionId,
+    id: RegionId,
     pub(crate) name: Cow<'static, str>,
     widths: Widths,
     aligned: bool,
-    counts: Option<AtomicCounts>,
+    /// Reads, writes, and refused ones of both.
+    counts: Option<[AtomicU64; 3]>,
     /// The device that was inserted, even after it has failed.
     pub(crate) device: Arc<dyn BusDeviceSync>,
 }
 
 /// A region in the map of a bus.
 pub(crate) struct Entry<K> {
-    pub(crate) range: BusRange<K>,
+    pub(crate) info: RegionInfo<K>,
     /// What is called: the device, or a stand-in once it has panicked.
     pub(crate) device: Arc<dyn BusDeviceSync>,
-    plain: bool,
-    pub(crate) meta: Arc<Meta>,
+    /// Whether nothing but the end of the range needs to be looked at during an access.
+    pub(crate) is_plain: bool,
 }
 
 impl<K: Address> Entry<K> {
     /// The same region with another range or device.
     pub(crate) fn with(&self, range: BusRange<K>, device: &Arc<dyn BusDeviceSync>) -> Self {
+        let meta = Arc::clone(&self.info.meta);
         Self {
-            range,
+            info: RegionInfo { range, meta },
             device: Arc::clone(device),
-            plain: self.plain,
-            meta: Arc::clone(&self.meta),
+            is_plain: self.is_plain,
         }
-    }
-
-    pub(crate) fn info(&self) -> RegionInfo<K> {
-        RegionInfo {
-            range: self.range,
-            meta: Arc::clone(&self.meta),
-        }
-    }
-
-    /// Whether nothing but the end of the range needs to be looked at during an access.
-    #[inline]
-    pub(crate) fn is_plain(&self) -> bool {
-        self.plain
     }
 
     /// The offset of an access that starts inside of the region, if the region takes it.
     #[inline]
     pub(crate) fn route(&self, addr: K, width: usize) -> Result<u64, AccessError> {
         let bytes = width as u64;
-        let offset = addr.into() - self.range.first().into();
-        if bytes > self.range.size() - offset {
+        let offset = addr.into() - self.info.range.first().into();
+        if bytes > self.info.range.size() - offset {
             Err(AccessError::CrossesEnd)
-        } else if self.plain {
+        } else if self.is_plain {
             Ok(offset)
-        } else if !self.meta.widths.contains(width) {
+        } else if !self.info.meta.widths.contains(width) {
             Err(AccessError::Width)
-        } else if self.meta.aligned && offset % bytes != 0 {
+        } else if self.info.meta.aligned && offset % bytes != 0 {
             Err(AccessError::Misaligned)
         } else {
             Ok(offset)
         }
     }
 
-    pub(crate) fn count(&self, direction: Direction, outcome: Result<(), AccessError>) {
-        let Some(counts) = &self.meta.counts else {
-            return;
-        };
-        let way = match direction {
-            Direction::Read => &counts.reads,
-            Direction::Write => &counts.writes,
-        };
-        way.fetch_add(1, Ordering::Relaxed);
-        if outcome.is_err() {
-            counts.refused.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn count(&self, direction: Direction, outcome: Outcome) {
+        if let Some([reads, writes, refused]) = &self.info.meta.counts {
+            let way = match direction {
+                Direction::Read => reads,
+                Direction::Write => writes,
+            };
+            way.fetch_add(1, Ordering::Relaxed);
+            refused.fetch_add(outcome.is_err().into(), Ordering::Relaxed);
         }
     }
 }
 
 /// Tells devices apart.
 #[inline]
-pub(crate) fn address_of(device: &Arc<dyn BusDeviceSync>) -> usize {
-    Arc::as_ptr(device).cast::<()>().addr()
+pub(crate) fn address_of(device: &dyn BusDeviceSync) -> usize {
+    std::ptr::from_ref(device).cast::<()>().addr()
 }

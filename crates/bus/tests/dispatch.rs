@@ -3,6 +3,8 @@
 
 //! Which device an access reaches, and what a reader sees when it reaches none.
 
+#![cfg(not(loom))]
+
 mod support;
 
 use std::sync::{Arc, Mutex};

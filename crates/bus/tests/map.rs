@@ -3,6 +3,8 @@
 
 //! How the map changes, and when it must not.
 
+#![cfg(not(loom))]
+
 mod support;
 
 use bus::{AccessError, Bus, BusError, BusRange, MmioBus, PioBus, Region};

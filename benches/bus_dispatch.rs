@@ -1,0 +1,576 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! How long a bus takes to find and call a device, against the limits and against its peers.
+//!
+//! `cargo bench --bench bus_dispatch -- [--quick] [--write docs/bus-dispatch.md]`
+//!
+//! The devices are 4 KiB each, side by side, and each has cache lines of its own. An access is a
+//! read of four bytes. *Chained* accesses depend on the value that was read before, as the exits of
+//! a vCPU do; *independent* ones may overlap in the processor.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "a program for the people who change it"
+)]
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::hint::black_box;
+use std::sync::{Arc, Mutex, RwLock, Weak};
+
+use alioth::hv::{MemMapOption, VmEntry, VmMemory};
+use alioth::mem::emulated::{Action, Mmio};
+use arc_swap::{ArcSwap, Cache};
+use bus::{AccessError, BusDevice, BusDeviceSync, MmioBus};
+use dbs_device::device_manager::IoManager as DbsManager;
+use vm_device::bus::{MmioAddress, MmioAddressOffset, MmioRange};
+use vm_device::device_manager::{IoManager, MmioManager};
+use vmm_devices_benches::{Case, Results, Table, Work, interleave, pin, raise_priority};
+
+const BASE: u64 = 0xd000_0000;
+const SIZE: u64 = 0x1000;
+
+/// The device: one register, always 0, although the compiler cannot know.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Register {
+    value: u32,
+}
+
+impl Register {
+    #[inline]
+    fn answer(&self, data: &mut [u8]) {
+        if let Some(data) = data.first_chunk_mut() {
+            *data = self.value.to_le_bytes();
+        }
+    }
+}
+
+/// The same for buses whose mutable devices implement another trait.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct MutRegister(Register);
+
+impl BusDeviceSync for Register {
+    fn read(&self, _offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
+        self.answer(data);
+        Ok(())
+    }
+}
+
+impl BusDevice for MutRegister {
+    fn read(&mut self, _offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
+        self.0.answer(data);
+        Ok(())
+    }
+}
+
+impl vm_device::DeviceMmio for Register {
+    fn mmio_read(&self, _base: MmioAddress, _offset: MmioAddressOffset, data: &mut [u8]) {
+        self.answer(data);
+    }
+
+    fn mmio_write(&self, _base: MmioAddress, _offset: MmioAddressOffset, _data: &[u8]) {}
+}
+
+impl vm_device::MutDeviceMmio for MutRegister {
+    fn mmio_read(&mut self, _base: MmioAddress, _offset: MmioAddressOffset, data: &mut [u8]) {
+        self.0.answer(data);
+    }
+
+    fn mmio_write(&mut self, _base: MmioAddress, _offset: MmioAddressOffset, _data: &[u8]) {}
+}
+
+impl dbs_device::DeviceIo for Register {
+    fn read(&self, _base: dbs_device::IoAddress, _offset: dbs_device::IoAddress, data: &mut [u8]) {
+        self.answer(data);
+    }
+
+    fn as_any(&self) -> &dyn std::any::Any {
+        self
+    }
+}
+
+impl dbs_device::DeviceIoMut for MutRegister {
+    fn read(
+        &mut self,
+        _base: dbs_device::IoAddress,
+        _offset: dbs_device::IoAddress,
+        data: &mut [u8],
+    ) {
+        self.0.answer(data);
+    }
+}
+
+impl Mmio for Register {
+    fn read(&self, _offset: u64, _size: u8) -> alioth::mem::Result<u64> {
+        Ok(self.value.into())
+    }
+
+    fn write(&self, _offset: u64, _size: u8, _val: u64) -> alioth::mem::Result<Action> {
+        Ok(Action::None)
+    }
+
+    fn size(&self) -> u64 {
+        SIZE
+    }
+}
+
+/// What alioth's memory needs below it: nothing is ever mapped here.
+#[derive(Debug)]
+struct NoVm;
+
+impl VmMemory for NoVm {
+    fn mem_map(&self, _: u64, _: u64, _: usize, _: MemMapOption) -> alioth::hv::Result<()> {
+        Ok(())
+    }
+
+    fn unmap(&self, _: u64, _: u64) -> alioth::hv::Result<()> {
+        Ok(())
+    }
+
+    fn reset(&self) -> alioth::hv::Result<()> {
+        Ok(())
+    }
+
+    fn mark_private_memory(&self, _: u64, _: u64, _: bool) -> alioth::hv::Result<()> {
+        Ok(())
+    }
+}
+
+/// A range as the key of a tree, in the order of the bases.
+type Tree<D> = BTreeMap<u64, (u64, D)>;
+
+fn tree_find<D>(tree: &Tree<D>, addr: u64) -> Option<(u64, &D)> {
+    let (base, (size, device)) = tree.range(..=addr).next_back()?;
+    (addr - base < *size).then_some((addr - base, device))
+}
+
+/// Which addresses are read, and how.
+#[derive(Clone, Copy, PartialEq)]
+enum Pattern {
+    Same,
+    Random,
+    RandomIndependent,
+}
+
+/// The addresses of one sample; their number is a power of two.
+fn addresses(pattern: Pattern, devices: u64, thread: u64) -> Arc<[u64]> {
+    // xorshift64*, always the same sequence.
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = move || {
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33
+    };
+    match pattern {
+        // Not the first device, which a search may find sooner than others.
+        Pattern::Same => [BASE + (devices / 2 + thread) % devices * SIZE].into(),
+        _ => (0..65_536)
+            .map(|_| BASE + random() % devices * SIZE + random() % 1023 * 4)
+            .collect(),
+    }
+}
+
+/// Turns one read into the work of a thread.
+fn work<const CHAINED: bool>(
+    list: &Arc<[u64]>,
+    mut read: impl FnMut(u64) -> u32 + Send + 'static,
+) -> Work {
+    let list = Arc::clone(list);
+    let mask = list.len() - 1;
+    Box::new(move |count| {
+        let mut sum = 0;
+        for i in 0..count as usize {
+            let addr = list[i & mask];
+            sum = if CHAINED {
+                u64::from(read(addr + sum))
+            } else {
+                sum + u64::from(read(addr))
+            };
+        }
+        sum
+    })
+}
+
+/// Four bytes for a device to write to.
+macro_rules! read4 {
+    (|$data:ident| $call:expr) => {{
+        let mut bytes = [0; 4];
+        let $data = &mut bytes;
+        let _ = $call;
+        u32::from_le_bytes(bytes)
+    }};
+}
+
+const DYN: &str = "limit: `dyn` call, device known";
+const MUTEX_DYN: &str = "limit: `Mutex<dyn>` call, device known";
+const VIEW: &str = "**vmm-bus**, view";
+const VIEW_MUTEX: &str = "**vmm-bus**, view, `Mutex` device";
+const NO_VIEW: &str = "**vmm-bus**, without a view";
+const VM_DEVICE: &str = "vm-device 0.1";
+const VM_DEVICE_MUTEX: &str = "vm-device 0.1, `Mutex` device";
+const VM_DEVICE_LOCKED: &str = "vm-device 0.1 in a `Mutex`, for hot-plug";
+const DBS: &str = "dbs-device 0.2 bare";
+const DBS_CACHE: &str = "dbs-device 0.2 + arc-swap `Cache`";
+const DBS_CACHE_MUTEX: &str = "dbs-device 0.2 + arc-swap `Cache`, `Mutex` device";
+const ALIOTH_BARE: &str = "alioth 0.12 `MmioBus` bare";
+const ALIOTH: &str = "alioth 0.12 `Memory::handle_mmio`";
+const MUTEX_TREE: &str = "stand-in: global mutex + tree + `Arc` clone";
+const RWLOCK_TREE: &str = "stand-in: rwlock + tree + `Weak`";
+
+/// All competitors with `count` devices, each with one reader for each list of addresses.
+#[expect(clippy::too_many_lines, reason = "one paragraph for each competitor")]
+fn cases<const CHAINED: bool>(count: u64, pattern: Pattern, lists: &[Arc<[u64]>]) -> Vec<Case> {
+    let mut cases = Vec::new();
+    let places = || (0..count).map(|i| BASE + i * SIZE);
+    let mut add = |name: &str, make: &dyn Fn(&Arc<[u64]>) -> Work| {
+        cases.push(Case::threads(name, lists.iter().map(make).collect()));
+    };
+
+    let devices: Arc<[Arc<dyn BusDeviceSync>]> =
+        places().map(|_| Arc::<Register>::default() as _).collect();
+    add(DYN, &|list| {
+        let devices = Arc::clone(&devices);
+        if pattern == Pattern::Same {
+            let device = Arc::clone(&devices[((list[0] - BASE) / SIZE) as usize]);
+            return work::<CHAINED>(list, move |addr| {
+                read4!(|data| black_box(&*device).read(addr & (SIZE - 1), data))
+            });
+        }
+        work::<CHAINED>(list, move |addr| {
+            let device = &devices[((addr - BASE) / SIZE) as usize];
+            read4!(|data| device.read(addr & (SIZE - 1), data))
+        })
+    });
+
+    let locked: Arc<[Arc<Mutex<dyn BusDevice>>]> = places()
+        .map(|_| Arc::<Mutex<MutRegister>>::default() as _)
+        .collect();
+    add(MUTEX_DYN, &|list| {
+        let locked = Arc::clone(&locked);
+        if pattern == Pattern::Same {
+            let device = Arc::clone(&locked[((list[0] - BASE) / SIZE) as usize]);
+            return work::<CHAINED>(list, move |addr| {
+                read4!(|data| black_box(&*device)
+                    .lock()
+                    .unwrap()
+                    .read(addr & (SIZE - 1), data))
+            });
+        }
+        work::<CHAINED>(list, move |addr| {
+            let device = &locked[((addr - BASE) / SIZE) as usize];
+            read4!(|data| device.lock().unwrap().read(addr & (SIZE - 1), data))
+        })
+    });
+
+    let bus = MmioBus::new();
+    let locked_bus = MmioBus::new();
+    for base in places() {
+        bus.insert(Arc::<Register>::default(), base, SIZE).unwrap();
+        locked_bus
+            .insert(Arc::<Mutex<MutRegister>>::default(), base, SIZE)
+            .unwrap();
+    }
+    add(VIEW, &|list| {
+        let mut view = bus.view();
+        work::<CHAINED>(list, move |addr| read4!(|data| view.read(addr, data)))
+    });
+    add(VIEW_MUTEX, &|list| {
+        let mut view = locked_bus.view();
+        work::<CHAINED>(list, move |addr| read4!(|data| view.read(addr, data)))
+    });
+    add(NO_VIEW, &|list| {
+        let bus = bus.clone();
+        work::<CHAINED>(list, move |addr| read4!(|data| bus.read(addr, data)))
+    });
+
+    let mut manager = IoManager::new();
+    let mut mutex_manager = IoManager::new();
+    for base in places() {
+        let range = MmioRange::new(MmioAddress(base), SIZE).unwrap();
+        manager
+            .register_mmio(range, Arc::<Register>::default())
+            .unwrap();
+        mutex_manager
+            .register_mmio(range, Arc::<Mutex<MutRegister>>::default())
+            .unwrap();
+    }
+    let (manager, mutex_manager) = (Arc::new(manager), Arc::new(mutex_manager));
+    add(VM_DEVICE, &|list| {
+        let manager = Arc::clone(&manager);
+        work::<CHAINED>(list, move |addr| {
+            read4!(|data| manager.mmio_read(MmioAddress(addr), data))
+        })
+    });
+    add(VM_DEVICE_MUTEX, &|list| {
+        let manager = Arc::clone(&mutex_manager);
+        work::<CHAINED>(list, move |addr| {
+            read4!(|data| manager.mmio_read(MmioAddress(addr), data))
+        })
+    });
+
+    let mut manager = IoManager::new();
+    for base in places() {
+        let range = MmioRange::new(MmioAddress(base), SIZE).unwrap();
+        manager
+            .register_mmio(range, Arc::<Register>::default())
+            .unwrap();
+    }
+    let manager = Arc::new(Mutex::new(manager));
+    add(VM_DEVICE_LOCKED, &|list| {
+        let manager = Arc::clone(&manager);
+        work::<CHAINED>(list, move |addr| {
+            read4!(|data| manager.lock().unwrap().mmio_read(MmioAddress(addr), data))
+        })
+    });
+
+    let mut manager = DbsManager::new();
+    let mut mutex_manager = DbsManager::new();
+    for base in places() {
+        let range = [dbs_device::resources::Resource::MmioAddressRange { base, size: SIZE }];
+        manager
+            .register_device_io(Arc::<Register>::default(), &range)
+            .unwrap();
+        mutex_manager
+            .register_device_io(Arc::<Mutex<MutRegister>>::default(), &range)
+            .unwrap();
+    }
+    let bare = Arc::new(manager.clone());
+    add(DBS, &|list| {
+        let manager = Arc::clone(&bare);
+        work::<CHAINED>(list, move |addr| {
+            read4!(|data| manager.mmio_read(addr, data))
+        })
+    });
+    let swap = Arc::new(ArcSwap::from_pointee(manager));
+    add(DBS_CACHE, &|list| {
+        let mut cache = Cache::new(Arc::clone(&swap));
+        work::<CHAINED>(list, move |addr| {
+            read4!(|data| cache.load().mmio_read(addr, data))
+        })
+    });
+    let swap = Arc::new(ArcSwap::from_pointee(mutex_manager));
+    add(DBS_CACHE_MUTEX, &|list| {
+        let mut cache = Cache::new(Arc::clone(&swap));
+        work::<CHAINED>(list, move |addr| {
+            read4!(|data| cache.load().mmio_read(addr, data))
+        })
+    });
+
+    let mut mmio = alioth::mem::emulated::MmioBus::<Arc<dyn Mmio>>::new();
+    let memory = alioth::mem::Memory::new(Arc::new(NoVm));
+    for base in places() {
+        mmio.add(base, Arc::<Register>::default()).unwrap();
+        memory
+            .add_mmio_dev(base, Arc::<Register>::default())
+            .unwrap();
+    }
+    let (mmio, memory) = (Arc::new(mmio), Arc::new(memory));
+    add(ALIOTH_BARE, &|list| {
+        let mmio = Arc::clone(&mmio);
+        work::<CHAINED>(list, move |addr| {
+            mmio.read(addr, 4).map_or(0, |value| value as u32)
+        })
+    });
+    add(ALIOTH, &|list| {
+        let memory = Arc::clone(&memory);
+        work::<CHAINED>(list, move |addr| match memory.handle_mmio(addr, None, 4) {
+            Ok(VmEntry::Mmio { data }) => data as u32,
+            _ => 0,
+        })
+    });
+
+    let tree: Tree<Arc<dyn BusDeviceSync>> = places()
+        .map(|base| (base, (SIZE, Arc::<Register>::default() as _)))
+        .collect();
+    let tree = Arc::new(Mutex::new(tree));
+    add(MUTEX_TREE, &|list| {
+        let tree = Arc::clone(&tree);
+        work::<CHAINED>(list, move |addr| {
+            let found = tree_find(&tree.lock().unwrap(), addr).map(|(o, d)| (o, Arc::clone(d)));
+            read4!(|data| found.map(|(offset, device)| device.read(offset, data)))
+        })
+    });
+    let devices = Arc::clone(&devices);
+    let tree: Tree<Weak<dyn BusDeviceSync>> = places()
+        .zip(&*devices)
+        .map(|(base, device)| (base, (SIZE, Arc::downgrade(device))))
+        .collect();
+    let tree = Arc::new(RwLock::new(tree));
+    add(RWLOCK_TREE, &|list| {
+        let (tree, _devices) = (Arc::clone(&tree), Arc::clone(&devices));
+        work::<CHAINED>(list, move |addr| {
+            let _owner = &_devices;
+            let found = tree_find(&tree.read().unwrap(), addr)
+                .and_then(|(offset, device)| Some((offset, device.upgrade()?)));
+            read4!(|data| found.map(|(offset, device)| device.read(offset, data)))
+        })
+    });
+    cases
+}
+
+const SIZES: [u64; 5] = [1, 8, 32, 128, 1024];
+
+/// Ratios to the bare call, a column for each result.
+fn table(results: &[(String, Results)]) -> Table {
+    let mut columns = vec!["times a bare `dyn` call".to_owned()];
+    columns.extend(results.iter().map(|(column, _)| column.clone()));
+    let mut table = Table::new(&columns);
+    for name in results[0].1.names() {
+        let mut row = vec![name.clone()];
+        row.extend(
+            results
+                .iter()
+                .map(|(_, r)| format!("{:.1}", r.ratio(name, DYN))),
+        );
+        table.row(&row);
+    }
+    let mut row = vec!["*ns of the bare call, this run*".to_owned()];
+    row.extend(
+        results
+            .iter()
+            .map(|(_, r)| format!("*{:.1}*", r.median(DYN))),
+    );
+    table.row(&row);
+    table
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().collect();
+    let quick = args.iter().any(|arg| arg == "--quick");
+    let file = args.iter().skip_while(|arg| *arg != "--write").nth(1);
+    let rounds = if quick { 11 } else { 61 };
+    raise_priority();
+
+    let run = |pattern, devices| {
+        let list = addresses(pattern, devices, 0);
+        let cases = match pattern {
+            Pattern::RandomIndependent => cases::<false>(devices, pattern, &[list]),
+            _ => cases::<true>(devices, pattern, &[list]),
+        };
+        interleave(cases, rounds, 20_000)
+    };
+    let two = |threads: u64, apart: u64| {
+        let list = |thread| addresses(Pattern::Same, 32, thread * apart);
+        let lists: Vec<_> = (0..threads).map(list).collect();
+        interleave(cases::<true>(32, Pattern::Same, &lists), rounds, 100_000)
+    };
+    // Before this thread is bound to one processor: threads inherit that.
+    let threads = [
+        ("one thread".to_owned(), two(1, 0)),
+        ("two, own device each".to_owned(), two(2, 1)),
+        ("two, same device".to_owned(), two(2, 0)),
+    ];
+    pin(0);
+    let same: Vec<_> = SIZES
+        .map(|n| (format!("same, {n}"), run(Pattern::Same, n)))
+        .into();
+    let random: Vec<_> = SIZES
+        .map(|n| (format!("random, {n}"), run(Pattern::Random, n)))
+        .into();
+    let independent: Vec<_> = SIZES
+        .map(|n| (format!("random, {n}"), run(Pattern::RandomIndependent, n)))
+        .into();
+
+    let mut text = String::new();
+    let mut say = |part: &str| {
+        let _ = writeln!(text, "{part}");
+    };
+    say("# Bus dispatch\n");
+    say(
+        "Written by `cargo bench --bench bus_dispatch -- --write <this file>`: what was measured, on",
+    );
+    say(
+        "the machine it ran on. A number says how many times as long a read of four bytes took as a",
+    );
+    say(
+        "bare `dyn` call in the same column; medians of rounds in which all competitors take turns.",
+    );
+    say(
+        "Stand-ins are written for this benchmark, after the design of VMMs whose bus is no crate.\n",
+    );
+    say("## One thread, each access depends on the one before\n");
+    say(&table(&same).to_string());
+    say(&table(&random).to_string());
+    say("## One thread, accesses may overlap\n");
+    say(&table(&independent).to_string());
+    say("## Two threads, 32 devices, the same address again and again\n");
+    let mut columns = vec!["ns for each access and thread, this run".to_owned()];
+    columns.extend(threads.iter().map(|(column, _)| column.clone()));
+    let mut scaling = Table::new(&columns);
+    for name in threads[0].1.names() {
+        let mut row = vec![name.clone()];
+        row.extend(
+            threads
+                .iter()
+                .map(|(_, r)| format!("{:.1}", r.median(name))),
+        );
+        scaling.row(&row);
+    }
+    say(&scaling.to_string());
+
+    say("## Targets\n");
+    let mut targets = Table::new(&["", "target", "measured", ""]);
+    let mut target = |what: &str, at_most: f64, measured: f64| {
+        let verdict = if measured <= at_most { "met" } else { "missed" };
+        targets.row(&[
+            what,
+            &format!("{at_most:.2}"),
+            &format!("{measured:.2}"),
+            verdict,
+        ]);
+    };
+    let (s, r, r1024) = (&same[2].1, &random[2].1, &random[4].1);
+    target("same, 32: view / `dyn` call", 2.5, s.ratio(VIEW, DYN));
+    target(
+        "same, 32: view / vm-device",
+        1.0 / 3.0,
+        s.ratio(VIEW, VM_DEVICE),
+    );
+    target(
+        "same, 32: view / dbs-device + `Cache`",
+        1.0 / 3.0,
+        s.ratio(VIEW, DBS_CACHE),
+    );
+    target(
+        "same, 32, `Mutex` device: view / `Mutex<dyn>` call",
+        1.2,
+        s.ratio(VIEW_MUTEX, MUTEX_DYN),
+    );
+    target(
+        "random, 32: view / vm-device",
+        0.8,
+        r.ratio(VIEW, VM_DEVICE),
+    );
+    target(
+        "random, 1024: view / vm-device",
+        0.8,
+        r1024.ratio(VIEW, VM_DEVICE),
+    );
+    let [(_, one), two @ ..] = &threads;
+    for (column, two) in two {
+        let slower = two.median(VIEW) / one.median(VIEW);
+        target(&format!("{column}: view / one thread"), 1.6, slower);
+        target(
+            &format!("{column}: view / mutex stand-in"),
+            0.1,
+            two.ratio(VIEW, MUTEX_TREE),
+        );
+        target(
+            &format!("{column}: view / rwlock stand-in"),
+            0.1,
+            two.ratio(VIEW, RWLOCK_TREE),
+        );
+    }
+    say(&targets.to_string());
+
+    println!("{text}");
+    if let Some(file) = file {
+        std::fs::write(file, text).unwrap();
+    }
+}

@@ -1,0 +1,189 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Compares alternatives inside one process.
+//!
+//! Each round runs every alternative once, so that whatever disturbs the machine disturbs all of
+//! them; a ratio is the median over the rounds of the ratios inside of each round. Nanoseconds
+//! depend on the machine and its mood, ratios hardly do: only ratios are worth writing down.
+
+use std::fmt::Write as _;
+use std::hint::black_box;
+use std::sync::Barrier;
+use std::time::Instant;
+
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+/// What one thread does in one sample: `count` operations, then some value that depends on them.
+pub type Work = Box<dyn FnMut(u64) -> u64 + Send>;
+
+/// Something to compare: a name, and the work for each thread.
+#[derive(Debug)]
+pub struct Case {
+    name: String,
+    work: Vec<Opaque>,
+}
+
+struct Opaque(Work);
+
+impl std::fmt::Debug for Opaque {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Work")
+    }
+}
+
+impl Case {
+    /// A case for one thread.
+    pub fn new(name: &str, work: impl FnMut(u64) -> u64 + Send + 'static) -> Self {
+        Self::threads(name, vec![Box::new(work)])
+    }
+
+    /// A case with as many threads as there are parts of work.
+    pub fn threads(name: &str, work: Vec<Work>) -> Self {
+        Self {
+            name: name.to_owned(),
+            work: work.into_iter().map(Opaque).collect(),
+        }
+    }
+
+    /// Nanoseconds for each operation of one thread, on average over the threads.
+    fn sample(&mut self, count: u64) -> f64 {
+        if let [work] = &mut self.work[..] {
+            return time(&mut work.0, count);
+        }
+        let threads = self.work.len();
+        let barrier = Barrier::new(threads);
+        let total: f64 = std::thread::scope(|scope| {
+            let start = |(cpu, work): (usize, &'_ mut Opaque)| {
+                pin(cpu);
+                barrier.wait();
+                time(&mut work.0, count)
+            };
+            let spawned = self.work.iter_mut().enumerate();
+            let handles: Vec<_> = spawned
+                .map(|each| scope.spawn(move || start(each)))
+                .collect();
+            handles
+                .into_iter()
+                .map(|h| h.join().unwrap_or(f64::NAN))
+                .sum()
+        });
+        #[expect(clippy::cast_precision_loss, reason = "a handful of threads")]
+        let threads = threads as f64;
+        total / threads
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+fn time(work: &mut Work, count: u64) -> f64 {
+    let start = Instant::now();
+    black_box(work(black_box(count)));
+    start.elapsed().as_nanos() as f64 / count as f64
+}
+
+/// What came out for a list of cases: for each, a time for each round.
+#[derive(Debug)]
+pub struct Results {
+    names: Vec<String>,
+    rounds: Vec<Vec<f64>>,
+}
+
+/// Runs every case once in each round, after one round that is not counted.
+#[must_use]
+pub fn interleave(mut cases: Vec<Case>, rounds: usize, count: u64) -> Results {
+    let mut samples = vec![Vec::with_capacity(rounds); cases.len()];
+    for round in 0..=rounds {
+        for (case, samples) in cases.iter_mut().zip(&mut samples) {
+            let sample = case.sample(count);
+            if round > 0 {
+                samples.push(sample);
+            }
+        }
+    }
+    Results {
+        names: cases.into_iter().map(|case| case.name).collect(),
+        rounds: samples,
+    }
+}
+
+impl Results {
+    /// The names of the cases in their order.
+    #[must_use]
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// Median time of a case in nanoseconds.
+    #[must_use]
+    pub fn median(&self, name: &str) -> f64 {
+        median(self.of(name).to_vec())
+    }
+
+    /// Median over the rounds of how many times as long `name` took as `base` did.
+    #[must_use]
+    pub fn ratio(&self, name: &str, base: &str) -> f64 {
+        let pairs = self.of(name).iter().zip(self.of(base));
+        median(pairs.map(|(time, base)| time / base).collect())
+    }
+
+    fn of(&self, name: &str) -> &[f64] {
+        let index = self.names.iter().position(|other| other == name);
+        let rounds = index.and_then(|index| self.rounds.get(index));
+        rounds.map_or_else(|| unreachable!("no case is called {name}"), Vec::as_slice)
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// Binds the calling thread to the `nth` of the processors that it may run on, if it can.
+pub fn pin(nth: usize) {
+    let Ok(allowed) = sched_getaffinity(None) else {
+        return;
+    };
+    let mut cpus = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu));
+    if let Some(cpu) = cpus.nth(nth) {
+        let mut only = CpuSet::new();
+        only.set(cpu);
+        let _ = sched_setaffinity(None, &only);
+    }
+}
+
+/// Asks for as much processor time as this process can get; it works without.
+pub fn raise_priority() {
+    let _ = rustix::process::setpriority_process(None, -20);
+}
+
+/// A table in Markdown.
+#[derive(Debug, Default)]
+pub struct Table(String);
+
+impl Table {
+    /// A table with these columns, the first of them for names.
+    #[must_use]
+    pub fn new<S: AsRef<str>>(columns: &[S]) -> Self {
+        let mut table = Self::default();
+        table.row(columns);
+        let rules: Vec<_> = (0..columns.len())
+            .map(|i| if i == 0 { "---" } else { "---:" })
+            .collect();
+        table.row(&rules);
+        table
+    }
+
+    /// Adds a row.
+    pub fn row<S: AsRef<str>>(&mut self, cells: &[S]) {
+        for cell in cells {
+            let _ = write!(self.0, "| {} ", cell.as_ref());
+        }
+        self.0.push_str("|\n");
+    }
+}
+
+impl std::fmt::Display for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
