@@ -34,9 +34,13 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod interrupt;
+mod lifecycle;
 mod register;
+mod registers;
+mod state;
 mod transport;
 
 pub use register::{CONFIG, INT_CONFIG, INT_VRING, QUEUE_NOTIFY, REGION_SIZE};
+pub use state::{QueueState, RestoreError, STATE_VERSION, SaveError, TransportState};
 pub use transport::MmioTransport;
 pub use virtio_device_core::VirtioDevice;
