@@ -13,14 +13,16 @@
 //! * [`QueueHandler`], [`Worker`] and [`Executor`], which keep a device's work apart from the
 //!   thread it runs on.
 //!
+//! What a VMM may want to know about all that reaches it as an [`Event`], through an [`Observer`].
+//!
 //! A device depends on this crate alone. A VMM puts it behind a transport such as
 //! `virtio-mmio-transport`.
 //!
 //! # For device authors
 //!
 //! A device is two objects: one that is configured and activated from vCPU threads, and a
-//! [`QueueHandler`] that is made at activation and serves the queues. A device that fills every
-//! request with the letter `x`:
+//! [`QueueHandler`] that is made at activation and serves the queues. The [`guide`] has a whole
+//! block device; this one fills every request with the letter `x`:
 //!
 //! ```
 //! use virtio_device_core::{
@@ -99,6 +101,8 @@
 mod chain;
 mod device;
 mod features;
+#[cfg(any(doc, doctest))]
+pub mod guide;
 mod interrupt;
 mod layout;
 mod lease;

@@ -33,6 +33,7 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod discovery;
 mod interrupt;
 mod lifecycle;
 mod register;
@@ -40,6 +41,11 @@ mod registers;
 mod state;
 mod transport;
 
+#[cfg(feature = "acpi")]
+pub use discovery::AcpiDevice;
+#[cfg(feature = "fdt")]
+pub use discovery::Trigger;
+pub use discovery::{Location, LocationError};
 pub use register::{CONFIG, INT_CONFIG, INT_VRING, QUEUE_NOTIFY, REGION_SIZE};
 pub use state::{QueueState, RestoreError, STATE_VERSION, SaveError, TransportState};
 pub use transport::MmioTransport;
