@@ -16,7 +16,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::device::ActiveQueue;
 use crate::interrupt::InterruptHandle;
-use crate::worker::{Executor, RunningWorker, Worker};
+use crate::worker::{DeviceFault, Executor, RunningWorker, Worker};
 
 /// A worker in any event-manager loop: each queue's event fd, with the queue's index as its data.
 impl MutEventSubscriber for Worker {
@@ -34,9 +34,9 @@ impl MutEventSubscriber for Worker {
 
     fn init(&mut self, ops: &mut EventOps<'_>) {
         for active in self.queues() {
-            if ops.add(readable(active)).is_err() {
+            if let Err(error) = ops.add(readable(active)) {
                 // Without this event fd the queue would stay silent for ever: say so instead.
-                self.fail();
+                self.fail(&DeviceFault::Loop(to_io(&error)));
                 return;
             }
         }
@@ -105,8 +105,8 @@ impl Executor for WorkerThread {
             event: EventFd::new(EFD_NONBLOCK)?,
         });
         let interrupt = worker.interrupt().clone();
-        let mut manager =
-            EventManager::<Box<dyn MutEventSubscriber + Send>>::new().map_err(to_io)?;
+        let mut manager = EventManager::<Box<dyn MutEventSubscriber + Send>>::new()
+            .map_err(|error| to_io(&error))?;
         manager.add_subscriber(Box::new(worker));
         manager.add_subscriber(Box::new(StopSubscriber(stop.clone())));
         let asked = stop.clone();
@@ -128,12 +128,14 @@ fn run(
         }
         Ok::<(), event_manager::Error>(())
     }));
-    if !matches!(ended, Ok(Ok(()))) {
-        interrupt.device_failed();
+    match ended {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => interrupt.device_failed(&DeviceFault::Loop(to_io(&error))),
+        Err(_) => interrupt.device_failed(&DeviceFault::Panicked),
     }
 }
 
-fn to_io(error: event_manager::Error) -> io::Error {
+fn to_io(error: &event_manager::Error) -> io::Error {
     io::Error::other(error.to_string())
 }
 
