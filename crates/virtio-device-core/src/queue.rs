@@ -216,6 +216,15 @@ impl Virtqueue {
         })
     }
 
+    /// Puts back the chain that was taken last and cannot be served yet: the next
+    /// [`Virtqueue::take`] takes it again, on this queue or on one that is restored from its state.
+    pub fn put_back(&mut self, head: Head) {
+        if self.mark_given_back(head.0) {
+            let next = self.queue.next_avail().wrapping_sub(1);
+            self.queue.set_next_avail(next);
+        }
+    }
+
     /// Gives a chain back: `len` bytes were written from the first device-writable byte on.
     ///
     /// # Errors

@@ -13,31 +13,102 @@ use std::time::{Duration, Instant};
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::timerfd::TimerFd;
 
 use crate::device::ActiveQueue;
 use crate::interrupt::InterruptHandle;
 use crate::worker::{DeviceFault, Executor, RunningWorker, Worker};
 
-/// A worker in any event-manager loop: each queue's event fd, with the queue's index as its data.
+/// What the events of a worker's timer carry: no queue has this index.
+const TIMER: u32 = 1 << 16;
+
+/// A worker's timer, by which it waits without holding up its loop.
+#[derive(Debug)]
+pub(crate) struct Timer {
+    fd: TimerFd,
+    armed: bool,
+}
+
+impl Timer {
+    fn new() -> io::Result<Self> {
+        let fd = TimerFd::new()?;
+        Ok(Self { fd, armed: false })
+    }
+
+    /// Sets the timer, or stops it; either way it is not readable any more.
+    fn set(&mut self, wait: Option<Duration>) -> io::Result<()> {
+        match wait {
+            // 0 would stop it.
+            Some(wait) => self.fd.reset(wait.max(Duration::from_nanos(1)), None)?,
+            None if self.armed => self.fd.clear()?,
+            None => {}
+        }
+        self.armed = wait.is_some();
+        Ok(())
+    }
+
+    fn events(&self) -> Events {
+        Events::with_data(&self.fd, TIMER, EventSet::IN)
+    }
+}
+
+/// A worker in any event-manager loop: each queue's event fd, with the queue's index as its data,
+/// and its timer, if it needs one.
 impl MutEventSubscriber for Worker {
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
-        let Ok(index) = u16::try_from(events.data()) else {
-            return;
+        let lives = match u16::try_from(events.data()) {
+            Ok(index) => self.notified(index),
+            Err(_) => self.expired(),
         };
-        if !self.notified(index) {
+        if !(lives && self.set_timer()) {
+            // An error means that it is not waited for: just what is wanted.
             for active in self.queues() {
-                // An error means that it is not waited for: just what is wanted.
                 let _ = ops.remove(readable(active));
+            }
+            if let Some(timer) = self.timer.take() {
+                let _ = ops.remove(timer.events());
             }
         }
     }
 
     fn init(&mut self, ops: &mut EventOps<'_>) {
+        // Without one of these the device would stay silent for ever: say so instead.
         for active in self.queues() {
             if let Err(error) = ops.add(readable(active)) {
-                // Without this event fd the queue would stay silent for ever: say so instead.
                 self.fail(&DeviceFault::Loop(to_io(&error)));
                 return;
+            }
+        }
+        if self.needs_timer() {
+            if let Err(error) = self.add_timer(ops) {
+                self.fail(&DeviceFault::Loop(error));
+            }
+        }
+    }
+}
+
+impl Worker {
+    fn add_timer(&mut self, ops: &mut EventOps<'_>) -> io::Result<()> {
+        let timer = Timer::new()?;
+        ops.add(timer.events()).map_err(|error| to_io(&error))?;
+        self.timer = Some(timer);
+        Ok(())
+    }
+
+    /// Sets the timer to what the handler waits for. A wait that cannot be timed would never end,
+    /// and is a failure.
+    fn set_timer(&mut self) -> bool {
+        let wait = self.wait();
+        let set = match (&mut self.timer, wait) {
+            (Some(timer), _) => timer.set(wait),
+            (None, None) => Ok(()),
+            (None, Some(_)) => Err(io::ErrorKind::Unsupported.into()),
+        };
+        match set {
+            Ok(()) => true,
+            Err(error) => {
+                self.fail(&DeviceFault::Loop(error));
+                false
             }
         }
     }

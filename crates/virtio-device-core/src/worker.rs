@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::io;
+use std::time::Duration;
 
 use crate::chain::RingFault;
 use crate::device::{ActivateError, ActiveQueue};
@@ -17,6 +18,9 @@ pub enum Progress {
     Idle,
     /// The handler has used up its share and wants to be called again without a notification.
     More,
+    /// The handler waits for time to pass, and wants to be called again after at least this long,
+    /// notified or not. Its [`QueueHandler::needs_timer`] must say so from the start.
+    After(Duration),
 }
 
 /// Why a device cannot go on.
@@ -78,16 +82,25 @@ pub trait QueueHandler: Send {
     ///
     /// Why the device cannot go on. The handler is not called again.
     fn process(&mut self, index: u16) -> Result<Progress, DeviceFault>;
+
+    /// Whether this handler may ever return [`Progress::After`]: then a timer is made for it before
+    /// the driver can ask for anything.
+    fn needs_timer(&self) -> bool {
+        false
+    }
 }
 
 /// A handler together with the notifications that wake it.
 ///
-/// [`Worker::notified`] is all that a VMM with a loop of its own has to call; with the feature
-/// `worker`, a `Worker` is an event-manager subscriber.
+/// A VMM with a loop of its own calls [`Worker::notified`], and [`Worker::expired`] once
+/// [`Worker::wait`] is over; with the feature `worker`, a `Worker` is an event-manager subscriber.
 pub struct Worker {
     handler: Box<dyn QueueHandler>,
     queues: Vec<ActiveQueue>,
     interrupt: InterruptHandle,
+    wait: Option<Duration>,
+    #[cfg(feature = "worker")]
+    pub(crate) timer: Option<crate::thread::Timer>,
 }
 
 impl Worker {
@@ -102,6 +115,9 @@ impl Worker {
             handler,
             queues,
             interrupt,
+            wait: None,
+            #[cfg(feature = "worker")]
+            timer: None,
         }
     }
 
@@ -137,10 +153,52 @@ impl Worker {
             // It is notified again when it goes on.
             return true;
         }
+        // Whatever the handler waits for, it says so again if it still does.
+        self.wait = None;
+        self.serve(index)
+    }
+
+    /// How long after the last call the handler wants [`Worker::expired`] to be called, if it waits
+    /// for anything but notifications.
+    #[must_use]
+    pub const fn wait(&self) -> Option<Duration> {
+        self.wait
+    }
+
+    /// Serves all queues, because the handler's wait is over; too early does no harm. Returns
+    /// whether the worker lives, as [`Worker::notified`].
+    #[must_use]
+    pub fn expired(&mut self) -> bool {
+        self.wait = None;
+        if self.interrupt.is_revoked() {
+            return false;
+        }
+        for place in 0..self.queues.len() {
+            let Some(active) = self.queues.get(place) else {
+                break;
+            };
+            // A queue that was taken back or is paused is notified if it goes on.
+            let away = active.queue.is_revoked() || active.queue.is_paused();
+            let index = active.index;
+            if !away && !self.serve(index) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Has the handler serve queue `index`.
+    fn serve(&mut self, index: u16) -> bool {
         match self.handler.process(index) {
             Ok(Progress::Idle) => true,
             Ok(Progress::More) => {
-                let _ = active.kick.write(1);
+                if let Some(active) = self.queues.iter().find(|active| active.index == index) {
+                    let _ = active.kick.write(1);
+                }
+                true
+            }
+            Ok(Progress::After(wait)) => {
+                self.wait = Some(self.wait.map_or(wait, |other| other.min(wait)));
                 true
             }
             Err(fault) => {
@@ -148,6 +206,12 @@ impl Worker {
                 false
             }
         }
+    }
+
+    /// Whether the handler may wait for time to pass.
+    #[must_use]
+    pub fn needs_timer(&self) -> bool {
+        self.handler.needs_timer()
     }
 
     /// Tells the driver that the device does not work any more, and the VMM why.

@@ -89,6 +89,22 @@ fn chains_are_taken_in_order_and_given_back_with_their_length() {
 }
 
 #[test]
+fn a_chain_that_was_put_back_is_taken_again() {
+    let memory = memory();
+    let mut pair = Pair::new(&memory, 0);
+    pair.driver.offer_writable(3, BUFFER, 8);
+    for _ in 0..2 {
+        let taken = pair.take().unwrap().unwrap();
+        pair.device.put_back(taken);
+        assert_eq!(pair.driver.used_index(), 0);
+    }
+    let taken = pair.take().unwrap().unwrap();
+    assert_eq!(taken.index(), 3);
+    pair.device.complete(&memory, taken, 8).unwrap();
+    assert_eq!(pair.driver.take_used(), [(3, 8)]);
+}
+
+#[test]
 fn indices_wrap_without_losing_a_chain() {
     let memory = memory();
     for features in [0, VIRTIO_F_EVENT_IDX] {

@@ -313,3 +313,89 @@ fn a_queue_that_was_taken_back_is_neither_paused_nor_resumed() {
     assert!(queue.queue.is_revoked());
     assert_eq!(queue.queue.inspect(|queue| queue.size()), None);
 }
+
+/// Does what the test's closure says, and may wait.
+struct Waiter<F>(F);
+
+impl<F: FnMut() -> Result<Progress, DeviceFault> + Send> QueueHandler for Waiter<F> {
+    fn process(&mut self, _index: u16) -> Result<Progress, DeviceFault> {
+        self.0()
+    }
+
+    fn needs_timer(&self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn a_handler_that_waits_is_called_again_when_the_time_has_come() {
+    let (queue, (_, interrupt)) = (queue(), interrupt());
+    let (sender, calls) = channel();
+    let mut waits = vec![Duration::ZERO, Duration::from_millis(20)].into_iter();
+    let handler = Waiter(move || {
+        sender.send(Instant::now()).unwrap();
+        Ok(waits.next().map_or(Progress::Idle, Progress::After))
+    });
+    let worker = Worker::new(Box::new(handler), vec![queue.clone()], interrupt.clone());
+    let _running = WorkerThread::named("test").start(worker).unwrap();
+    queue.kick.write(1).unwrap();
+    let times = [(); 3].map(|()| calls.recv_timeout(SOON).unwrap());
+    assert!(times[2] - times[1] >= Duration::from_millis(20));
+    // The timer goes off once for each wait.
+    calls.recv_timeout(Duration::from_millis(50)).unwrap_err();
+    assert!(!interrupt.is_broken());
+}
+
+#[test]
+fn a_notification_ends_a_wait() {
+    let (queue, (_, interrupt)) = (queue(), interrupt());
+    let mut waits = vec![Duration::from_millis(20)].into_iter();
+    let (sender, calls) = channel();
+    let handler = Waiter(move || {
+        sender.send(()).unwrap();
+        Ok(waits.next().map_or(Progress::Idle, Progress::After))
+    });
+    let worker = Worker::new(Box::new(handler), vec![queue.clone()], interrupt);
+    let _running = WorkerThread::named("test").start(worker).unwrap();
+    for _ in 0..2 {
+        queue.kick.write(1).unwrap();
+        calls.recv_timeout(SOON).unwrap();
+    }
+    calls.recv_timeout(Duration::from_millis(50)).unwrap_err();
+}
+
+#[test]
+fn a_wait_that_nobody_times_is_a_failure() {
+    let (queue, (_, interrupt)) = (queue(), interrupt());
+    queue.kick.write(1).unwrap();
+    let script = worker(&queue, &interrupt, || {
+        Ok(Progress::After(Duration::from_millis(1)))
+    });
+    let _running = WorkerThread::named("test").start(script).unwrap();
+    wait_until("failure", || interrupt.is_broken());
+}
+
+#[test]
+fn a_worker_without_a_loop_tells_how_long_it_waits() {
+    let (queue, (_, interrupt)) = (queue(), interrupt());
+    let mut left = 2u64;
+    let handler = Waiter(move || {
+        left = left.saturating_sub(1);
+        Ok(match left {
+            0 => Progress::Idle,
+            left => Progress::After(Duration::from_secs(left)),
+        })
+    });
+    let mut worker = Worker::new(Box::new(handler), vec![queue.clone()], interrupt.clone());
+    assert!(worker.needs_timer());
+    assert_eq!(worker.wait(), None);
+    assert!(worker.notified(0));
+    assert_eq!(worker.wait(), Some(Duration::from_secs(1)));
+    assert!(worker.expired());
+    assert_eq!(worker.wait(), None);
+    // A queue that was taken back is left alone, and a reset of the device ends the worker.
+    assert!(queue.queue.revoke().is_some());
+    assert!(worker.expired());
+    interrupt.revoke();
+    assert!(!worker.expired());
+}

@@ -13,7 +13,10 @@ use virtio_device_core::{
 };
 use vm_memory::GuestAddressSpace;
 
-use crate::queue::RequestQueue;
+use crate::draw::Retry;
+use crate::limits::RateLimits;
+use crate::observer::RngObserver;
+use crate::queue::{Parts, RequestQueue};
 
 /// The device type of VIRTIO 1.3, section 5.4.
 pub const DEVICE_TYPE: u32 = 4;
@@ -35,33 +38,68 @@ pub const QUEUE_SIZE: u16 = 256;
 /// let device: Box<dyn VirtioDevice<Arc<GuestMemoryMmap<()>>>> = Box::new(rng);
 /// assert_eq!(device.device_type(), 4);
 /// ```
-pub struct Rng<S, E> {
+pub struct Rng<S, E, O = ()> {
     /// Shared with the worker, and kept from one activation to the next.
-    source: Arc<Mutex<S>>,
+    parts: Arc<Parts<S, O>>,
+    retry: Retry,
     executor: E,
     running: Option<Box<dyn RunningWorker>>,
 }
 
 impl<S: Read + Send + 'static, E: Executor> Rng<S, E> {
-    /// Makes a device that takes its randomness from `source` and works where `executor` says.
+    /// Makes a device that takes its randomness from `source` and works where `executor` says,
+    /// without limits.
     ///
-    /// The source is only ever read by the device's worker. It may block, and it may give less than
-    /// it was asked for; the driver then gets less. When it ends or fails the device asks its
-    /// driver for a reset, because a request must not be answered with nothing.
+    /// The source is only ever read by the device's worker, with one call for each request. It may
+    /// block, and it may give less than it was asked for; the driver then gets less. While it fails
+    /// or has nothing, the request waits and the source is asked again, as [`Retry`] says. When it
+    /// ends, panics, claims more than it could have given, or fails for too long, the device asks
+    /// its driver for a reset, because a request must not be answered with nothing.
     pub fn new(source: S, executor: E) -> Self {
+        Self::with_observer(source, executor, ())
+    }
+}
+
+impl<S, E, O> Rng<S, E, O>
+where
+    S: Read + Send + 'static,
+    E: Executor,
+    O: RngObserver + 'static,
+{
+    /// Makes a device as [`Rng::new`] does, and has `observer` hear what it does.
+    pub fn with_observer(source: S, executor: E, observer: O) -> Self {
         Self {
-            source: Arc::new(Mutex::new(source)),
+            parts: Arc::new(Parts {
+                source: Mutex::new(source),
+                limits: RateLimits::none(),
+                observer,
+            }),
+            retry: Retry::default(),
             executor,
             running: None,
         }
     }
+
+    /// Sets how a request waits for a source that fails, from the next activation on.
+    #[must_use]
+    pub fn with_retry(mut self, retry: Retry) -> Self {
+        self.retry = retry;
+        self
+    }
+
+    /// The device's rate limits, to be set, saved and restored at any time.
+    #[must_use]
+    pub fn limits(&self) -> RateLimits {
+        self.parts.limits.clone()
+    }
 }
 
-impl<M, S, E> VirtioDevice<M> for Rng<S, E>
+impl<M, S, E, O> VirtioDevice<M> for Rng<S, E, O>
 where
     M: GuestAddressSpace + Send + 'static,
     S: Read + Send + 'static,
     E: Executor,
+    O: RngObserver + 'static,
 {
     fn device_type(&self) -> u32 {
         DEVICE_TYPE
@@ -86,10 +124,15 @@ where
             ..
         } = activation;
         let requestq = queues.first().ok_or(ActivateError::QueueMissing(0))?;
-        let source = self.source.clone();
-        let handler = RequestQueue::new(memory, requestq, interrupt.clone(), source);
+        let parts = self.parts.clone();
+        let handler = RequestQueue::new(memory, requestq, interrupt.clone(), parts, self.retry);
+        self.parts.limits.set_waker(Some(requestq.kick.clone()));
         let worker = Worker::new(Box::new(handler), queues, interrupt);
-        self.running = Some(self.executor.start(worker).map_err(ActivateError::Worker)?);
+        let running = self.executor.start(worker).map_err(ActivateError::Worker);
+        if running.is_err() {
+            self.parts.limits.set_waker(None);
+        }
+        self.running = Some(running?);
         Ok(())
     }
 
@@ -97,14 +140,17 @@ where
         if let Some(mut running) = self.running.take() {
             running.stop();
         }
+        self.parts.limits.set_waker(None);
     }
 }
 
 /// Says nothing of the source, whose state may be worth guarding.
-impl<S, E> fmt::Debug for Rng<S, E> {
+impl<S, E, O> fmt::Debug for Rng<S, E, O> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Rng")
             .field("running", &self.running.is_some())
+            .field("limits", &self.parts.limits)
+            .field("retry", &self.retry)
             .finish_non_exhaustive()
     }
 }

@@ -21,10 +21,18 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod bucket;
 mod device;
+mod draw;
+mod limits;
+mod observer;
 mod queue;
 mod source;
 
+pub use bucket::{RateLimit, TokenBucket};
 pub use device::{DEVICE_TYPE, QUEUE_SIZE, Rng};
+pub use draw::Retry;
+pub use limits::{BadRateLimit, BucketState, RateLimits, RateLimitsState};
+pub use observer::{RngCounters, RngObserver, SourceFailure};
 pub use queue::MAX_REQUEST;
 pub use source::KernelEntropy;

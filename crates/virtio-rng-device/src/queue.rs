@@ -3,8 +3,9 @@
 
 //! The entropy device as its worker sees it: requests in, random bytes out.
 
-use std::io::{self, ErrorKind, Read};
+use std::io::{self, Read};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use virtio_device_core::{
     ActiveQueue, Chain, DeviceFault, Head, InterruptHandle, Progress, QueueHandler, QueueLease,
@@ -13,135 +14,213 @@ use virtio_device_core::{
 use vm_memory::{GuestAddressSpace, GuestMemory};
 
 use crate::device::QUEUE_SIZE;
+use crate::draw::{Patience, Retry, draw, wipe};
+use crate::limits::RateLimits;
+use crate::observer::{RngObserver, SourceFailure};
 
 /// Most that one request is given, whatever its buffers add up to: with descriptors that overlap, a
 /// driver can ask for far more memory than it has. Less than the whole buffer is legal (section
 /// 5.4.6.2).
 pub const MAX_REQUEST: usize = 64 * 1024;
 
-/// How often one request goes back to a source that was interrupted.
-const MAX_INTERRUPTIONS: u32 = 64;
+/// What a device keeps from one activation to the next.
+pub(crate) struct Parts<S, O> {
+    pub(crate) source: Mutex<S>,
+    pub(crate) limits: RateLimits,
+    pub(crate) observer: O,
+}
 
 /// Serves the only queue. Everything it needs is allocated here, once.
-pub(crate) struct RequestQueue<M, S> {
+pub(crate) struct RequestQueue<M, S, O> {
     memory: M,
     queue: QueueLease,
     interrupt: InterruptHandle,
-    source: Arc<Mutex<S>>,
+    parts: Arc<Parts<S, O>>,
+    patience: Patience,
+    /// Whether a request was found waiting for the limits, and none has been served since.
+    throttled: bool,
     chain: Chain,
     /// Holds random bytes only between their draw and their hand-over.
     scratch: Box<[u8]>,
 }
 
-/// The work of one wake-up.
-struct Batch {
-    /// Looks that may still be taken at the available ring.
-    budget: u16,
-    /// A request whose bytes lie in the scratch buffer, and their number.
-    filled: Option<(Head, usize)>,
-    /// Whether a request has been given back.
-    used: bool,
+/// What came of a draw for a request.
+enum Drawn {
+    /// This many bytes lie in the scratch buffer.
+    Bytes(Head, usize),
+    /// None; the request goes back into its queue, and so ends the batch.
+    Nothing(Head, Ending),
+}
+
+/// How a batch ends.
+enum Ending {
+    Progress(Progress),
+    SourceLost(SourceFailure),
 }
 
 /// What is to be done next, outside of the queue's lock.
 enum Next {
     /// Draw this many bytes for a request.
     Draw(Head, usize),
-    /// End the batch.
-    End(Progress),
+    End(Ending),
 }
 
-impl<M, S> RequestQueue<M, S> {
+/// The work of one wake-up.
+struct Batch<'a, O> {
+    limits: &'a RateLimits,
+    observer: &'a O,
+    throttled: &'a mut bool,
+    /// Looks that may still be taken at the available ring.
+    budget: u16,
+    /// Whether a request has been given back.
+    used: bool,
+}
+
+impl<M, S, O> RequestQueue<M, S, O> {
     pub(crate) fn new(
         memory: M,
         requestq: &ActiveQueue,
         interrupt: InterruptHandle,
-        source: Arc<Mutex<S>>,
+        parts: Arc<Parts<S, O>>,
+        retry: Retry,
     ) -> Self {
         Self {
             memory,
             queue: requestq.queue.clone(),
             interrupt,
-            source,
+            parts,
+            patience: Patience::new(retry),
+            throttled: false,
             chain: Chain::with_capacity(QUEUE_SIZE),
             scratch: vec![0; MAX_REQUEST].into_boxed_slice(),
         }
     }
 }
 
-impl<M, S> QueueHandler for RequestQueue<M, S>
+impl<M, S, O> QueueHandler for RequestQueue<M, S, O>
 where
     M: GuestAddressSpace + Send,
     S: Read + Send,
+    O: RngObserver,
 {
     /// The source is asked between two looks at the queue, never during one, so it may take its
     /// time without keeping anybody from taking the queue back.
     fn process(&mut self, index: u16) -> Result<Progress, DeviceFault> {
+        if let Some(left) = self.patience.left() {
+            return Ok(Progress::After(left));
+        }
         let memory = self.memory.memory();
         let mut batch = Batch {
+            limits: &self.parts.limits,
+            observer: &self.parts.observer,
+            throttled: &mut self.throttled,
             budget: QUEUE_SIZE,
-            filled: None,
             used: false,
         };
+        let mut drawn = None;
         loop {
-            let next = self.queue.with(|queue| {
-                batch.hand_over(queue, &*memory, &self.chain, &mut self.scratch)?;
-                let next = batch.next(queue, &*memory, &mut self.chain)?;
+            let look = |queue: &mut Virtqueue| {
+                let next = match drawn.take() {
+                    None => {
+                        queue.disable_notification(&*memory)?;
+                        batch.next(queue, &*memory, &mut self.chain)?
+                    }
+                    Some(Drawn::Bytes(head, len)) => {
+                        let bytes = self.scratch.get_mut(..len).unwrap_or_default();
+                        batch.hand_over(queue, &*memory, &self.chain, head, bytes)?;
+                        batch.next(queue, &*memory, &mut self.chain)?
+                    }
+                    Some(Drawn::Nothing(head, ending)) => {
+                        queue.put_back(head);
+                        Next::End(ending)
+                    }
+                };
                 // One interrupt for the whole batch.
                 if matches!(next, Next::End(_)) && batch.used && queue.needs_interrupt(&*memory)? {
                     self.interrupt.used_buffers(index);
                 }
-                Ok::<_, RingFault>(next)
-            });
-            match next.transpose()? {
-                Some(Next::Draw(head, len)) => batch.filled = Some((head, self.draw(len)?)),
-                Some(Next::End(progress)) => return Ok(progress),
+                Ok(next)
+            };
+            match self.queue.with(look) {
+                Some(Ok(Next::Draw(head, len))) => {
+                    let room = self.scratch.get_mut(..len).unwrap_or_default();
+                    drawn = Some(match draw(&self.parts.source, room) {
+                        Ok(count) => {
+                            self.patience.succeeded();
+                            Drawn::Bytes(head, count)
+                        }
+                        Err(failure) => {
+                            self.parts.observer.source_failed(failure);
+                            let wait = self.patience.failed(failure);
+                            Drawn::Nothing(head, Ending::of(failure, wait))
+                        }
+                    });
+                }
+                Some(Ok(Next::End(Ending::Progress(progress)))) => return Ok(progress),
+                Some(Ok(Next::End(Ending::SourceLost(failure)))) => {
+                    return Err(DeviceFault::Backend(io::Error::other(failure)));
+                }
+                Some(Err(fault)) => {
+                    // It may hold bytes of a request that could not be given back.
+                    wipe(&mut self.scratch);
+                    self.parts.observer.ring_broken(fault);
+                    return Err(DeviceFault::Ring(fault));
+                }
                 // The queue has been taken back.
-                None => return Ok(Progress::Idle),
+                None => {
+                    wipe(&mut self.scratch);
+                    return Ok(Progress::Idle);
+                }
             }
         }
     }
-}
 
-impl<M, S: Read> RequestQueue<M, S> {
-    /// Draws up to `len` bytes into the scratch buffer, at least one.
-    fn draw(&mut self, len: usize) -> Result<usize, DeviceFault> {
-        let failed = |why: &str| Err(DeviceFault::Backend(io::Error::other(why)));
-        let Ok(mut source) = self.source.lock() else {
-            return failed("the source panicked");
-        };
-        let room = self.scratch.get_mut(..len).unwrap_or_default();
-        for _ in 0..MAX_INTERRUPTIONS {
-            match source.read(room) {
-                Ok(0) => return failed("the source has ended"),
-                Ok(count) if count > room.len() => return failed("the source claims too much"),
-                Ok(count) => return Ok(count),
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(DeviceFault::Backend(error)),
-            }
-        }
-        failed("the source is interrupted for ever")
+    fn needs_timer(&self) -> bool {
+        true
     }
 }
 
-impl Batch {
-    /// Gives the filled request back, if there is one, and wipes its bytes from the scratch buffer.
+impl Ending {
+    /// The end of a batch whose source failed and may be asked again after `wait`, if ever.
+    fn of(failure: SourceFailure, wait: Option<Duration>) -> Self {
+        wait.map_or(Self::SourceLost(failure), |wait| {
+            Self::Progress(Progress::After(wait))
+        })
+    }
+}
+
+impl<O: RngObserver> Batch<'_, O> {
+    /// Gives a request back with `bytes`, and wipes them.
     fn hand_over<M: GuestMemory>(
         &mut self,
         queue: &mut Virtqueue,
         memory: &M,
         chain: &Chain,
-        scratch: &mut [u8],
+        head: Head,
+        bytes: &mut [u8],
     ) -> Result<(), RingFault> {
-        let Some((head, len)) = self.filled.take() else {
-            return Ok(());
-        };
-        let bytes = scratch.get_mut(..len).unwrap_or_default();
         // The chain was checked; if memory was taken away meanwhile, nothing may be claimed.
         let written = chain.write(memory, bytes).unwrap_or(0);
-        bytes.fill(0);
+        wipe(bytes);
+        self.complete(queue, memory, head, written)
+    }
+
+    fn complete<M: GuestMemory>(
+        &mut self,
+        queue: &mut Virtqueue,
+        memory: &M,
+        head: Head,
+        written: u32,
+    ) -> Result<(), RingFault> {
+        queue.complete(memory, head, written)?;
+        self.limits.charge(written);
+        match written {
+            0 => self.observer.request_malformed(),
+            bytes => self.observer.request_served(bytes),
+        }
+        *self.throttled = false;
         self.used = true;
-        queue.complete(memory, head, written)
+        Ok(())
     }
 
     /// Takes the next request that can be served. Those that cannot, because they have no writable
@@ -155,23 +234,39 @@ impl Batch {
         memory: &M,
         chain: &mut Chain,
     ) -> Result<Next, RingFault> {
-        queue.disable_notification(memory)?;
         while self.budget != 0 {
             self.budget -= 1;
             let Some(head) = queue.take(memory, chain)? else {
                 if queue.enable_notification(memory)? {
+                    queue.disable_notification(memory)?;
                     continue;
                 }
-                return Ok(Next::End(Progress::Idle));
+                return Ok(Next::End(Ending::Progress(Progress::Idle)));
+            };
+            let most = match self.limits.admit() {
+                Ok(most) => most.min(MAX_REQUEST as u64),
+                Err(wait) => {
+                    queue.put_back(head);
+                    if !std::mem::replace(self.throttled, true) {
+                        self.observer.request_throttled();
+                    }
+                    return Ok(Next::End(Ending::Progress(Progress::After(wait))));
+                }
             };
             let wanted = chain.check(memory).map_or(0, |()| chain.writable_len());
-            let len = usize::try_from(wanted).map_or(MAX_REQUEST, |wanted| wanted.min(MAX_REQUEST));
+            let len = usize::try_from(wanted.min(most)).unwrap_or(MAX_REQUEST);
             if len != 0 {
                 return Ok(Next::Draw(head, len));
             }
-            queue.complete(memory, head, 0)?;
-            self.used = true;
+            self.complete(queue, memory, head, 0)?;
         }
-        Ok(Next::End(Progress::More))
+        Ok(Next::End(Ending::Progress(Progress::More)))
+    }
+}
+
+/// The source may have been asked for bytes that nobody took.
+impl<M, S, O> Drop for RequestQueue<M, S, O> {
+    fn drop(&mut self) {
+        wipe(&mut self.scratch);
     }
 }

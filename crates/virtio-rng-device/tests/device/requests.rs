@@ -1,14 +1,7 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The entropy device, driven request by request without a thread.
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::cast_possible_truncation,
-    reason = "a test stops at the unexpected"
-)]
+//! Requests that a driver may make, and some that it should not.
 
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,159 +9,12 @@ use std::sync::{Arc, Mutex};
 
 use virtio_device_core::test_utils::{DriverQueue, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
 use virtio_device_core::{
-    ActivateError, Activation, ActiveQueue, Executor, Interrupt, InterruptHandle, QueueLease,
-    RunningWorker, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VirtioDevice, Virtqueue, Worker,
+    ActivateError, Activation, QueueLease, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VirtioDevice,
 };
 use virtio_rng_device::{MAX_REQUEST, QUEUE_SIZE, Rng};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-type Memory = Arc<GuestMemoryMmap<()>>;
-
-const RAM: u64 = 0x4_0000;
-const BUFFER: u64 = 0x2_0000;
-/// What guest memory holds where nobody writes.
-const CANARY: u8 = 0xc5;
-
-#[derive(Default)]
-struct Counts {
-    used: AtomicU32,
-    status: AtomicU32,
-}
-
-impl Interrupt for Counts {
-    fn used_buffers(&self, queue: u16) {
-        assert_eq!(queue, 0);
-        self.used.fetch_add(1, Ordering::SeqCst);
-    }
-
-    fn config_changed(&self) {
-        unreachable!("the device has no configuration");
-    }
-
-    fn status_changed(&self) {
-        self.status.fetch_add(1, Ordering::SeqCst);
-    }
-}
-
-/// Hands the worker to the test instead of running it.
-#[derive(Clone, Default)]
-struct Capture(Arc<Mutex<Option<Worker>>>);
-
-impl Executor for Capture {
-    fn start(&mut self, worker: Worker) -> io::Result<Box<dyn RunningWorker>> {
-        *self.0.lock().unwrap() = Some(worker);
-        Ok(Box::new(self.clone()))
-    }
-}
-
-impl RunningWorker for Capture {
-    fn stop(&mut self) {
-        *self.0.lock().unwrap() = None;
-    }
-}
-
-/// A counter that never gives the same bytes twice; each read gives at most `limit` bytes.
-struct Counter {
-    next: u8,
-    limit: usize,
-    reads: Arc<AtomicU32>,
-}
-
-impl Read for Counter {
-    fn read(&mut self, data: &mut [u8]) -> io::Result<usize> {
-        self.reads.fetch_add(1, Ordering::SeqCst);
-        let len = data.len().min(self.limit);
-        for byte in &mut data[..len] {
-            // Never the canary, and never the 0 that a wiped buffer holds.
-            self.next = if self.next >= 0x7f { 1 } else { self.next + 1 };
-            *byte = self.next;
-        }
-        Ok(len)
-    }
-}
-
-/// A device with an enabled queue, and the driver's side of it.
-struct Fixture<'m, S> {
-    memory: &'m Memory,
-    driver: DriverQueue<'m, GuestMemoryMmap<()>>,
-    device: Rng<S, Capture>,
-    worker: Capture,
-    lease: QueueLease,
-    counts: Arc<Counts>,
-    interrupt: InterruptHandle,
-}
-
-impl<'m, S: Read + Send + 'static> Fixture<'m, S> {
-    fn new(memory: &'m Memory, features: u64, source: S) -> Self {
-        let worker = Capture::default();
-        let counts = Arc::new(Counts::default());
-        let interrupt = InterruptHandle::new(counts.clone());
-        let driver = DriverQueue::new(&**memory, 0, QUEUE_SIZE);
-        let lease = QueueLease::new(Virtqueue::new(driver.layout(), features));
-        let mut device = Rng::new(source, worker.clone());
-        let kick = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-        let queues = vec![ActiveQueue::new(0, lease.clone(), kick)];
-        let activation = Activation::new(memory.clone(), queues, features, interrupt.clone());
-        device.activate(activation).unwrap();
-        Self {
-            memory,
-            driver,
-            device,
-            worker,
-            lease,
-            counts,
-            interrupt,
-        }
-    }
-
-    /// Notifies the device until it has nothing more to do. Returns whether the worker lives.
-    fn notify(&mut self) -> bool {
-        let mut worker = self.worker.0.lock().unwrap();
-        let worker = worker.as_mut().unwrap();
-        worker.queues()[0].kick.write(1).unwrap();
-        for _ in 0..4 {
-            if !worker.notified(0) {
-                return false;
-            }
-            // A worker that wants more has notified itself.
-            let kick = &worker.queues()[0].kick;
-            match kick.read() {
-                Ok(_) => kick.write(1).unwrap(),
-                Err(_) => return true,
-            }
-        }
-        panic!("the worker never gets idle");
-    }
-
-    fn used_interrupts(&self) -> u32 {
-        self.counts.used.load(Ordering::SeqCst)
-    }
-
-    fn bytes(&self, addr: u64, len: usize) -> Vec<u8> {
-        let mut bytes = vec![0; len];
-        self.memory
-            .read_slice(&mut bytes, GuestAddress(addr))
-            .unwrap();
-        bytes
-    }
-}
-
-fn memory() -> Memory {
-    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM as usize)]).unwrap();
-    memory
-        .write_slice(&vec![CANARY; RAM as usize], GuestAddress(0))
-        .unwrap();
-    Arc::new(memory)
-}
-
-fn counter(limit: usize) -> Counter {
-    Counter {
-        next: 0,
-        limit,
-        reads: Arc::default(),
-    }
-}
+use crate::support::{BUFFER, CANARY, Capture, Counter, Fixture, RAM, counter, memory};
 
 #[test]
 fn a_request_is_filled_exactly() {
@@ -341,56 +187,6 @@ fn the_driver_is_asked_not_to_notify_during_a_batch_and_to_notify_after_it() {
 }
 
 #[test]
-fn a_source_that_fails_asks_for_a_reset_and_completes_nothing() {
-    struct Fails(Option<io::Error>, usize);
-    impl Read for Fails {
-        fn read(&mut self, _data: &mut [u8]) -> io::Result<usize> {
-            self.0.take().map_or(Ok(self.1), Err)
-        }
-    }
-
-    let memory = memory();
-    let failures = [
-        Fails(None, 0),
-        Fails(Some(io::Error::other("broken")), 0),
-        // More than there was room for: a broken Read implementation.
-        Fails(None, 5),
-    ];
-    for source in failures {
-        let mut fixture = Fixture::new(&memory, 0, source);
-        fixture.driver.offer_writable(0, BUFFER, 4);
-        assert!(!fixture.notify());
-        assert!(fixture.interrupt.is_broken());
-        assert_eq!(fixture.counts.status.load(Ordering::SeqCst), 1);
-        assert_eq!(fixture.driver.take_used(), []);
-        assert_eq!(fixture.bytes(BUFFER, 4), [CANARY; 4]);
-    }
-}
-
-#[test]
-fn an_interrupted_source_is_asked_again_but_not_for_ever() {
-    struct Interrupted(u32);
-    impl Read for Interrupted {
-        fn read(&mut self, data: &mut [u8]) -> io::Result<usize> {
-            if self.0 == 0 {
-                data.fill(7);
-                return Ok(data.len());
-            }
-            self.0 -= 1;
-            Err(io::ErrorKind::Interrupted.into())
-        }
-    }
-
-    let memory = memory();
-    for (times, served) in [(3, true), (u32::MAX, false)] {
-        let mut fixture = Fixture::new(&memory, 0, Interrupted(times));
-        fixture.driver.offer_writable(0, BUFFER, 4);
-        assert_eq!(fixture.notify(), served);
-        assert_eq!(fixture.interrupt.is_broken(), !served);
-    }
-}
-
-#[test]
 fn a_broken_ring_asks_for_a_reset() {
     let memory = memory();
     let mut fixture = Fixture::new(&memory, 0, counter(usize::MAX));
@@ -436,7 +232,7 @@ fn a_queue_taken_back_during_a_draw_is_not_touched() {
 fn the_device_needs_its_queue_and_works_again_after_a_reset() {
     let memory = memory();
     let mut fixture = Fixture::new(&memory, 0, counter(usize::MAX));
-    let again = |fixture: &Fixture<'_, Counter>, queues| {
+    let again = |fixture: &Fixture<'_, Counter, ()>, queues| {
         Activation::new(memory.clone(), queues, 0, fixture.interrupt.clone())
     };
     let activation = again(&fixture, Vec::new());
@@ -444,25 +240,23 @@ fn the_device_needs_its_queue_and_works_again_after_a_reset() {
     assert!(matches!(active, ActivateError::AlreadyActive));
 
     for _ in 0..2 {
-        VirtioDevice::<Memory>::reset(&mut fixture.device);
+        fixture.reset();
         assert!(fixture.worker.0.lock().unwrap().is_none());
     }
     let activation = again(&fixture, Vec::new());
     let missing = fixture.device.activate(activation).unwrap_err();
     assert!(matches!(missing, ActivateError::QueueMissing(0)));
-
-    let mut driver = DriverQueue::new(&*memory, 0, QUEUE_SIZE);
-    let kick = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-    let lease = QueueLease::new(Virtqueue::new(driver.layout(), 0));
-    let activation = again(&fixture, vec![ActiveQueue::new(0, lease, kick)]);
-    fixture.device.activate(activation).unwrap();
-    driver.offer_writable(0, BUFFER, 4);
-    assert!(fixture.notify());
-    assert_eq!(driver.take_used(), [(0, 4)]);
+    fixture.reset_and_serve();
 }
 
 #[test]
 fn debug_output_says_nothing_of_the_source() {
     let rng = Rng::new(&b"secret"[..], Capture::default());
-    assert_eq!(format!("{rng:?}"), "Rng { running: false, .. }");
+    let text = format!("{rng:?} {:?}", rng.limits());
+    assert!(text.starts_with("Rng { running: false, "), "{text}");
+    // Neither as text nor as numbers.
+    assert!(
+        !text.contains("secret") && !text.contains("115, 101"),
+        "{text}"
+    );
 }

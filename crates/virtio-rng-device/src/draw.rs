@@ -1,0 +1,179 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Asking a source that may be anything: short, slow, broken, lying.
+
+use std::io::{ErrorKind, Read};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use crate::observer::SourceFailure;
+
+/// How often one draw goes back to a source that was interrupted.
+const MAX_INTERRUPTIONS: u32 = 64;
+
+/// How a request waits for a source that has failed.
+///
+/// The first wait is `first`, each further one is twice as long, up to `longest`. After `attempts`
+/// failures in a row the device gives up and asks its driver for a reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retry {
+    /// The first wait.
+    pub first: Duration,
+    /// The longest wait.
+    pub longest: Duration,
+    /// Failures in a row that end it; 0 and 1 mean that the first one does.
+    pub attempts: u32,
+}
+
+impl Default for Retry {
+    /// From 1 ms to 250 ms, for some ten seconds.
+    fn default() -> Self {
+        Self {
+            first: Duration::from_millis(1),
+            longest: Duration::from_millis(250),
+            attempts: 48,
+        }
+    }
+}
+
+impl Retry {
+    /// The wait after `failures` failures in a row, at least 1; `None` to give up.
+    #[must_use]
+    pub fn wait(&self, failures: u32) -> Option<Duration> {
+        if failures >= self.attempts {
+            return None;
+        }
+        let doublings = failures.saturating_sub(1).min(31);
+        let wait = self.first.saturating_mul(1 << doublings);
+        Some(wait.min(self.longest))
+    }
+}
+
+/// The failures of a source in a row, and when it may be asked again.
+#[derive(Debug)]
+pub(crate) struct Patience {
+    retry: Retry,
+    failures: u32,
+    until: Option<Instant>,
+}
+
+impl Patience {
+    pub(crate) const fn new(retry: Retry) -> Self {
+        Self {
+            retry,
+            failures: 0,
+            until: None,
+        }
+    }
+
+    /// What is left of the wait, if the source must not be asked yet. A driver that notifies over
+    /// and over does not make it shorter.
+    pub(crate) fn left(&self) -> Option<Duration> {
+        let left = self.until?.checked_duration_since(Instant::now())?;
+        (!left.is_zero()).then_some(left)
+    }
+
+    pub(crate) const fn succeeded(&mut self) {
+        (self.failures, self.until) = (0, None);
+    }
+
+    /// How long to wait now; `None` to give up.
+    pub(crate) fn failed(&mut self, failure: SourceFailure) -> Option<Duration> {
+        self.failures = self.failures.saturating_add(1);
+        let wait = failure
+            .is_transient()
+            .then(|| self.retry.wait(self.failures))
+            .flatten()?;
+        self.until = Instant::now().checked_add(wait);
+        Some(wait)
+    }
+}
+
+/// Draws up to `room.len()` bytes, at least one. After a failure no byte is left in `room`.
+///
+/// A source that has panicked is not asked again: nobody knows what state it is in.
+pub(crate) fn draw<S: Read>(source: &Mutex<S>, room: &mut [u8]) -> Result<usize, SourceFailure> {
+    // The lock is poisoned by a panic within.
+    let read = AssertUnwindSafe(|| match source.lock() {
+        Ok(mut source) => read(&mut *source, room),
+        Err(_) => Err(SourceFailure::Panicked),
+    });
+    let drawn = catch_unwind(read).unwrap_or(Err(SourceFailure::Panicked));
+    if drawn.is_err() {
+        wipe(room);
+    }
+    drawn
+}
+
+fn read(source: &mut impl Read, room: &mut [u8]) -> Result<usize, SourceFailure> {
+    for _ in 0..MAX_INTERRUPTIONS {
+        match source.read(room) {
+            Ok(0) => return Err(SourceFailure::Ended),
+            Ok(count) if count > room.len() => return Err(SourceFailure::ClaimsTooMuch),
+            Ok(count) => return Ok(count),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(SourceFailure::Error(error.kind())),
+        }
+    }
+    Err(SourceFailure::Error(ErrorKind::Interrupted))
+}
+
+/// Overwrites bytes that were or might have been random, in a way that the compiler keeps.
+pub(crate) fn wipe(bytes: &mut [u8]) {
+    bytes.fill(0);
+    zeroize::optimization_barrier(bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_up_to_the_longest_and_end() {
+        let retry = Retry {
+            first: Duration::from_millis(1),
+            longest: Duration::from_millis(5),
+            attempts: 6,
+        };
+        let waits: Vec<_> = (1..=7).map(|failures| retry.wait(failures)).collect();
+        let ms = |ms| Some(Duration::from_millis(ms));
+        assert_eq!(waits, [ms(1), ms(2), ms(4), ms(5), ms(5), None, None]);
+        let extreme = Retry {
+            first: Duration::MAX,
+            longest: Duration::MAX,
+            attempts: u32::MAX,
+        };
+        assert_eq!(extreme.wait(1000), Some(Duration::MAX));
+        // A wait that no clock can tell the end of is waited out by the timer alone.
+        let mut patience = Patience::new(extreme);
+        let failure = SourceFailure::Error(ErrorKind::WouldBlock);
+        assert_eq!(patience.failed(failure), Some(Duration::MAX));
+        assert_eq!(patience.left(), None);
+    }
+
+    #[test]
+    fn the_default_gives_up_after_some_ten_seconds() {
+        let retry = Retry::default();
+        let total: Duration = (1..).map_while(|failures| retry.wait(failures)).sum();
+        assert!((9..=11).contains(&total.as_secs()), "{total:?}");
+    }
+
+    #[test]
+    fn a_failed_draw_leaves_nothing_behind() {
+        struct Scribbles(bool);
+        impl Read for Scribbles {
+            fn read(&mut self, data: &mut [u8]) -> std::io::Result<usize> {
+                data.fill(0x77);
+                assert!(!self.0, "the source panics");
+                Ok(data.len() + 1)
+            }
+        }
+        for panics in [false, true] {
+            let mut room = [0; 64];
+            draw(&Mutex::new(Scribbles(panics)), &mut room).unwrap_err();
+            assert_eq!(room, [0; 64]);
+        }
+    }
+}

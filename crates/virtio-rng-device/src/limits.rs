@@ -1,0 +1,206 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The limits of a device: on bytes, on operations, changed at run time, saved and restored.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::bucket::{RateLimit, TokenBucket};
+
+/// A handle to a device's rate limits; clones are handles to the same.
+///
+/// A request waits, in its queue, while either bucket is empty, and is charged with what it was
+/// given: its bytes, and one operation, also if it was malformed. No request is given more than the
+/// byte limit's burst. The buckets are the device's, not its driver's: a driver that resets the
+/// device finds them as it left them.
+#[derive(Clone)]
+pub struct RateLimits {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// Whether there is any limit: a device without does not take the lock.
+    limited: AtomicBool,
+    buckets: Mutex<Buckets>,
+    start: Instant,
+}
+
+#[derive(Default)]
+struct Buckets {
+    bytes: Option<TokenBucket>,
+    operations: Option<TokenBucket>,
+    /// The queue's event fd, to have a request that waits looked at again.
+    waker: Option<Arc<EventFd>>,
+}
+
+/// The limits of a device and what is left of them, as plain data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RateLimitsState {
+    /// The limit on bytes, if there is one.
+    pub bytes: Option<BucketState>,
+    /// The limit on operations, if there is one.
+    pub operations: Option<BucketState>,
+}
+
+/// One limit and what is left of it. No moment is part of it: while a machine is saved, nothing
+/// comes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BucketState {
+    /// Tokens per second; not 0.
+    pub per_second: u64,
+    /// Tokens at once; not 0.
+    pub burst: u64,
+    /// Tokens in the bucket, below 0 if overdrawn.
+    pub level: i64,
+}
+
+/// A saved limit that allows nothing ever, which no device saves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadRateLimit;
+
+impl fmt::Display for BadRateLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a rate or a burst of 0 in the saved state of a rate limit")
+    }
+}
+
+impl std::error::Error for BadRateLimit {}
+
+impl RateLimits {
+    /// No limits.
+    pub(crate) fn none() -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                limited: AtomicBool::new(false),
+                buckets: Mutex::default(),
+                start: Instant::now(),
+            }),
+        }
+    }
+
+    /// Sets both limits; `None` is no limit. Takes effect at once, also on a request that waits.
+    ///
+    /// A bucket that was there keeps what it holds, as far as it fits; a new one is full.
+    pub fn set(&self, bytes: Option<RateLimit>, operations: Option<RateLimit>) {
+        let now = self.now();
+        let change = |bucket: Option<TokenBucket>, limit: Option<RateLimit>| {
+            limit.map(|limit| match bucket {
+                Some(mut old) => TokenBucket::at_level(limit, old.level(now), now),
+                None => TokenBucket::full(limit, now),
+            })
+        };
+        let mut buckets = self.lock();
+        let bytes = change(buckets.bytes, bytes);
+        let operations = change(buckets.operations, operations);
+        self.replace(&mut buckets, bytes, operations);
+    }
+
+    /// The limits as plain data.
+    #[must_use]
+    pub fn save(&self) -> RateLimitsState {
+        let now = self.now();
+        let save = |bucket: Option<TokenBucket>| {
+            bucket.map(|mut bucket| BucketState {
+                per_second: bucket.limit().per_second(),
+                burst: bucket.limit().burst(),
+                level: bucket.level(now),
+            })
+        };
+        let buckets = self.lock();
+        RateLimitsState {
+            bytes: save(buckets.bytes),
+            operations: save(buckets.operations),
+        }
+    }
+
+    /// Puts the limits into a state that was saved.
+    ///
+    /// # Errors
+    ///
+    /// A limit that no device saves; nothing is changed then.
+    pub fn restore(&self, state: &RateLimitsState) -> Result<(), BadRateLimit> {
+        let now = self.now();
+        let restore = |state: Option<BucketState>| match state {
+            None => Ok(None),
+            Some(state) => RateLimit::new(state.per_second, state.burst)
+                .map(|limit| Some(TokenBucket::at_level(limit, state.level, now)))
+                .ok_or(BadRateLimit),
+        };
+        let (bytes, operations) = (restore(state.bytes)?, restore(state.operations)?);
+        self.replace(&mut self.lock(), bytes, operations);
+        Ok(())
+    }
+
+    /// Whether a request may be served now: at most how many bytes it may be given, or how long it
+    /// must wait.
+    pub(crate) fn admit(&self) -> Result<u64, Duration> {
+        if !self.shared.limited.load(Ordering::Acquire) {
+            return Ok(u64::MAX);
+        }
+        let now = self.now();
+        let mut buckets = self.lock();
+        let wait = |bucket: &mut Option<TokenBucket>| bucket.as_mut().and_then(|b| b.wait(now));
+        let longest = wait(&mut buckets.bytes).max(wait(&mut buckets.operations));
+        let most = buckets.bytes.map_or(u64::MAX, |b| b.limit().burst());
+        longest.map_or(Ok(most), Err)
+    }
+
+    /// Charges for a request that was given back with `bytes` bytes.
+    pub(crate) fn charge(&self, bytes: u32) {
+        if !self.shared.limited.load(Ordering::Acquire) {
+            return;
+        }
+        let mut buckets = self.lock();
+        if let Some(bucket) = &mut buckets.bytes {
+            bucket.charge(bytes.into());
+        }
+        if let Some(bucket) = &mut buckets.operations {
+            bucket.charge(1);
+        }
+    }
+
+    /// Names the event fd of the queue whose requests may have to wait.
+    pub(crate) fn set_waker(&self, waker: Option<Arc<EventFd>>) {
+        self.lock().waker = waker;
+    }
+
+    fn replace(
+        &self,
+        buckets: &mut Buckets,
+        bytes: Option<TokenBucket>,
+        operations: Option<TokenBucket>,
+    ) {
+        (buckets.bytes, buckets.operations) = (bytes, operations);
+        let limited = bytes.is_some() || operations.is_some();
+        self.shared.limited.store(limited, Ordering::Release);
+        if let Some(waker) = &buckets.waker {
+            // A full counter wakes the worker just as well.
+            let _ = waker.write(1);
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.shared.start.elapsed()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Buckets> {
+        // Whoever panicked with the lock held left whole buckets behind.
+        let buckets = self.shared.buckets.lock();
+        buckets.unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for RateLimits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.save();
+        f.debug_struct("RateLimits")
+            .field("bytes", &state.bytes)
+            .field("operations", &state.operations)
+            .finish()
+    }
+}

@@ -1,0 +1,250 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Limits, and drivers that try to get round them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use virtio_rng_device::{
+    BadRateLimit, BucketState, QUEUE_SIZE, RateLimit, RateLimitsState, RngCounters, TokenBucket,
+};
+
+use crate::support::{BUFFER, Counter, Fixture, RAM, counter, memory};
+
+/// A limit that is not reached in a test's time.
+const AN_AGE: Duration = Duration::from_secs(60);
+
+fn slow(burst: u64) -> Option<RateLimit> {
+    RateLimit::new(1, burst)
+}
+
+fn offer(fixture: &mut Fixture<'_, Counter, Arc<RngCounters>>, lens: &[u32]) {
+    for (index, &len) in (0..).zip(lens) {
+        fixture.driver.offer_writable(index, BUFFER, len);
+    }
+}
+
+#[test]
+fn a_request_waits_for_bytes_and_is_then_served() {
+    let memory = memory();
+    let counters = Arc::new(RngCounters::default());
+    let mut fixture = Fixture::observed(&memory, 0, counter(usize::MAX), counters.clone());
+    fixture.limits.set(RateLimit::new(400, 100), None);
+    offer(&mut fixture, &[60, 60, 60]);
+    assert!(fixture.notify());
+    // The second overdraws the bucket, the third waits until it is filled again.
+    assert_eq!(fixture.driver.take_used(), [(0, 60), (1, 60)]);
+    assert_eq!(fixture.used_interrupts(), 1);
+    assert!(fixture.wait().unwrap() <= Duration::from_micros(52_500));
+    assert!(fixture.notify());
+    assert!(fixture.expire());
+    assert_eq!(fixture.driver.take_used(), [(2, 60)]);
+    assert_eq!(fixture.wait(), None);
+    assert_eq!((counters.served(), counters.bytes()), (3, 180));
+    assert_eq!(counters.throttled(), 1);
+}
+
+#[test]
+fn malformed_and_empty_requests_cost_an_operation() {
+    let memory = memory();
+    let counters = Arc::new(RngCounters::default());
+    let mut fixture = Fixture::observed(&memory, 0, counter(usize::MAX), counters.clone());
+    fixture.limits.set(None, slow(3));
+    fixture.driver.offer_writable(0, BUFFER, 0);
+    fixture.driver.offer_writable(1, RAM - 1, 2);
+    fixture.driver.offer_writable(2, BUFFER, 4);
+    fixture.driver.offer_writable(3, BUFFER, 0);
+    for _ in 0..10 {
+        assert!(fixture.notify());
+    }
+    assert_eq!(fixture.driver.take_used(), [(0, 0), (1, 0), (2, 4)]);
+    assert!(fixture.wait().is_some());
+    assert_eq!((counters.malformed(), counters.throttled()), (2, 1));
+}
+
+#[test]
+fn a_request_larger_than_the_bucket_is_cut_and_does_not_wait_for_ever() {
+    let memory = memory();
+    let counters = Arc::new(RngCounters::default());
+    let mut fixture = Fixture::observed(&memory, 0, counter(usize::MAX), counters);
+    fixture.limits.set(RateLimit::new(100, 10), None);
+    offer(&mut fixture, &[4096, 4096]);
+    assert!(fixture.notify());
+    assert_eq!(fixture.driver.take_used(), [(0, 10)]);
+    assert!(fixture.expire());
+    assert_eq!(fixture.driver.take_used(), [(1, 10)]);
+}
+
+#[test]
+fn what_was_served_is_charged_not_what_was_asked_for() {
+    let memory = memory();
+    let counters = Arc::new(RngCounters::default());
+    let mut fixture = Fixture::observed(&memory, 0, counter(3), counters);
+    fixture.limits.set(slow(100), slow(100));
+    offer(&mut fixture, &[4096; 5]);
+    assert!(fixture.notify());
+    let state = fixture.limits.save();
+    assert_eq!(fixture.driver.take_used().len(), 5);
+    assert_eq!(state.bytes.unwrap().level, 85);
+    assert_eq!(state.operations.unwrap().level, 95);
+}
+
+#[test]
+fn neither_reset_nor_restore_fills_a_bucket() {
+    let memory = memory();
+    let counters = Arc::new(RngCounters::default());
+    let mut fixture = Fixture::observed(&memory, 0, counter(usize::MAX), counters.clone());
+    fixture.limits.set(slow(68), None);
+    offer(&mut fixture, &[64]);
+    assert!(fixture.notify());
+    fixture.reset_and_serve();
+    offer(&mut fixture, &[1]);
+    assert!(fixture.notify());
+    assert_eq!(fixture.driver.take_used(), []);
+    assert_eq!(fixture.limits.save().bytes.unwrap().level, 0);
+
+    let saved = fixture.limits.save();
+    let mut other = Fixture::observed(&memory, 0, counter(usize::MAX), counters);
+    other.limits.restore(&saved).unwrap();
+    assert_eq!(other.limits.save(), saved);
+    offer(&mut other, &[1]);
+    assert!(other.notify());
+    assert_eq!(other.driver.take_used(), []);
+}
+
+#[test]
+fn a_new_limit_reaches_a_request_that_waits() {
+    let memory = memory();
+    let counters = Arc::new(RngCounters::default());
+    let mut fixture = Fixture::observed(&memory, 0, counter(usize::MAX), counters);
+    fixture.limits.set(None, slow(1));
+    offer(&mut fixture, &[4, 4]);
+    assert!(fixture.notify());
+    assert_eq!(fixture.driver.take_used(), [(0, 4)]);
+    let other = fixture.limits.clone();
+    other.set(None, None);
+    // The worker has been notified by the handle.
+    let mut worker = fixture.worker.0.lock().unwrap();
+    let worker = worker.as_mut().unwrap();
+    assert_eq!(worker.queues()[0].kick.read().unwrap(), 1);
+    assert!(worker.notified(0));
+    assert_eq!(worker.wait(), None);
+    assert_eq!(fixture.driver.take_used(), [(1, 4)]);
+}
+
+#[test]
+fn a_changed_limit_is_no_gift() {
+    let memory = memory();
+    let counters = Arc::new(RngCounters::default());
+    let mut fixture = Fixture::observed(&memory, 0, counter(usize::MAX), counters);
+    fixture.limits.set(slow(64), None);
+    offer(&mut fixture, &[64]);
+    assert!(fixture.notify());
+    fixture.limits.set(slow(1000), None);
+    assert!(fixture.limits.save().bytes.unwrap().level <= 1);
+}
+
+#[test]
+fn a_limit_that_no_device_saves_is_refused() {
+    let memory = memory();
+    let fixture = Fixture::new(&memory, 0, counter(usize::MAX));
+    let good = BucketState {
+        per_second: 5,
+        burst: 7,
+        level: i64::MIN,
+    };
+    for bad in [
+        BucketState {
+            per_second: 0,
+            ..good
+        },
+        BucketState { burst: 0, ..good },
+    ] {
+        let state = RateLimitsState {
+            bytes: Some(good),
+            operations: Some(bad),
+        };
+        assert_eq!(fixture.limits.restore(&state), Err(BadRateLimit));
+        assert_eq!(fixture.limits.save(), RateLimitsState::default());
+    }
+    let state = RateLimitsState {
+        bytes: Some(BucketState {
+            level: i64::MAX,
+            ..good
+        }),
+        operations: Some(good),
+    };
+    fixture.limits.restore(&state).unwrap();
+    assert_eq!(fixture.limits.save().bytes.unwrap().level, 7);
+}
+
+#[test]
+fn a_full_queue_waits_as_a_whole_and_costs_one_look_at_a_time() {
+    let memory = memory();
+    let counters = Arc::new(RngCounters::default());
+    let mut fixture = Fixture::observed(&memory, 0, counter(usize::MAX), counters.clone());
+    fixture.limits.set(slow(1), None);
+    offer(&mut fixture, &[1; QUEUE_SIZE as usize]);
+    assert!(fixture.notify());
+    assert_eq!(fixture.driver.take_used(), [(0, 1)]);
+    assert!(fixture.wait().unwrap() < AN_AGE);
+    // And a reset takes the rest back.
+    fixture.reset();
+    assert_eq!(fixture.driver.take_used(), []);
+    assert_eq!(counters.served(), 1);
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Act {
+    Pass(u64),
+    Charge(u64),
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        (0..3_000_000_000_u64).prop_map(Act::Pass),
+        (1..300_u64).prop_map(Act::Charge),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 512 }))]
+
+    /// The bucket against exact arithmetic: what it lets through from the start never exceeds the
+    /// burst, what has come in, and the one request by which it may be overdrawn; and it never
+    /// makes anybody wait longer than it must.
+    #[test]
+    fn a_bucket_keeps_its_limit(
+        rate in 1..5000_u64,
+        burst in 1..500_u64,
+        acts in proptest::collection::vec(act(), 1..60),
+    ) {
+        let mut now = Duration::from_secs(7);
+        let mut bucket = TokenBucket::full(RateLimit::new(rate, burst).unwrap(), now);
+        let start = now;
+        let mut charged = 0_u128;
+        for act in acts {
+            match act {
+                Act::Pass(nanos) => now += Duration::from_nanos(nanos),
+                Act::Charge(tokens) => {
+                    if let Some(wait) = bucket.wait(now) {
+                        // One nanosecond earlier there is no token; then there is.
+                        let mut earlier = bucket;
+                        prop_assert!(earlier.wait(now + wait - Duration::from_nanos(1)).is_some());
+                        now += wait;
+                        prop_assert_eq!(bucket.wait(now), None);
+                    }
+                    let tokens = tokens.min(burst);
+                    bucket.charge(tokens);
+                    charged += u128::from(tokens);
+                    let came_in = (now - start).as_nanos() * u128::from(rate) / 1_000_000_000;
+                    prop_assert!(charged < came_in + 2 * u128::from(burst));
+                }
+            }
+            prop_assert!(bucket.level(now) <= i64::try_from(burst).unwrap());
+            prop_assert!(bucket.level(now) > -i64::try_from(burst).unwrap());
+        }
+    }
+}
