@@ -168,8 +168,10 @@ fn addresses(pattern: Pattern, devices: u64, thread: u64) -> Arc<[u64]> {
         state.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33
     };
     match pattern {
-        // Not the first device, which a search may find sooner than others.
-        Pattern::Same => [BASE + (devices / 2 + thread) % devices * SIZE].into(),
+        // One for each sample, because some places in a tree are found sooner than others.
+        Pattern::Same => (0..64)
+            .map(|_| BASE + (random() + thread) % devices * SIZE)
+            .collect(),
         _ => (0..65_536)
             .map(|_| BASE + random() % devices * SIZE + random() % 1023 * 4)
             .collect(),
@@ -178,19 +180,38 @@ fn addresses(pattern: Pattern, devices: u64, thread: u64) -> Arc<[u64]> {
 
 /// Turns one read into the work of a thread.
 fn work<const CHAINED: bool>(
+    pattern: Pattern,
     list: &Arc<[u64]>,
     mut read: impl FnMut(u64) -> u32 + Send + 'static,
 ) -> Work {
+    work_at::<CHAINED, ()>(pattern, list, |_| (), move |(), addr| read(addr))
+}
+
+/// The same with something that is prepared for the first address of each sample.
+fn work_at<const CHAINED: bool, T>(
+    pattern: Pattern,
+    list: &Arc<[u64]>,
+    mut prepare: impl FnMut(u64) -> T + Send + 'static,
+    mut read: impl FnMut(&T, u64) -> u32 + Send + 'static,
+) -> Work {
     let list = Arc::clone(list);
-    let mask = list.len() - 1;
+    let mut sample = 0;
     Box::new(move |count| {
+        // A list of one address, or the whole list.
+        let list = match pattern {
+            Pattern::Same => &list[sample % list.len()..][..1],
+            _ => &list[..],
+        };
+        sample += 1;
+        let mask = list.len() - 1;
+        let prepared = prepare(list[0]);
         let mut sum = 0;
         for i in 0..count as usize {
             let addr = list[i & mask];
             sum = if CHAINED {
-                u64::from(read(addr + sum))
+                u64::from(read(&prepared, addr + sum))
             } else {
-                sum + u64::from(read(addr))
+                sum + u64::from(read(&prepared, addr))
             };
         }
         sum
@@ -211,6 +232,7 @@ const DYN: &str = "limit: `dyn` call, device known";
 const MUTEX_DYN: &str = "limit: `Mutex<dyn>` call, device known";
 const VIEW: &str = "**vmm-bus**, view";
 const VIEW_MUTEX: &str = "**vmm-bus**, view, `Mutex` device";
+const VIEW_FENCED: &str = "**vmm-bus**, view, without `membarrier`";
 const NO_VIEW: &str = "**vmm-bus**, without a view";
 const VM_DEVICE: &str = "vm-device 0.1";
 const VM_DEVICE_MUTEX: &str = "vm-device 0.1, `Mutex` device";
@@ -237,12 +259,12 @@ fn cases<const CHAINED: bool>(count: u64, pattern: Pattern, lists: &[Arc<[u64]>]
     add(DYN, &|list| {
         let devices = Arc::clone(&devices);
         if pattern == Pattern::Same {
-            let device = Arc::clone(&devices[((list[0] - BASE) / SIZE) as usize]);
-            return work::<CHAINED>(list, move |addr| {
-                read4!(|data| black_box(&*device).read(addr & (SIZE - 1), data))
+            let device = move |addr| Arc::clone(&devices[((addr - BASE) / SIZE) as usize]);
+            return work_at::<CHAINED, _>(pattern, list, device, |device, addr| {
+                read4!(|data| black_box(&**device).read(addr & (SIZE - 1), data))
             });
         }
-        work::<CHAINED>(list, move |addr| {
+        work::<CHAINED>(pattern, list, move |addr| {
             let device = &devices[((addr - BASE) / SIZE) as usize];
             read4!(|data| device.read(addr & (SIZE - 1), data))
         })
@@ -254,15 +276,15 @@ fn cases<const CHAINED: bool>(count: u64, pattern: Pattern, lists: &[Arc<[u64]>]
     add(MUTEX_DYN, &|list| {
         let locked = Arc::clone(&locked);
         if pattern == Pattern::Same {
-            let device = Arc::clone(&locked[((list[0] - BASE) / SIZE) as usize]);
-            return work::<CHAINED>(list, move |addr| {
-                read4!(|data| black_box(&*device)
+            let device = move |addr| Arc::clone(&locked[((addr - BASE) / SIZE) as usize]);
+            return work_at::<CHAINED, _>(pattern, list, device, |device, addr| {
+                read4!(|data| black_box(&**device)
                     .lock()
                     .unwrap()
                     .read(addr & (SIZE - 1), data))
             });
         }
-        work::<CHAINED>(list, move |addr| {
+        work::<CHAINED>(pattern, list, move |addr| {
             let device = &locked[((addr - BASE) / SIZE) as usize];
             read4!(|data| device.lock().unwrap().read(addr & (SIZE - 1), data))
         })
@@ -270,23 +292,39 @@ fn cases<const CHAINED: bool>(count: u64, pattern: Pattern, lists: &[Arc<[u64]>]
 
     let bus = MmioBus::new();
     let locked_bus = MmioBus::new();
+    let fenced_bus = MmioBus::builder().fenced().build();
     for base in places() {
         bus.insert(Arc::<Register>::default(), base, SIZE).unwrap();
+        fenced_bus
+            .insert(Arc::<Register>::default(), base, SIZE)
+            .unwrap();
         locked_bus
             .insert(Arc::<Mutex<MutRegister>>::default(), base, SIZE)
             .unwrap();
     }
     add(VIEW, &|list| {
         let mut view = bus.view();
-        work::<CHAINED>(list, move |addr| read4!(|data| view.read(addr, data)))
+        work::<CHAINED>(pattern, list, move |addr| {
+            read4!(|data| view.read(addr, data))
+        })
     });
     add(VIEW_MUTEX, &|list| {
         let mut view = locked_bus.view();
-        work::<CHAINED>(list, move |addr| read4!(|data| view.read(addr, data)))
+        work::<CHAINED>(pattern, list, move |addr| {
+            read4!(|data| view.read(addr, data))
+        })
+    });
+    add(VIEW_FENCED, &|list| {
+        let mut view = fenced_bus.view();
+        work::<CHAINED>(pattern, list, move |addr| {
+            read4!(|data| view.read(addr, data))
+        })
     });
     add(NO_VIEW, &|list| {
         let bus = bus.clone();
-        work::<CHAINED>(list, move |addr| read4!(|data| bus.read(addr, data)))
+        work::<CHAINED>(pattern, list, move |addr| {
+            read4!(|data| bus.read(addr, data))
+        })
     });
 
     let mut manager = IoManager::new();
@@ -303,13 +341,13 @@ fn cases<const CHAINED: bool>(count: u64, pattern: Pattern, lists: &[Arc<[u64]>]
     let (manager, mutex_manager) = (Arc::new(manager), Arc::new(mutex_manager));
     add(VM_DEVICE, &|list| {
         let manager = Arc::clone(&manager);
-        work::<CHAINED>(list, move |addr| {
+        work::<CHAINED>(pattern, list, move |addr| {
             read4!(|data| manager.mmio_read(MmioAddress(addr), data))
         })
     });
     add(VM_DEVICE_MUTEX, &|list| {
         let manager = Arc::clone(&mutex_manager);
-        work::<CHAINED>(list, move |addr| {
+        work::<CHAINED>(pattern, list, move |addr| {
             read4!(|data| manager.mmio_read(MmioAddress(addr), data))
         })
     });
@@ -324,7 +362,7 @@ fn cases<const CHAINED: bool>(count: u64, pattern: Pattern, lists: &[Arc<[u64]>]
     let manager = Arc::new(Mutex::new(manager));
     add(VM_DEVICE_LOCKED, &|list| {
         let manager = Arc::clone(&manager);
-        work::<CHAINED>(list, move |addr| {
+        work::<CHAINED>(pattern, list, move |addr| {
             read4!(|data| manager.lock().unwrap().mmio_read(MmioAddress(addr), data))
         })
     });
@@ -343,21 +381,21 @@ fn cases<const CHAINED: bool>(count: u64, pattern: Pattern, lists: &[Arc<[u64]>]
     let bare = Arc::new(manager.clone());
     add(DBS, &|list| {
         let manager = Arc::clone(&bare);
-        work::<CHAINED>(list, move |addr| {
+        work::<CHAINED>(pattern, list, move |addr| {
             read4!(|data| manager.mmio_read(addr, data))
         })
     });
     let swap = Arc::new(ArcSwap::from_pointee(manager));
     add(DBS_CACHE, &|list| {
         let mut cache = Cache::new(Arc::clone(&swap));
-        work::<CHAINED>(list, move |addr| {
+        work::<CHAINED>(pattern, list, move |addr| {
             read4!(|data| cache.load().mmio_read(addr, data))
         })
     });
     let swap = Arc::new(ArcSwap::from_pointee(mutex_manager));
     add(DBS_CACHE_MUTEX, &|list| {
         let mut cache = Cache::new(Arc::clone(&swap));
-        work::<CHAINED>(list, move |addr| {
+        work::<CHAINED>(pattern, list, move |addr| {
             read4!(|data| cache.load().mmio_read(addr, data))
         })
     });
@@ -373,15 +411,17 @@ fn cases<const CHAINED: bool>(count: u64, pattern: Pattern, lists: &[Arc<[u64]>]
     let (mmio, memory) = (Arc::new(mmio), Arc::new(memory));
     add(ALIOTH_BARE, &|list| {
         let mmio = Arc::clone(&mmio);
-        work::<CHAINED>(list, move |addr| {
+        work::<CHAINED>(pattern, list, move |addr| {
             mmio.read(addr, 4).map_or(0, |value| value as u32)
         })
     });
     add(ALIOTH, &|list| {
         let memory = Arc::clone(&memory);
-        work::<CHAINED>(list, move |addr| match memory.handle_mmio(addr, None, 4) {
-            Ok(VmEntry::Mmio { data }) => data as u32,
-            _ => 0,
+        work::<CHAINED>(pattern, list, move |addr| {
+            match memory.handle_mmio(addr, None, 4) {
+                Ok(VmEntry::Mmio { data }) => data as u32,
+                _ => 0,
+            }
         })
     });
 
@@ -391,7 +431,7 @@ fn cases<const CHAINED: bool>(count: u64, pattern: Pattern, lists: &[Arc<[u64]>]
     let tree = Arc::new(Mutex::new(tree));
     add(MUTEX_TREE, &|list| {
         let tree = Arc::clone(&tree);
-        work::<CHAINED>(list, move |addr| {
+        work::<CHAINED>(pattern, list, move |addr| {
             let found = tree_find(&tree.lock().unwrap(), addr).map(|(o, d)| (o, Arc::clone(d)));
             read4!(|data| found.map(|(offset, device)| device.read(offset, data)))
         })
@@ -404,7 +444,7 @@ fn cases<const CHAINED: bool>(count: u64, pattern: Pattern, lists: &[Arc<[u64]>]
     let tree = Arc::new(RwLock::new(tree));
     add(RWLOCK_TREE, &|list| {
         let (tree, _devices) = (Arc::clone(&tree), Arc::clone(&devices));
-        work::<CHAINED>(list, move |addr| {
+        work::<CHAINED>(pattern, list, move |addr| {
             let _owner = &_devices;
             let found = tree_find(&tree.read().unwrap(), addr)
                 .and_then(|(offset, device)| Some((offset, device.upgrade()?)));

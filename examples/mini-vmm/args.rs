@@ -15,7 +15,8 @@ use crate::layout::BUFFER_SIZE;
 /// What `--help` prints.
 pub(crate) const HELP: &str = "\
 Measures in a running guest what random bytes cost: through a register that is
-read word by word, and through a virtio queue.
+read word by word, and through a virtio queue. Each size is run up to three
+times, and each device's fastest run is shown.
 
 Usage: mini-vmm [OPTIONS]
 

@@ -40,6 +40,16 @@ impl Comparison {
         })
     }
 
+    /// The faster phase of each device, of this and another run of the same size.
+    pub(crate) fn fastest(self, other: Self) -> Self {
+        let faster = |a: Phase, b: Phase| if b.elapsed < a.elapsed { b } else { a };
+        Self {
+            bytes: self.bytes,
+            legacy: faster(self.legacy, other.legacy),
+            virtio: faster(self.virtio, other.virtio),
+        }
+    }
+
     /// How many times longer the register takes.
     fn time_ratio(&self) -> f64 {
         self.legacy.elapsed.as_secs_f64() / self.virtio.elapsed.as_secs_f64()

@@ -396,3 +396,31 @@ impl<K: Address> fmt::Display for Bus<K> {
             .try_for_each(|region| writeln!(f, "{region}"))
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn remove_that_cannot_be_told_to_views_changes_nothing() {
+        let mut builder = Bus::<u64>::builder();
+        builder.barrier = Some(Barrier::Broken);
+        let bus = builder.build();
+        let device = Arc::new(crate::shared::Failed);
+        let id = bus.insert(device, 0x1000, 4).unwrap();
+        let mut view = bus.view();
+        for _ in 0..3 {
+            assert_eq!(view.read(0x1000, &mut [0]), Err(AccessError::Panicked));
+            assert_eq!(bus.remove(id).err(), Some(BusError::Barrier));
+            assert_eq!(bus.regions().len(), 1);
+        }
+        bus.relocate(id, 0x2000).unwrap();
+        assert_eq!(view.read(0x1000, &mut [0]), Err(AccessError::Unclaimed));
+    }
+
+    #[cfg(all(target_os = "linux", not(miri)))]
+    #[test]
+    fn linux_has_the_better_barrier() {
+        assert_eq!(Barrier::best(), Barrier::Membarrier);
+    }
+}

@@ -44,7 +44,7 @@ impl Io<'_> {
 
     /// Overwrites the buffer and tells whether the width is one that a bus carries.
     #[inline(always)]
-    pub(crate) fn prepare(&mut self, fill: u8) -> bool {
+    pub(crate) fn prepare(&mut self, fill: [u8; 8]) -> bool {
         let width = self.width();
         let data = self.buffer();
         // A known length makes each of these a single store.
@@ -54,7 +54,7 @@ impl Io<'_> {
             4 => fill_chunk::<4>(data, fill),
             8 => fill_chunk::<8>(data, fill),
             _ => {
-                data.fill(fill);
+                data.fill(fill[0]);
                 return false;
             }
         }
@@ -64,8 +64,8 @@ impl Io<'_> {
     /// Calls a device; `None` if it panicked.
     #[inline(always)]
     pub(crate) fn call(&mut self, device: &dyn BusDeviceSync, offset: u64) -> Option<Outcome> {
-        // What the handler may have left half-done is not used: the buffer is filled anew, and the
-        // device is given up.
+        // Costs nothing as long as nobody panics. What the handler may have left half-done is not
+        // used: the buffer is filled anew, and the device is given up.
         let called = catch_unwind(AssertUnwindSafe(|| match self {
             Self::Read(data) => device.read(offset, data),
             Self::Write(data) => device.write(offset, data),
@@ -75,9 +75,9 @@ impl Io<'_> {
 }
 
 #[inline(always)]
-fn fill_chunk<const N: usize>(data: &mut [u8], fill: u8) {
-    if let Some(chunk) = data.first_chunk_mut() {
-        *chunk = [fill; N];
+fn fill_chunk<const N: usize>(data: &mut [u8], fill: [u8; 8]) {
+    if let (Some(chunk), Some(fill)) = (data.first_chunk_mut::<N>(), fill.first_chunk()) {
+        *chunk = *fill;
     }
 }
 

@@ -2,7 +2,122 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! A device bus for virtual machine monitors.
+//!
+//! When a guest touches an address that is not memory, its vCPU exits, and the VMM has to find the
+//! device at that address, call it and hand the answer back. A [`Bus`] does that: devices are
+//! inserted at ranges of addresses, each vCPU accesses them through a [`BusView`] of its own.
+//!
+//! # Putting a device on a bus
+//!
+//! A device is a type that implements [`BusDevice`]. It gets offsets from its own base, because it
+//! does not know where it lives, and data of 1, 2, 4 or 8 bytes in the guest's order.
+//!
+//! ```
+//! use bus::{AccessError, BusDevice, MmioBus, Region, Widths};
+//! use std::sync::{Arc, Mutex};
+//!
+//! /// A counter with two registers of 32 bits: the value at offset 0, the step at offset 4.
+//! struct Counter {
+//!     value: u32,
+//!     step: u32,
+//! }
+//!
+//! impl BusDevice for Counter {
+//!     fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
+//!         let register = match offset {
+//!             0 => {
+//!                 self.value = self.value.wrapping_add(self.step);
+//!                 self.value
+//!             }
+//!             4 => self.step,
+//!             _ => return Err(AccessError::Offset),
+//!         };
+//!         data.copy_from_slice(&register.to_le_bytes());
+//!         Ok(())
+//!     }
+//!
+//!     fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
+//!         match offset {
+//!             0 => Err(AccessError::ReadOnly),
+//!             4 => {
+//!                 let bytes = data.try_into().map_err(|_| AccessError::Width)?;
+//!                 self.step = u32::from_le_bytes(bytes);
+//!                 Ok(())
+//!             }
+//!             _ => Err(AccessError::Offset),
+//!         }
+//!     }
+//! }
+//!
+//! // The VMM puts the device on its bus. Only accesses of four bytes are let through.
+//! let bus = MmioBus::new();
+//! let counter = Arc::new(Mutex::new(Counter { value: 0, step: 1 }));
+//! let region = Region::new(0xd000_0000, 8).named("counter").widths(Widths::W4);
+//! let id = bus.insert_region(counter, region)?;
+//! println!("{bus}"); // d0000000-d0000007 : counter
+//!
+//! // Each vCPU makes a view, and passes its exits to it.
+//! let mut view = bus.view();
+//! view.write(0xd000_0004, &5_u32.to_le_bytes())?;
+//! let mut data = [0; 4];
+//! view.read(0xd000_0000, &mut data)?;
+//! assert_eq!(u32::from_le_bytes(data), 5);
+//!
+//! // An error is no reason to stop: the buffer holds what the guest is to see.
+//! assert_eq!(view.read(0xd000_0002, &mut data[..1]), Err(AccessError::Width));
+//! assert_eq!(view.read(0xe000_0000, &mut data), Err(AccessError::Unclaimed));
+//! assert_eq!(data, [0xff; 4]);
+//!
+//! // Devices come and go while vCPUs run.
+//! bus.remove(id)?;
+//! assert_eq!(view.read(0xd000_0000, &mut data), Err(AccessError::Unclaimed));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # For authors of devices
+//!
+//! * [`BusDevice`] has `&mut self` and goes onto the bus in an `Arc<Mutex<_>>`. [`BusDeviceSync`]
+//!   has `&self`, is called from several vCPUs at once and does its own locking; it goes onto the
+//!   bus in an `Arc`.
+//! * The buffer of a read arrives filled with the bus's fill value. Who answers only some of the
+//!   bytes leaves the others defined; who returns an error answers none.
+//! * A handler may call the bus, and reach any other device. If that leads back to a locked device
+//!   of its own thread, the access returns [`AccessError::Reentrant`]. Two locked devices that call
+//!   each other from two vCPUs at once can wait for each other, as any two locks can. Hold the bus
+//!   by a [`WeakBus`].
+//! * A handler may insert, move and remove regions; only its own device cannot be removed.
+//! * A handler that panics is the end of its device and of nothing else: this access and each later
+//!   one returns [`AccessError::Panicked`]. (With `panic = "abort"` it is the end of the process.)
+//!
+//! # For authors of VMMs
+//!
+//! * [`MmioBus`] and [`PioBus`] are the same bus with other addresses. Give each vCPU thread a
+//!   [view](Bus::view) of both. [`Bus::read`] and [`Bus::write`] do without, but take a lock.
+//! * [`Bus::remove`] returns when no thread is inside of the device, and none will be. Views may
+//!   hold the last reference to it until their next access; [`BusView::refresh`] lets go at once.
+//! * Pass each element of a string instruction on its own: widths other than 1, 2, 4 and 8 are
+//!   refused.
+//! * [`Bus::builder`] sets what unclaimed reads give, and an observer of accesses;
+//!   [`Region`] has names, widths, alignment and counters. What is not asked for costs nothing.
+//! * A seccomp filter should allow `membarrier(2)` to threads that remove devices, or be told to
+//!   the bus: [`BusBuilder::fenced`].
+//!
+//! # How it is fast
+//!
+//! The map of a bus is a sorted table that never changes. A view keeps a reference to it, and the
+//! region it was in last. An access compares one shared generation number, calls the device, and
+//! says so in a cache line that belongs to the view. To change something, a new map is published
+//! and the number goes up. To remove a device, the remover then makes all threads of the process
+//! execute a memory barrier, with `membarrier(2)`, and waits until no view is in the device: so
+//! all the cost of hot-plug is on its side. Where that system call is missing, views execute a
+//! fence for each access.
+//!
+//! # Features
+//!
+//! * `vm-device`: newtypes, in the module `vm_device`, that fit devices of vm-device 0.1 into this
+//!   bus, and devices of this bus into its `IoManager`. Off by default.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 
 mod bus;
@@ -28,3 +143,7 @@ pub use observer::{Access, Direction};
 pub use range::{Address, BusRange};
 pub use region::{Counts, Region, RegionId, RegionInfo, Widths};
 pub use view::{BusView, MmioView, PioView};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeDoctests;

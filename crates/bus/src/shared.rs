@@ -22,7 +22,8 @@ pub(crate) struct Shared<K> {
     /// its cache line with nothing that is written more often.
     pub(crate) generation: Padded<AtomicU64>,
     pub(crate) barrier: Barrier,
-    pub(crate) fill: u8,
+    /// What a read gives without a device, for each byte of the widest one.
+    pub(crate) fill: [u8; 8],
     pub(crate) observer: Option<Box<Observer<K>>>,
     /// What is called in the place of a device that panicked.
     pub(crate) failed: Arc<dyn BusDeviceSync>,
@@ -68,7 +69,7 @@ impl<K: Address> Shared<K> {
         Self {
             generation: Padded(AtomicU64::new(0)),
             barrier,
-            fill,
+            fill: [fill; 8],
             observer,
             failed: Arc::new(Failed),
             state: Mutex::new(State {
@@ -177,7 +178,7 @@ impl<K: Address> Shared<K> {
         failed: Option<Outcome>,
         buffer: &mut [u8],
     ) -> Outcome {
-        buffer.fill(self.fill);
+        buffer.fill(self.fill[0]);
         failed.unwrap_or_else(|| {
             let mut state = self.state();
             Arc::make_mut(&mut state.map).replace(device, &self.failed);
@@ -188,7 +189,7 @@ impl<K: Address> Shared<K> {
 }
 
 /// Stands in for a device that panicked.
-struct Failed;
+pub(crate) struct Failed;
 
 impl BusDeviceSync for Failed {
     fn read(&self, _offset: u64, _data: &mut [u8]) -> Outcome {

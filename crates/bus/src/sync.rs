@@ -63,6 +63,9 @@ pub(crate) enum Barrier {
     Membarrier,
     /// Both sides execute one.
     Fence,
+    /// For tests: the remover's side fails.
+    #[cfg(test)]
+    Broken,
 }
 
 impl Barrier {
@@ -73,55 +76,49 @@ impl Barrier {
             #[cfg(all(target_os = "linux", not(any(loom, miri))))]
             Self::Membarrier => std::sync::atomic::compiler_fence(Ordering::SeqCst),
             Self::Fence => fence(Ordering::SeqCst),
+            #[cfg(test)]
+            Self::Broken => fence(Ordering::SeqCst),
         }
-    }
-}
-
-#[cfg(all(target_os = "linux", not(any(loom, miri))))]
-mod imp {
-    use super::{Barrier, Ordering, fence};
-    use rustix::thread::{MembarrierCommand, membarrier};
-    use std::sync::OnceLock;
-
-    impl Barrier {
-        /// The best this process can do.
-        pub(crate) fn best() -> Self {
-            static BEST: OnceLock<Barrier> = OnceLock::new();
-            *BEST.get_or_init(|| match all_threads() {
-                true => Self::Membarrier,
-                false => Self::Fence,
-            })
-        }
-
-        /// The remover's side; `false` if it failed.
-        pub(crate) fn heavy(self) -> bool {
-            match self {
-                Self::Membarrier => all_threads(),
-                Self::Fence => {
-                    fence(Ordering::SeqCst);
-                    true
-                }
-            }
-        }
-    }
-
-    /// Registers on the first call, and again in a child process.
-    fn all_threads() -> bool {
-        let barrier = || membarrier(MembarrierCommand::PrivateExpedited).is_ok();
-        barrier() || (membarrier(MembarrierCommand::RegisterPrivateExpedited).is_ok() && barrier())
-    }
-}
-
-#[cfg(not(all(target_os = "linux", not(any(loom, miri)))))]
-impl Barrier {
-    /// The best this process can do.
-    pub(crate) fn best() -> Self {
-        Self::Fence
     }
 
     /// The remover's side; `false` if it failed.
     pub(crate) fn heavy(self) -> bool {
-        self.light();
-        true
+        match self {
+            #[cfg(all(target_os = "linux", not(any(loom, miri))))]
+            Self::Membarrier => linux::barrier_in_all_threads(),
+            Self::Fence => {
+                fence(Ordering::SeqCst);
+                true
+            }
+            #[cfg(test)]
+            Self::Broken => false,
+        }
+    }
+
+    /// The best this process can do.
+    pub(crate) fn best() -> Self {
+        #[cfg(all(target_os = "linux", not(any(loom, miri))))]
+        if linux::is_available() {
+            return Self::Membarrier;
+        }
+        Self::Fence
+    }
+}
+
+#[cfg(all(target_os = "linux", not(any(loom, miri))))]
+mod linux {
+    use std::sync::OnceLock;
+
+    use rustix::thread::{MembarrierCommand, membarrier};
+
+    /// Registers on the first call, and again in a child process.
+    pub(super) fn barrier_in_all_threads() -> bool {
+        let barrier = || membarrier(MembarrierCommand::PrivateExpedited).is_ok();
+        barrier() || (membarrier(MembarrierCommand::RegisterPrivateExpedited).is_ok() && barrier())
+    }
+
+    pub(super) fn is_available() -> bool {
+        static AVAILABLE: OnceLock<bool> = OnceLock::new();
+        *AVAILABLE.get_or_init(barrier_in_all_threads)
     }
 }

@@ -120,8 +120,8 @@ impl<K: Address> Lookup<K> {
     #[inline(always)]
     pub(crate) fn access(&mut self, shared: &Shared<K>, addr: K, mut io: Io<'_>) -> Outcome {
         let offset = addr.into().wrapping_sub(self.base);
-        let end = offset.checked_add(io.width() as u64);
-        if end.is_some_and(|end| end <= self.size) && io.prepare(shared.fill) {
+        let room = self.size.checked_sub(io.width() as u64);
+        if room.is_some_and(|room| offset <= room) && io.prepare(shared.fill) {
             if let Some(outcome) = self.visit(shared, &*self.device, offset, &mut io) {
                 return outcome;
             }

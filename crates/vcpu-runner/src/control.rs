@@ -159,9 +159,6 @@ impl Shared {
     /// Acknowledges a pause and waits for its end. Makes accepted calls meanwhile.
     pub(crate) fn park(&self, mut call: impl FnMut()) {
         let mut guarded = self.lock();
-        if guarded.machine.next() != Next::Park {
-            return;
-        }
         guarded.machine.state = State::Paused;
         self.changed.notify_all();
         loop {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::control::Control;
 use crate::error::ControlError;
+use crate::group_error::GroupError;
 use crate::guest_io::GuestIo;
 use crate::handle::{DROP_TIMEOUT, Ended, JoinError, VcpuHandle};
 use crate::kvm::KvmVcpu;
@@ -16,132 +17,12 @@ use crate::observer::ExitObserver;
 use crate::outcome::Outcome;
 use crate::policy::ExitPolicy;
 use crate::runner::VcpuRunner;
-use crate::sync::{Arc, Condvar, Deadline, Mutex, lock, wait};
+use crate::start::{Start, StartFailure};
+use crate::sync::{Arc, Deadline};
 use crate::vcpu::Vcpu;
-
-/// Why a group could not be started, paused or joined, or how it failed.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum GroupError {
-    /// A group without vCPUs cannot be started.
-    Empty,
-    /// The thread of a vCPU could not be created. The others have been stopped.
-    Spawn {
-        /// The vCPU's position in the group.
-        index: usize,
-        /// The operating system's error.
-        error: io::Error,
-    },
-    /// A vCPU failed, and the others have been stopped; or it has not ended in time.
-    Vcpu {
-        /// The vCPU's position in the group.
-        index: usize,
-        /// How it failed.
-        error: JoinError,
-    },
-    /// A request was not carried out by this vCPU. The others have been asked all the same.
-    Control {
-        /// The vCPU's position in the group.
-        index: usize,
-        /// Why.
-        error: ControlError,
-    },
-    /// Not every thread came to the start in time. All have been stopped.
-    StartTimeout,
-    /// How the group ended has been taken already.
-    AlreadyJoined,
-}
-
-impl fmt::Display for GroupError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Empty => f.write_str("no vCPUs to start"),
-            Self::Spawn { index, error } => {
-                write!(f, "cannot create the thread of vCPU {index}: {error}")
-            }
-            Self::Vcpu { index, error } => write!(f, "vCPU {index}: {error}"),
-            Self::Control { index, error } => write!(f, "vCPU {index}: {error}"),
-            Self::StartTimeout => f.write_str("vCPU threads did not start in time"),
-            Self::AlreadyJoined => f.write_str("vCPUs were joined already"),
-        }
-    }
-}
-
-impl std::error::Error for GroupError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Spawn { error, .. } => Some(error),
-            Self::Vcpu { error, .. } => Some(error),
-            Self::Control { error, .. } => Some(error),
-            Self::Empty | Self::StartTimeout | Self::AlreadyJoined => None,
-        }
-    }
-}
 
 /// A function that is called on each new thread.
 type Hook = dyn Fn(usize) -> io::Result<()> + Send + Sync;
-
-/// What each thread of a group shares with whoever starts them.
-struct Start {
-    progress: Mutex<Progress>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct Progress {
-    /// Threads whose hook has returned, and that wait for the others.
-    ready: usize,
-    /// A thread ended before the start.
-    failed: bool,
-    /// The barrier is open.
-    open: bool,
-}
-
-impl Start {
-    fn new() -> Self {
-        Self {
-            progress: Mutex::new(Progress::default()),
-            changed: Condvar::new(),
-        }
-    }
-
-    fn change(&self, change: impl FnOnce(&mut Progress)) {
-        change(&mut lock(&self.progress));
-        self.changed.notify_all();
-    }
-
-    /// Waits for the other threads.
-    fn pass(&self) {
-        self.change(|progress| progress.ready += 1);
-        let mut progress = lock(&self.progress);
-        while !progress.open {
-            progress = wait(&self.changed, progress);
-        }
-    }
-
-    /// Waits until `count` threads are ready, one has failed, or the deadline has passed.
-    fn wait_for(&self, count: usize, deadline: Deadline) -> Result<(), StartFailure> {
-        let mut progress = lock(&self.progress);
-        loop {
-            if progress.failed {
-                return Err(StartFailure::Ended);
-            }
-            if progress.ready == count {
-                return Ok(());
-            }
-            progress = deadline
-                .wait(&self.changed, progress)
-                .ok_or(StartFailure::Timeout)?;
-        }
-    }
-}
-
-/// Why the barrier is not opened for the guests.
-enum StartFailure {
-    Spawn { index: usize, error: io::Error },
-    Ended,
-    Timeout,
-}
 
 /// Starts one member: its thread's name, what to call first, what to call last.
 type Spawn<V> = Box<

@@ -234,7 +234,7 @@ impl<V> VcpuHandle<V> {
         })
     }
 
-    /// Waits for the thread to end, and says how it did.
+    /// Waits for the thread to end, and says how it did. `Duration::MAX` waits as long as it takes.
     ///
     /// # Errors
     ///

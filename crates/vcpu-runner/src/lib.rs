@@ -20,6 +20,7 @@ mod error;
 mod eventfd;
 mod exit;
 mod group;
+mod group_error;
 mod guest_io;
 mod handle;
 mod kind;
@@ -30,6 +31,7 @@ mod observer;
 mod outcome;
 mod policy;
 mod runner;
+mod start;
 mod sync;
 #[expect(
     unsafe_code,
@@ -47,7 +49,8 @@ pub use dispatch::dispatch;
 pub use error::{ControlError, Error, Fault, RunError};
 pub use eventfd::{Doorbell, IoEvent, IrqFd};
 pub use exit::{DebugInfo, Exit, Hypercall, Instruction, InternalError, SystemEvent};
-pub use group::{GroupError, RunningGroup, VcpuGroup};
+pub use group::{RunningGroup, VcpuGroup};
+pub use group_error::GroupError;
 pub use guest_io::GuestIo;
 pub use handle::{JoinError, VcpuHandle};
 pub use kind::ExitKind;

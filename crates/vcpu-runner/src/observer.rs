@@ -13,6 +13,9 @@ use crate::sync::{Arc, AtomicU64, Ordering};
 /// The default observer is `()`, which is compiled away.
 pub trait ExitObserver {
     /// The guest exited; the exit is about to be carried out.
+    ///
+    /// [`ExitKind::Interrupted`] is not followed by [`ExitObserver::handled`]: there is nothing to
+    /// carry out, and the vCPU may be paused for long.
     fn exit(&mut self, kind: ExitKind);
 
     /// The exit has been carried out; the guest is about to be entered again, or the loop ends.

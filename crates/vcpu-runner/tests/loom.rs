@@ -276,6 +276,20 @@ fn a_resume_right_after_a_pause_is_not_lost() {
 }
 
 #[test]
+fn a_resumed_guest_goes_on_to_its_end() {
+    check(|| {
+        let guest = Guest::ending(1, || Exit::Hlt);
+        let outcome = controlled(guest, Parts::new(), |control| {
+            // Nothing but the resume lets the guest go on.
+            if control.pause(NEVER).is_ok() {
+                control.resume().unwrap();
+            }
+        });
+        assert_eq!(outcome, Outcome::Halted);
+    });
+}
+
+#[test]
 fn two_controllers() {
     check(|| {
         let mut runner = VcpuRunner::new(Guest::new(Kicks::Both, 0), Parts::new());

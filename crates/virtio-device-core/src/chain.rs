@@ -46,6 +46,10 @@ pub enum RingFault {
     IndirectLength(u32),
     /// An indirect table that is not in guest memory as a whole.
     IndirectMemory(u64),
+    /// A chain was made available again before it was given back.
+    HeadInUse(u16),
+    /// The device gave a chain back that it had not taken from this queue.
+    HeadNotTaken(u16),
 }
 
 impl fmt::Display for RingFault {
@@ -68,6 +72,8 @@ impl fmt::Display for RingFault {
             Self::IndirectMemory(addr) => {
                 write!(f, "indirect table at {addr:#x} is not all in memory")
             }
+            Self::HeadInUse(head) => write!(f, "chain {head} is available twice"),
+            Self::HeadNotTaken(head) => write!(f, "chain {head} was not taken"),
         }
     }
 }
@@ -110,6 +116,8 @@ pub enum BadRequest {
         /// Length of the buffer in bytes.
         len: u32,
     },
+    /// The buffers are not what the device type asks for: too short, or of the wrong direction.
+    Layout,
 }
 
 impl fmt::Display for BadRequest {
@@ -118,6 +126,7 @@ impl fmt::Display for BadRequest {
             Self::BufferMemory { addr, len } => {
                 write!(f, "buffer of {len} bytes at {addr:#x} is not all in memory")
             }
+            Self::Layout => f.write_str("buffers are not laid out as the device type demands"),
         }
     }
 }
@@ -144,6 +153,13 @@ impl Chain {
     #[must_use]
     pub fn buffers(&self) -> &[Buffer] {
         &self.buffers
+    }
+
+    /// Number of bytes that the device may read.
+    #[must_use]
+    pub fn readable_len(&self) -> u64 {
+        let readable = self.buffers.iter().filter(|buffer| !buffer.writable);
+        readable.map(|buffer| u64::from(buffer.len)).sum()
     }
 
     /// Number of bytes that the device may write.

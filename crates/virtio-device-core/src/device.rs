@@ -7,11 +7,11 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-use vm_memory::GuestAddressSpace;
+use vm_memory::{GuestAddress, GuestAddressSpace};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::interrupt::InterruptHandle;
-use crate::queue::QueueLease;
+use crate::lease::QueueLease;
 
 /// A virtio device, whatever transport it sits behind.
 ///
@@ -62,6 +62,26 @@ pub trait VirtioDevice<M: GuestAddressSpace>: Send {
     /// What kept the device from starting. The driver then sees `DEVICE_NEEDS_RESET`.
     fn activate(&mut self, activation: Activation<M>) -> Result<(), ActivateError>;
 
+    /// Takes over a queue that the driver has reset and enabled again, maybe with another size and
+    /// elsewhere in memory (`VIRTIO_F_RING_RESET`, section 2.6.1).
+    ///
+    /// Called while the device is active, and only if both sides have agreed on the feature, so only
+    /// a device that offers it implements this. The reset itself needs no call: the lease on the
+    /// queue is revoked. The new one has the old index and event fd.
+    ///
+    /// # Errors
+    ///
+    /// What kept the device from taking the queue. The driver then sees `DEVICE_NEEDS_RESET`.
+    fn restart_queue(&mut self, queue: ActiveQueue) -> Result<(), ActivateError> {
+        Err(ActivateError::NoRestart(queue.index))
+    }
+
+    /// The device's shared memory regions (section 2.10), which the VMM has placed in the guest's
+    /// address space.
+    fn shared_memory(&self) -> &[SharedMemoryRegion] {
+        &[]
+    }
+
     /// Stops work and forgets the activation; nothing to do if there is none.
     ///
     /// The queues are revoked and the interrupt is cut off when this is called, so guest memory is
@@ -99,9 +119,29 @@ impl<M: GuestAddressSpace, T: VirtioDevice<M> + ?Sized> VirtioDevice<M> for Box<
         (**self).activate(activation)
     }
 
+    fn restart_queue(&mut self, queue: ActiveQueue) -> Result<(), ActivateError> {
+        (**self).restart_queue(queue)
+    }
+
+    fn shared_memory(&self) -> &[SharedMemoryRegion] {
+        (**self).shared_memory()
+    }
+
     fn reset(&mut self) {
         (**self).reset();
     }
+}
+
+/// Memory that a device shares with its driver outside of the guest's RAM (VIRTIO 1.3, section
+/// 2.10).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SharedMemoryRegion {
+    /// The region's identifier, which the device type gives a meaning to.
+    pub id: u8,
+    /// Where the region begins.
+    pub base: GuestAddress,
+    /// Its length in bytes.
+    pub len: u64,
 }
 
 /// What a device is given when its driver is ready.
@@ -164,6 +204,8 @@ pub enum ActivateError {
     QueueMissing(u16),
     /// The device is active already.
     AlreadyActive,
+    /// The device does not take queues that come back after a reset of their own.
+    NoRestart(u16),
     /// The worker could not be started.
     Worker(io::Error),
 }
@@ -173,6 +215,7 @@ impl fmt::Display for ActivateError {
         match self {
             Self::QueueMissing(index) => write!(f, "queue {index} is needed and not enabled"),
             Self::AlreadyActive => f.write_str("device is active already"),
+            Self::NoRestart(index) => write!(f, "queue {index} cannot be enabled again"),
             Self::Worker(_) => f.write_str("worker could not be started"),
         }
     }

@@ -14,6 +14,7 @@ pub const MAX_QUEUE_SIZE: u16 = 32768;
 ///
 /// A transport collects its registers here, at full width: a size of 65,536 + 8 is not 8.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct QueueSetup {
     /// Number of descriptors.
     pub size: u32,

@@ -13,14 +13,16 @@
 //! * [`QueueHandler`], [`Worker`] and [`Executor`], which keep a device's work apart from the
 //!   thread it runs on.
 //!
+//! What a VMM may want to know about all that reaches it as an [`Event`], through an [`Observer`].
+//!
 //! A device depends on this crate alone. A VMM puts it behind a transport such as
 //! `virtio-mmio-transport`.
 //!
 //! # For device authors
 //!
 //! A device is two objects: one that is configured and activated from vCPU threads, and a
-//! [`QueueHandler`] that is made at activation and serves the queues. A device that fills every
-//! request with the letter `x`:
+//! [`QueueHandler`] that is made at activation and serves the queues. The [`guide`] has a whole
+//! block device; this one fills every request with the letter `x`:
 //!
 //! ```
 //! use virtio_device_core::{
@@ -99,30 +101,39 @@
 mod chain;
 mod device;
 mod features;
+#[cfg(any(doc, doctest))]
+pub mod guide;
 mod interrupt;
 mod layout;
+mod lease;
+mod observer;
 mod queue;
 mod status;
 #[cfg(feature = "test-utils")]
 pub mod test_utils;
 #[cfg(feature = "worker")]
 mod thread;
+mod transfer;
 mod worker;
 
 pub use chain::{BadRequest, Buffer, Chain, Head, RingFault};
-pub use device::{ActivateError, Activation, ActiveQueue, VirtioDevice};
+pub use device::{ActivateError, Activation, ActiveQueue, SharedMemoryRegion, VirtioDevice};
 pub use features::{
-    FeatureError, Negotiation, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_VERSION_1,
+    FeatureError, FeatureRule, Negotiation, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC,
+    VIRTIO_F_NOTIFICATION_DATA, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1,
 };
-pub use interrupt::{Interrupt, InterruptHandle, InterruptLine};
+pub use interrupt::{Interrupt, InterruptHandle, InterruptLine, LevelLine};
 pub use layout::{MAX_QUEUE_SIZE, QueueLayout, QueuePart, QueueSetup, QueueSetupError};
-pub use queue::{QueueLease, Virtqueue};
+pub use lease::QueueLease;
+pub use observer::{Event, EventCounters, EventCounts, Observer};
+pub use queue::{ProgressError, QueueProgress, Virtqueue};
 pub use status::{
     ACKNOWLEDGE, DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, DeviceStatus, FAILED, FEATURES_OK,
     StatusWrite,
 };
 #[cfg(feature = "worker")]
 pub use thread::WorkerThread;
+pub use transfer::{Reader, Writer};
 pub use worker::{DeviceFault, Executor, Progress, QueueHandler, RunningWorker, Worker};
 
 // These appear in this crate's interface; use them from here to get the same versions.

@@ -1,11 +1,10 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The device's side of a split virtqueue, and the lease by which a device holds it.
+//! The device's side of a split virtqueue.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Address, Bytes, GuestMemory};
@@ -26,8 +25,56 @@ pub struct Virtqueue {
     layout: QueueLayout,
     queue: Queue,
     indirect: bool,
+    /// One bit for each descriptor: whether it heads a chain that was taken and not given back.
+    taken: Vec<u64>,
+    /// Chains that were put back, or taken before the queue was saved, last one first: they come
+    /// before those of the available ring.
+    again: Vec<u16>,
     fault: Option<RingFault>,
 }
+
+/// How far a device has come with a queue: plain data, to be saved.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct QueueProgress {
+    /// The available index up to which chains were taken.
+    pub next_avail: u16,
+    /// The used index up to which chains were given back.
+    pub next_used: u16,
+    /// Heads of the chains that were taken and not given back.
+    pub taken: Vec<u16>,
+}
+
+/// Why a queue cannot go on from a saved state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ProgressError {
+    /// The chains that are taken are not as many as the indices are apart.
+    Count {
+        /// How far the indices are apart.
+        expected: u16,
+        /// How many chains are taken.
+        taken: usize,
+    },
+    /// A chain that is taken has a head that the queue does not have, or is there twice.
+    Head(u16),
+}
+
+impl fmt::Display for ProgressError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Count { expected, taken } => {
+                write!(
+                    f,
+                    "{taken} chains are taken, and the indices say {expected}"
+                )
+            }
+            Self::Head(head) => write!(f, "chain {head} cannot have been taken, or not twice"),
+        }
+    }
+}
+
+impl std::error::Error for ProgressError {}
 
 impl Virtqueue {
     /// Makes the queue that lives at `layout`, under the negotiated `features`, both rings at
@@ -56,8 +103,79 @@ impl Virtqueue {
             layout,
             queue,
             indirect: features & VIRTIO_F_INDIRECT_DESC != 0,
+            taken: vec![0; usize::from(layout.size()).div_ceil(64)],
+            again: Vec::with_capacity(1),
             fault: None,
         }
+    }
+
+    /// Makes the queue that lives at `layout` and goes on where `progress` says. Chains that were
+    /// taken and not given back come first, so that each is served once.
+    ///
+    /// # Errors
+    ///
+    /// What in `progress` cannot be.
+    pub fn resume(
+        layout: QueueLayout,
+        features: u64,
+        progress: &QueueProgress,
+    ) -> Result<Self, ProgressError> {
+        let expected = progress.next_avail.wrapping_sub(progress.next_used);
+        let taken = progress.taken.len();
+        if taken != usize::from(expected) || expected > layout.size() {
+            return Err(ProgressError::Count { expected, taken });
+        }
+        let mut queue = Self::new(layout, features);
+        for &head in &progress.taken {
+            if head >= queue.size() || !queue.mark_taken(head) {
+                return Err(ProgressError::Head(head));
+            }
+        }
+        queue.taken.fill(0);
+        queue.again = progress.taken.iter().rev().copied().collect();
+        queue.queue.set_next_avail(progress.next_avail);
+        queue.queue.set_next_used(progress.next_used);
+        Ok(queue)
+    }
+
+    /// How far the device has come.
+    #[must_use]
+    pub fn progress(&self) -> QueueProgress {
+        let heads = (0..self.size()).filter(|&head| self.is_taken(head));
+        QueueProgress {
+            next_avail: self.queue.next_avail(),
+            next_used: self.queue.next_used(),
+            taken: heads.chain(self.again.iter().rev().copied()).collect(),
+        }
+    }
+
+    /// The fault that the queue has latched, if any.
+    #[must_use]
+    pub const fn fault(&self) -> Option<RingFault> {
+        self.fault
+    }
+
+    fn is_taken(&self, head: u16) -> bool {
+        let word = self.taken.get(usize::from(head / 64));
+        word.is_some_and(|word| word & 1 << (head % 64) != 0)
+    }
+
+    /// Notes that `head` is taken; returns whether it was not.
+    fn mark_taken(&mut self, head: u16) -> bool {
+        let free = !self.is_taken(head);
+        if let Some(word) = self.taken.get_mut(usize::from(head / 64)) {
+            *word |= 1 << (head % 64);
+        }
+        free
+    }
+
+    /// Notes that `head` is given back; returns whether it was taken.
+    fn mark_given_back(&mut self, head: u16) -> bool {
+        let taken = self.is_taken(head);
+        if let Some(word) = self.taken.get_mut(usize::from(head / 64)) {
+            *word &= !(1 << (head % 64));
+        }
+        taken
     }
 
     /// Where the queue lives.
@@ -84,9 +202,16 @@ impl Virtqueue {
         chain: &mut Chain,
     ) -> Result<Option<Head>, RingFault> {
         self.latching(|queue| {
-            let Some(head) = queue.next_head(memory)? else {
-                return Ok(None);
+            let head = match queue.again.pop() {
+                Some(head) => head,
+                None => match queue.next_head(memory)? {
+                    Some(head) => head,
+                    None => return Ok(None),
+                },
             };
+            if !queue.mark_taken(head) {
+                return Err(RingFault::HeadInUse(head));
+            }
             chain.read(memory, &queue.layout, queue.indirect, head)?;
             Ok(Some(Head(head)))
         })
@@ -95,9 +220,9 @@ impl Virtqueue {
     /// Puts back the chain that was taken last and cannot be served yet: the next
     /// [`Virtqueue::take`] takes it again, on this queue or on one that is restored from its state.
     pub fn put_back(&mut self, head: Head) {
-        let Head(_) = head;
-        self.queue
-            .set_next_avail(self.queue.next_avail().wrapping_sub(1));
+        if self.mark_given_back(head.0) {
+            self.again.push(head.0);
+        }
     }
 
     /// Gives a chain back: `len` bytes were written from the first device-writable byte on.
@@ -112,6 +237,9 @@ impl Virtqueue {
         len: u32,
     ) -> Result<(), RingFault> {
         self.latching(|queue| {
+            if !queue.mark_given_back(head.0) {
+                return Err(RingFault::HeadNotTaken(head.0));
+            }
             queue
                 .queue
                 .add_used(memory, head.0, len)
@@ -221,71 +349,5 @@ impl fmt::Debug for Virtqueue {
             .field("next_used", &self.queue.next_used())
             .field("fault", &self.fault)
             .finish_non_exhaustive()
-    }
-}
-
-/// A queue on loan to a device, until the transport wants it back.
-///
-/// A device touches guest memory only while it holds the lock of the queue that told it to, and
-/// never waits for anything while it does. That makes taking a queue back quick and final, at
-/// reset for one: once [`QueueLease::revoke`] has returned, no device that keeps this rule can
-/// reach the driver's memory any more, whatever its worker is stuck in.
-#[derive(Clone, Debug)]
-pub struct QueueLease {
-    shared: Arc<Shared>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    revoked: AtomicBool,
-    queue: Mutex<Option<Virtqueue>>,
-}
-
-impl QueueLease {
-    /// Lends `queue`; for transports.
-    #[must_use]
-    pub fn new(queue: Virtqueue) -> Self {
-        let queue = Mutex::new(Some(queue));
-        Self {
-            shared: Arc::new(Shared {
-                revoked: AtomicBool::new(false),
-                queue,
-            }),
-        }
-    }
-
-    /// Runs `look` on the queue under its lock; `None` once the queue has been taken back.
-    ///
-    /// `look` must not wait for anything but guest memory.
-    pub fn with<T>(&self, look: impl FnOnce(&mut Virtqueue) -> T) -> Option<T> {
-        // Asked before the lock, so that a busy worker does not keep the transport waiting.
-        if self.is_revoked() {
-            return None;
-        }
-        let mut queue = self
-            .shared
-            .queue
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        queue.as_mut().map(look)
-    }
-
-    /// Whether the queue has been taken back, or is about to be.
-    #[must_use]
-    pub fn is_revoked(&self) -> bool {
-        self.shared.revoked.load(Ordering::Acquire)
-    }
-
-    /// Takes the queue back, with its final state; `None` if that was done before.
-    ///
-    /// Waits for at most one critical section of the device.
-    #[must_use = "the state of the queue is lost otherwise; drop it explicitly"]
-    pub fn revoke(&self) -> Option<Virtqueue> {
-        self.shared.revoked.store(true, Ordering::Release);
-        self.shared
-            .queue
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
     }
 }

@@ -60,6 +60,16 @@ impl DeviceStatus {
     /// The status after reset: no bit set.
     pub const RESET: Self = Self(INIT);
 
+    /// The status with these bits, if a driver can come to it; `DEVICE_NEEDS_RESET` is not among
+    /// them. For a state that was saved.
+    #[must_use]
+    pub const fn from_bits(bits: u8) -> Option<Self> {
+        match bits & !FAILED {
+            INIT | SEEN | DRIVING | AGREED | LIVE => Some(Self(bits)),
+            _ => None,
+        }
+    }
+
     /// The bits as the driver reads them, without `DEVICE_NEEDS_RESET`, which the device keeps.
     #[must_use]
     pub const fn bits(self) -> u8 {
@@ -76,6 +86,18 @@ impl DeviceStatus {
     #[must_use]
     pub const fn configuring_queues(self) -> bool {
         self.0 == AGREED
+    }
+
+    /// Whether the features are agreed on, be it that the driver has given up since.
+    #[must_use]
+    pub const fn features_ok(self) -> bool {
+        self.0 & FEATURES_OK != 0
+    }
+
+    /// Whether the driver has given up.
+    #[must_use]
+    pub const fn failed(self) -> bool {
+        self.0 & FAILED != 0
     }
 
     /// Whether the driver has set `DRIVER_OK` and has not given up since.
@@ -114,7 +136,7 @@ impl DeviceStatus {
         if broken {
             value &= !DEVICE_NEEDS_RESET;
         }
-        if self.0 & FAILED != 0 {
+        if self.failed() {
             return StatusWrite::Ignored;
         }
         if value == self.0 | FAILED {
@@ -181,6 +203,23 @@ mod tests {
                     "{from:?} <- {value:#x}"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn only_reachable_states_can_be_restored() {
+        for bits in 0..=255u8 {
+            let reachable = states().contains(&DeviceStatus(bits));
+            let status = DeviceStatus::from_bits(bits);
+            assert_eq!(status, reachable.then_some(DeviceStatus(bits)), "{bits:#x}");
+            let Some(status) = status else { continue };
+            assert_eq!(status.bits(), bits);
+            assert_eq!(status.features_ok(), bits & 8 != 0);
+            assert_eq!(status.driver_ok(), bits & 4 != 0);
+            assert_eq!(status.failed(), bits & 128 != 0);
+            assert_eq!(status.negotiating(), bits == 3);
+            assert_eq!(status.configuring_queues(), bits == 11);
+            assert_eq!(status.live(), bits == 15);
         }
     }
 

@@ -17,7 +17,7 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use crate::device::ActiveQueue;
 use crate::interrupt::InterruptHandle;
-use crate::worker::{Executor, RunningWorker, Worker};
+use crate::worker::{DeviceFault, Executor, RunningWorker, Worker};
 
 /// What the events of a worker's timer carry: no queue has this index.
 const TIMER: u32 = 1 << 16;
@@ -72,34 +72,45 @@ impl MutEventSubscriber for Worker {
     }
 
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        let added = self.queues().iter().all(|q| ops.add(readable(q)).is_ok());
         // Without one of these the device would stay silent for ever: say so instead.
-        if !added || (self.needs_timer() && !self.add_timer(ops)) {
-            self.fail();
+        for active in self.queues() {
+            if let Err(error) = ops.add(readable(active)) {
+                self.fail(&DeviceFault::Loop(to_io(&error)));
+                return;
+            }
+        }
+        if self.needs_timer() {
+            if let Err(error) = self.add_timer(ops) {
+                self.fail(&DeviceFault::Loop(error));
+            }
         }
     }
 }
 
 impl Worker {
-    fn add_timer(&mut self, ops: &mut EventOps<'_>) -> bool {
-        self.timer = Timer::new().ok();
-        self.timer
-            .as_ref()
-            .is_some_and(|timer| ops.add(timer.events()).is_ok())
+    fn add_timer(&mut self, ops: &mut EventOps<'_>) -> io::Result<()> {
+        let timer = Timer::new()?;
+        ops.add(timer.events()).map_err(|error| to_io(&error))?;
+        self.timer = Some(timer);
+        Ok(())
     }
 
     /// Sets the timer to what the handler waits for. A wait that cannot be timed would never end,
     /// and is a failure.
     fn set_timer(&mut self) -> bool {
         let wait = self.wait();
-        let set = match &mut self.timer {
-            Some(timer) => timer.set(wait).is_ok(),
-            None => wait.is_none(),
+        let set = match (&mut self.timer, wait) {
+            (Some(timer), _) => timer.set(wait),
+            (None, None) => Ok(()),
+            (None, Some(_)) => Err(io::ErrorKind::Unsupported.into()),
         };
-        if !set {
-            self.fail();
+        match set {
+            Ok(()) => true,
+            Err(error) => {
+                self.fail(&DeviceFault::Loop(error));
+                false
+            }
         }
-        set
     }
 }
 
@@ -165,8 +176,8 @@ impl Executor for WorkerThread {
             event: EventFd::new(EFD_NONBLOCK)?,
         });
         let interrupt = worker.interrupt().clone();
-        let mut manager =
-            EventManager::<Box<dyn MutEventSubscriber + Send>>::new().map_err(to_io)?;
+        let mut manager = EventManager::<Box<dyn MutEventSubscriber + Send>>::new()
+            .map_err(|error| to_io(&error))?;
         manager.add_subscriber(Box::new(worker));
         manager.add_subscriber(Box::new(StopSubscriber(stop.clone())));
         let asked = stop.clone();
@@ -188,12 +199,14 @@ fn run(
         }
         Ok::<(), event_manager::Error>(())
     }));
-    if !matches!(ended, Ok(Ok(()))) {
-        interrupt.device_failed();
+    match ended {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => interrupt.device_failed(&DeviceFault::Loop(to_io(&error))),
+        Err(_) => interrupt.device_failed(&DeviceFault::Panicked),
     }
 }
 
-fn to_io(error: event_manager::Error) -> io::Error {
+fn to_io(error: &event_manager::Error) -> io::Error {
     io::Error::other(error.to_string())
 }
 

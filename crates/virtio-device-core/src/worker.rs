@@ -8,7 +8,7 @@ use std::io;
 use std::time::Duration;
 
 use crate::chain::RingFault;
-use crate::device::ActiveQueue;
+use crate::device::{ActivateError, ActiveQueue};
 use crate::interrupt::InterruptHandle;
 
 /// Whether a handler has more to do.
@@ -31,6 +31,18 @@ pub enum DeviceFault {
     Ring(RingFault),
     /// The device's backend does not work any more.
     Backend(io::Error),
+    /// The device could not be activated, or not with a queue that was enabled later.
+    Activation(ActivateError),
+    /// The loop that drives the device's worker does not work any more.
+    Loop(io::Error),
+    /// The device's handler panicked.
+    Panicked,
+}
+
+impl From<ActivateError> for DeviceFault {
+    fn from(error: ActivateError) -> Self {
+        Self::Activation(error)
+    }
 }
 
 impl From<RingFault> for DeviceFault {
@@ -44,6 +56,9 @@ impl fmt::Display for DeviceFault {
         match self {
             Self::Ring(fault) => write!(f, "driver broke the ring: {fault}"),
             Self::Backend(error) => write!(f, "device backend failed: {error}"),
+            Self::Activation(error) => write!(f, "device could not be activated: {error}"),
+            Self::Loop(error) => write!(f, "worker's loop failed: {error}"),
+            Self::Panicked => f.write_str("device panicked"),
         }
     }
 }
@@ -52,7 +67,9 @@ impl std::error::Error for DeviceFault {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Self::Ring(fault) => Some(fault),
-            Self::Backend(error) => Some(error),
+            Self::Backend(error) | Self::Loop(error) => Some(error),
+            Self::Activation(error) => Some(error),
+            Self::Panicked => None,
         }
     }
 }
@@ -124,9 +141,17 @@ impl Worker {
         // The count means nothing, and a spurious wake-up finds an empty ring.
         let _ = active.kick.read();
         if active.queue.is_revoked() {
+            if !self.interrupt.is_revoked() {
+                // This queue alone was reset; it is notified again if it comes back.
+                return true;
+            }
             // The device was reset, and the notification may be for the worker that comes next.
             let _ = active.kick.write(1);
             return false;
+        }
+        if active.queue.is_paused() {
+            // It is notified again when it goes on.
+            return true;
         }
         // Whatever the handler waits for, it says so again if it still does.
         self.wait = None;
@@ -145,12 +170,17 @@ impl Worker {
     #[must_use]
     pub fn expired(&mut self) -> bool {
         self.wait = None;
+        if self.interrupt.is_revoked() {
+            return false;
+        }
         for place in 0..self.queues.len() {
             let Some(active) = self.queues.get(place) else {
                 break;
             };
+            // A queue that was taken back or is paused is notified if it goes on.
+            let away = active.queue.is_revoked() || active.queue.is_paused();
             let index = active.index;
-            if active.queue.is_revoked() || !self.serve(index) {
+            if !away && !self.serve(index) {
                 return false;
             }
         }
@@ -171,8 +201,8 @@ impl Worker {
                 self.wait = Some(self.wait.map_or(wait, |other| other.min(wait)));
                 true
             }
-            Err(_) => {
-                self.fail();
+            Err(fault) => {
+                self.fail(&fault);
                 false
             }
         }
@@ -184,9 +214,9 @@ impl Worker {
         self.handler.needs_timer()
     }
 
-    /// Tells the driver that the device does not work any more.
-    pub fn fail(&self) {
-        self.interrupt.device_failed();
+    /// Tells the driver that the device does not work any more, and the VMM why.
+    pub fn fail(&self, fault: &DeviceFault) {
+        self.interrupt.device_failed(fault);
     }
 
     #[cfg(feature = "worker")]

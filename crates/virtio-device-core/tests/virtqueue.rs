@@ -4,12 +4,14 @@
 //! What a driver may and may not do to a virtqueue.
 #![expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
 
+use std::io::{Read, Write};
+
 use virtio_device_core::test_utils::{
     DriverQueue, VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE,
 };
 use virtio_device_core::{
-    BadRequest, Chain, Head, QueueLease, RingFault, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC,
-    Virtqueue,
+    BadRequest, Chain, Head, ProgressError, QueueLease, QueueProgress, RingFault,
+    VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, Virtqueue,
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -481,4 +483,170 @@ fn a_revoked_queue_is_out_of_reach() {
     assert!(held.is_revoked());
     assert_eq!(held.with(|queue| queue.size()), None);
     assert!(lease.revoke().is_none());
+}
+
+#[test]
+fn a_chain_that_is_available_twice_is_a_fault_only_while_it_is_taken() {
+    let memory = memory();
+    let mut pair = Pair::new(&memory, 0);
+    for _ in 0..2 {
+        pair.driver.offer_writable(3, BUFFER, 4);
+        let head = pair.take().unwrap().unwrap();
+        pair.device.complete(&memory, head, 4).unwrap();
+    }
+    pair.driver.offer_writable(3, BUFFER, 4);
+    let _head = pair.take().unwrap().unwrap();
+    pair.driver.offer(3);
+    assert_eq!(pair.take(), Err(RingFault::HeadInUse(3)));
+}
+
+#[test]
+fn a_chain_is_given_back_to_the_queue_it_came_from() {
+    let memory = memory();
+    let mut pair = Pair::new(&memory, 0);
+    pair.driver.offer_writable(3, BUFFER, 4);
+    let head = pair.take().unwrap().unwrap();
+    let mut other = Virtqueue::new(pair.driver.layout(), 0);
+    assert_eq!(
+        other.complete(&memory, head, 4),
+        Err(RingFault::HeadNotTaken(3))
+    );
+    assert_eq!(pair.driver.used_index(), 0);
+}
+
+#[test]
+fn a_queue_goes_on_where_it_was_and_serves_each_chain_once() {
+    let memory = memory();
+    let mut pair = Pair::new(&memory, 0);
+    for index in [7, 2, 9, 4] {
+        pair.driver.offer_writable(index, BUFFER, 4);
+    }
+    let mut heads: Vec<_> = (0..3).map(|_| pair.take().unwrap().unwrap()).collect();
+    pair.device.complete(&memory, heads.remove(1), 4).unwrap();
+    let progress = pair.device.progress();
+    assert_eq!((progress.next_avail, progress.next_used), (3, 1));
+    assert_eq!(progress.taken, [7, 9]);
+
+    pair.device = Virtqueue::resume(pair.driver.layout(), 0, &progress).unwrap();
+    assert_eq!(pair.device.progress(), progress);
+    let mut served = Vec::new();
+    while let Some(head) = pair.take().unwrap() {
+        served.push(head.index());
+        assert_eq!(pair.chain.writable_len(), 4);
+        pair.device.complete(&memory, head, 4).unwrap();
+    }
+    assert_eq!(served, [7, 9, 4]);
+    assert_eq!(pair.driver.take_used(), [(2, 4), (7, 4), (9, 4), (4, 4)]);
+}
+
+#[test]
+fn progress_that_contradicts_itself_is_refused() {
+    let memory = memory();
+    let layout = Pair::new(&memory, 0).driver.layout();
+    let resume = |next_avail: u16, next_used, taken: &[u16]| {
+        let taken = taken.to_vec();
+        let progress = QueueProgress {
+            next_avail,
+            next_used,
+            taken,
+        };
+        Virtqueue::resume(layout, 0, &progress).map(|queue| queue.progress() == progress)
+    };
+    let all: Vec<u16> = (0..SIZE).collect();
+    assert_eq!(resume(8, 0xfff8, &all), Ok(true));
+    let mut too_many = all.clone();
+    too_many.push(0);
+    let count = |expected, taken| Err(ProgressError::Count { expected, taken });
+    assert_eq!(resume(9, 0xfff8, &too_many), count(17, 17));
+    assert_eq!(resume(2, 1, &[]), count(1, 0));
+    assert_eq!(resume(1, 1, &[0]), count(0, 1));
+    assert_eq!(resume(0, 1, &[0]), count(0xffff, 1));
+    assert_eq!(resume(2, 0, &[5, 5]), Err(ProgressError::Head(5)));
+    assert_eq!(resume(1, 0, &[SIZE]), Err(ProgressError::Head(SIZE)));
+}
+
+/// A chain of (address, length, writable) buffers.
+fn chain_of(memory: &Memory, buffers: &[(u64, u32, bool)]) -> Chain {
+    let mut pair = Pair::new(memory, 0);
+    for (index, &(addr, len, writable)) in (0u16..).zip(buffers) {
+        let last = usize::from(index) + 1 == buffers.len();
+        let flags = if last { 0 } else { VIRTQ_DESC_F_NEXT };
+        let flags = flags | if writable { VIRTQ_DESC_F_WRITE } else { 0 };
+        pair.driver.descriptor(index, addr, len, flags, index + 1);
+    }
+    pair.driver.offer(0);
+    let _head = pair.take().unwrap().unwrap();
+    pair.chain
+}
+
+#[test]
+fn readers_and_writers_do_not_see_the_seams() {
+    let memory = memory();
+    memory.write_slice(b"abcdef", GuestAddress(BUFFER)).unwrap();
+    let chain = chain_of(
+        &memory,
+        &[
+            (BUFFER, 2, false),
+            (BUFFER + 2, 0, false),
+            (BUFFER + 0x100, 3, true),
+            (BUFFER + 2, 4, false),
+            (BUFFER + 0x200, 5, true),
+        ],
+    );
+    assert_eq!((chain.readable_len(), chain.writable_len()), (6, 8));
+    let mut reader = chain.reader(&memory);
+    assert_eq!(reader.remaining(), 6);
+    assert_eq!(reader.read_array(), Ok(*b"abc"));
+    assert_eq!(reader.remaining(), 3);
+    let mut rest = [0; 8];
+    assert_eq!(reader.read(&mut rest).unwrap(), 3);
+    assert_eq!(&rest, b"def\0\0\0\0\0");
+    assert_eq!(reader.read(&mut rest).unwrap(), 0);
+    assert_eq!(reader.read_array::<1>(), Err(BadRequest::Layout));
+
+    let mut writer = chain.writer(&memory);
+    writer.write_all(b"12").unwrap();
+    assert_eq!((writer.written(), writer.remaining()), (2, 6));
+    writer.write_all(b"3456").unwrap();
+    assert_eq!(writer.write(b"789").unwrap(), 2);
+    assert_eq!((writer.written(), writer.remaining()), (8, 0));
+    writer.write_all(b"x").unwrap_err();
+    let bytes = |addr, len: usize| {
+        let mut bytes = vec![0; len];
+        memory.read_slice(&mut bytes, GuestAddress(addr)).unwrap();
+        bytes
+    };
+    assert_eq!(bytes(BUFFER + 0x100, 4), b"123\0");
+    assert_eq!(bytes(BUFFER + 0x200, 6), b"45678\0");
+
+    let mut writer = chain.writer(&memory);
+    writer.skip(2);
+    assert_eq!(writer.remaining(), 6);
+    writer.skip(3);
+    writer.write_all(b"!").unwrap();
+    assert_eq!((writer.written(), writer.remaining()), (1, 2));
+    writer.skip(100);
+    assert_eq!(writer.remaining(), 0);
+    assert_eq!(bytes(BUFFER + 0x100, 3), b"123");
+    assert_eq!(bytes(BUFFER + 0x200, 5), b"45!78");
+}
+
+#[test]
+fn readers_and_writers_stop_at_what_is_not_memory() {
+    let memory = memory();
+    for (addr, len) in [(RAM_END - 1, 2), (RAM_END, 4), (u64::MAX, 4)] {
+        let chain = chain_of(&memory, &[(addr, len, false), (addr, len, true)]);
+        let error = BadRequest::BufferMemory { addr, len };
+        let mut reader = chain.reader(&memory);
+        assert_eq!(reader.read_array::<2>(), Err(error));
+        reader.read(&mut [0; 2]).unwrap_err();
+        let mut writer = chain.writer(&memory);
+        writer.write_all(&[0; 2]).unwrap_err();
+        assert_eq!(writer.written(), 0);
+    }
+    // An address that would wrap does not come out at the other end.
+    let chain = chain_of(&memory, &[(u64::MAX, 4, true)]);
+    let mut writer = chain.writer(&memory);
+    writer.skip(1);
+    writer.write_all(&[0; 2]).unwrap_err();
 }

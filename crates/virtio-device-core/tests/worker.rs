@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use virtio_device_core::test_utils::DriverQueue;
 use virtio_device_core::{
-    ActiveQueue, DeviceFault, Executor, Interrupt, InterruptHandle, Progress, QueueHandler,
+    ActiveQueue, DeviceFault, Event, Executor, Interrupt, InterruptHandle, Progress, QueueHandler,
     QueueLease, RingFault, Virtqueue, Worker, WorkerThread,
 };
 use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -21,7 +21,10 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 const SOON: Duration = Duration::from_secs(5);
 
 #[derive(Default)]
-struct Failures(AtomicU32);
+struct Failures {
+    count: AtomicU32,
+    causes: Mutex<Vec<String>>,
+}
 
 impl Interrupt for Failures {
     fn used_buffers(&self, _queue: u16) {}
@@ -29,7 +32,11 @@ impl Interrupt for Failures {
     fn config_changed(&self) {}
 
     fn status_changed(&self) {
-        self.0.fetch_add(1, Ordering::SeqCst);
+        self.count.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn observe(&self, event: &Event<'_>) {
+        self.causes.lock().unwrap().push(format!("{event:?}"));
     }
 }
 
@@ -120,7 +127,9 @@ fn a_fault_is_told_to_the_driver_once_and_ends_the_work() {
     queue.kick.write(1).unwrap();
     std::thread::sleep(Duration::from_millis(20));
     assert_eq!(calls.load(Ordering::SeqCst), 1);
-    assert_eq!(failures.0.load(Ordering::SeqCst), 1);
+    assert_eq!(failures.count.load(Ordering::SeqCst), 1);
+    let causes = failures.causes.lock().unwrap();
+    assert_eq!(*causes, ["DeviceFailed(Ring(ChainTooLong))"]);
 }
 
 #[test]
@@ -130,8 +139,9 @@ fn a_panic_is_told_to_the_driver() {
     let script = worker(&queue, &interrupt, || panic!("a bug in the device"));
     let mut thread = WorkerThread::named("test");
     let _running = thread.start(script).unwrap();
-    wait_until("failure", || interrupt.is_broken());
-    assert_eq!(failures.0.load(Ordering::SeqCst), 1);
+    wait_until("failure", || failures.count.load(Ordering::SeqCst) == 1);
+    assert!(interrupt.is_broken());
+    assert_eq!(*failures.causes.lock().unwrap(), ["DeviceFailed(Panicked)"]);
     // And the thread can be used again.
     let _running = thread
         .start(worker(&queue, &interrupt, || Ok(Progress::Idle)))
@@ -184,10 +194,124 @@ fn a_notification_for_the_next_worker_is_passed_on() {
     let mut worker = worker(&old, &interrupt, || {
         unreachable!("the queue was taken back")
     });
+    interrupt.revoke();
     assert!(old.queue.revoke().is_some());
     old.kick.write(1).unwrap();
     assert!(!worker.notified(0));
     assert_eq!(old.kick.read().unwrap(), 1);
+}
+
+#[test]
+fn a_worker_outlives_one_of_its_queues() {
+    let (queue, (_, interrupt)) = (queue(), interrupt());
+    let mut worker = worker(&queue, &interrupt, || {
+        unreachable!("the queue was taken back")
+    });
+    assert!(queue.queue.revoke().is_some());
+    queue.kick.write(1).unwrap();
+    assert!(worker.notified(0));
+    assert!(queue.kick.read().is_err(), "the notification is spent");
+}
+
+#[test]
+fn a_worker_lets_a_paused_queue_be() {
+    let (queue, (_, interrupt)) = (queue(), interrupt());
+    let calls = Arc::new(AtomicU32::new(0));
+    let seen = calls.clone();
+    let mut worker = worker(&queue, &interrupt, move || {
+        seen.fetch_add(1, Ordering::SeqCst);
+        Ok(Progress::Idle)
+    });
+    queue.queue.pause();
+    queue.kick.write(1).unwrap();
+    assert!(worker.notified(0));
+    assert_eq!(calls.load(Ordering::SeqCst), 0);
+    queue.queue.resume();
+    queue.kick.write(1).unwrap();
+    assert!(worker.notified(0));
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn a_paused_queue_keeps_a_busy_worker_out_until_it_goes_on() {
+    let (queue, (_, interrupt)) = (queue(), interrupt());
+    let (lease, looks) = (queue.queue.clone(), Arc::new(AtomicU32::new(0)));
+    let seen = looks.clone();
+    // As fast as a driver could ever make it.
+    let script = worker(&queue, &interrupt, move || {
+        lease.with(|_| seen.fetch_add(1, Ordering::SeqCst));
+        Ok(Progress::More)
+    });
+    let mut thread = WorkerThread::named("test");
+    let running = thread.start(script).unwrap();
+    queue.kick.write(1).unwrap();
+    for _ in 0..20 {
+        let before = looks.load(Ordering::SeqCst);
+        wait_until("a look", || looks.load(Ordering::SeqCst) != before);
+        let asked = Instant::now();
+        queue.queue.pause();
+        assert!(asked.elapsed() < SOON);
+        let at_rest = looks.load(Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(2));
+        assert_eq!(looks.load(Ordering::SeqCst), at_rest);
+        queue.queue.resume();
+        queue.kick.write(1).unwrap();
+    }
+    // A worker that waits at the gate ends when the queue is taken back.
+    queue.queue.pause();
+    drop(running);
+    assert!(queue.queue.revoke().is_some());
+    let idle = worker(&queue, &interrupt, || Ok(Progress::Idle));
+    let _running = thread.start(idle).unwrap();
+}
+
+#[test]
+fn pausing_does_not_wait_for_a_backend() {
+    let (queue, (_, interrupt)) = (queue(), interrupt());
+    queue.kick.write(1).unwrap();
+    let (script, inside, release) = stuck(&queue, &interrupt);
+    let _running = WorkerThread::named("test").start(script).unwrap();
+    inside.recv_timeout(SOON).unwrap();
+    let asked = Instant::now();
+    queue.queue.pause();
+    assert!(asked.elapsed() < SOON);
+    drop(release);
+}
+
+#[test]
+fn a_request_that_was_half_done_goes_on_after_a_pause() {
+    let (queue, (_, interrupt)) = (queue(), interrupt());
+    let lease = queue.queue.clone();
+    let (entered, inside) = channel();
+    let (release, released) = channel::<()>();
+    let released = Mutex::new(released);
+    let script = worker(&queue, &interrupt, move || {
+        entered.send(None).unwrap();
+        released.lock().unwrap().recv().unwrap();
+        // The second half: the queue is paused by now, and this waits.
+        entered.send(lease.with(|queue| queue.size())).unwrap();
+        Ok(Progress::Idle)
+    });
+    let _running = WorkerThread::named("test").start(script).unwrap();
+    queue.kick.write(1).unwrap();
+    assert_eq!(inside.recv_timeout(SOON).unwrap(), None);
+    queue.queue.pause();
+    release.send(()).unwrap();
+    inside.recv_timeout(Duration::from_millis(50)).unwrap_err();
+    assert_eq!(queue.queue.inspect(|queue| queue.size()), Some(4));
+    queue.queue.resume();
+    assert_eq!(inside.recv_timeout(SOON).unwrap(), Some(4));
+}
+
+#[test]
+fn a_queue_that_was_taken_back_is_neither_paused_nor_resumed() {
+    let queue = queue();
+    assert!(queue.queue.revoke().is_some());
+    queue.queue.pause();
+    assert!(queue.queue.is_revoked() && !queue.queue.is_paused());
+    queue.queue.resume();
+    assert!(queue.queue.is_revoked());
+    assert_eq!(queue.queue.inspect(|queue| queue.size()), None);
 }
 
 /// Does what the test's closure says, and may wait.
@@ -262,14 +386,16 @@ fn a_worker_without_a_loop_tells_how_long_it_waits() {
             left => Progress::After(Duration::from_secs(left)),
         })
     });
-    let mut worker = Worker::new(Box::new(handler), vec![queue.clone()], interrupt);
+    let mut worker = Worker::new(Box::new(handler), vec![queue.clone()], interrupt.clone());
     assert!(worker.needs_timer());
     assert_eq!(worker.wait(), None);
     assert!(worker.notified(0));
     assert_eq!(worker.wait(), Some(Duration::from_secs(1)));
     assert!(worker.expired());
     assert_eq!(worker.wait(), None);
-    // A queue that was taken back ends the worker.
+    // A queue that was taken back is left alone, and a reset of the device ends the worker.
     assert!(queue.queue.revoke().is_some());
+    assert!(worker.expired());
+    interrupt.revoke();
     assert!(!worker.expired());
 }

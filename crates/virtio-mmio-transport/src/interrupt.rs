@@ -4,18 +4,25 @@
 //! What the transport shares with its device's worker: the causes of the interrupt.
 
 use std::fmt;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
-use virtio_device_core::{Interrupt, InterruptLine};
+use virtio_device_core::{Event, Interrupt, InterruptLine, Observer};
 
 use crate::register::{INT_CONFIG, INT_VRING};
 
-/// `InterruptStatus` and `ConfigGeneration`, and the line to the guest. No locks: vCPUs read these
-/// registers while a worker raises interrupts.
+/// `InterruptStatus` and `ConfigGeneration`, and the line to the guest. Reading takes no locks:
+/// vCPUs read these registers while a worker raises interrupts.
 pub(crate) struct MmioInterrupt {
     status: AtomicU32,
+    /// Odd while the configuration space changes.
     generation: AtomicU32,
     line: Box<dyn InterruptLine>,
+    /// For a level-triggered line, its level.
+    level: Option<Mutex<bool>>,
+    observer: OnceLock<Box<dyn Observer>>,
 }
 
 impl MmioInterrupt {
@@ -23,7 +30,20 @@ impl MmioInterrupt {
         Self {
             status: AtomicU32::new(0),
             generation: AtomicU32::new(0),
+            level: line.is_level().then(Mutex::default),
             line,
+            observer: OnceLock::new(),
+        }
+    }
+
+    /// Sets who is told of events; the first one stays.
+    pub(crate) fn set_observer(&self, observer: Box<dyn Observer>) {
+        let _ = self.observer.set(observer);
+    }
+
+    pub(crate) fn event(&self, event: &Event<'_>) {
+        if let Some(observer) = self.observer.get() {
+            observer.event(event);
         }
     }
 
@@ -34,18 +54,75 @@ impl MmioInterrupt {
     /// Clears exactly the causes in `causes`; one that comes up again meanwhile stays.
     pub(crate) fn acknowledge(&self, causes: u32) {
         self.status.fetch_and(!causes, Ordering::AcqRel);
+        self.update_level();
     }
 
+    /// What the driver reads from `ConfigGeneration`: never the same twice while the configuration
+    /// space changes, so that the driver reads its fields again.
     pub(crate) fn generation(&self) -> u32 {
-        self.generation.load(Ordering::Acquire)
+        let generation = self.generation.load(Ordering::Acquire);
+        if generation % 2 == 0 {
+            return generation;
+        }
+        // Steps of two, so that the change that goes on stays visible.
+        self.generation.fetch_add(2, Ordering::AcqRel)
     }
 
-    fn raise(&self, cause: u32) {
-        // The cause first: a driver that is interrupted finds it.
-        self.status.fetch_or(cause, Ordering::AcqRel);
-        // A line that fails leaves the cause visible to a driver that looks, and is tried again
-        // with the next one.
-        let _ = self.line.trigger();
+    /// Ends a change of the configuration space that no driver is told of.
+    pub(crate) fn config_settled(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// The values to be saved: the causes, and a generation at rest.
+    pub(crate) fn saved(&self) -> (u32, u32) {
+        (self.status(), self.generation().next_multiple_of(2))
+    }
+
+    /// Puts saved values back, and raises the interrupt if there are causes.
+    pub(crate) fn restore(&self, status: u32, generation: u32) {
+        self.generation.store(generation & !1, Ordering::Release);
+        if status != 0 {
+            self.raise(status);
+        }
+    }
+
+    pub(crate) fn raise(&self, causes: u32) {
+        // The causes first: a driver that is interrupted finds them.
+        self.status.fetch_or(causes, Ordering::AcqRel);
+        if self.level.is_some() {
+            self.update_level();
+        } else {
+            // A line that fails leaves the cause visible to a driver that looks, and is tried again
+            // with the next one.
+            self.drive(|line| line.trigger());
+        }
+    }
+
+    /// Has a level-triggered line follow the causes. Whoever changes them comes here afterwards, and
+    /// the last to come sees the last change.
+    fn update_level(&self) {
+        let Some(level) = &self.level else { return };
+        let mut level = level.lock().unwrap_or_else(PoisonError::into_inner);
+        let wanted = self.status() != 0;
+        if wanted == *level {
+            return;
+        }
+        let driven = self.drive(|line| if wanted { line.trigger() } else { line.clear() });
+        if driven {
+            *level = wanted;
+        }
+    }
+
+    /// Returns whether the line took the change. A line that panics has not; it must not take the
+    /// device with it.
+    fn drive(&self, change: impl FnOnce(&dyn InterruptLine) -> io::Result<()>) -> bool {
+        let change = AssertUnwindSafe(|| change(&*self.line));
+        let driven = catch_unwind(change)
+            .unwrap_or_else(|_| Err(io::Error::other("the interrupt line panicked")));
+        if let Err(error) = &driven {
+            self.event(&Event::LineFailed(error));
+        }
+        driven.is_ok()
     }
 }
 
@@ -54,21 +131,69 @@ impl Interrupt for MmioInterrupt {
         self.raise(INT_VRING);
     }
 
-    fn config_changed(&self) {
+    fn config_changing(&self) {
         self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn config_changed(&self) {
+        self.config_settled();
         self.raise(INT_CONFIG);
     }
 
     fn status_changed(&self) {
         self.raise(INT_CONFIG);
     }
+
+    fn observe(&self, event: &Event<'_>) {
+        self.event(event);
+    }
 }
 
 impl fmt::Debug for MmioInterrupt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MmioInterrupt")
-            .field("status", &self.status())
-            .field("generation", &self.generation())
+            .field("status", &self.status)
+            .field("generation", &self.generation)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn interrupt() -> MmioInterrupt {
+        MmioInterrupt::new(Box::new(|| Ok(())))
+    }
+
+    #[test]
+    fn two_looks_during_a_change_differ_and_no_look_equals_one_after_it() {
+        let interrupt = interrupt();
+        let before = interrupt.generation();
+        assert_eq!(interrupt.generation(), before);
+        interrupt.config_changing();
+        let mut seen = vec![before];
+        for _ in 0..3 {
+            let during = interrupt.generation();
+            assert!(!seen.contains(&during));
+            seen.push(during);
+        }
+        interrupt.config_changed();
+        let after = interrupt.generation();
+        assert!(!seen.contains(&after));
+        assert_eq!(interrupt.generation(), after);
+    }
+
+    #[test]
+    fn a_saved_generation_is_at_rest_and_ahead() {
+        let interrupt = interrupt();
+        interrupt.config_changing();
+        let seen = interrupt.generation();
+        let (_, saved) = interrupt.saved();
+        assert_eq!(saved % 2, 0);
+        assert!(saved > seen);
+        interrupt.restore(0, saved);
+        assert_eq!(interrupt.generation(), saved);
+        assert_eq!(interrupt.status(), 0);
     }
 }

@@ -33,10 +33,20 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod discovery;
 mod interrupt;
+mod lifecycle;
 mod register;
+mod registers;
+mod state;
 mod transport;
 
+#[cfg(feature = "acpi")]
+pub use discovery::AcpiDevice;
+#[cfg(feature = "fdt")]
+pub use discovery::Trigger;
+pub use discovery::{Location, LocationError};
 pub use register::{CONFIG, INT_CONFIG, INT_VRING, QUEUE_NOTIFY, REGION_SIZE};
+pub use state::{QueueState, RestoreError, STATE_VERSION, SaveError, TransportState};
 pub use transport::MmioTransport;
 pub use virtio_device_core::VirtioDevice;

@@ -36,6 +36,13 @@ macro_rules! registers {
                     _ => None,
                 }
             }
+
+            /// Where the register is.
+            pub(crate) const fn offset(self) -> u64 {
+                match self {
+                    $(Self::$name => $offset,)*
+                }
+            }
         }
     };
 }

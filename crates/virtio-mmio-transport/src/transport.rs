@@ -9,14 +9,16 @@ use std::sync::Arc;
 
 use bus::{AccessError, BusDevice};
 use virtio_device_core::{
-    Activation, ActiveQueue, DEVICE_NEEDS_RESET, DeviceStatus, InterruptHandle, InterruptLine,
-    Negotiation, QueueLayout, QueueLease, QueueSetup, StatusWrite, VirtioDevice, Virtqueue,
+    DEVICE_NEEDS_RESET, Event, Interrupt, InterruptLine, Observer, QueueSetup,
+    VIRTIO_F_NOTIFICATION_DATA, VirtioDevice,
 };
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::interrupt::MmioInterrupt;
+use crate::lifecycle::Live;
 use crate::register::{CONFIG, MAGIC, Register, VERSION};
+use crate::registers::Registers;
 
 /// `VendorID` of a transport that was given none: "RVMM" in little-endian order.
 const DEFAULT_VENDOR_ID: u32 = 0x4d4d_5652;
@@ -31,90 +33,14 @@ const DEFAULT_VENDOR_ID: u32 = 0x4d4d_5652;
 /// driver's write to `QueueNotify` comes over the bus, and a VMM can have the kernel do it without
 /// an exit: see [`MmioTransport::kicks`].
 pub struct MmioTransport<M, D> {
-    device: D,
-    memory: M,
+    pub(crate) device: D,
+    pub(crate) memory: M,
     vendor_id: u32,
-    interrupt: Arc<MmioInterrupt>,
-    kicks: Vec<Arc<EventFd>>,
-    registers: Registers,
-    live: Option<Live>,
-}
-
-/// Everything that a reset puts back to the start.
-#[derive(Debug)]
-struct Registers {
-    status: DeviceStatus,
-    features: Negotiation,
-    device_features_sel: u32,
-    driver_features_sel: u32,
-    queue_sel: u32,
-    queues: Vec<QueueRegisters>,
-}
-
-#[derive(Debug)]
-struct QueueRegisters {
-    max_size: u16,
-    setup: QueueSetup,
-    /// Set while `QueueReady` is 1; the setup is frozen then.
-    ready: Option<QueueLayout>,
-}
-
-/// What the device holds between activation and reset.
-#[derive(Debug)]
-struct Live {
-    interrupt: InterruptHandle,
-    /// By queue index; none for a queue that was not enabled.
-    leases: Vec<Option<QueueLease>>,
-}
-
-impl Live {
-    /// Takes the queues and the interrupt back from the device.
-    fn take_back(&self) {
-        for lease in self.leases.iter().flatten() {
-            let _ = lease.revoke();
-        }
-        self.interrupt.revoke();
-    }
-}
-
-impl Registers {
-    fn new(features: u64, max_sizes: &[u16]) -> Self {
-        let queue = |&max_size| QueueRegisters {
-            max_size,
-            setup: QueueSetup::default(),
-            ready: None,
-        };
-        Self {
-            status: DeviceStatus::RESET,
-            features: Negotiation::new(features),
-            device_features_sel: 0,
-            driver_features_sel: 0,
-            queue_sel: 0,
-            queues: max_sizes.iter().map(queue).collect(),
-        }
-    }
-
-    fn queue(&self) -> Option<&QueueRegisters> {
-        self.queues.get(usize::try_from(self.queue_sel).ok()?)
-    }
-
-    fn queue_mut(&mut self) -> Option<&mut QueueRegisters> {
-        self.queues.get_mut(usize::try_from(self.queue_sel).ok()?)
-    }
-
-    /// Changes the selected queue's setup, in the one state in which a driver may: features agreed
-    /// on, device not live, queue not enabled (sections 3.1.1 and 4.2.2.2).
-    fn set_up_queue(&mut self, change: impl FnOnce(&mut QueueSetup)) {
-        let configuring = self.status.configuring_queues();
-        if let Some(QueueRegisters {
-            setup, ready: None, ..
-        }) = self.queue_mut()
-        {
-            if configuring {
-                change(setup);
-            }
-        }
-    }
+    pub(crate) interrupt: Arc<MmioInterrupt>,
+    pub(crate) kicks: Vec<Arc<EventFd>>,
+    pub(crate) registers: Registers,
+    pub(crate) live: Option<Live>,
+    pub(crate) paused: bool,
 }
 
 impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
@@ -131,8 +57,9 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
             vendor_id: DEFAULT_VENDOR_ID,
             interrupt: Arc::new(MmioInterrupt::new(Box::new(line))),
             kicks: max_sizes.iter().map(kick).collect::<io::Result<_>>()?,
-            registers: Registers::new(device.features(), max_sizes),
+            registers: Registers::new(&device),
             live: None,
+            paused: false,
             device,
         })
     }
@@ -144,11 +71,24 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
         self
     }
 
+    /// Sets who is told of the driver's errors and of the device's life. Once: whoever comes later
+    /// is told nothing.
+    #[must_use]
+    pub fn with_observer(self, observer: impl Observer + 'static) -> Self {
+        self.interrupt.set_observer(Box::new(observer));
+        self
+    }
+
     /// The queues' event fds, by queue index.
     ///
     /// A VMM registers each as an ioeventfd: 4 bytes at the transport's base plus
     /// [`QUEUE_NOTIFY`](crate::QUEUE_NOTIFY), with the queue's index as the value to match. They
     /// stay the same over resets.
+    ///
+    /// With `VIRTIO_F_NOTIFICATION_DATA` the driver writes more than the index, so that most of its
+    /// notifications match no ioeventfd. They then come over the bus, which is slower but just as
+    /// right; a VMM that minds offers the feature only with a single queue, and registers that
+    /// queue's event fd without a value to match.
     pub fn kicks(&self) -> impl Iterator<Item = (u16, &EventFd)> {
         (0..=u16::MAX).zip(self.kicks.iter().map(|kick| &**kick))
     }
@@ -158,10 +98,56 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
         &self.device
     }
 
-    fn broken(&self) -> bool {
+    /// Changes the configuration space from outside of the device, and tells the driver if there is
+    /// one; see [`InterruptHandle::update_config`](virtio_device_core::InterruptHandle).
+    ///
+    /// `change` must leave the number of queues and the features as they are.
+    pub fn update_config<T>(&mut self, change: impl FnOnce(&mut D) -> T) -> T {
+        let device = &mut self.device;
+        match &self.live {
+            Some(live) if !live.interrupt.is_revoked() => {
+                live.interrupt.update_config(|| change(device))
+            }
+            _ => {
+                // The driver may be reading already, and is interrupted only once it is ready.
+                self.interrupt.config_changing();
+                let result = change(device);
+                self.interrupt.config_settled();
+                result
+            }
+        }
+    }
+
+    pub(crate) fn event(&self, event: &Event<'_>) {
+        self.interrupt.event(event);
+    }
+
+    pub(crate) fn broken(&self) -> bool {
         self.live
             .as_ref()
             .is_some_and(|live| live.interrupt.is_broken())
+    }
+
+    /// What the driver reads from Status.
+    pub(crate) fn status(&self) -> u32 {
+        let broken = if self.broken() { DEVICE_NEEDS_RESET } else { 0 };
+        (self.registers.status.bits() | broken).into()
+    }
+
+    pub(crate) fn wrong_state(&self, register: Register) {
+        self.event(&Event::WrongState {
+            offset: register.offset(),
+            status: self.registers.status,
+        });
+    }
+
+    /// A half of the selected shared memory region's length and base: all ones if there is none.
+    fn shared_memory(&self) -> (u64, u64) {
+        let regions = self.device.shared_memory().iter();
+        let mut selected = regions.filter(|region| u32::from(region.id) == self.registers.shm_sel);
+        selected
+            .next()
+            .map_or((u64::MAX, u64::MAX), |region| (region.len, region.base.0))
     }
 
     fn read_register(&self, register: Register) -> u32 {
@@ -180,18 +166,19 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
                 .is_some_and(|queue| queue.ready.is_some())
                 .into(),
             Register::InterruptStatus => self.interrupt.status(),
-            Register::Status => {
-                let broken = if self.broken() { DEVICE_NEEDS_RESET } else { 0 };
-                (registers.status.bits() | broken).into()
-            }
-            // There is no shared memory region, whichever is selected.
-            Register::ShmLenLow
-            | Register::ShmLenHigh
-            | Register::ShmBaseLow
-            | Register::ShmBaseHigh => u32::MAX,
+            Register::Status => self.status(),
+            Register::ShmLenLow => low(self.shared_memory().0),
+            Register::ShmLenHigh => high(self.shared_memory().0),
+            Register::ShmBaseLow => low(self.shared_memory().1),
+            Register::ShmBaseHigh => high(self.shared_memory().1),
+            // A reset is done before the driver can look.
+            Register::QueueReset => 0,
             Register::ConfigGeneration => self.interrupt.generation(),
-            // Write-only, or, for QueueReset, a feature that is not offered.
-            _ => 0,
+            _ => {
+                let offset = register.offset();
+                self.event(&Event::WrongDirection { offset });
+                0
+            }
         }
     }
 
@@ -204,128 +191,51 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
                     .features
                     .accept_word(registers.driver_features_sel, value);
             }
+            Register::DriverFeatures => self.wrong_state(register),
             Register::DriverFeaturesSel => registers.driver_features_sel = value,
             Register::QueueSel => registers.queue_sel = value,
-            Register::QueueSize => registers.set_up_queue(|setup| setup.size = value),
+            Register::ShmSel => registers.shm_sel = value,
             Register::QueueReady => self.write_queue_ready(value),
+            Register::QueueReset => self.write_queue_reset(value),
             Register::QueueNotify => self.notify(value),
             Register::InterruptAck => self.interrupt.acknowledge(value),
             Register::Status => self.write_status(value),
-            Register::QueueDescLow => {
-                registers.set_up_queue(|setup| set_low(&mut setup.desc_table, value));
+            Register::QueueSize
+            | Register::QueueDescLow
+            | Register::QueueDescHigh
+            | Register::QueueDriverLow
+            | Register::QueueDriverHigh
+            | Register::QueueDeviceLow
+            | Register::QueueDeviceHigh => match registers.queue_to_set_up() {
+                Some(queue) => set_up(&mut queue.setup, register, value),
+                None => self.wrong_state(register),
+            },
+            _ => {
+                let offset = register.offset();
+                self.event(&Event::WrongDirection { offset });
             }
-            Register::QueueDescHigh => {
-                registers.set_up_queue(|setup| set_high(&mut setup.desc_table, value));
-            }
-            Register::QueueDriverLow => {
-                registers.set_up_queue(|setup| set_low(&mut setup.avail_ring, value));
-            }
-            Register::QueueDriverHigh => {
-                registers.set_up_queue(|setup| set_high(&mut setup.avail_ring, value));
-            }
-            Register::QueueDeviceLow => {
-                registers.set_up_queue(|setup| set_low(&mut setup.used_ring, value));
-            }
-            Register::QueueDeviceHigh => {
-                registers.set_up_queue(|setup| set_high(&mut setup.used_ring, value));
-            }
-            // Read-only, or without effect here: no shared memory, no queue reset.
-            _ => {}
         }
     }
 
-    /// Enables the selected queue if it is well-formed: if not, `QueueReady` goes on reading 0.
-    /// Disables it in any state; when this returns the device can reach it no more.
-    fn write_queue_ready(&mut self, value: u32) {
-        let configuring = self.registers.status.configuring_queues();
-        let index = usize::try_from(self.registers.queue_sel).ok();
-        let Some(queue) = self.registers.queue_mut() else {
-            return;
+    fn notify(&self, value: u32) {
+        // With notification data, the upper half says how far the driver is (section 4.2.3.3).
+        // That is a hint: the device looks at the ring in any case.
+        let queue = if self.registers.agreed(VIRTIO_F_NOTIFICATION_DATA) {
+            value & 0xffff
+        } else {
+            value
         };
-        match value {
-            1 if configuring && queue.ready.is_none() => {
-                let memory = self.memory.memory();
-                queue.ready = QueueLayout::check(&queue.setup, queue.max_size, &*memory).ok();
+        let index = usize::try_from(queue).ok();
+        let lease = (self.live.as_ref().zip(index))
+            .and_then(|(live, index)| live.leases.get(index)?.as_ref())
+            .filter(|lease| !lease.is_revoked());
+        match index.and_then(|index| self.kicks.get(index)).zip(lease) {
+            Some((kick, _)) => {
+                // A counter that is full wakes the worker as well as one more.
+                let _ = kick.write(1);
             }
-            0 => {
-                queue.ready = None;
-                let live = self.live.as_mut().zip(index);
-                let lease = live.and_then(|(live, index)| live.leases.get_mut(index)?.take());
-                let _ = lease.and_then(|lease| lease.revoke());
-            }
-            _ => {}
+            None => self.event(&Event::NotificationIgnored { value }),
         }
-    }
-
-    fn notify(&self, queue: u32) {
-        let leases = self.live.iter().flat_map(|live| &live.leases);
-        let enabled = leases
-            .zip(&self.kicks)
-            .zip(0..)
-            .find(|(_, index)| *index == queue);
-        if let Some(((Some(_), kick), _)) = enabled {
-            // A counter that is full wakes the worker as well as one more.
-            let _ = kick.write(1);
-        }
-    }
-
-    fn write_status(&mut self, value: u32) {
-        match self.registers.status.after_write(value, self.broken()) {
-            StatusWrite::Ignored => {}
-            StatusWrite::Reset => self.reset(),
-            StatusWrite::Step(status) => {
-                self.registers.status = status;
-                if !status.live() {
-                    // The driver has given up, if the device ever was live: leave its memory alone.
-                    self.live.iter().for_each(Live::take_back);
-                }
-            }
-            StatusWrite::CheckFeatures(status) => {
-                if self.registers.features.check().is_ok() {
-                    self.registers.status = status;
-                }
-            }
-            StatusWrite::Activate(status) => {
-                self.registers.status = status;
-                self.activate();
-            }
-        }
-    }
-
-    fn activate(&mut self) {
-        let features = self.registers.features.check().unwrap_or_default();
-        let interrupt = InterruptHandle::new(self.interrupt.clone());
-        let lend = |queue: &QueueRegisters| {
-            queue
-                .ready
-                .map(|layout| QueueLease::new(Virtqueue::new(layout, features)))
-        };
-        let leases: Vec<_> = self.registers.queues.iter().map(lend).collect();
-        let queues = (0..=u16::MAX)
-            .zip(leases.iter().zip(&self.kicks))
-            .filter_map(|(index, (lease, kick))| {
-                Some(ActiveQueue::new(index, lease.clone()?, kick.clone()))
-            })
-            .collect();
-        self.live = Some(Live {
-            interrupt: interrupt.clone(),
-            leases,
-        });
-        let activation = Activation::new(self.memory.clone(), queues, features, interrupt.clone());
-        if self.device.activate(activation).is_err() {
-            interrupt.device_failed();
-        }
-    }
-
-    /// Puts everything back to the start, from every state. When this returns, no guest memory is
-    /// touched and no interrupt raised on behalf of what was before (section 2.4.1).
-    pub fn reset(&mut self) {
-        if let Some(live) = self.live.take() {
-            live.take_back();
-            self.device.reset();
-        }
-        self.interrupt.acknowledge(u32::MAX);
-        self.registers = Registers::new(self.device.features(), self.device.queue_max_sizes());
     }
 
     /// `offset` as an offset into the configuration space, if `len` bytes of it are there.
@@ -333,6 +243,19 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
         let offset = u32::try_from(offset.checked_sub(CONFIG)?).ok()?;
         let end = offset.checked_add(u32::try_from(len).ok()?)?;
         (end <= self.device.config_size()).then_some(offset)
+    }
+
+    /// The control register that an access is for: an aligned word, and nothing else.
+    fn control_register(&self, offset: u64, width: usize) -> Option<Register> {
+        if width != size_of::<u32>() || offset % 4 != 0 {
+            self.event(&Event::BadWidth { offset, width });
+            return None;
+        }
+        let register = Register::at(offset);
+        if register.is_none() {
+            self.event(&Event::UnknownRegister { offset });
+        }
+        register
     }
 }
 
@@ -344,13 +267,13 @@ where
     fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
         data.fill(0);
         if offset >= CONFIG {
-            if let Some(offset) = self.config_offset(offset, data.len()) {
-                self.device.read_config(offset, data);
+            match self.config_offset(offset, data.len()) {
+                Some(offset) => self.device.read_config(offset, data),
+                None => self.event(&Event::UnknownRegister { offset }),
             }
-        } else if let (Some(register), Ok(word)) =
-            (Register::at(offset), <&mut [u8; 4]>::try_from(data))
-        {
-            *word = self.read_register(register).to_le_bytes();
+        } else if let Some(register) = self.control_register(offset, data.len()) {
+            let value = self.read_register(register);
+            data.copy_from_slice(&value.to_le_bytes());
         }
         Ok(())
     }
@@ -359,12 +282,17 @@ where
         if offset >= CONFIG {
             // Not before features are agreed on (section 3.1.1), and not after giving up.
             let status = self.registers.status;
-            let writable = status.configuring_queues() || status.live();
-            if let (true, Some(offset)) = (writable, self.config_offset(offset, data.len())) {
-                self.device.write_config(offset, data);
+            match self.config_offset(offset, data.len()) {
+                Some(offset) if status.configuring_queues() || status.live() => {
+                    self.device.write_config(offset, data);
+                }
+                Some(_) => self.event(&Event::WrongState { offset, status }),
+                None => self.event(&Event::UnknownRegister { offset }),
             }
-        } else if let (Some(register), Ok(word)) = (Register::at(offset), <[u8; 4]>::try_from(data))
-        {
+        } else if let (Some(register), Ok(word)) = (
+            self.control_register(offset, data.len()),
+            <[u8; 4]>::try_from(data),
+        ) {
             self.write_register(register, u32::from_le_bytes(word));
         }
         Ok(())
@@ -387,6 +315,28 @@ impl<M, D: fmt::Debug> fmt::Debug for MmioTransport<M, D> {
             .field("live", &self.live)
             .finish_non_exhaustive()
     }
+}
+
+/// Writes one of the registers that set a queue up.
+fn set_up(setup: &mut QueueSetup, register: Register, value: u32) {
+    match register {
+        Register::QueueDescLow => set_low(&mut setup.desc_table, value),
+        Register::QueueDescHigh => set_high(&mut setup.desc_table, value),
+        Register::QueueDriverLow => set_low(&mut setup.avail_ring, value),
+        Register::QueueDriverHigh => set_high(&mut setup.avail_ring, value),
+        Register::QueueDeviceLow => set_low(&mut setup.used_ring, value),
+        Register::QueueDeviceHigh => set_high(&mut setup.used_ring, value),
+        _ => setup.size = value,
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the low half is meant")]
+const fn low(value: u64) -> u32 {
+    value as u32
+}
+
+const fn high(value: u64) -> u32 {
+    low(value >> 32)
 }
 
 fn set_low(address: &mut u64, half: u32) {

@@ -9,178 +9,17 @@
     reason = "a test stops at the unexpected, and cuts words where it means to"
 )]
 
+mod support;
+
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
 
 use bus::BusDevice;
-use virtio_device_core::test_utils::DriverQueue;
-use virtio_device_core::{
-    ActivateError, Activation, VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1, VirtioDevice,
-};
+use support::{CONFIG, Fixture, Probe, TestDevice};
+use virtio_device_core::{DeviceFault, EventCounters, VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1};
 use virtio_mmio_transport::{INT_CONFIG, INT_VRING, MmioTransport};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
-
-type Memory = Arc<GuestMemoryMmap<()>>;
-
-const CONFIG: [u8; 6] = [1, 2, 3, 4, 5, 6];
-
-/// What the test sees of the device inside the transport.
-#[derive(Clone, Default)]
-struct Probe {
-    activation: Arc<Mutex<Option<Activation<Memory>>>>,
-    resets: Arc<AtomicU32>,
-    fail: bool,
-}
-
-struct TestDevice {
-    probe: Probe,
-    config: [u8; 6],
-}
-
-impl VirtioDevice<Memory> for TestDevice {
-    fn device_type(&self) -> u32 {
-        42
-    }
-
-    fn queue_max_sizes(&self) -> &[u16] {
-        &[16, 8]
-    }
-
-    fn features(&self) -> u64 {
-        VIRTIO_F_EVENT_IDX
-    }
-
-    fn config_size(&self) -> u32 {
-        6
-    }
-
-    fn read_config(&self, offset: u32, data: &mut [u8]) {
-        data.copy_from_slice(&self.config[offset as usize..][..data.len()]);
-    }
-
-    fn write_config(&mut self, offset: u32, data: &[u8]) {
-        self.config[offset as usize..][..data.len()].copy_from_slice(data);
-    }
-
-    fn activate(&mut self, activation: Activation<Memory>) -> Result<(), ActivateError> {
-        if self.probe.fail {
-            return Err(ActivateError::Worker(io::Error::other("no worker today")));
-        }
-        let before = self.probe.activation.lock().unwrap().replace(activation);
-        assert!(before.is_none(), "activated twice");
-        Ok(())
-    }
-
-    fn reset(&mut self) {
-        self.probe.resets.fetch_add(1, Ordering::SeqCst);
-        *self.probe.activation.lock().unwrap() = None;
-    }
-}
-
-/// A transport, and what is around it.
-struct Fixture {
-    transport: MmioTransport<Memory, TestDevice>,
-    probe: Probe,
-    memory: Memory,
-    /// How often the interrupt line was raised.
-    raised: Arc<AtomicU32>,
-}
-
-impl Fixture {
-    fn new() -> Self {
-        Self::with(Probe::default())
-    }
-
-    fn with(probe: Probe) -> Self {
-        let memory =
-            Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap());
-        let raised = Arc::new(AtomicU32::new(0));
-        let device = TestDevice {
-            probe: probe.clone(),
-            config: CONFIG,
-        };
-        let counter = raised.clone();
-        let line = move || {
-            counter.fetch_add(1, Ordering::SeqCst);
-            Ok(())
-        };
-        let transport = MmioTransport::new(device, memory.clone(), line).unwrap();
-        Self {
-            transport,
-            probe,
-            memory,
-            raised,
-        }
-    }
-
-    fn get(&mut self, offset: u64) -> u32 {
-        let mut word = [0xa5; 4];
-        self.transport.read(offset, &mut word).unwrap();
-        u32::from_le_bytes(word)
-    }
-
-    fn set(&mut self, offset: u64, value: u32) {
-        self.transport.write(offset, &value.to_le_bytes()).unwrap();
-    }
-
-    fn status(&mut self) -> u32 {
-        self.get(0x70)
-    }
-
-    /// Up to `FEATURES_OK`, with `VIRTIO_F_VERSION_1` alone.
-    fn negotiate(&mut self) {
-        for status in [0, 1, 3] {
-            self.set(0x70, status);
-        }
-        self.set(0x24, 1);
-        self.set(0x20, 1);
-        self.set(0x70, 11);
-        assert_eq!(self.status(), 11);
-    }
-
-    fn set_up_queue(&mut self, queue: u32, base: u64, size: u16) {
-        let setup = *DriverQueue::new(&*self.memory, base, size).setup();
-        self.set(0x30, queue);
-        self.set(0x38, setup.size);
-        for (offset, addr) in [
-            (0x80, setup.desc_table),
-            (0x90, setup.avail_ring),
-            (0xa0, setup.used_ring),
-        ] {
-            self.set(offset, (addr & 0xffff_ffff) as u32);
-            self.set(offset + 4, (addr >> 32) as u32);
-        }
-    }
-
-    fn enable_queue(&mut self, queue: u32, base: u64, size: u16) {
-        self.set_up_queue(queue, base, size);
-        self.set(0x44, 1);
-    }
-
-    /// A live device with queue 0 enabled.
-    fn live() -> Self {
-        let mut fixture = Self::new();
-        fixture.negotiate();
-        fixture.enable_queue(0, 0x1000, 16);
-        fixture.set(0x70, 15);
-        assert_eq!(fixture.status(), 15);
-        fixture
-    }
-
-    fn kicks(&self, queue: u16) -> u64 {
-        let (_, kick) = self
-            .transport
-            .kicks()
-            .find(|(index, _)| *index == queue)
-            .unwrap();
-        kick.read().unwrap_or(0)
-    }
-
-    fn raised(&self) -> u32 {
-        self.raised.load(Ordering::SeqCst)
-    }
-}
 
 #[test]
 fn identification_is_constant() {
@@ -232,7 +71,7 @@ fn registers_that_do_not_exist_or_are_write_only_read_zero() {
         assert_eq!(fixture.get(offset), 0, "{offset:#x}");
         fixture.set(offset, u32::MAX);
     }
-    for select in [0, 1, u32::MAX] {
+    for select in [1, 2, 0x100, 0x103, u32::MAX] {
         fixture.set(0xac, select);
         for offset in [0xb0, 0xb4, 0xb8, 0xbc] {
             assert_eq!(fixture.get(offset), u32::MAX);
@@ -463,7 +302,7 @@ fn interrupt_causes_stay_until_acknowledged() {
     let generation = fixture.get(0xfc);
     interrupt.used_buffers(0);
     assert_eq!(fixture.get(0xfc), generation);
-    interrupt.config_changed();
+    interrupt.update_config(|| ());
     assert_ne!(fixture.get(0xfc), generation);
     assert_eq!(fixture.raised(), 2);
     for _ in 0..2 {
@@ -541,7 +380,7 @@ fn reset_from_every_state_starts_anew() {
         if let Some(activation) = late {
             assert!(activation.queues[0].queue.is_revoked());
             activation.interrupt.used_buffers(0);
-            activation.interrupt.device_failed();
+            activation.interrupt.device_failed(&DeviceFault::Panicked);
         }
         assert_eq!(fixture.raised(), raised);
         assert_eq!(fixture.probe.resets.load(Ordering::SeqCst), resets);
@@ -625,8 +464,12 @@ fn a_line_that_fails_leaves_the_cause_and_is_tried_again() {
         probe: probe.clone(),
         config: CONFIG,
     };
-    let transport = MmioTransport::new(device, memory.clone(), line).unwrap();
+    let counters = Arc::new(EventCounters::default());
+    let transport = MmioTransport::new(device, memory.clone(), line)
+        .unwrap()
+        .with_observer(counters.clone());
     let mut fixture = Fixture {
+        counters,
         transport,
         probe,
         memory,
@@ -647,4 +490,5 @@ fn a_line_that_fails_leaves_the_cause_and_is_tried_again() {
     assert_eq!(fixture.get(0x60), INT_VRING);
     interrupt.used_buffers(0);
     assert_eq!(fixture.raised(), 2);
+    assert_eq!(fixture.events().line_failed, 2);
 }

@@ -13,6 +13,8 @@
 )]
 
 #[cfg(target_arch = "x86_64")]
+mod guests;
+#[cfg(target_arch = "x86_64")]
 mod machine;
 pub mod signal;
 
@@ -22,6 +24,8 @@ use std::time::{Duration, Instant};
 use kvm_ioctls::Kvm;
 use vcpu_runner::GuestIo;
 
+#[cfg(target_arch = "x86_64")]
+pub use guests::{Guest, rounds};
 #[cfg(target_arch = "x86_64")]
 pub use machine::{ENTRY, MMIO, Machine, RAM};
 

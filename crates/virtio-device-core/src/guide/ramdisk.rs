@@ -1,0 +1,215 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A disk in host memory: a block device (VIRTIO 1.3, section 5.2).
+
+use std::io::{Read, Write};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use virtio_device_core::{
+    ActivateError, Activation, ActiveQueue, BadRequest, Chain, DeviceFault, Executor,
+    InterruptHandle, Progress, QueueHandler, QueueLease, RingFault, RunningWorker,
+    VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_RING_RESET, VirtioDevice, Virtqueue,
+    Worker,
+};
+use vm_memory::{GuestAddressSpace, GuestMemory};
+
+const BLOCK_DEVICE: u32 = 2;
+const QUEUE_SIZE: u16 = 128;
+const SECTOR: usize = 512;
+
+/// Types of requests.
+const IN: u32 = 0;
+const OUT: u32 = 1;
+const FLUSH: u32 = 4;
+
+/// Answers, in the last byte that the driver lets the device write.
+const OK: u8 = 0;
+const IO_ERROR: u8 = 1;
+const UNSUPPORTED: u8 = 2;
+
+/// The sectors, shared with whoever made the disk.
+type Disk = Arc<Mutex<Vec<u8>>>;
+
+/// The half of the device that vCPUs talk to.
+pub struct RamDisk<M, E> {
+    disk: Disk,
+    executor: E,
+    running: Option<Box<dyn RunningWorker>>,
+    /// What it takes to start again with a queue that was reset.
+    live: Option<(M, InterruptHandle)>,
+}
+
+impl<M, E: Executor> RamDisk<M, E>
+where
+    M: GuestAddressSpace + Send + 'static,
+{
+    /// Makes a disk of the whole sectors of `disk`.
+    pub fn new(disk: Disk, executor: E) -> Self {
+        Self {
+            disk,
+            executor,
+            running: None,
+            live: None,
+        }
+    }
+
+    fn start(&mut self, queue: ActiveQueue) -> Result<(), ActivateError> {
+        let (memory, interrupt) = self.live.clone().ok_or(ActivateError::AlreadyActive)?;
+        let handler = Requests {
+            memory,
+            queue: queue.queue.clone(),
+            interrupt: interrupt.clone(),
+            disk: self.disk.clone(),
+            chain: Chain::with_capacity(QUEUE_SIZE),
+        };
+        let worker = Worker::new(Box::new(handler), vec![queue], interrupt);
+        self.running = Some(self.executor.start(worker).map_err(ActivateError::Worker)?);
+        Ok(())
+    }
+}
+
+impl<M, E: Executor> VirtioDevice<M> for RamDisk<M, E>
+where
+    M: GuestAddressSpace + Clone + Send + 'static,
+{
+    fn device_type(&self) -> u32 {
+        BLOCK_DEVICE
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE]
+    }
+
+    fn features(&self) -> u64 {
+        VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC | VIRTIO_F_RING_RESET
+    }
+
+    /// The configuration space has one field: the number of sectors.
+    fn config_size(&self) -> u32 {
+        8
+    }
+
+    fn read_config(&self, offset: u32, data: &mut [u8]) {
+        let disk = self.disk.lock().unwrap_or_else(PoisonError::into_inner);
+        let capacity = (disk.len() / SECTOR) as u64;
+        let fields = capacity.to_le_bytes().into_iter().skip(offset as usize);
+        data.iter_mut()
+            .zip(fields)
+            .for_each(|(to, from)| *to = from);
+    }
+
+    fn activate(&mut self, activation: Activation<M>) -> Result<(), ActivateError> {
+        let Activation {
+            memory,
+            queues,
+            interrupt,
+            ..
+        } = activation;
+        let queue = queues.into_iter().next();
+        self.live = Some((memory, interrupt));
+        self.start(queue.ok_or(ActivateError::QueueMissing(0))?)
+    }
+
+    /// The worker of the old queue has nothing left to do; a new one takes its place.
+    fn restart_queue(&mut self, queue: ActiveQueue) -> Result<(), ActivateError> {
+        self.running = None;
+        self.start(queue)
+    }
+
+    fn reset(&mut self) {
+        self.running = None; // dropping it stops it
+        self.live = None;
+    }
+}
+
+/// The half of the device that serves the queue.
+struct Requests<M> {
+    memory: M,
+    queue: QueueLease,
+    interrupt: InterruptHandle,
+    disk: Disk,
+    chain: Chain,
+}
+
+impl<M: GuestAddressSpace + Send> QueueHandler for Requests<M> {
+    /// Memory is as quick as it gets, so requests are served under the queue's lock. A device that
+    /// has to wait for a backend does that between two looks at the queue.
+    fn process(&mut self, index: u16) -> Result<Progress, DeviceFault> {
+        let memory = self.memory.memory();
+        let lease = self.queue.clone();
+        let served = lease.with(|queue| self.batch(queue, &*memory, index));
+        // Once the queue has been taken back there is nothing to do.
+        Ok(served.unwrap_or(Ok(Progress::Idle))?)
+    }
+}
+
+impl<M> Requests<M> {
+    fn batch(
+        &mut self,
+        queue: &mut Virtqueue,
+        memory: &impl GuestMemory,
+        index: u16,
+    ) -> Result<Progress, RingFault> {
+        let mut progress = Progress::More;
+        queue.disable_notification(memory)?;
+        for _ in 0..QUEUE_SIZE {
+            if let Some(head) = queue.take(memory, &mut self.chain)? {
+                let len = self.serve(memory).unwrap_or_else(|error| {
+                    self.interrupt.bad_request(index, error);
+                    0
+                });
+                queue.complete(memory, head, len)?;
+            } else if !queue.enable_notification(memory)? {
+                progress = Progress::Idle;
+                break;
+            }
+        }
+        if queue.needs_interrupt(memory)? {
+            self.interrupt.used_buffers(index);
+        }
+        Ok(progress)
+    }
+
+    /// Serves one request, and returns how many bytes were written from the first writable one on.
+    fn serve(&self, memory: &impl GuestMemory) -> Result<u32, BadRequest> {
+        // All of it is in guest memory, or none of it is touched.
+        self.chain.check(memory)?;
+        let mut reader = self.chain.reader(memory);
+        let header: [u8; 16] = reader.read_array()?;
+        let [a, b, c, d, _, _, _, _, sector @ ..] = header;
+        let sector = u64::from_le_bytes(sector);
+
+        // The answer is the last writable byte, and the data is what is before it.
+        let room = self.chain.writable_len().checked_sub(1);
+        let room = room.ok_or(BadRequest::Layout)?;
+        let mut writer = self.chain.writer(memory);
+        let mut disk = self.disk.lock().unwrap_or_else(PoisonError::into_inner);
+        let answer = match u32::from_le_bytes([a, b, c, d]) {
+            IN => match sectors(&mut disk, sector, room) {
+                Some(data) => writer.write_all(data).map_or(IO_ERROR, |()| OK),
+                None => IO_ERROR,
+            },
+            OUT => match sectors(&mut disk, sector, reader.remaining()) {
+                Some(data) => reader.read_exact(data).map_or(IO_ERROR, |()| OK),
+                None => IO_ERROR,
+            },
+            FLUSH => OK,
+            _ => UNSUPPORTED,
+        };
+        // If the data was not written, the length ends before the gap.
+        let mut len = writer.written();
+        writer.skip(room - u64::from(len));
+        if writer.write_all(&[answer]).is_ok() && u64::from(len) == room {
+            len += 1;
+        }
+        Ok(len)
+    }
+}
+
+/// The `len` bytes from `sector` on, if they are whole sectors of the disk.
+fn sectors(disk: &mut [u8], sector: u64, len: u64) -> Option<&mut [u8]> {
+    let start = usize::try_from(sector).ok()?.checked_mul(SECTOR)?;
+    let len = usize::try_from(len).ok().filter(|len| len % SECTOR == 0)?;
+    disk.get_mut(start..start.checked_add(len)?)
+}

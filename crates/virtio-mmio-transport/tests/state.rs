@@ -1,0 +1,458 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Pausing, saving and restoring.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test stops at the unexpected"
+)]
+
+mod support;
+
+use bus::BusDevice;
+use support::{Fixture, Probe};
+use virtio_device_core::test_utils::DriverQueue;
+use virtio_device_core::{
+    Chain, DeviceFault, FeatureError, QueueProgress, QueueSetupError, RingFault,
+    VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1,
+};
+use virtio_mmio_transport::{RestoreError, SaveError, TransportState};
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+/// The state of a live device whose driver has made two requests, one of them taken.
+fn saved() -> (Fixture, TransportState) {
+    let mut fixture = Fixture::live_with(VIRTIO_F_RING_RESET);
+    {
+        let memory = fixture.memory.clone();
+        let mut driver = DriverQueue::new(&*memory, 0x1000, 16);
+        driver.offer_writable(4, 0x5000, 8);
+        driver.offer_writable(6, 0x5000, 8);
+        let mut activation = fixture.probe.activation.lock().unwrap();
+        let activation = activation.as_mut().unwrap();
+        let mut chain = Chain::with_capacity(16);
+        let take = activation.queues[0].queue.with(|queue| {
+            let head = queue.take(&*memory, &mut chain).unwrap().unwrap();
+            assert_eq!(head.index(), 4);
+        });
+        assert!(take.is_some());
+        activation.interrupt.update_config(|| ());
+    }
+    fixture.set(0x30, 1);
+    fixture.transport.pause();
+    let state = fixture.transport.save().unwrap();
+    (fixture, state)
+}
+
+/// A transport at the start, over the memory of `fixture`, with a device like its.
+fn twin(fixture: &Fixture) -> Fixture {
+    twin_in(fixture, fixture.memory.clone())
+}
+
+fn twin_in(fixture: &Fixture, memory: support::Memory) -> Fixture {
+    let mut twin = Fixture::with(Probe {
+        features: fixture.probe.features,
+        ..Probe::default()
+    });
+    let device = support::TestDevice {
+        probe: twin.probe.clone(),
+        config: support::CONFIG,
+    };
+    let raised = twin.raised.clone();
+    let line = move || {
+        raised.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        Ok(())
+    };
+    twin.transport = virtio_mmio_transport::MmioTransport::new(device, memory.clone(), line)
+        .unwrap()
+        .with_observer(twin.counters.clone());
+    twin.memory = memory;
+    twin
+}
+
+fn restore(state: &TransportState) -> Result<(), RestoreError> {
+    let (fixture, _) = saved();
+    let mut twin = twin(&fixture);
+    let result = twin.transport.restore(state);
+    if result.is_err() {
+        // Nothing has happened, and the device can still be used.
+        assert_eq!(twin.status(), 0);
+        assert_eq!((twin.get(0x60), twin.get(0x44), twin.raised()), (0, 0, 0));
+        assert!(twin.probe.activation.lock().unwrap().is_none());
+        twin.negotiate();
+    }
+    result
+}
+
+#[test]
+fn a_live_device_goes_on_elsewhere() {
+    let (fixture, state) = saved();
+    let mut twin = twin(&fixture);
+    twin.transport.restore(&state).unwrap();
+    assert_eq!(twin.status(), 15);
+    assert_eq!(twin.get(0x34), 8, "queue 1 is selected");
+    twin.set(0x30, 0);
+    assert_eq!(twin.get(0x44), 1);
+    // The configuration interrupt is still there, the driver is told to look at its queues, and the
+    // device looks without a notification.
+    assert_eq!((twin.get(0x60), twin.raised()), (3, 1));
+    assert_eq!(twin.get(0xfc), state.config_generation);
+    assert_eq!(twin.kicks(0), 1);
+    assert_eq!(twin.kicks(1), 0);
+    twin.set(0x50, 0);
+    assert_eq!(twin.kicks(0), 1);
+
+    // The request that was taken comes again, then the one that was not.
+    let activation = twin.probe.activation.lock().unwrap();
+    let activation = activation.as_ref().unwrap();
+    assert_eq!(
+        activation.features,
+        VIRTIO_F_VERSION_1 | VIRTIO_F_RING_RESET
+    );
+    let mut chain = Chain::with_capacity(16);
+    let heads = activation.queues[0].queue.with(|queue| {
+        std::iter::from_fn(|| queue.take(&*twin.memory, &mut chain).unwrap())
+            .map(|head| head.index())
+            .collect::<Vec<_>>()
+    });
+    assert_eq!(heads.unwrap(), [4, 6]);
+}
+
+#[test]
+fn what_is_restored_is_saved_again() {
+    let (fixture, mut state) = saved();
+    let mut twin = twin(&fixture);
+    twin.transport.restore(&state).unwrap();
+    twin.transport.pause();
+    state.interrupt_status = 3;
+    assert_eq!(twin.transport.save().unwrap(), state);
+
+    // And every state on the way there.
+    let steps: [fn(&mut Fixture); 6] = [
+        |_| {},
+        |fixture| fixture.set(0x70, 1),
+        |fixture| {
+            fixture.set(0x70, 3);
+            fixture.set(0x24, 7);
+            fixture.set(0x20, 9);
+            fixture.set(0x14, 5);
+            fixture.set(0xac, 6);
+        },
+        |fixture| fixture.negotiate_with(VIRTIO_F_RING_RESET),
+        |fixture| {
+            fixture.negotiate_with(VIRTIO_F_RING_RESET);
+            fixture.enable_queue(1, 0x2000, 4);
+        },
+        |fixture| {
+            fixture.negotiate_with(VIRTIO_F_RING_RESET);
+            fixture.enable_queue(1, 0x2000, 4);
+            fixture.set(0x70, 15 | 128);
+            fixture.set(0x70, 11 | 128);
+        },
+    ];
+    for step in steps {
+        let mut from = self::twin(&fixture);
+        step(&mut from);
+        let state = from.transport.save().unwrap();
+        let mut to = self::twin(&fixture);
+        to.transport.restore(&state).unwrap();
+        assert_eq!(to.transport.save().unwrap(), state);
+        assert_eq!((to.status(), to.raised()), (from.status(), 0));
+        assert!(to.probe.activation.lock().unwrap().is_none());
+    }
+}
+
+#[test]
+fn queue_reset_is_saved() {
+    let mut fixture = Fixture::live_with(VIRTIO_F_RING_RESET);
+    fixture.set(0xc0, 1);
+    fixture.transport.pause();
+    let state = fixture.transport.save().unwrap();
+    let mut twin = twin(&fixture);
+    twin.transport.restore(&state).unwrap();
+    assert_eq!(twin.get(0x44), 0);
+    assert_eq!(twin.kicks(0), 0);
+    twin.enable_queue(0, 0x2000, 8);
+    assert_eq!(twin.get(0x44), 1);
+    assert_eq!(twin.probe.restarted.lock().unwrap().len(), 1);
+}
+
+#[test]
+fn a_live_device_is_saved_while_it_is_paused_only() {
+    let mut fixture = Fixture::live();
+    assert_eq!(fixture.transport.save(), Err(SaveError::NotPaused));
+    fixture.transport.pause();
+    assert!(fixture.transport.is_paused());
+    fixture.transport.save().unwrap();
+    assert_eq!(fixture.kicks(0), 0);
+    fixture.transport.resume();
+    assert!(!fixture.transport.is_paused());
+    assert_eq!(
+        fixture.kicks(0),
+        1,
+        "the queue is looked at without a notification"
+    );
+    assert_eq!(fixture.kicks(1), 0);
+    assert_eq!(fixture.transport.save(), Err(SaveError::NotPaused));
+    let fixture = Fixture::new();
+    fixture.transport.save().unwrap();
+}
+
+#[test]
+fn a_pause_outlasts_a_new_start() {
+    let mut fixture = Fixture::live_with(VIRTIO_F_RING_RESET);
+    fixture.transport.pause();
+    fixture.set(0xc0, 1);
+    fixture.enable_queue(0, 0x1000, 16);
+    let restarted = fixture.probe.restarted.lock().unwrap()[0].queue.clone();
+    assert!(restarted.is_paused());
+    fixture.set(0x70, 0);
+    fixture.negotiate();
+    fixture.enable_queue(0, 0x1000, 16);
+    fixture.set(0x70, 15);
+    let lease = {
+        let activation = fixture.probe.activation.lock().unwrap();
+        activation.as_ref().unwrap().queues[0].queue.clone()
+    };
+    assert!(lease.is_paused());
+    fixture.transport.resume();
+    assert!(!lease.is_paused());
+}
+
+#[test]
+fn a_transport_in_use_is_not_restored() {
+    let (fixture, state) = saved();
+    let mut twin = twin(&fixture);
+    twin.transport.restore(&state).unwrap();
+    let again = twin.transport.restore(&state);
+    assert!(matches!(again, Err(RestoreError::InUse)));
+    assert_eq!(twin.status(), 15);
+    let mut begun = self::twin(&fixture);
+    begun.set(0x70, 1);
+    let over = begun.transport.restore(&state);
+    assert!(matches!(over, Err(RestoreError::InUse)));
+    // After a reset it is at the start again.
+    twin.set(0x70, 0);
+    twin.transport.restore(&state).unwrap();
+}
+
+#[test]
+fn a_broken_device_stays_broken() {
+    let (fixture, _) = saved();
+    let ring_fault = |fixture: &Fixture| {
+        let activation = fixture.probe.activation.lock().unwrap();
+        let queue = &activation.as_ref().unwrap().queues[0].queue;
+        let mut chain = Chain::with_capacity(16);
+        DriverQueue::new(&*fixture.memory, 0x1000, 16).set_avail_index(100);
+        queue.resume();
+        let fault = queue.with(|queue| queue.take(&*fixture.memory, &mut chain).unwrap_err());
+        assert!(matches!(fault, Some(RingFault::AvailIndex { .. })));
+    };
+    let told = |fixture: &Fixture| {
+        let activation = fixture.probe.activation.lock().unwrap();
+        let interrupt = &activation.as_ref().unwrap().interrupt;
+        interrupt.device_failed(&DeviceFault::Panicked);
+    };
+    for break_it in [&ring_fault as &dyn Fn(&Fixture), &told] {
+        let (mut broken, _) = saved();
+        break_it(&broken);
+        broken.transport.pause();
+        let state = broken.transport.save().unwrap();
+        assert!(state.needs_reset);
+        let mut twin = twin(&fixture);
+        twin.transport.restore(&state).unwrap();
+        assert_eq!(twin.status(), 15 | 64);
+        assert!(twin.probe.activation.lock().unwrap().is_none());
+        twin.set(0x50, 0);
+        assert_eq!(twin.kicks(0), 0);
+        twin.set(0x70, 0);
+        assert_eq!(twin.status(), 0);
+        twin.negotiate();
+    }
+}
+
+#[test]
+fn impossible_states_are_refused_by_name() {
+    use RestoreError as E;
+
+    type Change = fn(&mut TransportState);
+    type Is = fn(&RestoreError) -> bool;
+    let cases: [(Change, Is); 27] = [
+        (|s| s.version = 0, |e| matches!(e, E::Version(0))),
+        (|s| s.version = 2, |e| matches!(e, E::Version(2))),
+        (|s| s.device_type = 4, |e| matches!(e, E::DeviceType(4))),
+        (|s| s.status = 16, |e| matches!(e, E::Status(16))),
+        // DRIVER_OK without FEATURES_OK, and a bit that only the device sets.
+        (|s| s.status = 7, |e| matches!(e, E::Status(7))),
+        (|s| s.status = 15 | 64, |e| matches!(e, E::Status(79))),
+        // Live queues without DRIVER_OK.
+        (
+            |s| (s.status, s.interrupt_status) = (11, 0),
+            |e| matches!(e, E::QueueState(0)),
+        ),
+        (|s| s.status = 11, |e| matches!(e, E::InterruptStatus(2))),
+        (
+            |s| s.interrupt_status = 4,
+            |e| matches!(e, E::InterruptStatus(4)),
+        ),
+        (
+            |s| (s.status, s.needs_reset, s.interrupt_status) = (11, true, 0),
+            |e| matches!(e, E::NeedsReset),
+        ),
+        // Enabled queues without FEATURES_OK.
+        (
+            |s| {
+                (s.status, s.interrupt_status) = (3, 0);
+                s.queues[0].progress = None;
+            },
+            |e| matches!(e, E::QueueState(0)),
+        ),
+        (
+            |s| {
+                (s.status, s.interrupt_status) = (3, 0);
+                s.queues[0].progress = None;
+                s.queues[0].ready = false;
+            },
+            |e| matches!(e, E::QueueState(0)),
+        ),
+        (
+            |s| s.driver_features |= 1,
+            |e| matches!(e, E::Features(FeatureError::NotOffered(1))),
+        ),
+        (
+            |s| s.driver_features = 0,
+            |e| matches!(e, E::Features(FeatureError::NoVersion1)),
+        ),
+        (
+            |s| s.driver_features_beyond = true,
+            |e| matches!(e, E::Features(FeatureError::NotOffered(0))),
+        ),
+        (|s| drop(s.queues.pop()), |e| matches!(e, E::QueueCount(1))),
+        (
+            |s| s.queues.push(Default::default()),
+            |e| matches!(e, E::QueueCount(3)),
+        ),
+        (
+            |s| s.queues[0].setup.size = 32,
+            |e| matches!(e, E::QueueSetup(0, QueueSetupError::Size { size: 32, .. })),
+        ),
+        (
+            |s| s.queues[0].setup.used_ring += 2,
+            |e| matches!(e, E::QueueSetup(0, QueueSetupError::Alignment(..))),
+        ),
+        (
+            |s| s.queues[0].setup.desc_table = 0x10_0000,
+            |e| matches!(e, E::QueueSetup(0, QueueSetupError::Memory(..))),
+        ),
+        (
+            |s| s.queues[0].reset = true,
+            |e| matches!(e, E::QueueState(0)),
+        ),
+        (
+            |s| {
+                s.queues[1].reset = true;
+                s.driver_features = VIRTIO_F_VERSION_1;
+            },
+            |e| matches!(e, E::QueueState(1)),
+        ),
+        (
+            |s| s.queues[0].ready = false,
+            |e| matches!(e, E::QueueState(0)),
+        ),
+        (
+            |s| s.queues[0].progress = None,
+            |e| matches!(e, E::QueueState(0)),
+        ),
+        (
+            |s| s.queues[1].progress = Some(QueueProgress::default()),
+            |e| matches!(e, E::QueueState(1)),
+        ),
+        (
+            |s| s.queues[0].progress.as_mut().unwrap().next_used = 0x8000,
+            |e| matches!(e, E::Progress(0, _)),
+        ),
+        (|s| s.needs_reset = true, |e| matches!(e, E::QueueState(0))),
+    ];
+    let (_, good) = saved();
+    restore(&good).unwrap();
+    for (number, (change, is)) in cases.into_iter().enumerate() {
+        let mut state = good.clone();
+        change(&mut state);
+        let error = restore(&state).unwrap_err();
+        assert!(is(&error), "case {number}: {error:?}");
+        assert!(!error.to_string().is_empty());
+    }
+}
+
+#[test]
+fn memory_that_has_shrunk_is_refused() {
+    let (fixture, state) = saved();
+    let small = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
+    let mut twin = twin_in(&fixture, std::sync::Arc::new(small));
+    let result = twin.transport.restore(&state);
+    let is = |error| {
+        matches!(
+            error,
+            RestoreError::QueueSetup(0, QueueSetupError::Memory(..))
+        )
+    };
+    assert!(result.is_err_and(is));
+}
+
+#[test]
+fn a_device_that_cannot_go_on_is_left_at_the_start() {
+    let (fixture, state) = saved();
+    let mut twin = twin(&fixture);
+    twin.transport
+        .update_config(|device| device.probe.fail = true);
+    let result = twin.transport.restore(&state);
+    assert!(matches!(result, Err(RestoreError::Activate(_))));
+    assert_eq!((twin.status(), twin.get(0x60), twin.raised()), (0, 0, 0));
+    twin.transport
+        .update_config(|device| device.probe.fail = false);
+    twin.transport.restore(&state).unwrap();
+}
+
+#[test]
+fn a_ring_that_does_not_fit_its_state_is_a_fault() {
+    let (fixture, state) = saved();
+    DriverQueue::new(&*fixture.memory, 0x1000, 16).set_avail_index(0x7000);
+    let mut twin = twin(&fixture);
+    twin.transport.restore(&state).unwrap();
+    let activation = twin.probe.activation.lock().unwrap();
+    let mut chain = Chain::with_capacity(16);
+    let fault = activation.as_ref().unwrap().queues[0].queue.with(|queue| {
+        let _again = queue.take(&*twin.memory, &mut chain).unwrap().unwrap();
+        queue.take(&*twin.memory, &mut chain).unwrap_err()
+    });
+    assert_eq!(
+        fault,
+        Some(RingFault::AvailIndex {
+            next: 1,
+            index: 0x7000
+        })
+    );
+}
+
+#[test]
+fn a_configuration_access_still_works_while_paused() {
+    let (mut fixture, _) = saved();
+    fixture.transport.write(0x100, &[9]).unwrap();
+    let mut byte = [0];
+    fixture.transport.read(0x100, &mut byte).unwrap();
+    assert_eq!(byte, [9]);
+}
+
+#[cfg(feature = "serde")]
+#[test]
+fn a_state_survives_being_written_down_and_anything_else_is_an_error() {
+    let (_, state) = saved();
+    let text = serde_json::to_string(&state).unwrap();
+    assert_eq!(
+        serde_json::from_str::<TransportState>(&text).unwrap(),
+        state
+    );
+    for len in 0..text.len() {
+        serde_json::from_str::<TransportState>(&text[..len]).unwrap_err();
+    }
+}

@@ -1,0 +1,246 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A device behind a transport, and the hands of a driver.
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "words are cut where it is meant"
+)]
+#![allow(dead_code, reason = "no test file uses everything")]
+
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use bus::BusDevice;
+use virtio_device_core::test_utils::DriverQueue;
+use virtio_device_core::{
+    ActivateError, Activation, ActiveQueue, EventCounters, EventCounts, SharedMemoryRegion,
+    VIRTIO_F_EVENT_IDX, VirtioDevice,
+};
+use virtio_mmio_transport::MmioTransport;
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+pub(crate) type Memory = Arc<GuestMemoryMmap<()>>;
+
+pub(crate) const CONFIG: [u8; 6] = [1, 2, 3, 4, 5, 6];
+
+/// What the test sees of the device inside the transport.
+#[derive(Clone, Default)]
+pub(crate) struct Probe {
+    pub(crate) activation: Arc<Mutex<Option<Activation<Memory>>>>,
+    /// Queues that came back after a reset of their own.
+    pub(crate) restarted: Arc<Mutex<Vec<ActiveQueue>>>,
+    pub(crate) resets: Arc<AtomicU32>,
+    pub(crate) features: u64,
+    pub(crate) fail: bool,
+}
+
+pub(crate) struct TestDevice {
+    pub(crate) probe: Probe,
+    pub(crate) config: [u8; 6],
+}
+
+impl VirtioDevice<Memory> for TestDevice {
+    fn device_type(&self) -> u32 {
+        42
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &[16, 8]
+    }
+
+    fn features(&self) -> u64 {
+        VIRTIO_F_EVENT_IDX | self.probe.features
+    }
+
+    fn config_size(&self) -> u32 {
+        6
+    }
+
+    fn read_config(&self, offset: u32, data: &mut [u8]) {
+        data.copy_from_slice(&self.config[offset as usize..][..data.len()]);
+    }
+
+    fn write_config(&mut self, offset: u32, data: &[u8]) {
+        self.config[offset as usize..][..data.len()].copy_from_slice(data);
+    }
+
+    fn activate(&mut self, activation: Activation<Memory>) -> Result<(), ActivateError> {
+        if self.probe.fail {
+            return Err(ActivateError::Worker(io::Error::other("no worker today")));
+        }
+        let before = self.probe.activation.lock().unwrap().replace(activation);
+        assert!(before.is_none(), "activated twice");
+        Ok(())
+    }
+
+    fn restart_queue(&mut self, queue: ActiveQueue) -> Result<(), ActivateError> {
+        if self.probe.fail {
+            return Err(ActivateError::NoRestart(queue.index));
+        }
+        self.probe.restarted.lock().unwrap().push(queue);
+        Ok(())
+    }
+
+    fn shared_memory(&self) -> &[SharedMemoryRegion] {
+        const REGIONS: [SharedMemoryRegion; 2] = [
+            SharedMemoryRegion {
+                id: 3,
+                base: GuestAddress(0x1_2345_6789),
+                len: 0x2_3456_789a,
+            },
+            SharedMemoryRegion {
+                id: 0,
+                base: GuestAddress(0x8000_0000),
+                len: 0x1000,
+            },
+        ];
+        &REGIONS
+    }
+
+    fn reset(&mut self) {
+        self.probe.resets.fetch_add(1, Ordering::SeqCst);
+        *self.probe.activation.lock().unwrap() = None;
+    }
+}
+
+/// A transport, and what is around it.
+pub(crate) struct Fixture {
+    pub(crate) transport: MmioTransport<Memory, TestDevice>,
+    pub(crate) probe: Probe,
+    pub(crate) memory: Memory,
+    /// How often the interrupt line was raised.
+    pub(crate) raised: Arc<AtomicU32>,
+    pub(crate) counters: Arc<EventCounters>,
+}
+
+impl Fixture {
+    pub(crate) fn new() -> Self {
+        Self::with(Probe::default())
+    }
+
+    pub(crate) fn with(probe: Probe) -> Self {
+        let memory =
+            Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap());
+        let raised = Arc::new(AtomicU32::new(0));
+        let device = TestDevice {
+            probe: probe.clone(),
+            config: CONFIG,
+        };
+        let counter = raised.clone();
+        let line = move || {
+            counter.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        };
+        let counters = Arc::new(EventCounters::default());
+        let transport = MmioTransport::new(device, memory.clone(), line)
+            .unwrap()
+            .with_observer(counters.clone());
+        Self {
+            counters,
+            transport,
+            probe,
+            memory,
+            raised,
+        }
+    }
+
+    pub(crate) fn get(&mut self, offset: u64) -> u32 {
+        let mut word = [0xa5; 4];
+        self.transport.read(offset, &mut word).unwrap();
+        u32::from_le_bytes(word)
+    }
+
+    pub(crate) fn set(&mut self, offset: u64, value: u32) {
+        self.transport.write(offset, &value.to_le_bytes()).unwrap();
+    }
+
+    pub(crate) fn status(&mut self) -> u32 {
+        self.get(0x70)
+    }
+
+    /// Up to `FEATURES_OK`, with `VIRTIO_F_VERSION_1` alone.
+    pub(crate) fn negotiate(&mut self) {
+        for status in [0, 1, 3] {
+            self.set(0x70, status);
+        }
+        self.set(0x24, 1);
+        self.set(0x20, 1);
+        self.set(0x70, 11);
+        assert_eq!(self.status(), 11);
+    }
+
+    pub(crate) fn set_up_queue(&mut self, queue: u32, base: u64, size: u16) {
+        let setup = *DriverQueue::new(&*self.memory, base, size).setup();
+        self.set(0x30, queue);
+        self.set(0x38, setup.size);
+        for (offset, addr) in [
+            (0x80, setup.desc_table),
+            (0x90, setup.avail_ring),
+            (0xa0, setup.used_ring),
+        ] {
+            self.set(offset, (addr & 0xffff_ffff) as u32);
+            self.set(offset + 4, (addr >> 32) as u32);
+        }
+    }
+
+    pub(crate) fn enable_queue(&mut self, queue: u32, base: u64, size: u16) {
+        self.set_up_queue(queue, base, size);
+        self.set(0x44, 1);
+    }
+
+    /// A live device with queue 0 enabled.
+    pub(crate) fn live() -> Self {
+        let mut fixture = Self::new();
+        fixture.negotiate();
+        fixture.enable_queue(0, 0x1000, 16);
+        fixture.set(0x70, 15);
+        assert_eq!(fixture.status(), 15);
+        fixture
+    }
+
+    pub(crate) fn kicks(&self, queue: u16) -> u64 {
+        let (_, kick) = self
+            .transport
+            .kicks()
+            .find(|(index, _)| *index == queue)
+            .unwrap();
+        kick.read().unwrap_or(0)
+    }
+
+    pub(crate) fn raised(&self) -> u32 {
+        self.raised.load(Ordering::SeqCst)
+    }
+
+    /// What the observer has counted.
+    pub(crate) fn events(&self) -> EventCounts {
+        self.counters.snapshot()
+    }
+
+    /// Up to `FEATURES_OK`, with `VIRTIO_F_VERSION_1` and `features`.
+    pub(crate) fn negotiate_with(&mut self, features: u64) {
+        for status in [0, 1, 3] {
+            self.set(0x70, status);
+        }
+        for (select, word) in [(0, features as u32), (1, (features >> 32) as u32 | 1)] {
+            self.set(0x24, select);
+            self.set(0x20, word);
+        }
+        self.set(0x70, 11);
+        assert_eq!(self.status(), 11);
+    }
+
+    /// A live device that offers `features` and whose driver has accepted them; queue 0 enabled.
+    pub(crate) fn live_with(features: u64) -> Self {
+        let mut fixture = Self::with(Probe {
+            features,
+            ..Probe::default()
+        });
+        fixture.negotiate_with(features);
+        fixture.enable_queue(0, 0x1000, 16);
+        fixture.set(0x70, 15);
+        assert_eq!(fixture.status(), 15);
+        fixture
+    }
+}

@@ -1,0 +1,99 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! An independent driver reads and writes the example block device of virtio-device-core, through
+//! the registers on the bus.
+#![expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
+#![expect(
+    unsafe_code,
+    reason = "a `Hal` of virtio-drivers promises things about memory"
+)]
+
+mod driver;
+#[path = "../crates/virtio-device-core/src/guide/ramdisk.rs"]
+#[expect(unreachable_pub, reason = "it is an example of a device crate")]
+mod ramdisk;
+
+use std::sync::{Arc, Mutex};
+
+use bus::MmioBus;
+use driver::{BusTransport, GuestHal, MEMORY};
+use ramdisk::RamDisk;
+use virtio_device_core::{EventCounters, WorkerThread};
+use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
+use virtio_mmio_transport::{MmioTransport, REGION_SIZE};
+
+const BASE: u64 = 0x8000_2000;
+const SECTORS: usize = 64;
+
+struct Machine {
+    bus: MmioBus,
+    disk: Arc<Mutex<Vec<u8>>>,
+    events: Arc<EventCounters>,
+}
+
+fn machine() -> Machine {
+    let disk = Arc::new(Mutex::new(vec![0; SECTORS * SECTOR_SIZE]));
+    let device = RamDisk::new(disk.clone(), WorkerThread::named("ramdisk"));
+    let events = Arc::new(EventCounters::default());
+    let transport = MmioTransport::new(device, MEMORY.clone(), || Ok(()))
+        .unwrap()
+        .with_observer(events.clone());
+    let bus = MmioBus::new();
+    bus.insert(Arc::new(Mutex::new(transport)), BASE, REGION_SIZE)
+        .unwrap();
+    Machine { bus, disk, events }
+}
+
+fn driver(machine: &Machine) -> VirtIOBlk<GuestHal, BusTransport> {
+    VirtIOBlk::new(BusTransport::new(machine.bus.clone(), BASE)).unwrap()
+}
+
+fn pattern(seed: usize, len: usize) -> Vec<u8> {
+    (0..=250u8).cycle().skip(seed).take(len).collect()
+}
+
+#[test]
+fn sectors_come_back_as_they_were_written() {
+    let machine = machine();
+    let mut driver = driver(&machine);
+    assert_eq!(driver.capacity(), SECTORS as u64);
+    for (sector, count) in [(0, 1), (7, 3), (63, 1), (0, 64)] {
+        let data = pattern(sector + count, count * SECTOR_SIZE);
+        driver.write_blocks(sector, &data).unwrap();
+        let from = sector * SECTOR_SIZE;
+        assert_eq!(machine.disk.lock().unwrap()[from..from + data.len()], data);
+        let mut back = vec![0; data.len()];
+        driver.read_blocks(sector, &mut back).unwrap();
+        assert_eq!(back, data);
+    }
+    driver.flush().unwrap();
+    let counts = machine.events.snapshot();
+    assert_eq!(counts.activated, 1);
+    assert_eq!(
+        (counts.bad_request, counts.ring_fault, counts.device_failed),
+        (0, 0, 0)
+    );
+}
+
+#[test]
+fn sectors_that_the_disk_does_not_have_are_errors() {
+    let machine = machine();
+    let mut driver = driver(&machine);
+    let mut two = vec![0; 2 * SECTOR_SIZE];
+    driver.read_blocks(63, &mut two).unwrap_err();
+    driver.write_blocks(63, &two).unwrap_err();
+    driver.read_blocks(usize::MAX >> 12, &mut two).unwrap_err();
+    driver.read_blocks(62, &mut two).unwrap();
+}
+
+#[test]
+fn drivers_come_and_go() {
+    let machine = machine();
+    for round in 0..10 {
+        let mut driver = driver(&machine);
+        let data = pattern(round, SECTOR_SIZE);
+        driver.write_blocks(round, &data).unwrap();
+    }
+    assert_eq!(machine.disk.lock().unwrap()[..10], pattern(0, 10));
+}
