@@ -10,6 +10,7 @@ use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, Permissions};
 
 use crate::layout::QueueLayout;
+use crate::rings::{self, RingMemory};
 
 const DESCRIPTOR_SIZE: u32 = 16;
 
@@ -236,7 +237,7 @@ impl Chain {
     /// # Errors
     ///
     /// Any breach of section 2.7.5; the buffers are empty then.
-    pub(crate) fn read<M: GuestMemory>(
+    pub(crate) fn read<M: RingMemory>(
         &mut self,
         memory: &M,
         layout: &QueueLayout,
@@ -251,26 +252,32 @@ impl Chain {
         walk
     }
 
-    fn walk<M: GuestMemory>(
+    fn walk<M: RingMemory>(
         &mut self,
         memory: &M,
         layout: &QueueLayout,
         indirect: bool,
         head: u16,
     ) -> Result<(), RingFault> {
-        let mut table = Table {
-            base: layout.desc_table(),
-            entries: layout.size().into(),
-            nested: false,
-        };
+        let mut table: Option<Table> = None;
         let mut index = head;
         loop {
-            let descriptor = table.read(memory, index)?;
+            let descriptor = match &table {
+                Some(table) => table.read(memory.memory(), index)?,
+                None if index < layout.size() => rings::descriptor(memory, layout, index)?,
+                None => {
+                    let size = layout.size();
+                    return Err(RingFault::DescriptorIndex { index, size });
+                }
+            };
             if descriptor.refers_to_indirect_table() {
                 if !indirect {
                     return Err(RingFault::IndirectNotNegotiated);
                 }
-                table = table.enter(memory, &descriptor)?;
+                if table.is_some() {
+                    return Err(RingFault::IndirectNested);
+                }
+                table = Some(Table::enter(memory.memory(), &descriptor)?);
                 index = 0;
                 continue;
             }
@@ -290,12 +297,11 @@ impl Chain {
     }
 }
 
-/// The descriptor table that a walk is in: the queue's own, or an indirect one.
+/// The indirect table that a walk is in.
 struct Table {
     base: GuestAddress,
-    /// An indirect table may have more entries than `next` can name, never less than one.
+    /// May be more than `next` can name; never less than one.
     entries: u32,
-    nested: bool,
 }
 
 impl Table {
@@ -305,11 +311,7 @@ impl Table {
             return Err(RingFault::DescriptorIndex { index, size });
         }
         let offset = u64::from(index) * u64::from(DESCRIPTOR_SIZE);
-        let lost = if self.nested {
-            RingFault::IndirectMemory(self.base.raw_value())
-        } else {
-            RingFault::RingMemory
-        };
+        let lost = RingFault::IndirectMemory(self.base.raw_value());
         let addr = self.base.checked_add(offset).ok_or(lost)?;
         let raw: RawDescriptor = memory.read_obj(addr).map_err(|_| lost)?;
         Ok(Descriptor::from(raw))
@@ -317,14 +319,7 @@ impl Table {
 
     /// The table that an indirect descriptor points to. Its WRITE flag means nothing (section
     /// 2.7.5.3.2), and it needs no alignment.
-    fn enter<M: GuestMemory>(
-        &self,
-        memory: &M,
-        descriptor: &Descriptor,
-    ) -> Result<Self, RingFault> {
-        if self.nested {
-            return Err(RingFault::IndirectNested);
-        }
+    fn enter<M: GuestMemory>(memory: &M, descriptor: &Descriptor) -> Result<Self, RingFault> {
         if descriptor.has_next() {
             return Err(RingFault::IndirectWithNext);
         }
@@ -338,7 +333,6 @@ impl Table {
         Ok(Self {
             base,
             entries: len / DESCRIPTOR_SIZE,
-            nested: true,
         })
     }
 }

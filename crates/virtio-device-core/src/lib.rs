@@ -108,6 +108,7 @@ mod layout;
 mod lease;
 mod observer;
 mod queue;
+mod rings;
 mod status;
 #[cfg(feature = "test-utils")]
 pub mod test_utils;
@@ -127,6 +128,7 @@ pub use layout::{MAX_QUEUE_SIZE, QueueLayout, QueuePart, QueueSetup, QueueSetupE
 pub use lease::QueueLease;
 pub use observer::{Event, EventCounters, EventCounts, Observer};
 pub use queue::{ProgressError, QueueProgress, Virtqueue};
+pub use rings::{RingMemory, Rings};
 pub use status::{
     ACKNOWLEDGE, DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, DeviceStatus, FAILED, FEATURES_OK,
     StatusWrite,

@@ -7,14 +7,18 @@ use std::fmt;
 use std::sync::atomic::{Ordering, fence};
 
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Address, Bytes, GuestMemory};
+
+use vm_memory::Address;
 
 use crate::chain::{Chain, Head, RingFault};
 use crate::features::{VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC};
-use crate::layout::QueueLayout;
+use crate::layout::{QueueLayout, QueuePart};
+use crate::rings::{RingMemory, load, store};
 
 /// The driver asks not to be interrupted (section 2.7.6).
 const VIRTQ_AVAIL_F_NO_INTERRUPT: u16 = 1;
+/// The device asks not to be notified (section 2.7.10).
+const VIRTQ_USED_F_NO_NOTIFY: u16 = 1;
 
 /// A live split virtqueue as its device sees it: takes chains, gives them back.
 ///
@@ -30,6 +34,8 @@ pub struct Virtqueue {
     /// Chains that were put back, or taken before the queue was saved, last one first: they come
     /// before those of the available ring.
     again: Vec<u16>,
+    /// Chains given back since the driver's wish for an interrupt was last looked at.
+    added: u16,
     fault: Option<RingFault>,
 }
 
@@ -105,6 +111,7 @@ impl Virtqueue {
             indirect: features & VIRTIO_F_INDIRECT_DESC != 0,
             taken: vec![0; usize::from(layout.size()).div_ceil(64)],
             again: Vec::with_capacity(1),
+            added: 0,
             fault: None,
         }
     }
@@ -196,7 +203,7 @@ impl Virtqueue {
     /// # Errors
     ///
     /// [`RingFault`] if the driver has broken the ring, now or earlier.
-    pub fn take<M: GuestMemory>(
+    pub fn take<M: RingMemory>(
         &mut self,
         memory: &M,
         chain: &mut Chain,
@@ -230,7 +237,7 @@ impl Virtqueue {
     /// # Errors
     ///
     /// [`RingFault`] if the used ring is out of reach, or a fault was met earlier.
-    pub fn complete<M: GuestMemory>(
+    pub fn complete<M: RingMemory>(
         &mut self,
         memory: &M,
         head: Head,
@@ -240,10 +247,17 @@ impl Virtqueue {
             if !queue.mark_given_back(head.0) {
                 return Err(RingFault::HeadNotTaken(head.0));
             }
-            queue
-                .queue
-                .add_used(memory, head.0, len)
-                .map_err(|_| RingFault::RingMemory)
+            let (layout, next) = (queue.layout, queue.queue.next_used());
+            // The size is a power of two, so this is the modulo.
+            let element = 4 + 8 * usize::from(next & (layout.size() - 1));
+            let id = u32::from(head.0).to_le();
+            store(memory, &layout, element, id, Ordering::Relaxed)?;
+            store(memory, &layout, element + 4, len.to_le(), Ordering::Relaxed)?;
+            let next = next.wrapping_add(1);
+            queue.queue.set_next_used(next);
+            queue.added = queue.added.wrapping_add(1);
+            // Release: the buffers and the element are written before the index that covers them.
+            store(memory, &layout, 2, next.to_le(), Ordering::Release)
         })
     }
 
@@ -253,20 +267,21 @@ impl Virtqueue {
     /// # Errors
     ///
     /// As [`Virtqueue::complete`].
-    pub fn needs_interrupt<M: GuestMemory>(&mut self, memory: &M) -> Result<bool, RingFault> {
+    pub fn needs_interrupt<M: RingMemory>(&mut self, memory: &M) -> Result<bool, RingFault> {
         self.latching(|queue| {
-            if queue.queue.event_idx_enabled() {
-                return queue
-                    .queue
-                    .needs_notification(memory)
-                    .map_err(|_| RingFault::RingMemory);
-            }
-            // The used index must be visible before the driver's flags are read.
+            // The used index must be visible before the driver's wish is read.
             fence(Ordering::SeqCst);
-            let flags: u16 = memory
-                .load(queue.layout.avail_ring(), Ordering::Relaxed)
-                .map_err(|_| RingFault::RingMemory)?;
-            Ok(u16::from_le(flags) & VIRTQ_AVAIL_F_NO_INTERRUPT == 0)
+            let (layout, part) = (queue.layout, QueuePart::AvailRing);
+            let added = std::mem::take(&mut queue.added);
+            if queue.queue.event_idx_enabled() {
+                let used_event = 4 + 2 * usize::from(layout.size());
+                let event = load(memory, &layout, part, used_event, Ordering::Relaxed)?;
+                // Whether the index has passed the event since this was last asked.
+                let passed = queue.queue.next_used().wrapping_sub(event).wrapping_sub(1);
+                return Ok(passed < added);
+            }
+            let flags = load(memory, &layout, part, 0, Ordering::Relaxed)?;
+            Ok(flags & VIRTQ_AVAIL_F_NO_INTERRUPT == 0)
         })
     }
 
@@ -275,12 +290,14 @@ impl Virtqueue {
     /// # Errors
     ///
     /// As [`Virtqueue::complete`].
-    pub fn disable_notification<M: GuestMemory>(&mut self, memory: &M) -> Result<(), RingFault> {
+    pub fn disable_notification<M: RingMemory>(&mut self, memory: &M) -> Result<(), RingFault> {
         self.latching(|queue| {
-            queue
-                .queue
-                .disable_notification(memory)
-                .map_err(|_| RingFault::RingMemory)
+            // An event index that is behind disables notifications by itself.
+            if queue.queue.event_idx_enabled() {
+                return Ok(());
+            }
+            let flags = VIRTQ_USED_F_NO_NOTIFY.to_le();
+            store(memory, &queue.layout, 0, flags, Ordering::Relaxed)
         })
     }
 
@@ -290,34 +307,41 @@ impl Virtqueue {
     /// # Errors
     ///
     /// As [`Virtqueue::complete`].
-    pub fn enable_notification<M: GuestMemory>(&mut self, memory: &M) -> Result<bool, RingFault> {
+    pub fn enable_notification<M: RingMemory>(&mut self, memory: &M) -> Result<bool, RingFault> {
         self.latching(|queue| {
-            queue
-                .queue
-                .enable_notification(memory)
-                .map_err(|_| RingFault::RingMemory)
+            let (layout, next) = (queue.layout, queue.queue.next_avail());
+            if queue.queue.event_idx_enabled() {
+                let avail_event = 4 + 8 * usize::from(layout.size());
+                store(
+                    memory,
+                    &layout,
+                    avail_event,
+                    next.to_le(),
+                    Ordering::Relaxed,
+                )?;
+            } else {
+                store(memory, &layout, 0, 0_u16, Ordering::Relaxed)?;
+            }
+            // What was asked must be visible before the index is read.
+            fence(Ordering::SeqCst);
+            let index = load(memory, &layout, QueuePart::AvailRing, 2, Ordering::Relaxed)?;
+            Ok(index != next)
         })
     }
 
-    fn next_head<M: GuestMemory>(&mut self, memory: &M) -> Result<Option<u16>, RingFault> {
-        let ring = self.layout.avail_ring();
-        let at = |offset: u64| ring.checked_add(offset).ok_or(RingFault::RingMemory);
+    fn next_head<M: RingMemory>(&mut self, memory: &M) -> Result<Option<u16>, RingFault> {
+        let (layout, part) = (self.layout, QueuePart::AvailRing);
         // Acquire: the ring entry and the descriptors are read after the index that covers them.
-        let index: u16 = memory
-            .load(at(2)?, Ordering::Acquire)
-            .map_err(|_| RingFault::RingMemory)?;
-        let (index, next) = (u16::from_le(index), self.queue.next_avail());
+        let index = load(memory, &layout, part, 2, Ordering::Acquire)?;
+        let next = self.queue.next_avail();
         match index.wrapping_sub(next) {
             0 => return Ok(None),
             ahead if ahead > self.size() => return Err(RingFault::AvailIndex { next, index }),
             _ => {}
         }
         // The size is a power of two, so this is the modulo, and no division by a guest's number.
-        let slot = next & (self.size() - 1);
-        let head: u16 = memory
-            .load(at(4 + 2 * u64::from(slot))?, Ordering::Relaxed)
-            .map_err(|_| RingFault::RingMemory)?;
-        let head = u16::from_le(head);
+        let entry = 4 + 2 * usize::from(next & (self.size() - 1));
+        let head = load(memory, &layout, part, entry, Ordering::Relaxed)?;
         if head >= self.size() {
             return Err(RingFault::DescriptorIndex {
                 index: head,

@@ -10,7 +10,7 @@ use virtio_device_core::test_utils::{
     DriverQueue, VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE,
 };
 use virtio_device_core::{
-    BadRequest, Chain, Head, ProgressError, QueueLease, QueueProgress, RingFault,
+    BadRequest, Chain, Head, ProgressError, QueueLease, QueueProgress, RingFault, Rings,
     VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, Virtqueue,
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -86,6 +86,36 @@ fn chains_are_taken_in_order_and_given_back_with_their_length() {
     }
     assert_eq!(pair.take(), Ok(None));
     assert_eq!(pair.driver.take_used(), [(3, 7), (5, 8)]);
+}
+
+#[test]
+fn rings_looked_up_before_are_the_same_rings() {
+    let memory = memory();
+    // Inside of one region, and with each part over the seam of two.
+    for base in [0x1000, RAM - 0x80, RAM - 0x110, RAM - 0x130] {
+        for features in [0, VIRTIO_F_EVENT_IDX] {
+            let mut driver = DriverQueue::new(&memory, base, SIZE);
+            let mut device = Virtqueue::new(driver.layout(), features);
+            let mut chain = Chain::with_capacity(SIZE);
+            let rings = Rings::new(&memory, device.layout());
+            for round in 0..40_u32 {
+                let index = u16::try_from(round % 16).unwrap();
+                device.disable_notification(&rings).unwrap();
+                driver.offer_writable(index, BUFFER, 4);
+                let head = device.take(&rings, &mut chain).unwrap().unwrap();
+                assert_eq!(chain.writable_len(), 4);
+                device.complete(&rings, head, round).unwrap();
+                driver.set_used_event(u16::try_from(round).unwrap());
+                assert!(device.needs_interrupt(&rings).unwrap());
+                assert_eq!(device.take(&rings, &mut chain), Ok(None));
+                assert!(!device.enable_notification(&rings).unwrap());
+                assert_eq!(driver.take_used(), [(index.into(), round)]);
+            }
+            if features != 0 {
+                assert_eq!(driver.avail_event(), 40);
+            }
+        }
+    }
 }
 
 #[test]

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use virtio_device_core::{
     ActiveQueue, Chain, DeviceFault, Head, InterruptHandle, Progress, QueueHandler, QueueLease,
-    RingFault, Virtqueue,
+    RingFault, RingMemory, Rings, Virtqueue,
 };
-use vm_memory::{GuestAddressSpace, GuestMemory};
+use vm_memory::GuestAddressSpace;
 
 use crate::device::QUEUE_SIZE;
 use crate::draw::{Patience, Retry, draw, wipe};
@@ -118,17 +118,20 @@ where
             used: false,
         };
         let mut drawn = None;
+        // The rings are looked up once: nothing below holds on to them beyond this view of memory.
+        let mut rings = None;
         loop {
             let look = |queue: &mut Virtqueue| {
+                let rings = &*rings.get_or_insert_with(|| Rings::new(&*memory, queue.layout()));
                 let next = match drawn.take() {
                     None => {
-                        queue.disable_notification(&*memory)?;
-                        batch.next(queue, &*memory, &mut self.chain)?
+                        queue.disable_notification(rings)?;
+                        batch.next(queue, rings, &mut self.chain)?
                     }
                     Some(Drawn::Bytes(head, len)) => {
                         let bytes = self.scratch.get_mut(..len).unwrap_or_default();
-                        batch.hand_over(queue, &*memory, &self.chain, head, bytes)?;
-                        batch.next(queue, &*memory, &mut self.chain)?
+                        batch.hand_over(queue, rings, &self.chain, head, bytes)?;
+                        batch.next(queue, rings, &mut self.chain)?
                     }
                     Some(Drawn::Nothing(head, ending)) => {
                         queue.put_back(head);
@@ -136,7 +139,7 @@ where
                     }
                 };
                 // One interrupt for the whole batch.
-                if matches!(next, Next::End(_)) && batch.used && queue.needs_interrupt(&*memory)? {
+                if matches!(next, Next::End(_)) && batch.used && queue.needs_interrupt(rings)? {
                     self.interrupt.used_buffers(index);
                 }
                 Ok(next)
@@ -191,28 +194,28 @@ impl Ending {
 
 impl<O: RngObserver> Batch<'_, O> {
     /// Gives a request back with `bytes`, and wipes them.
-    fn hand_over<M: GuestMemory>(
+    fn hand_over<R: RingMemory>(
         &mut self,
         queue: &mut Virtqueue,
-        memory: &M,
+        rings: &R,
         chain: &Chain,
         head: Head,
         bytes: &mut [u8],
     ) -> Result<(), RingFault> {
         // The chain was checked; if memory was taken away meanwhile, nothing may be claimed.
-        let written = chain.write(memory, bytes).unwrap_or(0);
+        let written = chain.write(rings.memory(), bytes).unwrap_or(0);
         wipe(bytes);
-        self.complete(queue, memory, head, written)
+        self.complete(queue, rings, head, written)
     }
 
-    fn complete<M: GuestMemory>(
+    fn complete<R: RingMemory>(
         &mut self,
         queue: &mut Virtqueue,
-        memory: &M,
+        rings: &R,
         head: Head,
         written: u32,
     ) -> Result<(), RingFault> {
-        queue.complete(memory, head, written)?;
+        queue.complete(rings, head, written)?;
         self.limits.charge(written);
         match written {
             0 => self.observer.request_malformed(),
@@ -228,17 +231,17 @@ impl<O: RngObserver> Batch<'_, O> {
     ///
     /// Every look at the ring costs budget, whatever it finds, so a driver that keeps changing it
     /// cannot hold the worker.
-    fn next<M: GuestMemory>(
+    fn next<R: RingMemory>(
         &mut self,
         queue: &mut Virtqueue,
-        memory: &M,
+        rings: &R,
         chain: &mut Chain,
     ) -> Result<Next, RingFault> {
         while self.budget != 0 {
             self.budget -= 1;
-            let Some(head) = queue.take(memory, chain)? else {
-                if queue.enable_notification(memory)? {
-                    queue.disable_notification(memory)?;
+            let Some(head) = queue.take(rings, chain)? else {
+                if queue.enable_notification(rings)? {
+                    queue.disable_notification(rings)?;
                     continue;
                 }
                 return Ok(Next::End(Ending::Progress(Progress::Idle)));
@@ -253,12 +256,14 @@ impl<O: RngObserver> Batch<'_, O> {
                     return Ok(Next::End(Ending::Progress(Progress::After(wait))));
                 }
             };
-            let wanted = chain.check(memory).map_or(0, |()| chain.writable_len());
+            let wanted = chain
+                .check(rings.memory())
+                .map_or(0, |()| chain.writable_len());
             let len = usize::try_from(wanted.min(most)).unwrap_or(MAX_REQUEST);
             if len != 0 {
                 return Ok(Next::Draw(head, len));
             }
-            self.complete(queue, memory, head, 0)?;
+            self.complete(queue, rings, head, 0)?;
         }
         Ok(Next::End(Ending::Progress(Progress::More)))
     }

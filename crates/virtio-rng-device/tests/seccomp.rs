@@ -6,12 +6,7 @@
 //!
 //! The tests run this program again, as children that may be killed.
 #![cfg(all(target_arch = "x86_64", not(miri)))]
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test stops at the unexpected"
-)]
+#![expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
 
 use std::io::{self, Read};
 use std::os::unix::process::ExitStatusExt;
@@ -103,7 +98,9 @@ fn child(source: impl Read + Send + 'static, allowed: &[i64]) {
         first: Duration::from_millis(1),
         ..Retry::default()
     });
-    device.limits().set(RateLimit::new(1 << 30, 1 << 20), RateLimit::new(2000, 50));
+    device
+        .limits()
+        .set(RateLimit::new(1 << 30, 1 << 20), RateLimit::new(2000, 50));
     let lease = QueueLease::new(Virtqueue::new(driver.layout(), 0));
     let kick = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
     let queues = vec![ActiveQueue::new(0, lease, kick.clone())];
@@ -135,7 +132,9 @@ fn child(source: impl Read + Send + 'static, allowed: &[i64]) {
 fn run(name: &str) -> ExitStatus {
     let program = std::env::current_exe().unwrap();
     let mut command = Command::new(program);
-    command.args(["--exact", name, "--nocapture"]).env(CHILD, name);
+    command
+        .args(["--exact", name, "--nocapture"])
+        .env(CHILD, name);
     command.output().unwrap().status
 }
 
@@ -156,7 +155,9 @@ fn the_kernels_generator_needs_no_more() {
 fn a_file_needs_no_more_and_no_getrandom() {
     if is_child() {
         let file = std::fs::File::open("/dev/urandom").unwrap();
-        let allowed = STEADY_STATE.into_iter().filter(|&call| call != libc::SYS_getrandom);
+        let allowed = STEADY_STATE
+            .into_iter()
+            .filter(|&call| call != libc::SYS_getrandom);
         return child(file, &allowed.collect::<Vec<_>>());
     }
     let status = run("a_file_needs_no_more_and_no_getrandom");
@@ -167,7 +168,10 @@ fn a_file_needs_no_more_and_no_getrandom() {
 #[test]
 fn the_generator_in_this_process_needs_no_more() {
     if is_child() {
-        return child(virtio_rng_device::FastEntropy::new().unwrap(), &STEADY_STATE);
+        return child(
+            virtio_rng_device::FastEntropy::new().unwrap(),
+            &STEADY_STATE,
+        );
     }
     let status = run("the_generator_in_this_process_needs_no_more");
     assert!(status.success(), "{status}");
