@@ -13,10 +13,15 @@
 //! | request | answer |
 //! |---|---|
 //! | up to [`MAX_REQUEST`] writable bytes | as many as the source gives in one read, from the first writable byte on |
-//! | more | [`MAX_REQUEST`] bytes at most |
+//! | more | [`MAX_REQUEST`] bytes at most, and no more than the byte limit's burst |
 //! | no writable byte, or a buffer outside of memory | length 0, and no byte is written |
-//! | the source ends or fails | the device asks for a reset; never an empty answer |
+//! | beyond the [`RateLimits`] | none yet: it waits in its queue |
+//! | while the source fails | none yet: it waits in its queue, as [`Retry`] says |
+//! | the source has ended, or fails for too long | the device asks for a reset; never an empty answer |
 //! | a broken ring | the device asks for a reset |
+//!
+//! With the feature `fast-entropy` there is `FastEntropy`, a generator in this process that is
+//! reseeded from the kernel's.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
