@@ -25,8 +25,9 @@ use std::sync::{Arc, Mutex};
 
 use virtio_device_core::test_utils::{DriverQueue, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
 use virtio_device_core::{
-    Activation, ActiveQueue, Executor, Interrupt, InterruptHandle, QueueLease, QueueSetup,
-    RunningWorker, VirtioDevice, Virtqueue, Worker,
+    Activation, ActiveQueue, DeviceFault, Executor, Interrupt, InterruptHandle, Progress,
+    QueueHandler, QueueLayout, QueueLease, QueueSetup, RunningWorker, VirtioDevice, Virtqueue,
+    Worker,
 };
 use virtio_queue::{Queue, QueueT};
 use virtio_rng_device::{FastEntropy, KernelEntropy, RateLimit, Rng, RngCounters, RngObserver};
@@ -99,12 +100,22 @@ impl Driver {
         let heads = QUEUE_SIZE / shape.buffers;
         (0..QUEUE_SIZE).for_each(|slot| queue.offer(slot % heads * shape.buffers));
         queue.set_avail_index(0);
+        // No interrupts.
+        queue.set_avail_flags(1);
         Self {
             memory: memory.clone(),
             setup: *queue.setup(),
             index: 0,
             batch: shape.batch,
         }
+    }
+
+    /// The queue, for a device.
+    fn queue(&self) -> ActiveQueue {
+        let layout = QueueLayout::check(&self.setup, QUEUE_SIZE, &*self.memory).unwrap();
+        let lease = QueueLease::new(Virtqueue::new(layout, 0));
+        let kick = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+        ActiveQueue::new(0, lease, kick)
     }
 
     /// Makes the next batch available.
@@ -180,11 +191,7 @@ where
     O: RngObserver + 'static,
 {
     let driver = Driver::new(memory, rings, shape);
-    let layout =
-        virtio_device_core::QueueLayout::check(&driver.setup, QUEUE_SIZE, &**memory).unwrap();
-    let lease = QueueLease::new(Virtqueue::new(layout, 0));
-    let kick = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-    let queues = vec![ActiveQueue::new(0, lease, kick)];
+    let queues = vec![driver.queue()];
     let capture = Capture::default();
     let mut device = Rng::with_observer(source, capture.clone(), observer);
     if name == OURS_WATCHED {
@@ -202,14 +209,39 @@ where
     })
 }
 
-/// A peer: `fill` fills the buffers of one request, by address and length.
-fn peer(
-    name: &str,
-    memory: &Memory,
-    rings: u64,
-    shape: Shape,
-    mut fill: impl FnMut(&GuestMemoryMmap<()>, &[(GuestAddress, usize)]) + Send + 'static,
-) -> Case {
+/// A peer, which a worker calls as it calls the device of this workspace.
+struct Peer<F> {
+    memory: Memory,
+    queue: Queue,
+    buffers: Vec<(GuestAddress, usize)>,
+    /// Fills the buffers of one request, by address and length.
+    fill: F,
+}
+
+impl<F> QueueHandler for Peer<F>
+where
+    F: FnMut(&GuestMemoryMmap<()>, &[(GuestAddress, usize)]) + Send,
+{
+    fn process(&mut self, _index: u16) -> Result<Progress, DeviceFault> {
+        let memory = &*self.memory;
+        while let Some(chain) = self.queue.pop_descriptor_chain(memory) {
+            let head = chain.head_index();
+            self.buffers.clear();
+            let writable = chain.filter(|d| d.is_write_only());
+            self.buffers
+                .extend(writable.map(|d| (d.addr(), d.len() as usize)));
+            (self.fill)(memory, &self.buffers);
+            let len: usize = self.buffers.iter().map(|&(_, len)| len).sum();
+            self.queue.add_used(memory, head, len as u32).unwrap();
+        }
+        Ok(Progress::Idle)
+    }
+}
+
+fn peer<F>(name: &str, memory: &Memory, rings: u64, shape: Shape, fill: F) -> Case
+where
+    F: FnMut(&GuestMemoryMmap<()>, &[(GuestAddress, usize)]) + Send + 'static,
+{
     let driver = Driver::new(memory, rings, shape);
     let mut queue = Queue::new(QUEUE_SIZE).unwrap();
     queue.set_size(QUEUE_SIZE);
@@ -217,21 +249,16 @@ fn peer(
     queue.set_avail_ring_address(Some(driver.setup.avail_ring as u32), None);
     queue.set_used_ring_address(Some(driver.setup.used_ring as u32), None);
     queue.set_ready(true);
-    let memory = memory.clone();
-    let mut buffers = Vec::with_capacity(QUEUE_SIZE.into());
-    case(name, driver, shape, move || {
-        let memory = &*memory;
-        while let Some(chain) = queue.pop_descriptor_chain(memory) {
-            let head = chain.head_index();
-            buffers.clear();
-            let writable = chain.filter(|d| d.is_write_only());
-            buffers.extend(writable.map(|d| (d.addr(), d.len() as usize)));
-            fill(memory, &buffers);
-            let len: usize = buffers.iter().map(|&(_, len)| len).sum();
-            queue.add_used(memory, head, len as u32).unwrap();
-        }
-        assert!(queue.needs_notification(memory).unwrap());
-    })
+    let handler = Peer {
+        memory: memory.clone(),
+        queue,
+        buffers: Vec::with_capacity(QUEUE_SIZE.into()),
+        fill,
+    };
+    let queues = vec![driver.queue()];
+    let interrupt = InterruptHandle::new(Arc::new(Nobody));
+    let mut worker = Worker::new(Box::new(handler), queues, interrupt);
+    case(name, driver, shape, move || assert!(worker.expired()))
 }
 
 const OURS_KERNEL: &str = "**virtio-rng-device, `KernelEntropy`**";

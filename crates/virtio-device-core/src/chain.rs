@@ -10,6 +10,7 @@ use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, Permissions};
 
 use crate::layout::QueueLayout;
+use crate::regions::Regions;
 use crate::rings::{self, RingMemory};
 
 const DESCRIPTOR_SIZE: u32 = 16;
@@ -176,6 +177,7 @@ impl Chain {
     ///
     /// The first buffer that does not.
     pub fn check<M: GuestMemory>(&self, memory: &M) -> Result<(), BadRequest> {
+        let mut regions = Regions::new(memory);
         for &Buffer {
             addr,
             len,
@@ -187,7 +189,9 @@ impl Chain {
             } else {
                 Permissions::Read
             };
-            if len != 0 && !memory.check_range(addr, len as usize, access) {
+            let size = len as usize;
+            let known = size == 0 || regions.find(addr, size).is_some();
+            if !known && !memory.check_range(addr, size, access) {
                 return Err(BadRequest::BufferMemory {
                     addr: addr.raw_value(),
                     len,
@@ -205,11 +209,14 @@ impl Chain {
     /// [`BadRequest`] if a buffer is not in `memory`; nothing needs to be given up then but this
     /// request. After [`Chain::check`] on the same memory this does not happen.
     pub fn write<M: GuestMemory>(&self, memory: &M, mut data: &[u8]) -> Result<u32, BadRequest> {
+        let mut regions = Regions::new(memory);
         let mut written = 0;
         for &Buffer { addr, len, .. } in self.writable() {
             let count = data.len().min(len as usize);
             let (now, later) = data.split_at(count);
-            if count != 0 {
+            if let Some(slice) = regions.slice(addr, count) {
+                slice.copy_from(now);
+            } else if count != 0 {
                 memory
                     .write_slice(now, addr)
                     .map_err(|_| BadRequest::BufferMemory {

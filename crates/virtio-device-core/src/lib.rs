@@ -108,6 +108,7 @@ mod layout;
 mod lease;
 mod observer;
 mod queue;
+mod regions;
 mod rings;
 mod status;
 #[cfg(feature = "test-utils")]

@@ -36,6 +36,8 @@ pub struct Virtqueue {
     again: Vec<u16>,
     /// Chains given back since the driver's wish for an interrupt was last looked at.
     added: u16,
+    /// Whether a fence stands behind the last chain given back.
+    fenced: bool,
     fault: Option<RingFault>,
 }
 
@@ -112,6 +114,7 @@ impl Virtqueue {
             taken: vec![0; usize::from(layout.size()).div_ceil(64)],
             again: Vec::with_capacity(1),
             added: 0,
+            fenced: false,
             fault: None,
         }
     }
@@ -256,6 +259,7 @@ impl Virtqueue {
             let next = next.wrapping_add(1);
             queue.queue.set_next_used(next);
             queue.added = queue.added.wrapping_add(1);
+            queue.fenced = false;
             // Release: the buffers and the element are written before the index that covers them.
             store(memory, &layout, 2, next.to_le(), Ordering::Release)
         })
@@ -270,7 +274,9 @@ impl Virtqueue {
     pub fn needs_interrupt<M: RingMemory>(&mut self, memory: &M) -> Result<bool, RingFault> {
         self.latching(|queue| {
             // The used index must be visible before the driver's wish is read.
-            fence(Ordering::SeqCst);
+            if !queue.fenced {
+                fence(Ordering::SeqCst);
+            }
             let (layout, part) = (queue.layout, QueuePart::AvailRing);
             let added = std::mem::take(&mut queue.added);
             if queue.queue.event_idx_enabled() {
@@ -324,6 +330,7 @@ impl Virtqueue {
             }
             // What was asked must be visible before the index is read.
             fence(Ordering::SeqCst);
+            queue.fenced = true;
             let index = load(memory, &layout, QueuePart::AvailRing, 2, Ordering::Relaxed)?;
             Ok(index != next)
         })

@@ -13,7 +13,7 @@ use virtio_device_core::{
 };
 use vm_memory::GuestAddressSpace;
 
-use crate::draw::Retry;
+use crate::draw::{Place, Retry};
 use crate::limits::RateLimits;
 use crate::observer::RngObserver;
 use crate::queue::{Parts, RequestQueue};
@@ -70,7 +70,7 @@ where
     pub fn with_observer(source: S, executor: E, observer: O) -> Self {
         Self {
             parts: Arc::new(Parts {
-                source: Mutex::new(source),
+                source: Mutex::new(Place::Here(source)),
                 limits: RateLimits::none(),
                 observer,
             }),

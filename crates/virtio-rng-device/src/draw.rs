@@ -5,7 +5,7 @@
 
 use std::io::{ErrorKind, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::observer::SourceFailure;
@@ -91,20 +91,81 @@ impl Patience {
     }
 }
 
-/// Draws up to `room.len()` bytes, at least one. After a failure no byte is left in `room`.
-///
-/// A source that has panicked is not asked again: nobody knows what state it is in.
-pub(crate) fn draw<S: Read>(source: &Mutex<S>, room: &mut [u8]) -> Result<usize, SourceFailure> {
-    // The lock is poisoned by a panic within.
-    let read = AssertUnwindSafe(|| match source.lock() {
-        Ok(mut source) => read(&mut *source, room),
-        Err(_) => Err(SourceFailure::Panicked),
-    });
-    let drawn = catch_unwind(read).unwrap_or(Err(SourceFailure::Panicked));
-    if drawn.is_err() {
-        wipe(room);
+/// Where a device's source is: with the device, or with the worker that asks it.
+#[derive(Debug)]
+pub(crate) enum Place<S> {
+    /// With the device.
+    Here(S),
+    /// With a worker, maybe one that was told to stop and is stuck.
+    Away,
+    /// It panicked, and is not asked again: nobody knows what state it is in.
+    Lost,
+}
+
+/// A worker's hold on its device's source: taken with the first draw, and given back at the end,
+/// so that a draw needs no lock.
+#[derive(Debug)]
+pub(crate) struct Hold<S> {
+    source: Option<S>,
+}
+
+impl<S: Read> Hold<S> {
+    /// Draws up to `room.len()` bytes, at least one. After a failure no byte is left in `room`.
+    pub(crate) fn draw(
+        &mut self,
+        place: &Mutex<Place<S>>,
+        room: &mut [u8],
+    ) -> Result<usize, SourceFailure> {
+        if self.source.is_none() {
+            self.source = take(place)?;
+        }
+        let drawn = match &mut self.source {
+            Some(source) => catch_unwind(AssertUnwindSafe(|| read(source, room))),
+            None => Ok(Err(SourceFailure::Panicked)),
+        };
+        let drawn = drawn.unwrap_or_else(|_| {
+            *lock(place) = Place::Lost;
+            // What has panicked may do so again when it is dropped.
+            let source = self.source.take();
+            let _ = catch_unwind(AssertUnwindSafe(|| drop(source)));
+            Err(SourceFailure::Panicked)
+        });
+        if drawn.is_err() {
+            wipe(room);
+        }
+        drawn
     }
-    drawn
+}
+
+impl<S> Hold<S> {
+    pub(crate) const fn none() -> Self {
+        Self { source: None }
+    }
+
+    /// Gives the source back, if this is where it is.
+    pub(crate) fn release(&mut self, place: &Mutex<Place<S>>) {
+        if let Some(source) = self.source.take() {
+            *lock(place) = Place::Here(source);
+        }
+    }
+}
+
+/// Takes the source from the device. Another worker's may come back, so it is worth waiting for.
+fn take<S>(place: &Mutex<Place<S>>) -> Result<Option<S>, SourceFailure> {
+    let mut place = lock(place);
+    match std::mem::replace(&mut *place, Place::Away) {
+        Place::Here(source) => Ok(Some(source)),
+        Place::Away => Err(SourceFailure::Error(ErrorKind::WouldBlock)),
+        Place::Lost => {
+            *place = Place::Lost;
+            Err(SourceFailure::Panicked)
+        }
+    }
+}
+
+fn lock<S>(place: &Mutex<Place<S>>) -> MutexGuard<'_, Place<S>> {
+    // Nothing that may panic is done under this lock.
+    place.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn read(source: &mut impl Read, room: &mut [u8]) -> Result<usize, SourceFailure> {
@@ -161,6 +222,19 @@ mod tests {
     }
 
     #[test]
+    fn one_worker_at_a_time_has_the_source() {
+        let place = Mutex::new(Place::Here(std::io::repeat(7)));
+        let (mut first, mut second) = (Hold::none(), Hold::none());
+        let mut room = [0; 4];
+        assert_eq!(first.draw(&place, &mut room), Ok(4));
+        let away = Err(SourceFailure::Error(ErrorKind::WouldBlock));
+        assert_eq!(second.draw(&place, &mut room), away);
+        second.release(&place);
+        first.release(&place);
+        assert_eq!(second.draw(&place, &mut room), Ok(4));
+    }
+
+    #[test]
     fn a_failed_draw_leaves_nothing_behind() {
         struct Scribbles(bool);
         impl Read for Scribbles {
@@ -172,7 +246,8 @@ mod tests {
         }
         for panics in [false, true] {
             let mut room = [0; 64];
-            draw(&Mutex::new(Scribbles(panics)), &mut room).unwrap_err();
+            let place = Mutex::new(Place::Here(Scribbles(panics)));
+            Hold::none().draw(&place, &mut room).unwrap_err();
             assert_eq!(room, [0; 64]);
         }
     }

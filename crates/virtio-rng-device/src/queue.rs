@@ -14,7 +14,7 @@ use virtio_device_core::{
 use vm_memory::GuestAddressSpace;
 
 use crate::device::QUEUE_SIZE;
-use crate::draw::{Patience, Retry, draw, wipe};
+use crate::draw::{Hold, Patience, Place, Retry, wipe};
 use crate::limits::RateLimits;
 use crate::observer::{RngObserver, SourceFailure};
 
@@ -25,7 +25,7 @@ pub const MAX_REQUEST: usize = 64 * 1024;
 
 /// What a device keeps from one activation to the next.
 pub(crate) struct Parts<S, O> {
-    pub(crate) source: Mutex<S>,
+    pub(crate) source: Mutex<Place<S>>,
     pub(crate) limits: RateLimits,
     pub(crate) observer: O,
 }
@@ -36,6 +36,7 @@ pub(crate) struct RequestQueue<M, S, O> {
     queue: QueueLease,
     interrupt: InterruptHandle,
     parts: Arc<Parts<S, O>>,
+    source: Hold<S>,
     patience: Patience,
     /// Whether a request was found waiting for the limits, and none has been served since.
     throttled: bool,
@@ -89,6 +90,7 @@ impl<M, S, O> RequestQueue<M, S, O> {
             queue: requestq.queue.clone(),
             interrupt,
             parts,
+            source: Hold::none(),
             patience: Patience::new(retry),
             throttled: false,
             chain: Chain::with_capacity(QUEUE_SIZE),
@@ -147,7 +149,7 @@ where
             match self.queue.with(look) {
                 Some(Ok(Next::Draw(head, len))) => {
                     let room = self.scratch.get_mut(..len).unwrap_or_default();
-                    drawn = Some(match draw(&self.parts.source, room) {
+                    drawn = Some(match self.source.draw(&self.parts.source, room) {
                         Ok(count) => {
                             self.patience.succeeded();
                             Drawn::Bytes(head, count)
@@ -269,9 +271,10 @@ impl<O: RngObserver> Batch<'_, O> {
     }
 }
 
-/// The source may have been asked for bytes that nobody took.
+/// The source goes back to the device, and bytes that nobody took are wiped.
 impl<M, S, O> Drop for RequestQueue<M, S, O> {
     fn drop(&mut self) {
+        self.source.release(&self.parts.source);
         wipe(&mut self.scratch);
     }
 }

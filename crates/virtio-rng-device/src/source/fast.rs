@@ -65,10 +65,8 @@ type Key = [u8; 32];
 /// # Ok::<(), std::io::Error>(())
 /// ```
 pub struct FastEntropy {
-    /// Never used for anything yet: the key to come.
-    key: Key,
-    /// Bytes made ahead; those before `taken` have been given and are 0.
-    stock: Box<[u8; STOCK]>,
+    /// In a place of their own, so that no copy stays behind when the generator moves.
+    secrets: Box<Secrets>,
     taken: usize,
     /// Bytes given since fresh entropy was mixed in.
     given: u64,
@@ -76,6 +74,13 @@ pub struct FastEntropy {
     met: u64,
     demands: Reseed,
     kernel: fn(&mut [u8]) -> io::Result<()>,
+}
+
+struct Secrets {
+    /// Never used for anything yet: the key to come.
+    key: Key,
+    /// Bytes made ahead; those before `taken` have been given and are 0.
+    stock: [u8; STOCK],
 }
 
 /// Makes a [`FastEntropy`] reseed; clones are for the same generator.
@@ -104,8 +109,10 @@ impl FastEntropy {
 
     fn seeded_by(kernel: fn(&mut [u8]) -> io::Result<()>) -> io::Result<Self> {
         let mut generator = Self {
-            key: [0; 32],
-            stock: Box::new([0; STOCK]),
+            secrets: Box::new(Secrets {
+                key: [0; 32],
+                stock: [0; STOCK],
+            }),
             taken: STOCK,
             given: 0,
             met: 0,
@@ -127,10 +134,10 @@ impl FastEntropy {
     fn reseed(&mut self, demands: u64) -> io::Result<()> {
         let mut seed = Zeroizing::new([0; 32]);
         (self.kernel)(&mut *seed)?;
-        for (key, seed) in self.key.iter_mut().zip(&*seed) {
+        for (key, seed) in self.secrets.key.iter_mut().zip(&*seed) {
             *key ^= seed;
         }
-        wipe(&mut *self.stock);
+        wipe(&mut self.secrets.stock);
         self.taken = STOCK;
         (self.given, self.met) = (0, demands);
         Ok(())
@@ -140,10 +147,10 @@ impl FastEntropy {
     fn take(&mut self, mut data: &mut [u8]) {
         while !data.is_empty() {
             if self.taken == STOCK {
-                squeeze(&mut self.key, &mut *self.stock);
+                squeeze(&mut self.secrets.key, &mut self.secrets.stock);
                 self.taken = 0;
             }
-            let stock = self.stock.get_mut(self.taken..).unwrap_or_default();
+            let stock = self.secrets.stock.get_mut(self.taken..).unwrap_or_default();
             let count = stock.len().min(data.len());
             let (now, later) = data.split_at_mut(count);
             let stock = stock.get_mut(..count).unwrap_or_default();
@@ -175,7 +182,7 @@ impl Read for FastEntropy {
             self.take(data);
         } else {
             for part in data.chunks_mut(MOST_PER_KEY) {
-                squeeze(&mut self.key, part);
+                squeeze(&mut self.secrets.key, part);
             }
         }
         self.given = self.given.saturating_add(data.len() as u64);
@@ -185,8 +192,8 @@ impl Read for FastEntropy {
 
 impl Drop for FastEntropy {
     fn drop(&mut self) {
-        self.key.zeroize();
-        wipe(&mut *self.stock);
+        self.secrets.key.zeroize();
+        wipe(&mut self.secrets.stock);
     }
 }
 
@@ -238,30 +245,31 @@ mod tests {
         Ctr64LE::<Aes256Enc>::new(&[1; 32].into(), &[0; 16].into()).apply_keystream(&mut expected);
         let mut generator = generator();
         assert_eq!(bytes(&mut generator, 100), expected[32..]);
-        assert_eq!(generator.key, expected[..32]);
+        assert_eq!(generator.secrets.key, expected[..32]);
     }
 
     #[test]
     fn what_was_given_cannot_be_found_any_more() {
         let mut generator = generator();
         for len in [1, 64, 100, STOCK / 2 - 1, STOCK, 3 * MOST_PER_KEY + 5] {
-            let key = generator.key;
+            let key = generator.secrets.key;
             let given = bytes(&mut generator, len);
             assert!(
-                generator.stock[..generator.taken.min(STOCK - 1)]
+                generator.secrets.stock[..generator.taken.min(STOCK - 1)]
                     .iter()
                     .all(|&b| b == 0)
             );
             if len >= 64 {
                 assert!(
                     !generator
+                        .secrets
                         .stock
                         .windows(16)
                         .any(|held| held == &given[len - 16..])
                 );
             }
             if len >= DIRECT {
-                assert_ne!(generator.key, key);
+                assert_ne!(generator.secrets.key, key);
             }
         }
     }
@@ -296,7 +304,7 @@ mod tests {
     fn a_copy_that_reseeds_goes_its_own_way() {
         let [mut generator, mut twin, mut copy] = [(); 3].map(|()| generator());
         for state in [&mut twin, &mut copy] {
-            assert_eq!(state.key, generator.key);
+            assert_eq!(state.secrets.key, generator.secrets.key);
             bytes(state, 100);
         }
         bytes(&mut generator, 100);
@@ -309,7 +317,7 @@ mod tests {
     #[test]
     fn a_demand_is_met_once_and_before_the_next_byte() {
         let mut generator = generator();
-        let ahead = generator.stock.clone();
+        let ahead = generator.secrets.stock;
         bytes(&mut generator, 1);
         let reseed = generator.reseed_handle();
         reseed.reseed();
@@ -318,7 +326,7 @@ mod tests {
         assert_eq!(ASKED.get(), 2);
         bytes(&mut generator, 1);
         assert_eq!(ASKED.get(), 2);
-        assert_ne!(ahead, generator.stock);
+        assert_ne!(ahead, generator.secrets.stock);
     }
 
     #[test]
