@@ -9,6 +9,8 @@ use vm_memory::{
 };
 
 type Region<M> = <<M as GuestMemory>::PhysicalMemory as GuestMemoryBackend>::R;
+/// A slice of one region.
+pub(crate) type RegionSlice<'m, M> = VolatileSlice<'m, BS<'m, Bitmap<M>>>;
 type Bitmap<M> = <Region<M> as GuestMemoryRegion>::B;
 
 /// Finds the region in which a range lies, and tries the one that it found last first: what a
@@ -41,11 +43,7 @@ impl<'m, M: GuestMemory> Regions<'m, M> {
 
     /// A range as one slice, under the same conditions.
     #[inline]
-    pub(crate) fn slice(
-        &mut self,
-        addr: GuestAddress,
-        len: usize,
-    ) -> Option<VolatileSlice<'m, BS<'m, Bitmap<M>>>> {
+    pub(crate) fn slice(&mut self, addr: GuestAddress, len: usize) -> Option<RegionSlice<'m, M>> {
         let region = self.find(addr, len)?;
         let start = region.to_region_addr(addr)?;
         region.get_slice(start, len).ok()

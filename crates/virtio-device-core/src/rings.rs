@@ -8,15 +8,11 @@ use std::sync::atomic::Ordering;
 
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::bitmap::BS;
-use vm_memory::{
-    Address, AtomicAccess, ByteValued, Bytes, GuestAddress, GuestMemory, Permissions, VolatileSlice,
-};
+use vm_memory::{Address, AtomicAccess, ByteValued, Bytes, GuestAddress, GuestMemory};
 
 use crate::chain::RingFault;
 use crate::layout::{QueueLayout, QueuePart};
-
-type Slice<'m, M> = VolatileSlice<'m, BS<'m, <M as GuestMemory>::Bitmap>>;
+use crate::regions::{RegionSlice, Regions};
 
 /// Guest memory as a queue reaches it: guest memory itself, in which every access looks its region
 /// up, or [`Rings`], which has looked them up before.
@@ -68,12 +64,13 @@ impl<M: GuestMemory> RingMemory for M {
 /// The three parts of a queue, looked up in guest memory once: for a device that makes many
 /// accesses to them and holds on to one view of guest memory meanwhile, such as for one wake-up.
 ///
-/// A part that does not lie in one region is looked up at each access all the same.
+/// A part that does not lie in one region, or lies behind an IOMMU, is looked up at each access all
+/// the same.
 pub struct Rings<'m, M: GuestMemory> {
     memory: &'m M,
-    desc_table: Option<Slice<'m, M>>,
-    avail_ring: Option<Slice<'m, M>>,
-    used_ring: Option<Slice<'m, M>>,
+    desc_table: Option<RegionSlice<'m, M>>,
+    avail_ring: Option<RegionSlice<'m, M>>,
+    used_ring: Option<RegionSlice<'m, M>>,
 }
 
 impl<'m, M: GuestMemory> Rings<'m, M> {
@@ -81,17 +78,17 @@ impl<'m, M: GuestMemory> Rings<'m, M> {
     #[must_use]
     pub fn new(memory: &'m M, layout: &QueueLayout) -> Self {
         let entries = usize::from(layout.size());
-        let slice = |addr, len, access| memory.get_slices(addr, len, access).ok()?.next()?.ok();
+        let mut regions = Regions::new(memory);
         Self {
             memory,
-            desc_table: slice(layout.desc_table(), 16 * entries, Permissions::Read),
-            avail_ring: slice(layout.avail_ring(), 6 + 2 * entries, Permissions::Read),
-            used_ring: slice(layout.used_ring(), 6 + 8 * entries, Permissions::ReadWrite),
+            desc_table: regions.slice(layout.desc_table(), 16 * entries),
+            avail_ring: regions.slice(layout.avail_ring(), 6 + 2 * entries),
+            used_ring: regions.slice(layout.used_ring(), 6 + 8 * entries),
         }
     }
 
     #[inline]
-    const fn part(&self, part: QueuePart) -> Option<&Slice<'m, M>> {
+    const fn part(&self, part: QueuePart) -> Option<&RegionSlice<'m, M>> {
         match part {
             QueuePart::DescTable => self.desc_table.as_ref(),
             QueuePart::AvailRing => self.avail_ring.as_ref(),
