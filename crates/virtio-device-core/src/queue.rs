@@ -29,6 +29,8 @@ pub struct Virtqueue {
     taken: Vec<u64>,
     /// Chains that were taken before the queue was saved, last one first: they come again.
     again: Vec<u16>,
+    /// Whether a chain was given back since the driver's wish for an interrupt was last looked at.
+    unannounced: bool,
     fault: Option<RingFault>,
 }
 
@@ -104,6 +106,7 @@ impl Virtqueue {
             indirect: features & VIRTIO_F_INDIRECT_DESC != 0,
             taken: vec![0; usize::from(layout.size()).div_ceil(64)],
             again: Vec::new(),
+            unannounced: false,
             fault: None,
         }
     }
@@ -231,6 +234,7 @@ impl Virtqueue {
             if !queue.mark_given_back(head.0) {
                 return Err(RingFault::HeadNotTaken(head.0));
             }
+            queue.unannounced = true;
             queue
                 .queue
                 .add_used(memory, head.0, len)
@@ -239,13 +243,16 @@ impl Virtqueue {
     }
 
     /// Whether the driver wants an interrupt for what was completed since this was last asked
-    /// (section 2.7.7.2).
+    /// (section 2.7.7.2). For nothing, it never does.
     ///
     /// # Errors
     ///
     /// As [`Virtqueue::complete`].
     pub fn needs_interrupt<M: GuestMemory>(&mut self, memory: &M) -> Result<bool, RingFault> {
         self.latching(|queue| {
+            if !std::mem::take(&mut queue.unannounced) {
+                return Ok(false);
+            }
             if queue.queue.event_idx_enabled() {
                 return queue
                     .queue
