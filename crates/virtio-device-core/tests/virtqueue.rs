@@ -638,3 +638,65 @@ fn readers_and_writers_stop_at_what_is_not_memory() {
     writer.skip(1);
     writer.write_all(&[0; 2]).unwrap_err();
 }
+
+#[test]
+fn messages_carry_the_numbers() {
+    let faults = [
+        (RingFault::RingMemory, "not in guest memory"),
+        (RingFault::AvailIndex { next: 3, index: 77 }, "77"),
+        (
+            RingFault::DescriptorIndex {
+                index: 99,
+                size: 16,
+            },
+            "99",
+        ),
+        (RingFault::ChainTooLong, "longer"),
+        (RingFault::IndirectNotNegotiated, "INDIRECT_DESC"),
+        (RingFault::IndirectNested, "in an indirect"),
+        (RingFault::IndirectWithNext, "next"),
+        (RingFault::IndirectLength(24), "24"),
+        (RingFault::IndirectMemory(0xabc0), "0xabc0"),
+        (RingFault::HeadInUse(5), "5"),
+        (RingFault::HeadNotTaken(6), "6"),
+    ];
+    for (fault, part) in faults {
+        assert!(fault.to_string().contains(part), "{fault}");
+    }
+    let bad = BadRequest::BufferMemory {
+        addr: 0xabc,
+        len: 9,
+    };
+    assert_eq!(
+        bad.to_string(),
+        "buffer of 9 bytes at 0xabc is not all in memory"
+    );
+    assert!(BadRequest::Layout.to_string().contains("laid out"));
+    let count = ProgressError::Count {
+        expected: 4,
+        taken: 5,
+    };
+    assert!(count.to_string().contains('4') && count.to_string().contains('5'));
+    assert!(ProgressError::Head(7).to_string().contains('7'));
+}
+
+#[test]
+fn debug_output_says_where_a_queue_is_and_no_more() {
+    let memory = memory();
+    let mut pair = Pair::new(&memory, 0);
+    pair.driver.offer_writable(3, BUFFER, 4);
+    let head = pair.take().unwrap().unwrap();
+    assert_eq!(pair.device.fault(), None);
+    let text = format!("{:?}", pair.device);
+    assert!(
+        text.contains("next_avail: 1") && text.contains("next_used: 0"),
+        "{text}"
+    );
+    let reader = format!("{:?}", pair.chain.reader(&memory));
+    let writer = format!("{:?}", pair.chain.writer(&memory));
+    assert!(reader.starts_with("Reader(Cursor") && writer.starts_with("Writer(Cursor"));
+    pair.device.complete(&memory, head, 4).unwrap();
+    pair.driver.offer(SIZE);
+    pair.take().unwrap_err();
+    assert!(pair.device.fault().is_some());
+}
