@@ -193,7 +193,7 @@ impl Virtqueue {
     }
 
     /// Takes the next chain that the driver has made available into `chain`; `None` if there is
-    /// none.
+    /// none, and `chain` is empty then.
     ///
     /// # Errors
     ///
@@ -203,6 +203,7 @@ impl Virtqueue {
         memory: &M,
         chain: &mut Chain,
     ) -> Result<Option<Head>, RingFault> {
+        chain.clear();
         self.latching(|queue| {
             let head = match queue.again.pop() {
                 Some(head) => head,
