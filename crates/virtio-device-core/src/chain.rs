@@ -157,6 +157,11 @@ impl Chain {
         &self.buffers
     }
 
+    /// Forgets the buffers.
+    pub(crate) fn clear(&mut self) {
+        self.buffers.clear();
+    }
+
     /// Number of bytes that the device may read.
     #[must_use]
     pub fn readable_len(&self) -> u64 {

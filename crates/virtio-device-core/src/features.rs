@@ -24,50 +24,40 @@ const NO_SUCH_QUEUES: u64 = 1 << 34;
 /// A feature that makes no sense without another one (section 2.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FeatureRule {
-    /// The feature bit.
-    pub feature: u64,
-    /// The bits of which it needs at least one.
-    pub needs: u64,
+    /// Number of the feature bit.
+    pub feature: u32,
+    /// Numbers of the bits of which it needs at least one.
+    pub needs: &'static [u32],
 }
 
-const fn rule(feature: u32, needs: u64) -> FeatureRule {
-    FeatureRule {
-        feature: 1 << feature,
-        needs,
-    }
+const fn rule(feature: u32, needs: &'static [u32]) -> FeatureRule {
+    FeatureRule { feature, needs }
 }
 
-const NET_CSUM: u64 = 1 << 0;
-const NET_GUEST_CSUM: u64 = 1 << 1;
-const NET_GUEST_TSO: u64 = 1 << 7 | 1 << 8;
-const NET_HOST_TSO: u64 = 1 << 11 | 1 << 12;
-const NET_CTRL_VQ: u64 = 1 << 17;
-const NET_HASHES: u64 = 1 << 57 | 1 << 60;
-
-/// What section 5.1.3.1 says of network devices.
+/// What section 5.1.3.1 says of network devices. Bit 0 is CSUM, 1 is `GUEST_CSUM`, 17 is `CTRL_VQ`.
 const NET: [FeatureRule; 22] = [
-    rule(7, NET_GUEST_CSUM),  // GUEST_TSO4
-    rule(8, NET_GUEST_CSUM),  // GUEST_TSO6
-    rule(9, NET_GUEST_TSO),   // GUEST_ECN
-    rule(10, NET_GUEST_CSUM), // GUEST_UFO
-    rule(54, NET_GUEST_CSUM), // GUEST_USO4
-    rule(55, NET_GUEST_CSUM), // GUEST_USO6
-    rule(11, NET_CSUM),       // HOST_TSO4
-    rule(12, NET_CSUM),       // HOST_TSO6
-    rule(13, NET_HOST_TSO),   // HOST_ECN
-    rule(14, NET_CSUM),       // HOST_UFO
-    rule(56, NET_CSUM),       // HOST_USO
-    rule(18, NET_CTRL_VQ),    // CTRL_RX
-    rule(19, NET_CTRL_VQ),    // CTRL_VLAN
-    rule(21, NET_CTRL_VQ),    // GUEST_ANNOUNCE
-    rule(22, NET_CTRL_VQ),    // MQ
-    rule(23, NET_CTRL_VQ),    // CTRL_MAC_ADDR
-    rule(53, NET_CTRL_VQ),    // NOTF_COAL
-    rule(61, NET_HOST_TSO),   // RSC_EXT
-    rule(60, NET_CTRL_VQ),    // RSS
-    rule(52, NET_CTRL_VQ),    // VQ_NOTF_COAL
-    rule(51, NET_CTRL_VQ),    // HASH_TUNNEL
-    rule(51, NET_HASHES),     // HASH_TUNNEL
+    rule(7, &[1]),       // GUEST_TSO4
+    rule(8, &[1]),       // GUEST_TSO6
+    rule(9, &[7, 8]),    // GUEST_ECN
+    rule(10, &[1]),      // GUEST_UFO
+    rule(54, &[1]),      // GUEST_USO4
+    rule(55, &[1]),      // GUEST_USO6
+    rule(11, &[0]),      // HOST_TSO4
+    rule(12, &[0]),      // HOST_TSO6
+    rule(13, &[11, 12]), // HOST_ECN
+    rule(14, &[0]),      // HOST_UFO
+    rule(56, &[0]),      // HOST_USO
+    rule(18, &[17]),     // CTRL_RX
+    rule(19, &[17]),     // CTRL_VLAN
+    rule(21, &[17]),     // GUEST_ANNOUNCE
+    rule(22, &[17]),     // MQ
+    rule(23, &[17]),     // CTRL_MAC_ADDR
+    rule(53, &[17]),     // NOTF_COAL
+    rule(61, &[11, 12]), // RSC_EXT
+    rule(60, &[17]),     // RSS
+    rule(52, &[17]),     // VQ_NOTF_COAL
+    rule(51, &[17]),     // HASH_TUNNEL
+    rule(51, &[57, 60]), // HASH_TUNNEL
 ];
 
 impl FeatureRule {
@@ -81,8 +71,9 @@ impl FeatureRule {
     }
 
     /// Whether `features` break this rule.
-    const fn broken_by(&self, features: u64) -> bool {
-        features & self.feature != 0 && features & self.needs == 0
+    fn broken_by(&self, features: u64) -> bool {
+        let has = |bit: u32| features & 1 << bit != 0;
+        has(self.feature) && !self.needs.iter().any(|&bit| has(bit))
     }
 }
 
@@ -104,7 +95,7 @@ impl fmt::Display for FeatureError {
             Self::NotOffered(bits) => write!(f, "driver accepted bits never offered: {bits:#x}"),
             Self::NoVersion1 => f.write_str("driver did not accept VIRTIO_F_VERSION_1"),
             Self::Missing(FeatureRule { feature, needs }) => {
-                write!(f, "driver accepted {feature:#x} without any of {needs:#x}")
+                write!(f, "driver accepted bit {feature} without any of {needs:?}")
             }
         }
     }
@@ -146,7 +137,7 @@ impl Negotiation {
         let mut offered = features & !NO_SUCH_QUEUES | VIRTIO_F_VERSION_1;
         // Leaving one out may break the rule of another; each round leaves out at least one.
         while let Some(rule) = rules.iter().find(|rule| rule.broken_by(offered)) {
-            offered &= !rule.feature;
+            offered &= !(1 << rule.feature);
         }
         Self {
             rules,
@@ -288,7 +279,7 @@ mod tests {
     fn a_feature_is_not_accepted_without_the_one_it_needs() {
         for rule in FeatureRule::of(1) {
             let mut features = Negotiation::new(1, u64::MAX);
-            accept(&mut features, rule.feature | VIRTIO_F_VERSION_1);
+            accept(&mut features, 1 << rule.feature | VIRTIO_F_VERSION_1);
             assert!(
                 matches!(features.check(), Err(FeatureError::Missing(missing))
                     if missing.feature == rule.feature),
@@ -297,9 +288,33 @@ mod tests {
             let everything = !(1 << 34);
             accept(&mut features, everything);
             assert_eq!(features.check(), Ok(everything));
-            accept(&mut features, everything & !rule.needs);
+            // Any one of those it needs will do, and none will not.
+            let needed = rule.needs.iter().fold(0, |all, bit| all | 1u64 << bit);
+            accept(&mut features, everything & !needed);
             assert!(matches!(features.check(), Err(FeatureError::Missing(_))));
         }
+    }
+
+    #[test]
+    fn bits_and_messages_are_those_of_the_specification() {
+        let bits = [
+            (VIRTIO_F_INDIRECT_DESC, 0x1000_0000),
+            (VIRTIO_F_EVENT_IDX, 0x2000_0000),
+            (VIRTIO_F_VERSION_1, 0x1_0000_0000),
+            (VIRTIO_F_NOTIFICATION_DATA, 0x40_0000_0000),
+            (VIRTIO_F_RING_RESET, 0x100_0000_0000),
+        ];
+        for (name, value) in bits {
+            assert_eq!(name, value);
+        }
+        let missing = FeatureError::Missing(rule(9, &[7, 8]));
+        assert_eq!(
+            missing.to_string(),
+            "driver accepted bit 9 without any of [7, 8]"
+        );
+        let unknown = FeatureError::NotOffered(0x10).to_string();
+        assert!(unknown.ends_with("0x10"), "{unknown}");
+        assert!(FeatureError::NoVersion1.to_string().contains("VERSION_1"));
     }
 
     #[test]

@@ -201,7 +201,7 @@ impl Virtqueue {
     }
 
     /// Takes the next chain that the driver has made available into `chain`; `None` if there is
-    /// none.
+    /// none, and `chain` is empty then.
     ///
     /// # Errors
     ///
@@ -211,6 +211,7 @@ impl Virtqueue {
         memory: &M,
         chain: &mut Chain,
     ) -> Result<Option<Head>, RingFault> {
+        chain.clear();
         self.latching(|queue| {
             let head = match queue.again.pop() {
                 Some(head) => head,
@@ -258,7 +259,7 @@ impl Virtqueue {
             store(memory, &layout, element + 4, len.to_le(), Ordering::Relaxed)?;
             let next = next.wrapping_add(1);
             queue.queue.set_next_used(next);
-            queue.added = queue.added.wrapping_add(1);
+            queue.added = queue.added.saturating_add(1);
             queue.fenced = false;
             // Release: the buffers and the element are written before the index that covers them.
             store(memory, &layout, 2, next.to_le(), Ordering::Release)
@@ -266,19 +267,22 @@ impl Virtqueue {
     }
 
     /// Whether the driver wants an interrupt for what was completed since this was last asked
-    /// (section 2.7.7.2).
+    /// (section 2.7.7.2). For nothing, it never does.
     ///
     /// # Errors
     ///
     /// As [`Virtqueue::complete`].
     pub fn needs_interrupt<M: RingMemory>(&mut self, memory: &M) -> Result<bool, RingFault> {
         self.latching(|queue| {
+            let added = std::mem::take(&mut queue.added);
+            if added == 0 {
+                return Ok(false);
+            }
             // The used index must be visible before the driver's wish is read.
             if !queue.fenced {
                 fence(Ordering::SeqCst);
             }
             let (layout, part) = (queue.layout, QueuePart::AvailRing);
-            let added = std::mem::take(&mut queue.added);
             if queue.queue.event_idx_enabled() {
                 let used_event = 4 + 2 * usize::from(layout.size());
                 let event = load(memory, &layout, part, used_event, Ordering::Relaxed)?;

@@ -450,11 +450,15 @@ fn lengths_beyond_32_bits_do_not_wrap() {
 fn the_driver_can_switch_interrupts_off_by_flag() {
     let memory = memory();
     let mut pair = Pair::new(&memory, 0);
-    assert_eq!(pair.device.needs_interrupt(&memory), Ok(true));
-    pair.driver.set_avail_flags(1);
-    assert_eq!(pair.device.needs_interrupt(&memory), Ok(false));
-    pair.driver.set_avail_flags(0xfffe);
-    assert_eq!(pair.device.needs_interrupt(&memory), Ok(true));
+    for (flags, wanted) in [(0, true), (1, false), (0xfffe, true), (3, false)] {
+        pair.driver.set_avail_flags(flags);
+        pair.driver.offer_writable(0, BUFFER, 1);
+        let head = pair.take().unwrap().unwrap();
+        pair.device.complete(&memory, head, 1).unwrap();
+        assert_eq!(pair.device.needs_interrupt(&memory), Ok(wanted), "{flags}");
+        // It was asked, and nothing has come back since.
+        assert_eq!(pair.device.needs_interrupt(&memory), Ok(false));
+    }
 }
 
 #[test]
@@ -679,4 +683,66 @@ fn readers_and_writers_stop_at_what_is_not_memory() {
     let mut writer = chain.writer(&memory);
     writer.skip(1);
     writer.write_all(&[0; 2]).unwrap_err();
+}
+
+#[test]
+fn messages_carry_the_numbers() {
+    let faults = [
+        (RingFault::RingMemory, "not in guest memory"),
+        (RingFault::AvailIndex { next: 3, index: 77 }, "77"),
+        (
+            RingFault::DescriptorIndex {
+                index: 99,
+                size: 16,
+            },
+            "99",
+        ),
+        (RingFault::ChainTooLong, "longer"),
+        (RingFault::IndirectNotNegotiated, "INDIRECT_DESC"),
+        (RingFault::IndirectNested, "in an indirect"),
+        (RingFault::IndirectWithNext, "next"),
+        (RingFault::IndirectLength(24), "24"),
+        (RingFault::IndirectMemory(0xabc0), "0xabc0"),
+        (RingFault::HeadInUse(5), "5"),
+        (RingFault::HeadNotTaken(6), "6"),
+    ];
+    for (fault, part) in faults {
+        assert!(fault.to_string().contains(part), "{fault}");
+    }
+    let bad = BadRequest::BufferMemory {
+        addr: 0xabc,
+        len: 9,
+    };
+    assert_eq!(
+        bad.to_string(),
+        "buffer of 9 bytes at 0xabc is not all in memory"
+    );
+    assert!(BadRequest::Layout.to_string().contains("laid out"));
+    let count = ProgressError::Count {
+        expected: 4,
+        taken: 5,
+    };
+    assert!(count.to_string().contains('4') && count.to_string().contains('5'));
+    assert!(ProgressError::Head(7).to_string().contains('7'));
+}
+
+#[test]
+fn debug_output_says_where_a_queue_is_and_no_more() {
+    let memory = memory();
+    let mut pair = Pair::new(&memory, 0);
+    pair.driver.offer_writable(3, BUFFER, 4);
+    let head = pair.take().unwrap().unwrap();
+    assert_eq!(pair.device.fault(), None);
+    let text = format!("{:?}", pair.device);
+    assert!(
+        text.contains("next_avail: 1") && text.contains("next_used: 0"),
+        "{text}"
+    );
+    let reader = format!("{:?}", pair.chain.reader(&memory));
+    let writer = format!("{:?}", pair.chain.writer(&memory));
+    assert!(reader.starts_with("Reader(Cursor") && writer.starts_with("Writer(Cursor"));
+    pair.device.complete(&memory, head, 4).unwrap();
+    pair.driver.offer(SIZE);
+    pair.take().unwrap_err();
+    assert!(pair.device.fault().is_some());
 }

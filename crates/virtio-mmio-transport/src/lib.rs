@@ -39,6 +39,8 @@ mod lifecycle;
 mod register;
 mod registers;
 mod state;
+#[cfg(feature = "test-utils")]
+pub mod test_utils;
 mod transport;
 
 #[cfg(feature = "acpi")]

@@ -452,7 +452,7 @@ fn a_state_survives_being_written_down_and_anything_else_is_an_error() {
         serde_json::from_str::<TransportState>(&text).unwrap(),
         state
     );
-    for len in 0..text.len() {
+    for len in (0..text.len()).step_by(if cfg!(miri) { 50 } else { 1 }) {
         serde_json::from_str::<TransportState>(&text[..len]).unwrap_err();
     }
 }

@@ -1,9 +1,13 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The driver's side of a split virtqueue, for the tests of devices and transports.
+//! For the tests of devices and transports: the driver's side of a split virtqueue, and a
+//! [`conformance`] suite.
 //!
-//! Unlike a real driver it writes whatever it is told to, legal or not.
+//! Unlike a real driver, [`DriverQueue`] writes whatever it is told to, legal or not.
+
+pub mod conformance;
+mod scenarios;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
 

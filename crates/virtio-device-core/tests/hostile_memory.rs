@@ -1,0 +1,149 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Rings whose memory changes, overlaps, or holds anything at all.
+#![expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
+
+use std::sync::Mutex;
+
+use virtio_device_core::test_utils::{DriverQueue, VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT};
+use virtio_device_core::{
+    Chain, QueueLayout, QueueSetup, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, Virtqueue,
+};
+use vm_memory::guest_memory::{GuestMemorySliceIterator, Result};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
+
+type Plain = GuestMemoryMmap<()>;
+
+fn memory() -> Plain {
+    Plain::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap()
+}
+
+/// Memory that keeps a list of what is accessed, but for checks.
+struct Watched<'m> {
+    inner: &'m Plain,
+    accesses: Mutex<Vec<(u64, usize)>>,
+}
+
+impl GuestMemory for Watched<'_> {
+    type PhysicalMemory = Plain;
+    type Bitmap = ();
+
+    fn check_range(&self, addr: GuestAddress, count: usize, access: Permissions) -> bool {
+        GuestMemory::check_range(self.inner, addr, count, access)
+    }
+
+    fn get_slices<'a>(
+        &'a self,
+        addr: GuestAddress,
+        count: usize,
+        access: Permissions,
+    ) -> Result<impl GuestMemorySliceIterator<'a, ()>> {
+        self.accesses.lock().unwrap().push((addr.0, count));
+        GuestMemory::get_slices(self.inner, addr, count, access)
+    }
+}
+
+#[test]
+fn every_field_of_a_chain_is_read_once() {
+    let plain = memory();
+    let mut driver = DriverQueue::new(&plain, 0x1000, 16);
+    driver.descriptor(4, 0x8000, 8, VIRTQ_DESC_F_NEXT, 9);
+    driver.descriptor(9, 0x4000, 48, VIRTQ_DESC_F_INDIRECT, 0);
+    for (index, next) in [(0, 2), (2, 1), (1, 0)] {
+        let flags = if next == 0 { 0 } else { VIRTQ_DESC_F_NEXT };
+        driver.descriptor_at(0x4000, index, 0x8000, 4, flags, next);
+    }
+    driver.offer(4);
+    let watched = Watched {
+        inner: &plain,
+        accesses: Mutex::default(),
+    };
+    let mut queue = Virtqueue::new(driver.layout(), VIRTIO_F_INDIRECT_DESC);
+    let mut chain = Chain::with_capacity(16);
+    let head = queue.take(&watched, &mut chain).unwrap().unwrap();
+    assert_eq!(chain.buffers().len(), 4);
+    let accesses = std::mem::take(&mut *watched.accesses.lock().unwrap());
+    let avail = driver.setup().avail_ring;
+    let expected = [
+        (avail + 2, 2),
+        (avail + 4, 2),
+        (0x1000 + 16 * 4, 16),
+        (0x1000 + 16 * 9, 16),
+        (0x4000, 16),
+        (0x4020, 16),
+        (0x4010, 16),
+    ];
+    assert_eq!(accesses, expected);
+    // And the device writes where the used ring is, and nowhere else.
+    queue.complete(&watched, head, 4).unwrap();
+    let used = driver.setup().used_ring..driver.setup().used_ring + 4 + 8 * 16;
+    let accesses = watched.accesses.lock().unwrap();
+    assert!(
+        accesses.iter().all(|(at, _)| used.contains(at)),
+        "{accesses:x?}"
+    );
+}
+
+/// Numbers without a pattern, the same in every run.
+struct Numbers(u64);
+
+impl Numbers {
+    fn next(&mut self) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        self.0 >> 33
+    }
+}
+
+#[test]
+fn any_bytes_at_all_end_in_chains_or_a_fault() {
+    let memory = memory();
+    let mut numbers = Numbers(1);
+    let (mut chains, mut faults) = (0, 0);
+    for round in 0..if cfg!(miri) { 20 } else { 3_000 } {
+        // The rings of every other queue overlap each other.
+        let step = if round % 2 == 0 { 0x1000 } else { 8 };
+        let setup = QueueSetup {
+            size: 1 << (numbers.next() % 5),
+            desc_table: 0x1000,
+            avail_ring: 0x1000 + step,
+            used_ring: 0x1000 + 2 * step,
+        };
+        let layout = QueueLayout::check(&setup, 16, &memory).unwrap();
+        // Mostly small numbers, so that some of it makes sense.
+        for at in (0x1000..0x4000u64).step_by(2) {
+            let small = numbers.next() % 4 != 0;
+            let word = numbers.next() % if small { 4 } else { 0x1_0000 };
+            let word = u16::try_from(word).unwrap();
+            memory.write_obj(word.to_le(), GuestAddress(at)).unwrap();
+        }
+        let features = VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX;
+        let mut queue = Virtqueue::new(layout, features * (round / 2 % 2));
+        let mut chain = Chain::with_capacity(16);
+        for _ in 0..64 {
+            match queue.take(&memory, &mut chain) {
+                Ok(Some(head)) => {
+                    chains += 1;
+                    assert!(head.index() < layout.size());
+                    assert!(chain.buffers().len() <= usize::from(layout.size()));
+                    let _ = chain.check(&memory);
+                    let _ = queue.complete(&memory, head, 1);
+                    let _ = queue.needs_interrupt(&memory);
+                }
+                Ok(None) => {
+                    let _ = queue.enable_notification(&memory);
+                }
+                Err(fault) => {
+                    faults += 1;
+                    assert_eq!(queue.fault(), Some(fault));
+                    assert!(chain.buffers().is_empty());
+                    break;
+                }
+            }
+        }
+    }
+    assert!(chains > 0 && faults > 0, "{chains} {faults}");
+}

@@ -1,0 +1,368 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What goes wrong on the host's side, and what several threads do at once.
+#![cfg(not(miri))]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test stops at the unexpected"
+)]
+
+mod support;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bus::BusDevice;
+use support::{Fixture, Memory, Probe};
+use virtio_device_core::test_utils::{DriverQueue, VIRTQ_DESC_F_NEXT};
+use virtio_device_core::{
+    ActivateError, Activation, Chain, DeviceFault, EventCounters, Executor, Progress, QueueHandler,
+    QueueLease, RunningWorker, VirtioDevice, Worker, WorkerThread,
+};
+use virtio_mmio_transport::test_utils::RegisterPort;
+use virtio_mmio_transport::{INT_CONFIG, INT_VRING, MmioTransport};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+const SOON: Duration = Duration::from_secs(5);
+
+/// A device whose worker does what the test says, for each look at its queue.
+struct Scripted<F> {
+    script: F,
+    thread: WorkerThread,
+    running: Option<Box<dyn RunningWorker>>,
+}
+
+type Look = Result<Progress, DeviceFault>;
+
+struct Handler<F> {
+    script: F,
+    queue: QueueLease,
+}
+
+impl<F: FnMut(&QueueLease) -> Look + Send> QueueHandler for Handler<F> {
+    fn process(&mut self, _index: u16) -> Look {
+        (self.script)(&self.queue)
+    }
+}
+
+impl<F> VirtioDevice<Memory> for Scripted<F>
+where
+    F: FnMut(&QueueLease) -> Look + Clone + Send + 'static,
+{
+    fn device_type(&self) -> u32 {
+        42
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &[16]
+    }
+
+    fn activate(&mut self, activation: Activation<Memory>) -> Result<(), ActivateError> {
+        let Activation {
+            queues, interrupt, ..
+        } = activation;
+        let handler = Handler {
+            script: self.script.clone(),
+            queue: queues[0].queue.clone(),
+        };
+        let worker = Worker::new(Box::new(handler), queues, interrupt);
+        let running = self.thread.start(worker).map_err(ActivateError::Worker)?;
+        self.running = Some(running);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.running = None;
+    }
+}
+
+type Port<F> = RegisterPort<MmioTransport<Memory, Scripted<F>>>;
+
+struct Scene<F> {
+    port: Port<F>,
+    memory: Memory,
+    events: Arc<EventCounters>,
+}
+
+impl<F: FnMut(&QueueLease) -> Look + Clone + Send + 'static> Scene<F> {
+    fn new(script: F) -> Self {
+        let memory: Memory =
+            Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap());
+        let events = Arc::new(EventCounters::default());
+        let device = Scripted {
+            script,
+            thread: WorkerThread::named("scripted"),
+            running: None,
+        };
+        let transport = MmioTransport::new(device, memory.clone(), || Ok(())).unwrap();
+        let port = RegisterPort::new(transport.with_observer(events.clone()));
+        Self {
+            port,
+            memory,
+            events,
+        }
+    }
+
+    fn start(&mut self) {
+        let setup = *DriverQueue::new(&*self.memory, 0x1000, 16).setup();
+        let half = |address: u64| u32::try_from(address).unwrap();
+        for (offset, value) in [
+            (0x70, 0),
+            (0x70, 1),
+            (0x70, 3),
+            (0x24, 1),
+            (0x20, 1),
+            (0x70, 11),
+            (0x38, 16),
+            (0x80, half(setup.desc_table)),
+            (0x90, half(setup.avail_ring)),
+            (0xa0, half(setup.used_ring)),
+            (0x44, 1),
+            (0x70, 15),
+        ] {
+            self.port.set(offset, value);
+        }
+    }
+
+    fn wait_for_status(&mut self, status: u32) {
+        let deadline = Instant::now() + SOON;
+        while self.port.get(0x70) != status {
+            assert!(Instant::now() < deadline, "status never is {status:#x}");
+        }
+    }
+}
+
+#[test]
+fn a_worker_that_panics_is_replaced_after_a_reset() {
+    let panics = Arc::new(AtomicBool::new(true));
+    let script = {
+        let panics = panics.clone();
+        move |_: &QueueLease| {
+            assert!(!panics.load(Ordering::SeqCst), "a bug in the device");
+            Ok(Progress::Idle)
+        }
+    };
+    let mut scene = Scene::new(script);
+    for round in 1..=3 {
+        scene.start();
+        scene.port.set(0x50, 0);
+        scene.wait_for_status(15 | 64);
+        assert_eq!(scene.port.get(0x60), INT_CONFIG);
+        assert_eq!(scene.events.snapshot().device_failed, round);
+    }
+    panics.store(false, Ordering::SeqCst);
+    scene.start();
+    scene.port.set(0x50, 0);
+    std::thread::sleep(Duration::from_millis(5));
+    assert_eq!(scene.port.get(0x70), 15);
+}
+
+#[test]
+fn a_hanging_backend_holds_up_no_register_and_no_reset() {
+    let (release, hang) = channel::<()>();
+    let (entered, inside) = channel();
+    let hang = Arc::new(Mutex::new(hang));
+    let script = move |_: &QueueLease| {
+        let _ = entered.send(());
+        let _ = hang.lock().unwrap().recv();
+        Ok(Progress::Idle)
+    };
+    let mut scene = Scene::new(script);
+    scene.start();
+    scene.port.set(0x50, 0);
+    inside.recv_timeout(SOON).unwrap();
+    let begun = Instant::now();
+    assert_eq!(scene.port.get(0x70), 15);
+    scene.port.transport_mut().pause();
+    scene.port.transport_mut().save().unwrap();
+    scene.port.transport_mut().resume();
+    scene.port.set(0x70, 0);
+    assert_eq!(scene.port.get(0x70), 0);
+    // It cannot start again while its only thread is stuck, and says so in time.
+    scene.start();
+    assert_eq!(scene.port.get(0x70), 15 | 64);
+    assert_eq!(scene.events.snapshot().activation_failed, 1);
+    assert!(begun.elapsed() < SOON);
+    drop(release);
+    let deadline = Instant::now() + SOON;
+    while scene.port.get(0x70) != 15 {
+        assert!(Instant::now() < deadline, "the device never recovers");
+        scene.start();
+    }
+}
+
+#[test]
+fn nothing_is_written_after_a_reset_has_returned() {
+    // A worker that never stops writing, kicked by another thread: as far as its lease lets it.
+    let memory_of = Arc::new(Mutex::new(None::<Memory>));
+    let script = {
+        let memory_of = memory_of.clone();
+        move |lease: &QueueLease| {
+            let memory = memory_of.lock().unwrap().clone().unwrap();
+            lease.with(|_| {
+                let byte: u8 = memory.read_obj(GuestAddress(0x8000)).unwrap();
+                memory
+                    .write_obj(byte.wrapping_add(1), GuestAddress(0x8000))
+                    .unwrap();
+            });
+            Ok(Progress::More)
+        }
+    };
+    let mut scene = Scene::new(script);
+    *memory_of.lock().unwrap() = Some(scene.memory.clone());
+    let value = |memory: &Memory| memory.read_obj::<u8>(GuestAddress(0x8000)).unwrap();
+    for _ in 0..50 {
+        scene.start();
+        scene.port.set(0x50, 0);
+        let before = value(&scene.memory);
+        let deadline = Instant::now() + SOON;
+        while value(&scene.memory) == before {
+            assert!(Instant::now() < deadline, "the worker does not write");
+        }
+        scene.port.set(0x70, 0);
+        let at_rest = value(&scene.memory);
+        std::thread::sleep(Duration::from_micros(200));
+        assert_eq!(value(&scene.memory), at_rest);
+    }
+}
+
+#[test]
+fn kicks_resets_and_pauses_from_several_threads_end_well() {
+    let script = |lease: &QueueLease| {
+        let progress = lease.with(|queue| queue.fault().is_none());
+        Ok(if progress == Some(true) {
+            Progress::More
+        } else {
+            Progress::Idle
+        })
+    };
+    let mut scene = Scene::new(script);
+    scene.start();
+    let shared = Mutex::new(scene);
+    let rounds = 300;
+    std::thread::scope(|scope| {
+        scope.spawn(|| (0..rounds).for_each(|_| shared.lock().unwrap().port.set(0x50, 0)));
+        scope.spawn(|| {
+            for _ in 0..rounds {
+                shared.lock().unwrap().port.transport_mut().pause();
+                shared.lock().unwrap().port.transport_mut().resume();
+            }
+        });
+        (0..rounds).for_each(|_| shared.lock().unwrap().start());
+    });
+    let mut scene = shared.into_inner().unwrap();
+    scene.start();
+    assert_eq!(scene.port.get(0x70), 15);
+}
+
+#[test]
+fn ten_thousand_starts_leave_nothing_behind() {
+    let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let mut fixture = Fixture::new();
+    let before = open();
+    for _ in 0..10_000 {
+        fixture.negotiate();
+        fixture.enable_queue(0, 0x1000, 16);
+        fixture.set(0x70, 15);
+        assert_eq!(fixture.status(), 15);
+        fixture.set(0x70, 0);
+    }
+    // Other tests of this process open and close theirs meanwhile.
+    assert!(open() < before + 100);
+}
+
+#[test]
+fn a_full_kick_counter_is_as_good_as_one_more() {
+    let mut fixture = Fixture::live();
+    {
+        let (_, kick) = fixture.transport.kicks().next().unwrap();
+        kick.write(u64::MAX - 1).unwrap();
+    }
+    for _ in 0..1000 {
+        fixture.set(0x50, 0);
+    }
+    assert_eq!(fixture.kicks(0), u64::MAX - 1);
+}
+
+#[test]
+fn a_new_cause_survives_the_acknowledgement_of_an_old_one() {
+    let mut fixture = Fixture::live();
+    let interrupt = {
+        let activation = fixture.probe.activation.lock().unwrap();
+        activation.as_ref().unwrap().interrupt.clone()
+    };
+    let rounds = 20_000;
+    let mut seen = 0;
+    std::thread::scope(|scope| {
+        // The other cause comes once, at some moment, and is never acknowledged.
+        scope.spawn(|| {
+            for round in 0..rounds {
+                if round == rounds / 2 {
+                    interrupt.update_config(|| ());
+                }
+                interrupt.used_buffers(0);
+            }
+        });
+        for _ in 0..rounds {
+            seen |= fixture.get(0x60);
+            fixture.set(0x64, INT_VRING);
+        }
+    });
+    assert_eq!(fixture.get(0x60) & INT_CONFIG, INT_CONFIG);
+    fixture.set(0x64, INT_VRING);
+    assert_eq!(fixture.get(0x60), INT_CONFIG);
+    assert_eq!(seen & !(INT_VRING | INT_CONFIG), 0);
+}
+
+#[test]
+fn register_programs_allocate_nothing_that_stays() {
+    let mut fixture = Fixture::with(Probe::default());
+    let mut program = |rounds: u32| {
+        for round in 0..rounds {
+            for offset in (0..0x110).step_by(4) {
+                // Not the status, whose 0 is a reset: that makes a new set of registers.
+                if offset != 0x70 {
+                    fixture.set(offset, round);
+                }
+                fixture.get(offset);
+            }
+            let mut wide = [0; 8];
+            fixture.transport.read(u64::from(round), &mut wide).unwrap();
+        }
+    };
+    program(1);
+    let allocated = allocation_counter::measure(|| program(2_000));
+    assert_eq!(allocated.count_total, 0);
+    let resets = allocation_counter::measure(|| {
+        for _ in 0..1_000 {
+            fixture.set(0x70, 0);
+        }
+    });
+    assert_eq!(resets.bytes_current, 0);
+    assert!(resets.bytes_max <= 8 << 10, "{resets:?}");
+}
+
+#[test]
+fn a_chain_never_grows_its_memory() {
+    let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap();
+    let mut driver = DriverQueue::new(&memory, 0x1000, 16);
+    let mut queue = virtio_device_core::Virtqueue::new(driver.layout(), 0);
+    let mut chain = Chain::with_capacity(16);
+    for index in 0..16 {
+        let flags = if index == 15 { 0 } else { VIRTQ_DESC_F_NEXT };
+        driver.descriptor(index, 0x8000, 1, flags, index + 1);
+    }
+    let allocated = allocation_counter::measure(|| {
+        for round in 0..1_000u16 {
+            driver.offer(0);
+            let head = queue.take(&memory, &mut chain).unwrap().unwrap();
+            assert_eq!(chain.buffers().len(), 16);
+            queue.complete(&memory, head, round.into()).unwrap();
+        }
+    });
+    assert_eq!(allocated.count_total, 0);
+}
