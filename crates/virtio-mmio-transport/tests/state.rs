@@ -410,7 +410,9 @@ fn a_device_that_cannot_go_on_is_left_at_the_start() {
     twin.transport
         .update_config(|device| device.probe.fail = true);
     let result = twin.transport.restore(&state);
-    assert!(matches!(result, Err(RestoreError::Activate(_))));
+    let error = result.unwrap_err();
+    assert!(matches!(error, RestoreError::Activate(_)));
+    assert!(std::error::Error::source(&error).is_some());
     assert_eq!((twin.status(), twin.get(0x60), twin.raised()), (0, 0, 0));
     twin.transport
         .update_config(|device| device.probe.fail = false);
