@@ -252,6 +252,14 @@ mod tests {
     }
 
     #[test]
+    fn version_1_must_be_accepted() {
+        let mut features = Negotiation::new(4, VIRTIO_F_EVENT_IDX);
+        assert_eq!(features.check(), Err(FeatureError::NoVersion1));
+        accept(&mut features, VIRTIO_F_EVENT_IDX);
+        assert_eq!(features.check(), Err(FeatureError::NoVersion1));
+    }
+
+    #[test]
     fn packed_queues_are_never_offered() {
         assert_eq!(offered(Negotiation::new(4, u64::MAX)), !(1 << 34));
         assert_eq!(offered(Negotiation::new(4, 0)), VIRTIO_F_VERSION_1);

@@ -41,6 +41,7 @@ pub enum StatusWrite {
     Activate(DeviceStatus),
 }
 
+// For mutation tests: the bits are disjoint, so `^` would do the same.
 const INIT: u8 = 0;
 const SEEN: u8 = ACKNOWLEDGE;
 const DRIVING: u8 = ACKNOWLEDGE | DRIVER;

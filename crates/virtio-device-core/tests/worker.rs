@@ -81,6 +81,7 @@ fn wait_until(what: &str, condition: impl Fn() -> bool) {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "Miri has no level-triggered epoll")]
 fn a_kick_before_the_start_is_not_lost() {
     let (queue, (_, interrupt)) = (queue(), interrupt());
     queue.kick.write(1).unwrap();
@@ -94,6 +95,7 @@ fn a_kick_before_the_start_is_not_lost() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "Miri has no level-triggered epoll")]
 fn a_handler_that_wants_more_is_called_again_and_can_be_stopped() {
     let (queue, (_, interrupt)) = (queue(), interrupt());
     queue.kick.write(1).unwrap();
@@ -113,6 +115,7 @@ fn a_handler_that_wants_more_is_called_again_and_can_be_stopped() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "Miri has no level-triggered epoll")]
 fn a_fault_is_told_to_the_driver_once_and_ends_the_work() {
     let (queue, (failures, interrupt)) = (queue(), interrupt());
     let calls = Arc::new(AtomicU32::new(0));
@@ -133,6 +136,7 @@ fn a_fault_is_told_to_the_driver_once_and_ends_the_work() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "Miri has no level-triggered epoll")]
 fn a_panic_is_told_to_the_driver() {
     let (queue, (failures, interrupt)) = (queue(), interrupt());
     queue.kick.write(1).unwrap();
@@ -162,6 +166,7 @@ fn stuck(queue: &ActiveQueue, interrupt: &InterruptHandle) -> (Worker, Receiver<
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "Miri has no level-triggered epoll")]
 fn a_stuck_worker_holds_up_neither_revoke_nor_stop_but_the_next_worker() {
     let (queue, (_, interrupt)) = (queue(), interrupt());
     queue.kick.write(1).unwrap();
@@ -233,6 +238,7 @@ fn a_worker_lets_a_paused_queue_be() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "Miri has no level-triggered epoll")]
 fn a_paused_queue_keeps_a_busy_worker_out_until_it_goes_on() {
     let (queue, (_, interrupt)) = (queue(), interrupt());
     let (lease, looks) = (queue.queue.clone(), Arc::new(AtomicU32::new(0)));
@@ -266,6 +272,7 @@ fn a_paused_queue_keeps_a_busy_worker_out_until_it_goes_on() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "Miri has no level-triggered epoll")]
 fn pausing_does_not_wait_for_a_backend() {
     let (queue, (_, interrupt)) = (queue(), interrupt());
     queue.kick.write(1).unwrap();
@@ -279,6 +286,7 @@ fn pausing_does_not_wait_for_a_backend() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "Miri has no level-triggered epoll")]
 fn a_request_that_was_half_done_goes_on_after_a_pause() {
     let (queue, (_, interrupt)) = (queue(), interrupt());
     let lease = queue.queue.clone();

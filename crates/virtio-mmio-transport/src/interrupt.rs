@@ -68,9 +68,19 @@ impl MmioInterrupt {
         self.generation.fetch_add(2, Ordering::AcqRel)
     }
 
-    /// Ends a change of the configuration space that no driver is told of.
-    pub(crate) fn config_settled(&self) {
-        self.generation.fetch_add(1, Ordering::AcqRel);
+    /// Begins a change of the configuration space that no driver is told of; dropping what this
+    /// returns ends it, also if the change panics.
+    pub(crate) fn silent_change(&self) -> impl Drop {
+        struct Settled<'a>(&'a AtomicU32);
+
+        impl Drop for Settled<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_add(1, Ordering::AcqRel);
+            }
+        }
+
+        self.config_changing();
+        Settled(&self.generation)
     }
 
     /// The values to be saved: the causes, and a generation at rest.
@@ -136,7 +146,7 @@ impl Interrupt for MmioInterrupt {
     }
 
     fn config_changed(&self) {
-        self.config_settled();
+        self.generation.fetch_add(1, Ordering::AcqRel);
         self.raise(INT_CONFIG);
     }
 
@@ -182,6 +192,18 @@ mod tests {
         let after = interrupt.generation();
         assert!(!seen.contains(&after));
         assert_eq!(interrupt.generation(), after);
+    }
+
+    #[test]
+    fn a_silent_change_comes_to_rest_and_interrupts_nobody() {
+        let interrupt = interrupt();
+        let before = interrupt.generation();
+        drop(interrupt.silent_change());
+        let after = interrupt.generation();
+        assert_ne!(after, before);
+        assert_eq!(interrupt.generation(), after);
+        assert_eq!(interrupt.status(), 0);
+        assert!(format!("{interrupt:?}").contains("generation: 2"));
     }
 
     #[test]

@@ -28,7 +28,11 @@
 //! What a driver does wrong changes nothing: a status, feature or queue write that section 3.1.1
 //! does not allow is ignored, `FEATURES_OK` does not stick for features that were not offered, and
 //! `QueueReady` does not stick for a queue that is not well-formed. Writing 0 to the status works
-//! from every state.
+//! from every state. A VMM can have itself told of all that by [`MmioTransport::with_observer`].
+//!
+//! A live device is paused by [`MmioTransport::pause`], whatever its driver and its backend do, and
+//! moved by [`MmioTransport::save`] and [`MmioTransport::restore`]. [`Location`] tells a guest where
+//! the registers are.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]

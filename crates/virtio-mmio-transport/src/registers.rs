@@ -10,6 +10,8 @@ use vm_memory::GuestAddressSpace;
 
 /// Features that a device must not have behind this transport: `VIRTIO_F_SR_IOV`,
 /// `VIRTIO_F_NOTIF_CONFIG_DATA` and `VIRTIO_F_ADMIN_VQ` (sections 4.2.4 and 6).
+//
+// For mutation tests: the bits are disjoint, so `^` would do the same.
 const NOT_OVER_MMIO: u64 = 1 << 37 | 1 << 39 | 1 << 41;
 
 #[derive(Debug)]

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use bus::{AccessError, BusDevice};
 use virtio_device_core::{
-    DEVICE_NEEDS_RESET, Event, Interrupt, InterruptLine, Observer, QueueSetup,
-    VIRTIO_F_NOTIFICATION_DATA, VirtioDevice,
+    DEVICE_NEEDS_RESET, Event, InterruptLine, Observer, QueueSetup, VIRTIO_F_NOTIFICATION_DATA,
+    VirtioDevice,
 };
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -110,10 +110,8 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
             }
             _ => {
                 // The driver may be reading already, and is interrupted only once it is ready.
-                self.interrupt.config_changing();
-                let result = change(device);
-                self.interrupt.config_settled();
-                result
+                let _changing = self.interrupt.silent_change();
+                change(device)
             }
         }
     }

@@ -181,6 +181,7 @@ fn queue_reset_is_saved() {
 fn a_live_device_is_saved_while_it_is_paused_only() {
     let mut fixture = Fixture::live();
     assert_eq!(fixture.transport.save(), Err(SaveError::NotPaused));
+    assert!(SaveError::NotPaused.to_string().contains("not paused"));
     fixture.transport.pause();
     assert!(fixture.transport.is_paused());
     fixture.transport.save().unwrap();
@@ -381,6 +382,9 @@ fn impossible_states_are_refused_by_name() {
         let error = restore(&state).unwrap_err();
         assert!(is(&error), "case {number}: {error:?}");
         assert!(!error.to_string().is_empty());
+        // What lies beneath is passed on.
+        let caused = matches!(error, E::Features(_) | E::QueueSetup(..) | E::Progress(..));
+        assert_eq!(std::error::Error::source(&error).is_some(), caused);
     }
 }
 
@@ -406,7 +410,9 @@ fn a_device_that_cannot_go_on_is_left_at_the_start() {
     twin.transport
         .update_config(|device| device.probe.fail = true);
     let result = twin.transport.restore(&state);
-    assert!(matches!(result, Err(RestoreError::Activate(_))));
+    let error = result.unwrap_err();
+    assert!(matches!(error, RestoreError::Activate(_)));
+    assert!(std::error::Error::source(&error).is_some());
     assert_eq!((twin.status(), twin.get(0x60), twin.raised()), (0, 0, 0));
     twin.transport
         .update_config(|device| device.probe.fail = false);
