@@ -59,10 +59,7 @@ impl<K: Address> fmt::Display for BusError<K> {
         match self {
             Self::EmptyRange { base } => write!(f, "range at {base:#x} is empty"),
             Self::BeyondEnd { base, len } => {
-                write!(
-                    f,
-                    "range of {len:#x} at {base:#x} exceeds the address space"
-                )
+                write!(f, "range of {len:#x} at {base:#x} exceeds the space")
             }
             Self::Overlap {
                 range,
@@ -72,10 +69,7 @@ impl<K: Address> fmt::Display for BusError<K> {
             } => write!(f, "{range} ({name}) overlaps {existing} ({existing_name})"),
             Self::NoSuchRegion { id } => write!(f, "no region {id} on this bus"),
             Self::InsideDevice { range, name } => {
-                write!(
-                    f,
-                    "{range} ({name}) cannot be removed from inside its handler"
-                )
+                write!(f, "{range} ({name}) removed from inside its handler")
             }
             Self::Barrier => f.write_str("membarrier(2) failed"),
         }
