@@ -8,15 +8,13 @@ use std::mem;
 use std::sync::{Arc, Weak};
 
 use crate::access::Io;
+use crate::device::Device;
 use crate::map::Map;
 use crate::nesting;
-use crate::shared::{Generation, Shared, State};
-use crate::sync::{
-    AtomicU64, Mutex, Ordering, barrier_in_all_threads, fence, lock, thread_token, wait_while,
-};
+use crate::shared::{Generation, Shared};
+use crate::sync::{Mutex, Ordering, barrier_in_all_threads, fence, lock, thread_token, wait_while};
 use crate::{
-    Access, AccessError, Address, BusDeviceSync, BusError, BusRange, BusView, Region, RegionId,
-    RegionInfo,
+    Access, AccessError, Address, BusError, BusRange, BusView, Region, RegionId, RegionInfo,
 };
 
 /// The bus for memory-mapped I/O.
@@ -92,10 +90,8 @@ pub struct WeakBus<K> {
 
 impl<K: Address> WeakBus<K> {
     /// The bus, unless all its handles and views are gone.
-    #[must_use]
     pub fn upgrade(&self) -> Option<Bus<K>> {
-        let shared = self.shared.upgrade()?;
-        Some(Bus { shared })
+        self.shared.upgrade().map(|shared| Bus { shared })
     }
 }
 
@@ -152,7 +148,6 @@ impl<K: Address> BusBuilder<K> {
     }
 
     /// A bus without devices.
-    #[must_use]
     pub fn build(self) -> Bus<K> {
         let mut shared = self.0;
         if shared.fenced || !barrier_in_all_threads() {
@@ -169,7 +164,6 @@ impl<K: Address> BusBuilder<K> {
 
 impl<K: Address> Bus<K> {
     /// A bus without devices, on which reads of nothing give all ones.
-    #[must_use]
     pub fn new() -> Self {
         Self::builder().build()
     }
@@ -177,13 +171,13 @@ impl<K: Address> Bus<K> {
     /// A bus with other properties than the usual ones.
     pub fn builder() -> BusBuilder<K> {
         BusBuilder(Shared {
-            generation: Generation(AtomicU64::new(0)),
+            generation: Generation::default(),
             fenced: false,
             barrier_of_remover: barrier_in_all_threads,
             fill: 0xff,
             observer: None,
-            state: Mutex::new(State::new()),
-            spare: Mutex::new(Vec::new()),
+            state: Mutex::default(),
+            spare: Mutex::default(),
         })
     }
 
@@ -195,12 +189,7 @@ impl<K: Address> Bus<K> {
     /// # Errors
     ///
     /// [`BusError::EmptyRange`], [`BusError::BeyondEnd`] or [`BusError::Overlap`].
-    pub fn insert(
-        &self,
-        device: Arc<dyn BusDeviceSync>,
-        base: K,
-        len: u64,
-    ) -> Result<RegionId, BusError<K>> {
+    pub fn insert(&self, device: Device, base: K, len: u64) -> Result<RegionId, BusError<K>> {
         self.insert_region(device, Region::new(base, len))
     }
 
@@ -211,12 +200,12 @@ impl<K: Address> Bus<K> {
     /// As [`Self::insert`].
     pub fn insert_region(
         &self,
-        device: Arc<dyn BusDeviceSync>,
+        device: Device,
         region: Region<K>,
     ) -> Result<RegionId, BusError<K>> {
         let region = region.with(device)?;
         let id = region.id();
-        let mut state = self.shared.state();
+        let mut state = lock(&self.shared.state);
         Arc::make_mut(&mut state.map).insert(region)?;
         self.shared.publish();
         Ok(id)
@@ -234,9 +223,9 @@ impl<K: Address> Bus<K> {
     /// # Errors
     ///
     /// [`BusError::NoSuchRegion`], [`BusError::InsideDevice`] or [`BusError::Barrier`].
-    pub fn remove(&self, id: RegionId) -> Result<Arc<dyn BusDeviceSync>, BusError<K>> {
+    pub fn remove(&self, id: RegionId) -> Result<Device, BusError<K>> {
         let shared = &*self.shared;
-        let mut state = shared.state();
+        let mut state = lock(&shared.state);
         let mut map = Map::clone(&state.map);
         let region = map.remove(id)?;
         let (thread, device) = (thread_token(), region.meta.device.address());
@@ -256,13 +245,13 @@ impl<K: Address> Bus<K> {
             return Err(BusError::Barrier);
         }
 
-        let views = state.views();
+        let views = state.views.clone();
         state.waits.push((thread, device));
         drop(state);
         for view in views {
             wait_while(|| view.is_inside(device));
         }
-        shared.state().waits.retain(|wait| wait.0 != thread);
+        lock(&shared.state).waits.retain(|wait| wait.0 != thread);
         // They may hold the last reference to the device.
         let spare = mem::take(&mut *lock(&shared.spare));
         drop(spare);
@@ -279,7 +268,7 @@ impl<K: Address> Bus<K> {
     ///
     /// [`BusError::NoSuchRegion`], [`BusError::BeyondEnd`] or [`BusError::Overlap`].
     pub fn relocate(&self, id: RegionId, base: K) -> Result<(), BusError<K>> {
-        let mut state = self.shared.state();
+        let mut state = lock(&self.shared.state);
         let mut map = Map::clone(&state.map);
         let mut region = map.remove(id)?;
         region.range = BusRange::new(base, region.range.size())?;
@@ -290,27 +279,22 @@ impl<K: Address> Bus<K> {
     }
 
     /// The region that `addr` is in.
-    #[must_use]
     pub fn find(&self, addr: K) -> Option<RegionInfo<K>> {
         self.shared.current().0.find(addr, &mut 0).cloned()
     }
 
     /// All regions in the order of their addresses, as they are now.
-    #[must_use]
     pub fn regions(&self) -> Vec<RegionInfo<K>> {
-        self.shared.current().0.0.clone()
+        self.shared.current().0.regions.clone()
     }
 
     /// A handle that does not keep the bus.
-    #[must_use]
     pub fn downgrade(&self) -> WeakBus<K> {
-        WeakBus {
-            shared: Arc::downgrade(&self.shared),
-        }
+        let shared = Arc::downgrade(&self.shared);
+        WeakBus { shared }
     }
 
     /// A way to access the devices that takes no locks: one for each vCPU.
-    #[must_use]
     pub fn view(&self) -> BusView<K> {
         BusView::new(Arc::clone(&self.shared))
     }
@@ -354,6 +338,7 @@ impl<K: Address> fmt::Display for Bus<K> {
 #[cfg(not(loom))]
 mod tests {
     use super::*;
+    use crate::BusDeviceSync;
 
     #[test]
     fn remove_that_cannot_be_told_to_views_changes_nothing() {

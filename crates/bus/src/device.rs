@@ -112,6 +112,9 @@ pub trait BusDeviceSync: Send + Sync {
     }
 }
 
+/// A device as the bus holds it.
+pub(crate) type Device = Arc<dyn BusDeviceSync>;
+
 impl dyn BusDeviceSync + '_ {
     /// Tells devices apart.
     #[inline]

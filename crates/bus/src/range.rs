@@ -8,7 +8,7 @@ use std::fmt::{self, Debug, LowerHex};
 use crate::BusError;
 
 mod sealed {
-    pub trait Sealed {}
+    pub trait Sealed: Default {}
     impl Sealed for u16 {}
     impl Sealed for u64 {}
 }
@@ -76,26 +76,22 @@ impl<K: Address> BusRange<K> {
     }
 
     /// The first address.
-    #[inline]
     pub fn first(&self) -> K {
         self.first
     }
 
     /// The last address, which is part of the range.
-    #[inline]
     pub fn last(&self) -> K {
         self.last
     }
 
     /// The number of addresses in the range, at least 1.
-    #[inline]
     pub fn size(&self) -> u64 {
         // No overflow: a length passed to `new` is at most `u64::MAX`.
         self.last.into() - self.first.into() + 1
     }
 
     /// Whether `addr` is in the range.
-    #[inline]
     pub fn contains(&self, addr: K) -> bool {
         self.first <= addr && addr <= self.last
     }

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::access::Outcome;
-use crate::{AccessError, Address, BusDeviceSync, BusError, BusRange, Direction};
+use crate::device::Device;
+use crate::{AccessError, Address, BusError, BusRange, Direction};
 
 /// A set of access widths in bytes: one or more of 1, 2, 4 and 8.
 ///
@@ -53,20 +54,7 @@ impl BitOr for Widths {
 
 /// Names one insertion of one device; never used again, neither by this bus nor by another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RegionId(u64);
-
-impl RegionId {
-    fn next() -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
-        Self(NEXT.fetch_add(1, Ordering::Relaxed))
-    }
-}
-
-impl fmt::Display for RegionId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "#{}", self.0)
-    }
-}
+pub struct RegionId(pub(crate) u64);
 
 /// A range to insert a device at, with a name and access rules.
 ///
@@ -149,10 +137,11 @@ impl<K: Address> Region<K> {
     }
 
     /// The region as it goes into the map of a bus.
-    pub(crate) fn with(self, device: Arc<dyn BusDeviceSync>) -> Result<RegionInfo<K>, BusError<K>> {
+    pub(crate) fn with(self, device: Device) -> Result<RegionInfo<K>, BusError<K>> {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         let range = BusRange::new(self.base, self.len)?;
         let meta = Arc::new(Meta {
-            id: RegionId::next(),
+            id: RegionId(NEXT_ID.fetch_add(1, Ordering::Relaxed)),
             rules: self.rules,
             counts: Default::default(),
             panicked: AtomicBool::new(false),
@@ -190,7 +179,7 @@ pub(crate) struct Meta {
     counts: [AtomicU64; 3],
     /// Whether the device has panicked, and is not to be called any more.
     pub(crate) panicked: AtomicBool,
-    pub(crate) device: Arc<dyn BusDeviceSync>,
+    pub(crate) device: Device,
 }
 
 impl<K: Address> RegionInfo<K> {
@@ -210,7 +199,7 @@ impl<K: Address> RegionInfo<K> {
     }
 
     /// The device of the region.
-    pub fn device(&self) -> &Arc<dyn BusDeviceSync> {
+    pub fn device(&self) -> &Device {
         &self.meta.device
     }
 
@@ -233,7 +222,6 @@ impl<K: Address> RegionInfo<K> {
     }
 
     /// The offset of an access that starts inside of the region, if the region takes it.
-    #[inline]
     pub(crate) fn route(&self, addr: K, width: usize) -> Result<u64, AccessError> {
         let offset = addr.into() - self.range.first().into();
         if width as u64 > self.range.size() - offset {
@@ -249,7 +237,6 @@ impl<K: Address> RegionInfo<K> {
         }
     }
 
-    #[inline]
     pub(crate) fn count(&self, direction: Direction, outcome: Outcome) {
         if self.meta.rules.counted {
             let [reads, writes, refused] = &self.meta.counts;

@@ -12,7 +12,7 @@ use std::sync::atomic::compiler_fence;
 use crate::access::{Io, Outcome};
 use crate::map::Map;
 use crate::nesting::{ACCESS, Listed};
-use crate::sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard, Ordering, fence, lock, thread_token};
+use crate::sync::{AtomicU64, AtomicUsize, Mutex, Ordering, fence, lock, thread_token};
 use crate::view::Lookup;
 use crate::{Access, AccessError, Address, RegionInfo};
 
@@ -34,70 +34,60 @@ pub(crate) struct Shared<K> {
 
 /// Goes up whenever something changes. The one thing that every access looks at, so it shares its
 /// cache lines (two, because they are fetched in pairs) with nothing that is written more often.
-#[derive(Debug)]
+#[derive(Default)]
 #[repr(align(128))]
 pub(crate) struct Generation(pub(crate) AtomicU64);
 
 /// No device is called or dropped while this is locked.
+#[derive(Default)]
 pub(crate) struct State<K> {
     pub(crate) map: Arc<Map<K>>,
-    views: Vec<Arc<Presence>>,
+    pub(crate) views: Vec<Arc<Presence>>,
     /// Threads, and the device that each waits for, which it wants everybody to leave.
     pub(crate) waits: Vec<(usize, usize)>,
 }
 
 /// Where a view is. Each view writes its own, on cache lines of its own.
-#[derive(Debug, Default)]
+#[derive(Default)]
 #[repr(align(128))]
 pub(crate) struct Presence {
-    /// The thread that is in the device or about to call it, or 0.
-    thread: AtomicUsize,
-    /// The address of the device, while there is a thread.
+    /// The address of the device that is called, or about to be, or 0.
     device: AtomicUsize,
+    /// The thread that does so, or did so last.
+    thread: AtomicUsize,
 }
 
 impl Presence {
     /// Says that this thread is going to call a device.
     #[inline(always)]
     pub(crate) fn enter(&self, device: usize) {
+        let thread = thread_token();
+        // Looking is cheaper than writing, and a view hardly ever changes threads.
+        if self.thread.load(Ordering::Relaxed) != thread {
+            self.thread.store(thread, Ordering::Relaxed);
+        }
         // Release: who sees this view in its next access has seen all of the one before.
         self.device.store(device, Ordering::Release);
-        self.thread.store(thread_token(), Ordering::Release);
     }
 
     #[inline(always)]
     pub(crate) fn leave(&self) {
-        self.thread.store(0, Ordering::Release);
+        self.device.store(0, Ordering::Release);
     }
 
     /// Whether somebody may be inside of the device, for who has published a map without it and
     /// executed the other half of the barrier.
     pub(crate) fn is_inside(&self, device: usize) -> bool {
-        // In this order: the device is at least as new as the thread, and a newer one is seen only
-        // after the access is over.
-        self.thread.load(Ordering::Acquire) != 0 && self.device.load(Ordering::Acquire) == device
+        self.device.load(Ordering::Acquire) == device
     }
 
     /// Whether this thread, which is the calling one or waits, is inside of the device.
     fn holds(&self, thread: usize, device: usize) -> bool {
-        self.thread.load(Ordering::Relaxed) == thread
-            && self.device.load(Ordering::Relaxed) == device
+        self.is_inside(device) && self.thread.load(Ordering::Relaxed) == thread
     }
 }
 
 impl<K> State<K> {
-    pub(crate) fn new() -> Self {
-        Self {
-            map: Arc::new(Map(Vec::new())),
-            views: Vec::new(),
-            waits: Vec::new(),
-        }
-    }
-
-    pub(crate) fn views(&self) -> Vec<Arc<Presence>> {
-        self.views.clone()
-    }
-
     /// Whether a thread, inside of the device, waits for what `thread` is inside of.
     pub(crate) fn is_circle(&self, thread: usize, device: usize) -> bool {
         let is_inside = |thread| self.views.iter().any(|view| view.holds(thread, device));
@@ -109,10 +99,6 @@ impl<K> State<K> {
 }
 
 impl<K: Address> Shared<K> {
-    pub(crate) fn state(&self) -> MutexGuard<'_, State<K>> {
-        lock(&self.state)
-    }
-
     /// Tells every view that something has changed. The caller holds the lock.
     pub(crate) fn publish(&self) {
         self.generation.0.fetch_add(1, Ordering::SeqCst);
@@ -120,7 +106,7 @@ impl<K: Address> Shared<K> {
 
     /// The current map and its generation.
     pub(crate) fn current(&self) -> (Arc<Map<K>>, u64) {
-        let state = self.state();
+        let state = lock(&self.state);
         // Only ever changed under the lock.
         let generation = self.generation.0.load(Ordering::Relaxed);
         (Arc::clone(&state.map), generation)
@@ -129,7 +115,7 @@ impl<K: Address> Shared<K> {
     /// A place for a new view to say what it does.
     pub(crate) fn register(&self) -> Arc<Presence> {
         let presence = Arc::new(Presence::default());
-        let mut state = self.state();
+        let mut state = lock(&self.state);
         // Forgets the views that are gone.
         state.views.retain_mut(|view| Arc::get_mut(view).is_none());
         state.views.push(Arc::clone(&presence));
@@ -167,7 +153,6 @@ impl<K: Address> Shared<K> {
     }
 
     /// Counts and shows an access.
-    #[inline]
     pub(crate) fn report(
         &self,
         region: Option<&RegionInfo<K>>,
@@ -196,8 +181,8 @@ impl<K: Address> Shared<K> {
         let dropped = catch_unwind(AssertUnwindSafe(|| drop(payload)));
         std::mem::forget(dropped.err());
 
-        let state = self.state();
-        for region in &state.map.0 {
+        let state = lock(&self.state);
+        for region in &state.map.regions {
             if region.meta.device.address() == device {
                 region.meta.panicked.store(true, Ordering::Relaxed);
             }
@@ -209,6 +194,6 @@ impl<K: Address> Shared<K> {
 
 impl<K: Address> fmt::Debug for Shared<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(&self.current().0.0).finish()
+        f.debug_set().entries(&self.current().0.regions).finish()
     }
 }

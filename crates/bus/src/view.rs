@@ -3,10 +3,12 @@
 
 //! Access to the devices: the path that every exit of a vCPU takes.
 
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use crate::access::{Io, Outcome};
+use crate::device::Device;
 use crate::map::Map;
 use crate::shared::{Presence, Shared};
 use crate::sync::Ordering;
@@ -23,7 +25,6 @@ pub type PioView = BusView<u16>;
 /// A view always acts on the bus as it is now, but remembers what it saw last: as long as the bus
 /// does not change, an access takes no lock and writes nothing that another thread uses. Each vCPU
 /// thread makes its own, with [`Bus::view`](crate::Bus::view).
-#[derive(Debug)]
 pub struct BusView<K: Address> {
     shared: Arc<Shared<K>>,
     lookup: Lookup<K>,
@@ -71,11 +72,16 @@ impl<K: Address> BusView<K> {
     }
 }
 
+impl<K: Address> fmt::Debug for BusView<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.shared.fmt(f)
+    }
+}
+
 /// How many guesses a view keeps where regions are.
 const HINTS: usize = 1024;
 
 /// A map, and the region of it that is accessed again and again.
-#[derive(Debug)]
 pub(crate) struct Lookup<K> {
     hit: Option<Hit>,
     generation: u64,
@@ -88,11 +94,10 @@ pub(crate) struct Lookup<K> {
 }
 
 /// What the short way needs to know about a region.
-#[derive(Debug)]
 struct Hit {
     base: u64,
     size: u64,
-    device: Arc<dyn BusDeviceSync>,
+    device: Device,
 }
 
 impl<K: Address> Lookup<K> {
@@ -193,7 +198,6 @@ impl<K: Address> Lookup<K> {
     }
 
     /// Fetches the current map unless this is the current one.
-    #[inline]
     pub(crate) fn refresh(&mut self, shared: &Shared<K>) {
         if shared.generation.0.load(Ordering::Acquire) != self.generation {
             self.hit = None;
