@@ -48,10 +48,22 @@ impl Io<'_> {
         }
     }
 
-    pub(crate) fn direction(&self) -> Direction {
-        match self {
-            Self::Read(_) => Direction::Read,
-            Self::Write(_) => Direction::Write,
+    /// What an observer sees.
+    pub(crate) fn seen<'a, K>(
+        &self,
+        addr: K,
+        region: Option<&'a RegionInfo<K>>,
+        outcome: Outcome,
+    ) -> Access<'a, K> {
+        Access {
+            addr,
+            width: self.width(),
+            direction: match self {
+                Self::Read(_) => Direction::Read,
+                Self::Write(_) => Direction::Write,
+            },
+            region,
+            outcome,
         }
     }
 

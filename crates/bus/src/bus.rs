@@ -232,7 +232,7 @@ impl<K: Address> Bus<K> {
         if nesting::holds(device) || state.is_circle(thread, device) {
             return Err(BusError::InsideDevice {
                 range: region.range,
-                name: region.meta.rules.name.clone(),
+                name: region.meta.asked.name.clone(),
             });
         }
 

@@ -35,9 +35,9 @@ impl<K: Address> Map<K> {
         if let Some(existing) = regions.iter().find(|old| old.range.overlaps(&range)) {
             return Err(BusError::Overlap {
                 range,
-                name: new.meta.rules.name.clone(),
+                name: new.meta.asked.name.clone(),
                 existing: existing.range,
-                existing_name: existing.meta.rules.name.clone(),
+                existing_name: existing.meta.asked.name.clone(),
             });
         }
         let place = regions.partition_point(|old| old.range.first() < range.first());

@@ -85,12 +85,6 @@ pub struct RegionId(pub(crate) u64);
 pub struct Region<K> {
     base: K,
     len: u64,
-    rules: Rules,
-}
-
-/// What a region has besides its range.
-#[derive(Clone, Debug)]
-pub(crate) struct Rules {
     pub(crate) name: Cow<'static, str>,
     widths: Widths,
     aligned: bool,
@@ -100,31 +94,32 @@ pub(crate) struct Rules {
 impl<K: Address> Region<K> {
     /// The `len` addresses from `base` on.
     pub const fn new(base: K, len: u64) -> Self {
-        let rules = Rules {
+        Self {
+            base,
+            len,
             name: Cow::Borrowed("device"),
             widths: Widths::ANY,
             aligned: false,
             counted: false,
-        };
-        Self { base, len, rules }
+        }
     }
 
     /// The name in the map of the bus and in errors.
     pub fn named(mut self, name: impl Into<Cow<'static, str>>) -> Self {
-        self.rules.name = name.into();
+        self.name = name.into();
         self
     }
 
     /// Refuses all other widths before the device sees them, with [`AccessError::Width`].
     pub const fn widths(mut self, widths: Widths) -> Self {
-        self.rules.widths = widths;
+        self.widths = widths;
         self
     }
 
     /// Refuses accesses whose offset is no multiple of their width, with
     /// [`AccessError::Misaligned`], before the device sees them.
     pub const fn aligned(mut self) -> Self {
-        self.rules.aligned = true;
+        self.aligned = true;
         self
     }
 
@@ -132,7 +127,7 @@ impl<K: Address> Region<K> {
     ///
     /// The counters are shared by all vCPUs, so an access to a counted region takes longer.
     pub const fn counted(mut self) -> Self {
-        self.rules.counted = true;
+        self.counted = true;
         self
     }
 
@@ -142,7 +137,7 @@ impl<K: Address> Region<K> {
         let range = BusRange::new(self.base, self.len)?;
         let meta = Arc::new(Meta {
             id: RegionId(NEXT_ID.fetch_add(1, Ordering::Relaxed)),
-            rules: self.rules,
+            asked: self,
             counts: Default::default(),
             panicked: AtomicBool::new(false),
             device,
@@ -167,14 +162,15 @@ pub struct Counts {
 #[derive(Clone, Debug)]
 pub struct RegionInfo<K> {
     pub(crate) range: BusRange<K>,
-    pub(crate) meta: Arc<Meta>,
+    pub(crate) meta: Arc<Meta<K>>,
 }
 
 /// What stays the same about a region while it moves.
 #[derive(Debug)]
-pub(crate) struct Meta {
+pub(crate) struct Meta<K> {
     id: RegionId,
-    pub(crate) rules: Rules,
+    /// What the device was inserted with. Its base is where the region was then.
+    pub(crate) asked: Region<K>,
     /// Reads, writes, and refused ones of both.
     counts: [AtomicU64; 3],
     /// Whether the device has panicked, and is not to be called any more.
@@ -195,7 +191,7 @@ impl<K: Address> RegionInfo<K> {
 
     /// The name of the region.
     pub fn name(&self) -> &str {
-        &self.meta.rules.name
+        &self.meta.asked.name
     }
 
     /// The device of the region.
@@ -217,8 +213,8 @@ impl<K: Address> RegionInfo<K> {
 
     /// Whether the end of the range is the only rule, and nothing is counted.
     pub(crate) fn is_plain(&self) -> bool {
-        let rules = &self.meta.rules;
-        rules.widths == Widths::ANY && !rules.aligned && !rules.counted
+        let asked = &self.meta.asked;
+        asked.widths == Widths::ANY && !asked.aligned && !asked.counted
     }
 
     /// The offset of an access that starts inside of the region, if the region takes it.
@@ -226,9 +222,9 @@ impl<K: Address> RegionInfo<K> {
         let offset = addr.into() - self.range.first().into();
         if width as u64 > self.range.size() - offset {
             Err(AccessError::CrossesEnd)
-        } else if !self.meta.rules.widths.contains(width) {
+        } else if !self.meta.asked.widths.contains(width) {
             Err(AccessError::Width)
-        } else if self.meta.rules.aligned && offset % width as u64 != 0 {
+        } else if self.meta.asked.aligned && offset % width as u64 != 0 {
             Err(AccessError::Misaligned)
         } else if self.meta.panicked.load(Ordering::Relaxed) {
             Err(AccessError::Panicked)
@@ -238,7 +234,7 @@ impl<K: Address> RegionInfo<K> {
     }
 
     pub(crate) fn count(&self, direction: Direction, outcome: Outcome) {
-        if self.meta.rules.counted {
+        if self.meta.asked.counted {
             let [reads, writes, refused] = &self.meta.counts;
             let way = match direction {
                 Direction::Read => reads,

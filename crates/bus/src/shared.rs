@@ -14,7 +14,7 @@ use crate::map::Map;
 use crate::nesting::{ACCESS, Listed};
 use crate::sync::{AtomicU64, AtomicUsize, Mutex, Ordering, fence, lock, thread_token};
 use crate::view::Lookup;
-use crate::{Access, AccessError, Address, RegionInfo};
+use crate::{Access, AccessError, Address};
 
 pub(crate) type Observer<K> = dyn Fn(&Access<'_, K>) + Send + Sync;
 
@@ -137,13 +137,11 @@ impl<K: Address> Shared<K> {
 
     /// An access without a view: with one that was used in this way before, or a new one.
     pub(crate) fn access(&self, addr: K, mut io: Io<'_>) -> Outcome {
-        let _listed = match Listed::new(ACCESS) {
-            Ok(listed) => listed,
-            Err(error) => {
-                io.fill(self.fill);
-                self.report(self.current().0.find(addr, &mut 0), addr, &io, Err(error));
-                return Err(error);
-            }
+        let Ok(_listed) = Listed::new(ACCESS) else {
+            io.fill(self.fill);
+            let refused = Err(AccessError::Reentrant);
+            self.report(&io.seen(addr, self.current().0.find(addr, &mut 0), refused));
+            return refused;
         };
         let spare = lock(&self.spare).pop();
         let mut lookup = spare.unwrap_or_else(|| Lookup::new(self));
@@ -153,24 +151,12 @@ impl<K: Address> Shared<K> {
     }
 
     /// Counts and shows an access.
-    pub(crate) fn report(
-        &self,
-        region: Option<&RegionInfo<K>>,
-        addr: K,
-        io: &Io<'_>,
-        outcome: Outcome,
-    ) {
-        if let Some(region) = region {
-            region.count(io.direction(), outcome);
+    pub(crate) fn report(&self, access: &Access<'_, K>) {
+        if let Some(region) = access.region {
+            region.count(access.direction, access.outcome);
         }
         if let Some(observer) = &self.observer {
-            observer(&Access {
-                addr,
-                width: io.width(),
-                direction: io.direction(),
-                region,
-                outcome,
-            });
+            observer(access);
         }
     }
 

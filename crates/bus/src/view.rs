@@ -167,7 +167,7 @@ impl<K: Address> Lookup<K> {
                     outcome
                 }
             };
-            shared.report(region, addr, &io, outcome);
+            shared.report(&io.seen(addr, region, outcome));
             return outcome;
         }
     }
