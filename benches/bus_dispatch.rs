@@ -3,7 +3,7 @@
 
 //! How long a bus takes to find and call a device, against the limits and against its peers.
 //!
-//! `cargo bench --bench bus_dispatch -- [--quick] [--write docs/bus-dispatch.md]`
+//! `cargo bench -p vmm-devices-benches --bench bus_dispatch -- [--quick] [--write docs/bus-dispatch.md]`
 //!
 //! The devices are 4 KiB each, side by side, and each has cache lines of its own. An access is a
 //! read of four bytes. *Chained* accesses depend on the value that was read before, as the exits of
@@ -523,14 +523,13 @@ fn main() {
     };
     say("# Bus dispatch\n");
     say(
-        "Written by `cargo bench --bench bus_dispatch -- --write <this file>`: what was measured, on",
+        "Written by `cargo bench -p vmm-devices-benches --bench bus_dispatch -- --write <this file>`:",
     );
     say(
-        "the machine it ran on. A number says how many times as long a read of four bytes took as a",
+        "what was measured, on the machine it ran on. A number says how many times as long a read of",
     );
-    say(
-        "bare `dyn` call in the same column; medians of rounds in which all competitors take turns.",
-    );
+    say("four bytes took as a bare `dyn` call in the same column; medians of rounds in which all");
+    say("competitors take turns.");
     say(
         "Stand-ins are written for this benchmark, after the design of VMMs whose bus is no crate.\n",
     );

@@ -7,15 +7,14 @@ use std::fmt;
 use std::mem;
 use std::sync::{Arc, Weak};
 
-use crate::io::Io;
+use crate::access::Io;
+use crate::device::Device;
 use crate::map::Map;
 use crate::nesting;
-use crate::region::address_of;
-use crate::shared::{Observer, Shared, Wait};
-use crate::sync::{Barrier, back_off, thread_token};
+use crate::shared::{Generation, Shared};
+use crate::sync::{Mutex, Ordering, barrier_in_all_threads, fence, lock, thread_token, wait_while};
 use crate::{
-    Access, AccessError, Address, BusDeviceSync, BusError, BusRange, BusView, Region, RegionId,
-    RegionInfo,
+    Access, AccessError, Address, BusError, BusRange, BusView, Region, RegionId, RegionInfo,
 };
 
 /// The bus for memory-mapped I/O.
@@ -54,7 +53,8 @@ pub type PioBus = Bus<u16>;
 ///
 /// A device that holds a handle of the bus it is on keeps the bus, and so itself, from ever being
 /// dropped. Let such a device hold a [`WeakBus`].
-pub struct Bus<K> {
+#[derive(Clone, Debug)]
+pub struct Bus<K: Address> {
     shared: Arc<Shared<K>>,
 }
 
@@ -83,16 +83,15 @@ pub struct Bus<K> {
 /// assert_eq!(bus.read(0x2000, &mut [0]), Err(AccessError::Unclaimed));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
+#[derive(Clone, Debug)]
 pub struct WeakBus<K> {
     shared: Weak<Shared<K>>,
 }
 
 impl<K: Address> WeakBus<K> {
     /// The bus, unless all its handles and views are gone.
-    #[must_use]
     pub fn upgrade(&self) -> Option<Bus<K>> {
-        let shared = self.shared.upgrade()?;
-        Some(Bus { shared })
+        self.shared.upgrade().map(|shared| Bus { shared })
     }
 }
 
@@ -119,18 +118,15 @@ impl<K: Address> WeakBus<K> {
 /// assert_eq!(data, [0]);
 /// assert_eq!(unclaimed.load(Ordering::Relaxed), 1);
 /// ```
+#[derive(Debug)]
 #[must_use]
-pub struct BusBuilder<K> {
-    fill: u8,
-    observer: Option<Box<Observer<K>>>,
-    barrier: Option<Barrier>,
-}
+pub struct BusBuilder<K: Address>(Shared<K>);
 
 impl<K: Address> BusBuilder<K> {
     /// What each byte of a read is when no device sets it. The default is `0xff`, as on a bus
     /// whose lines are pulled up.
     pub fn fill(mut self, fill: u8) -> Self {
-        self.fill = fill;
+        self.0.fill = fill;
         self
     }
 
@@ -138,7 +134,7 @@ impl<K: Address> BusBuilder<K> {
     ///
     /// The guest decides how often that is. Accesses to a bus with an observer take longer.
     pub fn observer(mut self, observer: impl Fn(&Access<'_, K>) + Send + Sync + 'static) -> Self {
-        self.observer = Some(Box::new(observer));
+        self.0.observer = Some(Box::new(observer));
         self
     }
 
@@ -147,34 +143,42 @@ impl<K: Address> BusBuilder<K> {
     /// For processes whose seccomp filter will forbid that system call. Where it is forbidden or
     /// missing when the bus is built, this is chosen without being asked for.
     pub fn fenced(mut self) -> Self {
-        self.barrier = Some(Barrier::Fence);
+        self.0.fenced = true;
         self
     }
 
     /// A bus without devices.
-    #[must_use]
     pub fn build(self) -> Bus<K> {
-        let barrier = self.barrier.unwrap_or_else(Barrier::best);
-        Bus {
-            shared: Arc::new(Shared::new(barrier, self.fill, self.observer)),
+        let mut shared = self.0;
+        if shared.fenced || !barrier_in_all_threads() {
+            shared.fenced = true;
+            shared.barrier_of_remover = || {
+                fence(Ordering::SeqCst);
+                true
+            };
         }
+        let shared = Arc::new(shared);
+        Bus { shared }
     }
 }
 
 impl<K: Address> Bus<K> {
     /// A bus without devices, on which reads of nothing give all ones.
-    #[must_use]
     pub fn new() -> Self {
         Self::builder().build()
     }
 
     /// A bus with other properties than the usual ones.
     pub fn builder() -> BusBuilder<K> {
-        BusBuilder {
+        BusBuilder(Shared {
+            generation: Generation::default(),
+            fenced: false,
+            barrier_of_remover: barrier_in_all_threads,
             fill: 0xff,
             observer: None,
-            barrier: None,
-        }
+            state: Mutex::default(),
+            spare: Mutex::default(),
+        })
     }
 
     /// Puts a device on the bus, at the `len` addresses from `base` on.
@@ -185,12 +189,7 @@ impl<K: Address> Bus<K> {
     /// # Errors
     ///
     /// [`BusError::EmptyRange`], [`BusError::BeyondEnd`] or [`BusError::Overlap`].
-    pub fn insert(
-        &self,
-        device: Arc<dyn BusDeviceSync>,
-        base: K,
-        len: u64,
-    ) -> Result<RegionId, BusError<K>> {
+    pub fn insert(&self, device: Device, base: K, len: u64) -> Result<RegionId, BusError<K>> {
         self.insert_region(device, Region::new(base, len))
     }
 
@@ -201,14 +200,13 @@ impl<K: Address> Bus<K> {
     /// As [`Self::insert`].
     pub fn insert_region(
         &self,
-        device: Arc<dyn BusDeviceSync>,
+        device: Device,
         region: Region<K>,
     ) -> Result<RegionId, BusError<K>> {
-        let entry = region.into_entry(device)?;
-        let id = entry.info.id();
-        let mut state = self.shared.state();
-        let place = state.map.place(&entry, None)?;
-        Arc::make_mut(&mut state.map).insert(place, entry);
+        let region = region.with(device)?;
+        let id = region.id();
+        let mut state = lock(&self.shared.state);
+        Arc::make_mut(&mut state.map).insert(region)?;
         self.shared.publish();
         Ok(id)
     }
@@ -225,27 +223,22 @@ impl<K: Address> Bus<K> {
     /// # Errors
     ///
     /// [`BusError::NoSuchRegion`], [`BusError::InsideDevice`] or [`BusError::Barrier`].
-    pub fn remove(&self, id: RegionId) -> Result<Arc<dyn BusDeviceSync>, BusError<K>> {
+    pub fn remove(&self, id: RegionId) -> Result<Device, BusError<K>> {
         let shared = &*self.shared;
-        let mut state = shared.state();
-        let index = state.map.position(id)?;
-        let entry = state.map.get(index).ok_or(BusError::NoSuchRegion { id })?;
-        let entry = Arc::clone(entry);
-
-        let device = address_of(&*entry.info.meta.device);
-        let inside = state.inside(thread_token());
-        if nesting::holds(device) || state.never_left(device, &inside) {
+        let mut state = lock(&shared.state);
+        let mut map = Map::clone(&state.map);
+        let region = map.remove(id)?;
+        let (thread, device) = (thread_token(), region.meta.device.address());
+        if nesting::holds(device) || state.is_circle(thread, device) {
             return Err(BusError::InsideDevice {
-                range: entry.info.range(),
-                name: entry.info.meta.name.clone(),
+                range: region.range,
+                name: region.meta.asked.name.clone(),
             });
         }
 
-        let mut map = Map::clone(&state.map);
-        map.remove(index);
         let before = mem::replace(&mut state.map, Arc::new(map));
-        let generation = shared.publish();
-        if !shared.barrier.heavy() {
+        shared.publish();
+        if !(shared.barrier_of_remover)() {
             // No view could fetch the new map while the lock was held: nobody has seen it.
             state.map = before;
             shared.publish();
@@ -253,23 +246,16 @@ impl<K: Address> Bus<K> {
         }
 
         let views = state.views.clone();
-        state.waits.push(Wait {
-            generation,
-            inside,
-            device,
-        });
+        state.waits.push((thread, device));
         drop(state);
-        for view in &views {
-            let mut round = 0;
-            while view.may_be_inside(device, generation) {
-                back_off(&mut round);
-            }
+        for view in views {
+            wait_while(|| view.is_inside(device));
         }
-        let mut state = shared.state();
-        state.waits.retain(|wait| wait.generation != generation);
-        drop(state);
-        shared.refresh_spare();
-        Ok(Arc::clone(&entry.info.meta.device))
+        lock(&shared.state).waits.retain(|wait| wait.0 != thread);
+        // They may hold the last reference to the device.
+        let spare = mem::take(&mut *lock(&shared.spare));
+        drop(spare);
+        Ok(Arc::clone(&region.meta.device))
     }
 
     /// Moves a region to another base, with the same length, name, rules and counters.
@@ -282,48 +268,33 @@ impl<K: Address> Bus<K> {
     ///
     /// [`BusError::NoSuchRegion`], [`BusError::BeyondEnd`] or [`BusError::Overlap`].
     pub fn relocate(&self, id: RegionId, base: K) -> Result<(), BusError<K>> {
-        let mut state = self.shared.state();
-        let index = state.map.position(id)?;
-        let entry = state.map.get(index).ok_or(BusError::NoSuchRegion { id })?;
-        let range = BusRange::new(base, entry.info.range().size())?;
-        let moved = entry.with(range, &entry.device);
-        let place = state.map.place(&moved, Some(id))?;
-
-        let map = Arc::make_mut(&mut state.map);
-        map.remove(index);
-        map.insert(place - usize::from(index < place), moved);
+        let mut state = lock(&self.shared.state);
+        let mut map = Map::clone(&state.map);
+        let mut region = map.remove(id)?;
+        region.range = BusRange::new(base, region.range.size())?;
+        map.insert(region)?;
+        state.map = Arc::new(map);
         self.shared.publish();
         Ok(())
     }
 
     /// The region that `addr` is in.
-    #[must_use]
     pub fn find(&self, addr: K) -> Option<RegionInfo<K>> {
-        let map = self.shared.current().0;
-        let index = map.find(addr)?;
-        map.get(index).map(|entry| entry.info.clone())
+        self.shared.current().0.find(addr, &mut 0).cloned()
     }
 
     /// All regions in the order of their addresses, as they are now.
-    #[must_use]
     pub fn regions(&self) -> Vec<RegionInfo<K>> {
-        let map = self.shared.current().0;
-        map.entries()
-            .iter()
-            .map(|entry| entry.info.clone())
-            .collect()
+        self.shared.current().0.regions.clone()
     }
 
     /// A handle that does not keep the bus.
-    #[must_use]
     pub fn downgrade(&self) -> WeakBus<K> {
-        WeakBus {
-            shared: Arc::downgrade(&self.shared),
-        }
+        let shared = Arc::downgrade(&self.shared);
+        WeakBus { shared }
     }
 
     /// A way to access the devices that takes no locks: one for each vCPU.
-    #[must_use]
     pub fn view(&self) -> BusView<K> {
         BusView::new(Arc::clone(&self.shared))
     }
@@ -348,43 +319,9 @@ impl<K: Address> Bus<K> {
     }
 }
 
-impl<K> Clone for Bus<K> {
-    fn clone(&self) -> Self {
-        Self {
-            shared: Arc::clone(&self.shared),
-        }
-    }
-}
-
-impl<K> Clone for WeakBus<K> {
-    fn clone(&self) -> Self {
-        Self {
-            shared: Weak::clone(&self.shared),
-        }
-    }
-}
-
-impl<K> fmt::Debug for BusBuilder<K> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BusBuilder").finish_non_exhaustive()
-    }
-}
-
-impl<K> fmt::Debug for WeakBus<K> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("WeakBus")
-    }
-}
-
 impl<K: Address> Default for Bus<K> {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-impl<K: Address> fmt::Debug for Bus<K> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.regions()).finish()
     }
 }
 
@@ -397,20 +334,23 @@ impl<K: Address> fmt::Display for Bus<K> {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
+#[cfg(not(loom))]
 mod tests {
     use super::*;
+    use crate::BusDeviceSync;
 
     #[test]
     fn remove_that_cannot_be_told_to_views_changes_nothing() {
-        let mut builder = Bus::<u64>::builder();
-        builder.barrier = Some(Barrier::Broken);
-        let bus = builder.build();
-        let device = Arc::new(crate::shared::Failed);
-        let id = bus.insert(device, 0x1000, 4).unwrap();
+        struct Nothing;
+        impl BusDeviceSync for Nothing {}
+
+        let mut bus = Bus::<u64>::builder().fenced().build();
+        Arc::get_mut(&mut bus.shared).unwrap().barrier_of_remover = || false;
+        let id = bus.insert(Arc::new(Nothing), 0x1000, 4).unwrap();
         let mut view = bus.view();
         for _ in 0..3 {
-            assert_eq!(view.read(0x1000, &mut [0]), Err(AccessError::Panicked));
+            assert_eq!(view.read(0x1000, &mut [0]), Err(AccessError::Refused));
             assert_eq!(bus.remove(id).err(), Some(BusError::Barrier));
             assert_eq!(bus.regions().len(), 1);
         }
@@ -421,6 +361,6 @@ mod tests {
     #[cfg(all(target_os = "linux", not(miri)))]
     #[test]
     fn linux_has_the_better_barrier() {
-        assert_eq!(Barrier::best(), Barrier::Membarrier);
+        assert!(!Bus::<u64>::new().shared.fenced);
     }
 }

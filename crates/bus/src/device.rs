@@ -6,7 +6,8 @@
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
-use crate::nesting;
+use crate::access::Outcome;
+use crate::nesting::Listed;
 
 /// Why an access did not reach a device, or was refused by it.
 ///
@@ -111,6 +112,24 @@ pub trait BusDeviceSync: Send + Sync {
     }
 }
 
+/// A device as the bus holds it.
+pub(crate) type Device = Arc<dyn BusDeviceSync>;
+
+impl dyn BusDeviceSync + '_ {
+    /// Tells devices apart.
+    #[inline]
+    pub(crate) fn address(&self) -> usize {
+        std::ptr::from_ref(self).cast::<()>().addr()
+    }
+}
+
+/// Says no more than that there is a device.
+impl fmt::Debug for dyn BusDeviceSync {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("dyn BusDeviceSync")
+    }
+}
+
 impl<T: BusDevice + ?Sized> BusDevice for Box<T> {
     fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
         (**self).read(offset, data)
@@ -147,10 +166,18 @@ impl<T: BusDeviceSync + ?Sized> BusDeviceSync for Arc<T> {
 /// back to its own device, through whatever bus, gets [`AccessError::Reentrant`].
 impl<T: BusDevice + ?Sized> BusDeviceSync for Mutex<T> {
     fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
-        nesting::locked(self, |device| device.read(offset, data))
+        locked(self, |device| device.read(offset, data))
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
-        nesting::locked(self, |device| device.write(offset, data))
+        locked(self, |device| device.write(offset, data))
     }
+}
+
+/// Calls a device under its lock, unless this thread holds that already.
+#[inline(always)]
+fn locked<T: ?Sized>(mutex: &Mutex<T>, call: impl FnOnce(&mut T) -> Outcome) -> Outcome {
+    let _listed = Listed::new(std::ptr::from_ref(mutex).cast::<()>().addr())?;
+    let mut device = mutex.lock().map_err(|_| AccessError::Panicked)?;
+    call(&mut device)
 }

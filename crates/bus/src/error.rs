@@ -58,25 +58,15 @@ impl<K: Address> fmt::Display for BusError<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::EmptyRange { base } => write!(f, "range at {base:#x} is empty"),
-            Self::BeyondEnd { base, len } => {
-                write!(
-                    f,
-                    "range of {len:#x} at {base:#x} exceeds the address space"
-                )
-            }
+            Self::BeyondEnd { base, len } => write!(f, "{len:#x} bytes at {base:#x} do not fit"),
             Self::Overlap {
                 range,
                 name,
                 existing,
                 existing_name,
             } => write!(f, "{range} ({name}) overlaps {existing} ({existing_name})"),
-            Self::NoSuchRegion { id } => write!(f, "no region {id} on this bus"),
-            Self::InsideDevice { range, name } => {
-                write!(
-                    f,
-                    "{range} ({name}) cannot be removed from inside its handler"
-                )
-            }
+            Self::NoSuchRegion { id } => write!(f, "no region #{} on this bus", id.0),
+            Self::InsideDevice { range, name } => write!(f, "called from inside {range} ({name})"),
             Self::Barrier => f.write_str("membarrier(2) failed"),
         }
     }

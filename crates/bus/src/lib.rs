@@ -120,14 +120,12 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 
+mod access;
 mod bus;
 mod device;
 mod error;
-mod io;
 mod map;
 mod nesting;
-mod observer;
-mod presence;
 mod range;
 mod region;
 mod shared;
@@ -136,10 +134,10 @@ mod view;
 #[cfg(feature = "vm-device")]
 pub mod vm_device;
 
+pub use access::{Access, Direction};
 pub use bus::{Bus, BusBuilder, MmioBus, PioBus, WeakBus};
 pub use device::{AccessError, BusDevice, BusDeviceSync};
 pub use error::BusError;
-pub use observer::{Access, Direction};
 pub use range::{Address, BusRange};
 pub use region::{Counts, Region, RegionId, RegionInfo, Widths};
 pub use view::{BusView, MmioView, PioView};

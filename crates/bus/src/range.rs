@@ -3,13 +3,12 @@
 
 //! Addresses and checked ranges of them.
 
-use std::fmt;
-use std::hash::Hash;
+use std::fmt::{self, Debug, LowerHex};
 
 use crate::BusError;
 
 mod sealed {
-    pub trait Sealed {}
+    pub trait Sealed: Default {}
     impl Sealed for u16 {}
     impl Sealed for u64 {}
 }
@@ -18,38 +17,27 @@ mod sealed {
 ///
 /// The type keeps the two address spaces apart. It cannot be implemented outside of this crate.
 pub trait Address:
-    Copy + Ord + Hash + fmt::Debug + fmt::LowerHex + Into<u64> + Send + Sync + 'static + sealed::Sealed
+    Copy + Ord + Debug + LowerHex + Into<u64> + TryFrom<u64> + Send + Sync + 'static + sealed::Sealed
 {
     /// The last address of the space.
     const MAX: Self;
     /// How many hexadecimal digits an address is printed with, at least.
     const DIGITS: usize;
-    /// Addresses that differ only in this many lower bits are likely to be in the same region.
-    #[doc(hidden)]
-    const NEAR: u32;
 
     /// The address `by` bytes further on, unless that is beyond [`Self::MAX`].
-    fn checked_add(self, by: u64) -> Option<Self>;
+    fn checked_add(self, by: u64) -> Option<Self> {
+        self.into().checked_add(by)?.try_into().ok()
+    }
 }
 
 impl Address for u64 {
     const MAX: Self = Self::MAX;
     const DIGITS: usize = 8;
-    const NEAR: u32 = 12;
-
-    fn checked_add(self, by: u64) -> Option<Self> {
-        Self::checked_add(self, by)
-    }
 }
 
 impl Address for u16 {
     const MAX: Self = Self::MAX;
     const DIGITS: usize = 4;
-    const NEAR: u32 = 3;
-
-    fn checked_add(self, by: u64) -> Option<Self> {
-        Self::checked_add(self, Self::try_from(by).ok()?)
-    }
 }
 
 /// A range of addresses that is never empty and never wraps, both by construction.
@@ -88,26 +76,22 @@ impl<K: Address> BusRange<K> {
     }
 
     /// The first address.
-    #[inline]
     pub fn first(&self) -> K {
         self.first
     }
 
     /// The last address, which is part of the range.
-    #[inline]
     pub fn last(&self) -> K {
         self.last
     }
 
     /// The number of addresses in the range, at least 1.
-    #[inline]
     pub fn size(&self) -> u64 {
         // No overflow: a length passed to `new` is at most `u64::MAX`.
         self.last.into() - self.first.into() + 1
     }
 
     /// Whether `addr` is in the range.
-    #[inline]
     pub fn contains(&self, addr: K) -> bool {
         self.first <= addr && addr <= self.last
     }

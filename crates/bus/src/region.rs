@@ -7,10 +7,11 @@ use std::borrow::Cow;
 use std::fmt;
 use std::ops::BitOr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::io::Outcome;
-use crate::{AccessError, Address, BusDeviceSync, BusError, BusRange, Direction};
+use crate::access::Outcome;
+use crate::device::Device;
+use crate::{AccessError, Address, BusError, BusRange, Direction};
 
 /// A set of access widths in bytes: one or more of 1, 2, 4 and 8.
 ///
@@ -53,20 +54,7 @@ impl BitOr for Widths {
 
 /// Names one insertion of one device; never used again, neither by this bus nor by another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RegionId(u64);
-
-impl RegionId {
-    fn next() -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
-        Self(NEXT.fetch_add(1, Ordering::Relaxed))
-    }
-}
-
-impl fmt::Display for RegionId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "#{}", self.0)
-    }
-}
+pub struct RegionId(pub(crate) u64);
 
 /// A range to insert a device at, with a name and access rules.
 ///
@@ -97,7 +85,7 @@ impl fmt::Display for RegionId {
 pub struct Region<K> {
     base: K,
     len: u64,
-    name: Cow<'static, str>,
+    pub(crate) name: Cow<'static, str>,
     widths: Widths,
     aligned: bool,
     counted: bool,
@@ -143,24 +131,18 @@ impl<K: Address> Region<K> {
         self
     }
 
-    pub(crate) fn into_entry(
-        self,
-        device: Arc<dyn BusDeviceSync>,
-    ) -> Result<Entry<K>, BusError<K>> {
+    /// The region as it goes into the map of a bus.
+    pub(crate) fn with(self, device: Device) -> Result<RegionInfo<K>, BusError<K>> {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         let range = BusRange::new(self.base, self.len)?;
         let meta = Arc::new(Meta {
-            id: RegionId::next(),
-            name: self.name,
-            widths: self.widths,
-            aligned: self.aligned,
-            counts: self.counted.then(Default::default),
-            device: Arc::clone(&device),
-        });
-        Ok(Entry {
-            info: RegionInfo { range, meta },
+            id: RegionId(NEXT_ID.fetch_add(1, Ordering::Relaxed)),
+            asked: self,
+            counts: Default::default(),
+            panicked: AtomicBool::new(false),
             device,
-            is_plain: self.widths == Widths::ANY && !self.aligned && !self.counted,
-        })
+        });
+        Ok(RegionInfo { range, meta })
     }
 }
 
@@ -177,10 +159,23 @@ pub struct Counts {
 }
 
 /// A region of a bus as it was at the moment of asking.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct RegionInfo<K> {
-    range: BusRange<K>,
-    pub(crate) meta: Arc<Meta>,
+    pub(crate) range: BusRange<K>,
+    pub(crate) meta: Arc<Meta<K>>,
+}
+
+/// What stays the same about a region while it moves.
+#[derive(Debug)]
+pub(crate) struct Meta<K> {
+    id: RegionId,
+    /// What the device was inserted with. Its base is where the region was then.
+    pub(crate) asked: Region<K>,
+    /// Reads, writes, and refused ones of both.
+    counts: [AtomicU64; 3],
+    /// Whether the device has panicked, and is not to be called any more.
+    pub(crate) panicked: AtomicBool,
+    pub(crate) device: Device,
 }
 
 impl<K: Address> RegionInfo<K> {
@@ -190,105 +185,57 @@ impl<K: Address> RegionInfo<K> {
     }
 
     /// The addresses of the region.
-    #[inline]
     pub fn range(&self) -> BusRange<K> {
         self.range
     }
 
     /// The name of the region.
     pub fn name(&self) -> &str {
-        &self.meta.name
+        &self.meta.asked.name
     }
 
     /// The device of the region.
-    pub fn device(&self) -> &Arc<dyn BusDeviceSync> {
+    pub fn device(&self) -> &Device {
         &self.meta.device
     }
 
     /// How often the region has been accessed so far; all 0 unless it is
     /// [`counted`](Region::counted).
     pub fn counts(&self) -> Counts {
-        let Some(counts) = &self.meta.counts else {
-            return Counts::default();
-        };
-        let [reads, writes, refused] = counts.each_ref().map(|n| n.load(Ordering::Relaxed));
+        let counts = self.meta.counts.each_ref();
+        let [reads, writes, refused] = counts.map(|count| count.load(Ordering::Relaxed));
         Counts {
             reads,
             writes,
             refused,
         }
     }
-}
 
-impl<K: fmt::Debug> fmt::Debug for RegionInfo<K> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RegionInfo")
-            .field("id", &self.meta.id)
-            .field("range", &self.range)
-            .field("name", &self.meta.name)
-            .finish_non_exhaustive()
-    }
-}
-
-/// A line of the map: the range and the name.
-impl<K: Address> fmt::Display for RegionInfo<K> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} : {}", self.range, self.name())
-    }
-}
-
-/// What stays the same about a region while it moves.
-pub(crate) struct Meta {
-    id: RegionId,
-    pub(crate) name: Cow<'static, str>,
-    widths: Widths,
-    aligned: bool,
-    /// Reads, writes, and refused ones of both.
-    counts: Option<[AtomicU64; 3]>,
-    /// The device that was inserted, even after it has failed.
-    pub(crate) device: Arc<dyn BusDeviceSync>,
-}
-
-/// A region in the map of a bus.
-pub(crate) struct Entry<K> {
-    pub(crate) info: RegionInfo<K>,
-    /// What is called: the device, or a stand-in once it has panicked.
-    pub(crate) device: Arc<dyn BusDeviceSync>,
-    /// Whether nothing but the end of the range needs to be looked at during an access.
-    pub(crate) is_plain: bool,
-}
-
-impl<K: Address> Entry<K> {
-    /// The same region with another range or device.
-    pub(crate) fn with(&self, range: BusRange<K>, device: &Arc<dyn BusDeviceSync>) -> Self {
-        let meta = Arc::clone(&self.info.meta);
-        Self {
-            info: RegionInfo { range, meta },
-            device: Arc::clone(device),
-            is_plain: self.is_plain,
-        }
+    /// Whether the end of the range is the only rule, and nothing is counted.
+    pub(crate) fn is_plain(&self) -> bool {
+        let asked = &self.meta.asked;
+        asked.widths == Widths::ANY && !asked.aligned && !asked.counted
     }
 
     /// The offset of an access that starts inside of the region, if the region takes it.
-    #[inline]
     pub(crate) fn route(&self, addr: K, width: usize) -> Result<u64, AccessError> {
-        let bytes = width as u64;
-        let offset = addr.into() - self.info.range.first().into();
-        if bytes > self.info.range.size() - offset {
+        let offset = addr.into() - self.range.first().into();
+        if width as u64 > self.range.size() - offset {
             Err(AccessError::CrossesEnd)
-        } else if self.is_plain {
-            Ok(offset)
-        } else if !self.info.meta.widths.contains(width) {
+        } else if !self.meta.asked.widths.contains(width) {
             Err(AccessError::Width)
-        } else if self.info.meta.aligned && offset % bytes != 0 {
+        } else if self.meta.asked.aligned && offset % width as u64 != 0 {
             Err(AccessError::Misaligned)
+        } else if self.meta.panicked.load(Ordering::Relaxed) {
+            Err(AccessError::Panicked)
         } else {
             Ok(offset)
         }
     }
 
     pub(crate) fn count(&self, direction: Direction, outcome: Outcome) {
-        if let Some([reads, writes, refused]) = &self.info.meta.counts {
+        if self.meta.asked.counted {
+            let [reads, writes, refused] = &self.meta.counts;
             let way = match direction {
                 Direction::Read => reads,
                 Direction::Write => writes,
@@ -299,8 +246,9 @@ impl<K: Address> Entry<K> {
     }
 }
 
-/// Tells devices apart.
-#[inline]
-pub(crate) fn address_of(device: &dyn BusDeviceSync) -> usize {
-    std::ptr::from_ref(device).cast::<()>().addr()
+/// A line of the map: the range and the name.
+impl<K: Address> fmt::Display for RegionInfo<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} : {}", self.range, self.name())
+    }
 }

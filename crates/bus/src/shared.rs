@@ -3,200 +3,183 @@
 
 //! What a bus, its handles and its views have in common.
 
-use std::mem;
+use std::any::Any;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::compiler_fence;
 
-use crate::io::{Io, Outcome};
+use crate::access::{Io, Outcome};
 use crate::map::Map;
-use crate::nesting::Listed;
-use crate::presence::Presence;
-use crate::region::Entry;
-use crate::sync::{AtomicU64, Barrier, Mutex, MutexGuard, Ordering, Padded, lock};
+use crate::nesting::{ACCESS, Listed};
+use crate::sync::{AtomicU64, AtomicUsize, Mutex, Ordering, fence, lock, thread_token};
 use crate::view::Lookup;
-use crate::{Access, AccessError, Address, BusDeviceSync};
+use crate::{Access, AccessError, Address};
 
 pub(crate) type Observer<K> = dyn Fn(&Access<'_, K>) + Send + Sync;
 
 pub(crate) struct Shared<K> {
-    /// Goes up whenever the map changes. The one thing that every access looks at, so it shares
-    /// its cache line with nothing that is written more often.
-    pub(crate) generation: Padded<AtomicU64>,
-    pub(crate) barrier: Barrier,
-    /// What a read gives without a device, for each byte of the widest one.
-    pub(crate) fill: [u8; 8],
+    pub(crate) generation: Generation,
+    /// Whether views execute a memory fence for each access; see [`Self::barrier_of_view`].
+    pub(crate) fenced: bool,
+    /// The remover's side of that; `false` if it failed.
+    pub(crate) barrier_of_remover: fn() -> bool,
+    /// What each byte of a read is when no device sets it.
+    pub(crate) fill: u8,
     pub(crate) observer: Option<Box<Observer<K>>>,
-    /// What is called in the place of a device that panicked.
-    pub(crate) failed: Arc<dyn BusDeviceSync>,
-    state: Mutex<State<K>>,
+    pub(crate) state: Mutex<State<K>>,
     /// For accesses without a view.
-    spare: Mutex<Vec<Lookup<K>>>,
+    pub(crate) spare: Mutex<Vec<Lookup<K>>>,
 }
 
+/// Goes up whenever something changes. The one thing that every access looks at, so it shares its
+/// cache lines (two, because they are fetched in pairs) with nothing that is written more often.
+#[derive(Default)]
+#[repr(align(128))]
+pub(crate) struct Generation(pub(crate) AtomicU64);
+
 /// No device is called or dropped while this is locked.
+#[derive(Default)]
 pub(crate) struct State<K> {
     pub(crate) map: Arc<Map<K>>,
     pub(crate) views: Vec<Arc<Presence>>,
-    pub(crate) waits: Vec<Wait>,
+    /// Threads, and the device that each waits for, which it wants everybody to leave.
+    pub(crate) waits: Vec<(usize, usize)>,
 }
 
-/// A thread inside of `inside` that waits until nobody is inside of `device`.
-pub(crate) struct Wait {
-    /// Of the map without the device; tells waits apart.
-    pub(crate) generation: u64,
-    pub(crate) inside: Vec<usize>,
-    pub(crate) device: usize,
+/// Where a view is. Each view writes its own, on cache lines of its own.
+#[derive(Default)]
+#[repr(align(128))]
+pub(crate) struct Presence {
+    /// The address of the device that is called, or about to be, or 0.
+    device: AtomicUsize,
+    /// The thread that does so, or did so last.
+    thread: AtomicUsize,
+}
+
+impl Presence {
+    /// Says that this thread is going to call a device.
+    #[inline(always)]
+    pub(crate) fn enter(&self, device: usize) {
+        let thread = thread_token();
+        // Looking is cheaper than writing, and a view hardly ever changes threads.
+        if self.thread.load(Ordering::Relaxed) != thread {
+            self.thread.store(thread, Ordering::Relaxed);
+        }
+        // Release: who sees this view in its next access has seen all of the one before.
+        self.device.store(device, Ordering::Release);
+    }
+
+    #[inline(always)]
+    pub(crate) fn leave(&self) {
+        self.device.store(0, Ordering::Release);
+    }
+
+    /// Whether somebody may be inside of the device, for who has published a map without it and
+    /// executed the other half of the barrier.
+    pub(crate) fn is_inside(&self, device: usize) -> bool {
+        self.device.load(Ordering::Acquire) == device
+    }
+
+    /// Whether this thread, which is the calling one or waits, is inside of the device.
+    fn holds(&self, thread: usize, device: usize) -> bool {
+        self.is_inside(device) && self.thread.load(Ordering::Relaxed) == thread
+    }
 }
 
 impl<K> State<K> {
-    /// The devices that a thread is inside of.
-    pub(crate) fn inside(&self, thread: usize) -> Vec<usize> {
-        let views = self.views.iter();
-        views.filter_map(|view| view.device_of(thread)).collect()
-    }
-
-    /// Whether threads stay in `device` until the caller, who is in `inside`, has returned.
-    pub(crate) fn never_left(&self, device: usize, inside: &[usize]) -> bool {
+    /// Whether a thread, inside of the device, waits for what `thread` is inside of.
+    pub(crate) fn is_circle(&self, thread: usize, device: usize) -> bool {
+        let is_inside = |thread| self.views.iter().any(|view| view.holds(thread, device));
         // This ends, because no wait is ever added that would close a circle.
         let mut waits = self.waits.iter();
-        inside.contains(&device)
-            || waits
-                .any(|wait| wait.inside.contains(&device) && self.never_left(wait.device, inside))
+        is_inside(thread)
+            || waits.any(|(other, target)| is_inside(*other) && self.is_circle(thread, *target))
     }
 }
 
 impl<K: Address> Shared<K> {
-    pub(crate) fn new(barrier: Barrier, fill: u8, observer: Option<Box<Observer<K>>>) -> Self {
-        Self {
-            generation: Padded(AtomicU64::new(0)),
-            barrier,
-            fill: [fill; 8],
-            observer,
-            failed: Arc::new(Failed),
-            state: Mutex::new(State {
-                map: Arc::default(),
-                views: Vec::new(),
-                waits: Vec::new(),
-            }),
-            spare: Mutex::new(Vec::new()),
-        }
-    }
-
-    pub(crate) fn state(&self) -> MutexGuard<'_, State<K>> {
-        lock(&self.state)
-    }
-
-    /// Tells every view that there is a new map. The caller holds the lock.
-    pub(crate) fn publish(&self) -> u64 {
-        self.generation.0.fetch_add(1, Ordering::SeqCst) + 1
+    /// Tells every view that something has changed. The caller holds the lock.
+    pub(crate) fn publish(&self) {
+        self.generation.0.fetch_add(1, Ordering::SeqCst);
     }
 
     /// The current map and its generation.
     pub(crate) fn current(&self) -> (Arc<Map<K>>, u64) {
-        let state = self.state();
+        let state = lock(&self.state);
         // Only ever changed under the lock.
         let generation = self.generation.0.load(Ordering::Relaxed);
         (Arc::clone(&state.map), generation)
     }
 
-    /// The same for a new view, with the place where the view says what it does.
-    pub(crate) fn register(&self) -> (Arc<Map<K>>, u64, Arc<Presence>) {
-        let mut state = self.state();
-        let generation = self.generation.0.load(Ordering::Relaxed);
-        let presence = Arc::new(Presence::new(generation));
+    /// A place for a new view to say what it does.
+    pub(crate) fn register(&self) -> Arc<Presence> {
+        let presence = Arc::new(Presence::default());
+        let mut state = lock(&self.state);
+        // Forgets the views that are gone.
+        state.views.retain_mut(|view| Arc::get_mut(view).is_none());
         state.views.push(Arc::clone(&presence));
-        (Arc::clone(&state.map), generation, presence)
+        presence
     }
 
-    pub(crate) fn unregister(&self, view: &Arc<Presence>) {
-        let mut state = self.state();
-        state.views.retain(|other| !Arc::ptr_eq(other, view));
+    /// Orders "a view says where it goes, then looks at the generation" against "a remover changes
+    /// the generation, then looks where views are": at least one of the two must see the other.
+    ///
+    /// The remover makes every thread execute a barrier, if it can; if not, both sides execute one.
+    #[inline(always)]
+    pub(crate) fn barrier_of_view(&self) {
+        if self.fenced {
+            fence(Ordering::SeqCst);
+        } else {
+            compiler_fence(Ordering::SeqCst);
+        }
     }
 
     /// An access without a view: with one that was used in this way before, or a new one.
     pub(crate) fn access(&self, addr: K, mut io: Io<'_>) -> Outcome {
-        let _listed = match Listed::access() {
-            Ok(listed) => listed,
-            Err(error) => {
-                io.prepare(self.fill);
-                let (map, _) = self.current();
-                let entry = map.find(addr).and_then(|index| map.get(index));
-                self.report(entry, addr, &io, Err(error));
-                return Err(error);
-            }
+        let Ok(_listed) = Listed::new(ACCESS) else {
+            io.fill(self.fill);
+            let refused = Err(AccessError::Reentrant);
+            self.report(&io.seen(addr, self.current().0.find(addr, &mut 0), refused));
+            return refused;
         };
-        /// Goes back where it came from, also when an observer panics.
-        struct Spare<'a, K>(&'a Mutex<Vec<Lookup<K>>>, Option<Lookup<K>>);
-        impl<K> Drop for Spare<'_, K> {
-            fn drop(&mut self) {
-                lock(self.0).extend(self.1.take());
-            }
-        }
-        let mut spare = Spare(&self.spare, lock(&self.spare).pop());
-        spare
-            .1
-            .get_or_insert_with(|| Lookup::new(self))
-            .access(self, addr, io)
-    }
-
-    /// Lets go of old maps, which may hold the last reference to a device.
-    pub(crate) fn refresh_spare(&self) {
-        let mut spare = mem::take(&mut *lock(&self.spare));
-        for lookup in &mut spare {
-            lookup.refresh(self);
-        }
-        lock(&self.spare).append(&mut spare);
+        let spare = lock(&self.spare).pop();
+        let mut lookup = spare.unwrap_or_else(|| Lookup::new(self));
+        let outcome = lookup.access(self, addr, io);
+        lock(&self.spare).push(lookup);
+        outcome
     }
 
     /// Counts and shows an access.
-    #[inline]
-    pub(crate) fn report(
-        &self,
-        entry: Option<&Arc<Entry<K>>>,
-        addr: K,
-        io: &Io<'_>,
-        outcome: Outcome,
-    ) {
-        if let Some(entry) = entry.filter(|entry| !entry.is_plain) {
-            entry.count(io.direction(), outcome);
+    pub(crate) fn report(&self, access: &Access<'_, K>) {
+        if let Some(region) = access.region {
+            region.count(access.direction, access.outcome);
         }
         if let Some(observer) = &self.observer {
-            observer(&Access {
-                addr,
-                width: io.width(),
-                direction: io.direction(),
-                region: entry.map(|entry| &entry.info),
-                outcome,
-            });
+            observer(access);
         }
     }
 
-    /// Makes the best of a device that returned an error, or panicked: then it is not called again.
+    /// Sees to it that a device that panicked is not called again.
     #[cold]
-    pub(crate) fn after_failure(
-        &self,
-        device: usize,
-        failed: Option<Outcome>,
-        buffer: &mut [u8],
-    ) -> Outcome {
-        buffer.fill(self.fill[0]);
-        failed.unwrap_or_else(|| {
-            let mut state = self.state();
-            Arc::make_mut(&mut state.map).replace(device, &self.failed);
-            self.publish();
-            Err(AccessError::Panicked)
-        })
+    pub(crate) fn give_up(&self, device: usize, payload: Box<dyn Any + Send>) -> Outcome {
+        // What a handler panicked with could panic again when it is dropped.
+        let dropped = catch_unwind(AssertUnwindSafe(|| drop(payload)));
+        std::mem::forget(dropped.err());
+
+        let state = lock(&self.state);
+        for region in &state.map.regions {
+            if region.meta.device.address() == device {
+                region.meta.panicked.store(true, Ordering::Relaxed);
+            }
+        }
+        self.publish();
+        Err(AccessError::Panicked)
     }
 }
 
-/// Stands in for a device that panicked.
-pub(crate) struct Failed;
-
-impl BusDeviceSync for Failed {
-    fn read(&self, _offset: u64, _data: &mut [u8]) -> Outcome {
-        Err(AccessError::Panicked)
-    }
-
-    fn write(&self, _offset: u64, _data: &[u8]) -> Outcome {
-        Err(AccessError::Panicked)
+impl<K: Address> fmt::Debug for Shared<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(&self.current().0.regions).finish()
     }
 }

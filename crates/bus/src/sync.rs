@@ -3,22 +3,21 @@
 
 //! Synchronisation: the real thing, or loom's when models are checked.
 
-#[cfg(loom)]
-pub(crate) use loom::sync::{
-    Mutex, MutexGuard,
-    atomic::{AtomicU64, AtomicUsize, Ordering, fence},
-};
 use std::cell::Cell;
 use std::sync::PoisonError;
+use std::thread::sleep;
+use std::time::Duration;
+
+#[cfg(loom)]
+use loom as real_or_model;
 #[cfg(not(loom))]
-pub(crate) use std::sync::{
+use std as real_or_model;
+
+pub(crate) use real_or_model::sync::{
     Mutex, MutexGuard,
     atomic::{AtomicU64, AtomicUsize, Ordering, fence},
 };
-
-/// Keeps a value on cache lines of its own (two, because they are fetched in pairs).
-#[repr(align(128))]
-pub(crate) struct Padded<T>(pub(crate) T);
+use real_or_model::thread;
 
 /// Locks; nothing in this crate panics while it holds a lock of its own.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -32,93 +31,40 @@ std::thread_local! {
 }
 #[cfg(loom)]
 loom::thread_local! {
-    static TOKEN: Cell<u8> = Cell::new(0);
+    // Never freed: loom does not know that who gets memory comes after who gave it back.
+    static TOKEN: &'static Cell<u8> = Box::leak(Box::new(Cell::new(0)));
 }
 
 /// A number that no other thread has as long as this one lives.
 #[inline]
 pub(crate) fn thread_token() -> usize {
-    TOKEN.with(|token| std::ptr::from_ref(token).addr())
+    TOKEN.with(|token| std::ptr::from_ref::<Cell<u8>>(token).addr())
 }
 
-/// Waits a moment, longer each time.
-pub(crate) fn back_off(round: &mut u32) {
-    *round = round.saturating_add(1);
-    #[cfg(loom)]
-    loom::thread::yield_now();
-    #[cfg(not(loom))]
-    match *round {
-        0..64 => std::hint::spin_loop(),
-        64..256 => std::thread::yield_now(),
-        _ => std::thread::sleep(std::time::Duration::from_micros(50)),
-    }
-}
-
-/// Orders "a view says where it goes, then looks at the generation" against "a remover changes the
-/// generation, then looks where views are": at least one of the two must see the other.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Barrier {
-    /// The remover makes every running thread of the process execute a barrier: views need none.
-    #[cfg(all(target_os = "linux", not(any(loom, miri))))]
-    Membarrier,
-    /// Both sides execute one.
-    Fence,
-    /// For tests: the remover's side fails.
-    #[cfg(test)]
-    Broken,
-}
-
-impl Barrier {
-    /// The view's side.
-    #[inline(always)]
-    pub(crate) fn light(self) {
-        match self {
-            #[cfg(all(target_os = "linux", not(any(loom, miri))))]
-            Self::Membarrier => std::sync::atomic::compiler_fence(Ordering::SeqCst),
-            Self::Fence => fence(Ordering::SeqCst),
-            #[cfg(test)]
-            Self::Broken => fence(Ordering::SeqCst),
+/// Waits, in steps that are short at first.
+pub(crate) fn wait_while(condition: impl Fn() -> bool) {
+    let mut round = 0_u64;
+    while condition() {
+        round += 1;
+        match round {
+            0..256 => thread::yield_now(),
+            _ => sleep(Duration::from_micros(50)),
         }
     }
-
-    /// The remover's side; `false` if it failed.
-    pub(crate) fn heavy(self) -> bool {
-        match self {
-            #[cfg(all(target_os = "linux", not(any(loom, miri))))]
-            Self::Membarrier => linux::barrier_in_all_threads(),
-            Self::Fence => {
-                fence(Ordering::SeqCst);
-                true
-            }
-            #[cfg(test)]
-            Self::Broken => false,
-        }
-    }
-
-    /// The best this process can do.
-    pub(crate) fn best() -> Self {
-        #[cfg(all(target_os = "linux", not(any(loom, miri))))]
-        if linux::is_available() {
-            return Self::Membarrier;
-        }
-        Self::Fence
-    }
 }
 
+/// Makes every running thread of the process execute a memory barrier; `false` if that failed.
+///
+/// Registers the process on the first call, and again in a child process.
 #[cfg(all(target_os = "linux", not(any(loom, miri))))]
-mod linux {
-    use std::sync::OnceLock;
-
+pub(crate) fn barrier_in_all_threads() -> bool {
     use rustix::thread::{MembarrierCommand, membarrier};
 
-    /// Registers on the first call, and again in a child process.
-    pub(super) fn barrier_in_all_threads() -> bool {
-        let barrier = || membarrier(MembarrierCommand::PrivateExpedited).is_ok();
-        barrier() || (membarrier(MembarrierCommand::RegisterPrivateExpedited).is_ok() && barrier())
-    }
+    let barrier = || membarrier(MembarrierCommand::PrivateExpedited).is_ok();
+    barrier() || (membarrier(MembarrierCommand::RegisterPrivateExpedited).is_ok() && barrier())
+}
 
-    pub(super) fn is_available() -> bool {
-        static AVAILABLE: OnceLock<bool> = OnceLock::new();
-        *AVAILABLE.get_or_init(barrier_in_all_threads)
-    }
+#[cfg(not(all(target_os = "linux", not(any(loom, miri)))))]
+pub(crate) fn barrier_in_all_threads() -> bool {
+    false
 }

@@ -4,15 +4,15 @@
 //! Access to the devices: the path that every exit of a vCPU takes.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use crate::io::{Io, Outcome};
+use crate::access::{Io, Outcome};
+use crate::device::Device;
 use crate::map::Map;
-use crate::presence::Presence;
-use crate::region::address_of;
-use crate::shared::Shared;
+use crate::shared::{Presence, Shared};
 use crate::sync::Ordering;
-use crate::{AccessError, Address, BusDeviceSync};
+use crate::{AccessError, Address, BusDeviceSync, RegionId, Widths};
 
 /// One vCPU's view of the bus for memory-mapped I/O.
 pub type MmioView = BusView<u64>;
@@ -72,107 +72,102 @@ impl<K: Address> BusView<K> {
     }
 }
 
-impl<K: Address> Drop for BusView<K> {
-    fn drop(&mut self) {
-        self.shared.unregister(&self.lookup.presence);
-    }
-}
-
 impl<K: Address> fmt::Debug for BusView<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BusView").finish_non_exhaustive()
+        self.shared.fmt(f)
     }
 }
 
-/// A map, and a region of it that is accessed again and again.
+/// How many guesses a view keeps where regions are.
+const HINTS: usize = 1024;
+
+/// A map, and the region of it that is accessed again and again.
 pub(crate) struct Lookup<K> {
-    /// Where that region begins.
-    base: u64,
-    /// How long it is; 0 if there is none.
-    size: u64,
-    /// Its device.
-    device: Arc<dyn BusDeviceSync>,
-    presence: Arc<Presence>,
+    hit: Option<Hit>,
     generation: u64,
+    presence: Arc<Presence>,
     map: Arc<Map<K>>,
+    /// For each page of addresses, or for several: the index of a region that was found there.
+    hints: Vec<usize>,
     /// The region of the last access that went the long way.
-    index: usize,
-    /// A guess for each address: the region that was found near to it before, or any other.
-    hints: Vec<u32>,
+    last: Option<RegionId>,
+}
+
+/// What the short way needs to know about a region.
+struct Hit {
+    base: u64,
+    size: u64,
+    device: Device,
 }
 
 impl<K: Address> Lookup<K> {
     pub(crate) fn new(shared: &Shared<K>) -> Self {
-        let (map, generation, presence) = shared.register();
+        let presence = shared.register();
+        let (map, generation) = shared.current();
         Self {
-            base: 0,
-            size: 0,
-            device: Arc::clone(&shared.failed),
-            presence,
+            hit: None,
             generation,
-            hints: map.hints(),
+            presence,
             map,
-            index: usize::MAX,
+            hints: vec![0; HINTS],
+            last: None,
         }
     }
 
     /// An access from the outside. The short way is for the region that is accessed most.
     #[inline(always)]
     pub(crate) fn access(&mut self, shared: &Shared<K>, addr: K, mut io: Io<'_>) -> Outcome {
-        let offset = addr.into().wrapping_sub(self.base);
-        let room = self.size.checked_sub(io.width() as u64);
-        if room.is_some_and(|room| offset <= room) && io.prepare(shared.fill) {
-            if let Some(outcome) = self.visit(shared, &*self.device, offset, &mut io) {
-                return outcome;
+        if let Some(hit) = &self.hit {
+            let offset = addr.into().wrapping_sub(hit.base);
+            let room = hit.size.checked_sub(io.width() as u64);
+            if room.is_some_and(|room| offset <= room) && Widths::ANY.contains(io.width()) {
+                io.fill(shared.fill);
+                if let Some(outcome) = self.visit(shared, &*hit.device, offset, &mut io) {
+                    return outcome;
+                }
             }
         }
-        // Passed on in parts, which stay in registers.
-        match io {
-            Io::Read(data) => self.read_any(shared, addr, data),
-            Io::Write(data) => self.write_any(shared, addr, data),
-        }
-    }
-
-    #[inline(never)]
-    fn read_any(&mut self, shared: &Shared<K>, addr: K, data: &mut [u8]) -> Outcome {
-        self.access_any(shared, addr, Io::Read(data))
-    }
-
-    #[inline(never)]
-    fn write_any(&mut self, shared: &Shared<K>, addr: K, data: &[u8]) -> Outcome {
-        self.access_any(shared, addr, Io::Write(data))
+        self.access_any(shared, addr, io)
     }
 
     /// The long way, for all accesses.
-    #[inline(always)]
+    #[inline(never)]
     fn access_any(&mut self, shared: &Shared<K>, addr: K, mut io: Io<'_>) -> Outcome {
-        let is_width = io.prepare(shared.fill);
+        let width = io.width();
+        io.fill(shared.fill);
         loop {
             self.refresh(shared);
-            let found = self.find(addr);
-            let entry = found.and_then(|index| self.map.get(index));
-            let route = match entry {
-                _ if !is_width => Err(AccessError::Width),
-                _ if addr.checked_add(io.width() as u64 - 1).is_none() => {
-                    Err(AccessError::CrossesEnd)
-                }
-                Some(entry) => entry.route(addr, io.width()).map(|offset| (entry, offset)),
+            let page = usize::try_from(addr.into() >> 12).unwrap_or(0);
+            let hint = self.hints.get_mut(page % HINTS);
+            let region = hint.and_then(|hint| self.map.find(addr, hint));
+            let route = match region {
+                _ if !Widths::ANY.contains(width) => Err(AccessError::Width),
+                _ if addr.checked_add(width as u64 - 1).is_none() => Err(AccessError::CrossesEnd),
+                Some(region) => region.route(addr, width).map(|offset| (region, offset)),
                 None => Err(AccessError::Unclaimed),
             };
             let outcome = match route {
                 Err(refused) => Err(refused),
-                Ok((entry, offset)) => {
-                    self.presence.set_device(address_of(&*entry.device));
-                    let outcome = self.visit(shared, &*entry.device, offset, &mut io);
-                    self.presence.set_device(address_of(&*self.device));
-                    let Some(outcome) = outcome else {
+                Ok((region, offset)) => {
+                    let device = &*region.meta.device;
+                    let Some(outcome) = self.visit(shared, device, offset, &mut io) else {
                         continue;
                     };
+                    // The short way is for a region that was found twice in a row. Not sooner,
+                    // because taking it writes to the reference count of the device.
+                    if self.last != Some(region.id()) {
+                        self.last = Some(region.id());
+                    } else if region.is_plain() && shared.observer.is_none() {
+                        self.hit = Some(Hit {
+                            base: region.range.first().into(),
+                            size: region.range.size(),
+                            device: Arc::clone(&region.meta.device),
+                        });
+                    }
                     outcome
                 }
             };
-            shared.report(entry, addr, &io, outcome);
-            self.remember(shared, found);
+            shared.report(&io.seen(addr, region, outcome));
             return outcome;
         }
     }
@@ -186,66 +181,27 @@ impl<K: Address> Lookup<K> {
         offset: u64,
         io: &mut Io<'_>,
     ) -> Option<Outcome> {
-        let is_current = self.presence.enter(shared, self.generation);
-        let called = is_current.then(|| io.call(device, offset));
+        self.presence.enter(device.address());
+        shared.barrier_of_view();
+        let is_current = shared.generation.0.load(Ordering::Acquire) == self.generation;
+        // Costs nothing as long as nobody panics. What the handler may have left half-done is not
+        // used: the buffer is filled anew, and the device is given up.
+        let called = is_current.then(|| catch_unwind(AssertUnwindSafe(|| io.call(device, offset))));
         self.presence.leave();
-        match called? {
-            Some(Ok(())) => Some(Ok(())),
-            failed => Some(shared.after_failure(address_of(device), failed, io.buffer())),
-        }
-    }
-
-    /// Finds the region of an address: the one that was found near it before, or by searching.
-    #[inline]
-    fn find(&mut self, addr: K) -> Option<usize> {
-        let near = usize::try_from(addr.into() >> K::NEAR).unwrap_or(0);
-        let place = near & self.hints.len().wrapping_sub(1);
-        // No hints, no regions.
-        let hint = self.hints.get_mut(place)?;
-        let hinted = usize::try_from(*hint).unwrap_or(usize::MAX);
-        let entry = self.map.get(hinted);
-        if entry.is_some_and(|entry| entry.info.range().contains(addr)) {
-            return Some(hinted);
-        }
-        let index = self.map.find(addr)?;
-        *hint = u32::try_from(index).unwrap_or(0);
-        Some(index)
-    }
-
-    /// Takes the short way from now on to a region that was found twice in a row.
-    ///
-    /// Not sooner, because that writes to the reference count of the device.
-    #[inline]
-    fn remember(&mut self, shared: &Shared<K>, found: Option<usize>) {
-        let Some(index) = found else {
-            return;
+        let outcome = match called? {
+            Ok(Ok(())) => return Some(Ok(())),
+            Ok(refused) => refused,
+            Err(payload) => shared.give_up(device.address(), payload),
         };
-        if index != self.index {
-            self.index = index;
-        } else if let Some(entry) = self.map.get(index) {
-            if entry.is_plain && shared.observer.is_none() {
-                self.device = Arc::clone(&entry.device);
-                self.presence.set_device(address_of(&*self.device));
-                self.base = entry.info.range().first().into();
-                self.size = entry.info.range().size();
-            }
-        }
+        io.fill(shared.fill);
+        Some(outcome)
     }
 
     /// Fetches the current map unless this is the current one.
-    #[inline]
     pub(crate) fn refresh(&mut self, shared: &Shared<K>) {
         if shared.generation.0.load(Ordering::Acquire) != self.generation {
-            self.fetch(shared);
+            self.hit = None;
+            (self.map, self.generation) = shared.current();
         }
-    }
-
-    #[cold]
-    fn fetch(&mut self, shared: &Shared<K>) {
-        (self.base, self.size, self.index) = (0, 0, usize::MAX);
-        self.device = Arc::clone(&shared.failed);
-        (self.map, self.generation) = shared.current();
-        self.presence.set_generation(self.generation);
-        self.hints = self.map.hints();
     }
 }

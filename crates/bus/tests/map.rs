@@ -136,7 +136,10 @@ fn stale_identifier_never_means_the_next_device() {
 
     let new = bus.insert(Tag::new(2), 0x1000, 0x100).unwrap();
     assert_ne!(old, new);
-    assert!(bus.remove(old).is_err());
+    assert_eq!(
+        bus.remove(old).unwrap_err(),
+        BusError::NoSuchRegion { id: old }
+    );
     assert!(bus.relocate(old, 0x8000).is_err());
     assert_eq!((view.read(0x1000, &mut data), data), (Ok(()), [2]));
     assert_eq!(bus.find(0x1000).unwrap().id(), new);
