@@ -246,13 +246,16 @@ fn a_stop_ends_a_pause() {
     assert_eq!(handle.pause(SOON), Err(ControlError::NotRunning));
     // The same for somebody who is still waiting for the pause.
     let (go, may_go) = mpsc::channel::<()>();
+    let (enter, entered) = mpsc::channel();
     let devices = Does(move || {
+        let _ = enter.send(());
         let _ = may_go.recv();
     });
     let handle = VcpuRunner::new(flooding(), devices).spawn("stuck").unwrap();
+    // Not sooner: a vCPU that has not made an access yet can pause at once.
+    entered.recv_timeout(SOON).unwrap();
     let control = handle.control().clone();
     let waiting = thread::spawn(move || control.pause(SOON));
-    wait_until(|| handle.control().state() == State::Running);
     thread::sleep(SHORT);
     handle.stop();
     let error = waiting.join().unwrap().unwrap_err();
