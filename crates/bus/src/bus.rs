@@ -184,7 +184,7 @@ impl<K: Address> Bus<K> {
     /// Puts a device on the bus, at the `len` addresses from `base` on.
     ///
     /// An `Arc<Mutex<D>>` of any [`BusDevice`](crate::BusDevice) is such a device, and so is an
-    /// `Arc<D>` of any [`BusDeviceSync`]. The same device may be inserted more than once.
+    /// `Arc<D>` of any [`BusDeviceSync`](crate::BusDeviceSync). The same device may be inserted more than once.
     ///
     /// # Errors
     ///

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::compiler_fence;
 
 use crate::access::{Io, Outcome};
+use crate::device::Device;
 use crate::map::Map;
 use crate::nesting::{ACCESS, Listed};
 use crate::sync::{AtomicU64, AtomicUsize, Mutex, Ordering, fence, lock, thread_token};
@@ -51,39 +52,41 @@ pub(crate) struct State<K> {
 #[derive(Default)]
 #[repr(align(128))]
 pub(crate) struct Presence {
-    /// The address of the device that is called, or about to be, or 0.
-    device: AtomicUsize,
-    /// The thread that does so, or did so last.
+    /// The thread that is in the device or about to call it, or 0.
     thread: AtomicUsize,
+    /// The address of the device, while there is a thread.
+    device: AtomicUsize,
 }
 
 impl Presence {
-    /// Says that this thread is going to call a device.
+    /// Says which device is going to be entered. Not to be called inside of one.
+    pub(crate) fn set_device(&self, device: &Device) {
+        self.device.store(device.address(), Ordering::Release);
+    }
+
+    /// Says that this thread is going to call the device.
     #[inline(always)]
-    pub(crate) fn enter(&self, device: usize) {
-        let thread = thread_token();
-        // Looking is cheaper than writing, and a view hardly ever changes threads.
-        if self.thread.load(Ordering::Relaxed) != thread {
-            self.thread.store(thread, Ordering::Relaxed);
-        }
+    pub(crate) fn enter(&self) {
         // Release: who sees this view in its next access has seen all of the one before.
-        self.device.store(device, Ordering::Release);
+        self.thread.store(thread_token(), Ordering::Release);
     }
 
     #[inline(always)]
     pub(crate) fn leave(&self) {
-        self.device.store(0, Ordering::Release);
+        self.thread.store(0, Ordering::Release);
     }
 
     /// Whether somebody may be inside of the device, for who has published a map without it and
     /// executed the other half of the barrier.
     pub(crate) fn is_inside(&self, device: usize) -> bool {
-        self.device.load(Ordering::Acquire) == device
+        // In this order: the device is at least as new as the thread, and a newer one is seen only
+        // after the access is over.
+        self.thread.load(Ordering::Acquire) != 0 && self.device.load(Ordering::Acquire) == device
     }
 
     /// Whether this thread, which is the calling one or waits, is inside of the device.
     fn holds(&self, thread: usize, device: usize) -> bool {
-        self.is_inside(device) && self.thread.load(Ordering::Relaxed) == thread
+        self.thread.load(Ordering::Relaxed) == thread && self.is_inside(device)
     }
 }
 
@@ -129,7 +132,7 @@ impl<K: Address> Shared<K> {
     #[inline(always)]
     pub(crate) fn barrier_of_view(&self) {
         if self.fenced {
-            fence(Ordering::SeqCst);
+            fence_out_of_line();
         } else {
             compiler_fence(Ordering::SeqCst);
         }
@@ -176,6 +179,12 @@ impl<K: Address> Shared<K> {
         self.publish();
         Err(AccessError::Panicked)
     }
+}
+
+/// Keeps the fence out of the way of accesses that do without.
+#[cold]
+fn fence_out_of_line() {
+    fence(Ordering::SeqCst);
 }
 
 impl<K: Address> fmt::Debug for Shared<K> {

@@ -149,8 +149,9 @@ impl<K: Address> Lookup<K> {
             let outcome = match route {
                 Err(refused) => Err(refused),
                 Ok((region, offset)) => {
-                    let device = &*region.meta.device;
-                    let Some(outcome) = self.visit(shared, device, offset, &mut io) else {
+                    let device = &region.meta.device;
+                    self.presence.set_device(device);
+                    let Some(outcome) = self.visit(shared, &**device, offset, &mut io) else {
                         continue;
                     };
                     // The short way is for a region that was found twice in a row. Not sooner,
@@ -161,8 +162,12 @@ impl<K: Address> Lookup<K> {
                         self.hit = Some(Hit {
                             base: region.range.first().into(),
                             size: region.range.size(),
-                            device: Arc::clone(&region.meta.device),
+                            device: Arc::clone(device),
                         });
+                    }
+                    // The short way relies on this.
+                    if let Some(hit) = &self.hit {
+                        self.presence.set_device(&hit.device);
                     }
                     outcome
                 }
@@ -181,7 +186,7 @@ impl<K: Address> Lookup<K> {
         offset: u64,
         io: &mut Io<'_>,
     ) -> Option<Outcome> {
-        self.presence.enter(device.address());
+        self.presence.enter();
         shared.barrier_of_view();
         let is_current = shared.generation.0.load(Ordering::Acquire) == self.generation;
         // Costs nothing as long as nobody panics. What the handler may have left half-done is not
