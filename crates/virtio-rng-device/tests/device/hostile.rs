@@ -367,7 +367,7 @@ fn a_driver_that_keeps_filling_the_ring_does_not_hold_the_worker() {
     }
     let mut worker = fixture.worker.0.lock().unwrap();
     let worker = worker.as_mut().unwrap();
-    for round in 1..=100 {
+    for round in 1..=if cfg!(miri) { 2 } else { 100 } {
         assert!(worker.notified(0));
         // Before the next round, the driver has put all of them back.
         (0..QUEUE_SIZE).for_each(|index| fixture.driver.offer(index));
