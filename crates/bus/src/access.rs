@@ -69,15 +69,15 @@ impl Io<'_> {
 
     /// Overwrites what the reader is going to see.
     #[inline(always)]
-    pub(crate) fn fill(&mut self, fill: u8) {
+    pub(crate) fn fill(&mut self, fill: [u8; 8]) {
         if let Self::Read(data) = self {
             // A known length makes each of these a single store.
             match data.len() {
-                1 => data.fill(fill),
-                2 => data.fill(fill),
-                4 => data.fill(fill),
-                8 => data.fill(fill),
-                _ => data.fill(fill),
+                1 => fill_chunk::<1>(data, fill),
+                2 => fill_chunk::<2>(data, fill),
+                4 => fill_chunk::<4>(data, fill),
+                8 => fill_chunk::<8>(data, fill),
+                _ => data.fill(fill[0]),
             }
         }
     }
@@ -88,5 +88,12 @@ impl Io<'_> {
             Self::Read(data) => device.read(offset, data),
             Self::Write(data) => device.write(offset, data),
         }
+    }
+}
+
+#[inline(always)]
+fn fill_chunk<const N: usize>(data: &mut [u8], fill: [u8; 8]) {
+    if let (Some(chunk), Some(fill)) = (data.first_chunk_mut::<N>(), fill.first_chunk()) {
+        *chunk = *fill;
     }
 }

@@ -126,7 +126,7 @@ impl<K: Address> BusBuilder<K> {
     /// What each byte of a read is when no device sets it. The default is `0xff`, as on a bus
     /// whose lines are pulled up.
     pub fn fill(mut self, fill: u8) -> Self {
-        self.0.fill = fill;
+        self.0.fill = [fill; 8];
         self
     }
 
@@ -174,7 +174,7 @@ impl<K: Address> Bus<K> {
             generation: Generation::default(),
             fenced: false,
             barrier_of_remover: barrier_in_all_threads,
-            fill: 0xff,
+            fill: [0xff; 8],
             observer: None,
             state: Mutex::default(),
             spare: Mutex::default(),

@@ -31,10 +31,10 @@ impl Listed {
     /// Lists an access or, before it is taken, the lock at an address.
     #[inline]
     pub(crate) fn new(item: usize) -> Result<Self, AccessError> {
-        if item != ACCESS && holds(item) {
+        let depth = DEPTH.get();
+        if depth > 0 && item != ACCESS && holds(item) {
             return Err(AccessError::Reentrant);
         }
-        let depth = DEPTH.get();
         LIST.with(|list| list.get(depth).map(|place| place.set(item)))
             .ok_or(AccessError::Reentrant)?;
         DEPTH.set(depth + 1);
@@ -50,7 +50,7 @@ impl Drop for Listed {
 }
 
 /// Whether this thread holds the lock at this address.
-#[inline]
+#[cold]
 pub(crate) fn holds(lock: usize) -> bool {
     LIST.with(|list| list.iter().take(DEPTH.get()).any(|item| item.get() == lock))
 }

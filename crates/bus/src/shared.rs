@@ -25,8 +25,8 @@ pub(crate) struct Shared<K> {
     pub(crate) fenced: bool,
     /// The remover's side of that; `false` if it failed.
     pub(crate) barrier_of_remover: fn() -> bool,
-    /// What each byte of a read is when no device sets it.
-    pub(crate) fill: u8,
+    /// What a read gives without a device, for each byte of the widest one.
+    pub(crate) fill: [u8; 8],
     pub(crate) observer: Option<Box<Observer<K>>>,
     pub(crate) state: Mutex<State<K>>,
     /// For accesses without a view.
