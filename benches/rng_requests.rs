@@ -3,7 +3,7 @@
 
 //! How long an entropy device takes for a request, against its peers and against the limits.
 //!
-//! `cargo bench --bench rng_requests -- [--quick] [--write docs/rng-requests.md]`
+//! `cargo bench -p vmm-devices-benches --bench rng_requests -- [--quick] [--write docs/rng-requests.md]`
 //!
 //! All devices sit behind the same split queue of 256 in the same guest memory. The driver has set
 //! its ring up once, and makes one or many requests available with one store; then the device
@@ -402,7 +402,7 @@ fn main() {
     };
     say("# Entropy requests\n");
     say(
-        "Written by `cargo bench --bench rng_requests -- --write <this file>`: what was measured, on the",
+        "Written by `cargo bench -p vmm-devices-benches --bench rng_requests -- --write <this file>`: what was measured, on the",
     );
     say(
         "machine it ran on. A column is what a driver asks for at once: `64 B` is one request of 64 bytes,",

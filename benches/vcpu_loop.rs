@@ -3,7 +3,7 @@
 
 //! What the run loop adds to an exit, on real KVM.
 //!
-//! `cargo bench --bench vcpu_loop -- [--quick] [--write docs/vcpu-loop.md]`
+//! `cargo bench -p vmm-devices-benches --bench vcpu_loop -- [--quick] [--write docs/vcpu-loop.md]`
 //!
 //! Every case has a machine of its own with the same guest, which reads four bytes from one
 //! address again and again. The first table compares the whole exit: guest, kernel, loop, device.

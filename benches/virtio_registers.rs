@@ -4,7 +4,7 @@
 //! How long a vCPU takes to read a register of virtio-mmio, with the device's worker at rest and at
 //! work.
 //!
-//! `cargo bench --bench virtio_registers -- [--quick]`
+//! `cargo bench -p vmm-devices-benches --bench virtio_registers -- [--quick]`
 //!
 //! The worker at work holds the queue's lock nearly all the time: a register read that took it, too,
 //! would be slower by orders of magnitude. All cases are ratios to a call of a device that has

@@ -360,7 +360,7 @@ pub(crate) fn main() {
     let _ = writeln!(
         text,
         "# The run loop\n\n\
-         Written by `cargo bench --bench vcpu_loop -- --write <this file>`: what was measured, on\n\
+         Written by `cargo bench -p vmm-devices-benches --bench vcpu_loop -- --write <this file>`: what was measured, on\n\
          the machine it ran on. The guest reads four bytes from one address; medians of rounds in\n\
          which all competitors take turns.\n\n\
          ## A whole exit\n"
