@@ -262,6 +262,10 @@ impl<P: Port> Machine<P> {
         self.wait("DEVICE_NEEDS_RESET", |machine| {
             machine.port.status() & broken != 0 && machine.port.interrupt_status() & 2 != 0
         });
+        // The interrupt follows the bit that says why.
+        self.wait("the interrupt", |machine| {
+            machine.raised.load(Ordering::SeqCst) > raised_before
+        });
         for _ in 0..10 {
             self.port.notify(0);
         }

@@ -27,6 +27,7 @@ fn offer(fixture: &mut Fixture<'_, Counter, Arc<RngCounters>>, lens: &[u32]) {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "slower than the limits are")]
 fn a_request_waits_for_bytes_and_is_then_served() {
     let memory = memory();
     let counters = Arc::new(RngCounters::default());
@@ -47,6 +48,7 @@ fn a_request_waits_for_bytes_and_is_then_served() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "slower than the limits are")]
 fn malformed_and_empty_requests_cost_an_operation() {
     let memory = memory();
     let counters = Arc::new(RngCounters::default());
@@ -65,6 +67,7 @@ fn malformed_and_empty_requests_cost_an_operation() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "slower than the limits are")]
 fn a_request_larger_than_the_bucket_is_cut_and_does_not_wait_for_ever() {
     let memory = memory();
     let counters = Arc::new(RngCounters::default());
@@ -78,6 +81,7 @@ fn a_request_larger_than_the_bucket_is_cut_and_does_not_wait_for_ever() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "slower than the limits are")]
 fn what_was_served_is_charged_not_what_was_asked_for() {
     let memory = memory();
     let counters = Arc::new(RngCounters::default());
@@ -92,6 +96,7 @@ fn what_was_served_is_charged_not_what_was_asked_for() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "slower than the limits are")]
 fn neither_reset_nor_restore_fills_a_bucket() {
     let memory = memory();
     let counters = Arc::new(RngCounters::default());
@@ -115,6 +120,7 @@ fn neither_reset_nor_restore_fills_a_bucket() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "slower than the limits are")]
 fn a_new_limit_reaches_a_request_that_waits() {
     let memory = memory();
     let counters = Arc::new(RngCounters::default());
@@ -135,6 +141,7 @@ fn a_new_limit_reaches_a_request_that_waits() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "slower than the limits are")]
 fn a_changed_limit_is_no_gift() {
     let memory = memory();
     let counters = Arc::new(RngCounters::default());
@@ -181,6 +188,7 @@ fn a_limit_that_no_device_saves_is_refused() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "slower than the limits are")]
 fn a_full_queue_waits_as_a_whole_and_costs_one_look_at_a_time() {
     let memory = memory();
     let counters = Arc::new(RngCounters::default());

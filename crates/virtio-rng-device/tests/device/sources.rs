@@ -79,6 +79,7 @@ fn a_source_that_fails_for_too_long_asks_for_a_reset() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "slower than the waits are")]
 fn notifications_do_not_make_a_failing_source_be_asked_more_often() {
     let memory = memory();
     let source = script(&[BROKEN]);
