@@ -8,55 +8,104 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use lexopt::{Arg, Parser, ValueExt};
+use virtio_rng_device::RateLimit;
 
 use crate::entropy::Source;
 use crate::layout::BUFFER_SIZE;
+use crate::{case_study, linux};
 
 /// What `--help` prints.
 pub(crate) const HELP: &str = "\
 Measures in a running guest what random bytes cost: through a register that is
-read word by word, and through a virtio queue. Each size is run up to three
-times, and each device's fastest run is shown.
+read word by word, and through a virtio queue. With a kernel, boots Linux with
+both of these devices.
 
-Usage: mini-vmm [OPTIONS]
+Usage: mini-vmm [--bytes N[,N...]] [--entropy FILE] [--dump DIR] [--json]
+       mini-vmm --kernel FILE [OPTIONS]
 
 Options:
-      --bytes N[,N...]  Numbers of bytes to fetch from each device, multiples of
-                        4 up to 16777216 (default: 64,2048,65536)
       --entropy FILE    Have each device read FILE from its start, instead of the
                         kernel's generator
-      --dump DIR        Write what the guest's buffers hold after each run to
-                        DIR/mmio-rng-legacy-N.bin and DIR/virtio-rng-N.bin
-      --json            Print the results as JSON, and nothing else
+      --json            Print the results as JSON, and nothing else; with a kernel,
+                        print exit statistics as one line of JSON at the end
   -h, --help            Print this help
   -V, --version         Print the version
 
-Exit status: 0 if all went well, 1 if the run failed, 2 if the command line is
-wrong.
+Without a kernel, each size is run up to three times, and each device's fastest
+run is shown:
+      --bytes N[,N...]  Numbers of bytes to fetch from each device, multiples of
+                        4 up to 16777216 (default: 64,2048,65536)
+      --dump DIR        Write what the guest's buffers hold after each run to
+                        DIR/mmio-rng-legacy-N.bin and DIR/virtio-rng-N.bin
+
+With a kernel, the guest's first serial port is standard input and output:
+      --kernel FILE     Boot this bzImage or vmlinux (x86-64)
+      --initrd FILE     Give the kernel this initramfs
+      --cmdline STRING  The kernel's command line (default: console=ttyS0 panic=-1)
+      --memory MIB      Size of guest memory, 64 to 1048576 (default: 512)
+      --cpus N          Number of vCPUs, 1 to 8 (default: 1)
+      --rate-limit N    Have virtio-rng serve at most N bytes a second
+      --legacy-rng off  Leave out the register-style generator
+      --virtio-rng off  Leave out virtio-rng
+      --acpi off        Describe virtio-rng on the command line instead of by ACPI;
+                        one vCPU only
+      --trace[=LINES]   Write a line for each exit to standard error, at most LINES
+                        (default: 1000)
+      --map             Print the maps of memory and ports first; without a kernel,
+                        print them and end
+
+On a terminal, Ctrl-A x ends the program, and Ctrl-A Ctrl-A sends one Ctrl-A.
+
+Exit status: 0 if all went well: the guest powered off, or Ctrl-A x was typed;
+1 if the run failed; 2 if the command line, or a file it names, is wrong; 3 if
+the guest asked for a reset, which panic=-1 does after a panic; 4 if the guest
+crashed by a triple fault; 128 + N on signal N.
 ";
 
 /// The sizes of the case study.
 const DEFAULT_BYTES: [u64; 3] = [64, 2048, 65536];
+/// Guest memory for Linux, in MiB: the default, and the limits.
+const DEFAULT_MEMORY: u64 = 512;
+const MIN_MEMORY: u64 = 64;
+const MAX_MEMORY: u64 = 1 << 20;
+/// The most vCPUs.
+const MAX_CPUS: u8 = 8;
+/// Lines of `--trace`, unless it says otherwise.
+const DEFAULT_TRACE: u32 = 1000;
+/// Boots to a shell or whatever an initramfs holds, and ends the program when the kernel panics.
+const DEFAULT_COMMAND_LINE: &str = "console=ttyS0 panic=-1";
 
 /// What the command line asks for.
 #[derive(Debug)]
 pub(crate) enum Command {
     /// Run the case study.
-    Run(Options),
+    CaseStudy(case_study::Options),
+    /// Boot Linux.
+    Linux(linux::Options),
     /// Print [`HELP`].
     Help,
     /// Print the version.
     Version,
 }
 
-/// How to run the case study.
-#[derive(Debug)]
-pub(crate) struct Options {
-    /// The numbers of bytes, each once, in the order they were given.
-    pub(crate) bytes: Vec<u64>,
-    pub(crate) source: Source,
-    pub(crate) dump: Option<PathBuf>,
-    pub(crate) json: bool,
+/// Everything that can be given, as it was given.
+#[derive(Debug, Default)]
+struct Given {
+    source: Source,
+    json: bool,
+    bytes: Option<Vec<u64>>,
+    dump: Option<PathBuf>,
+    kernel: Option<PathBuf>,
+    map: bool,
+    initrd: Option<PathBuf>,
+    command_line: Option<String>,
+    memory: Option<u64>,
+    cpus: Option<u8>,
+    rate_limit: Option<RateLimit>,
+    legacy_rng: Option<bool>,
+    virtio_rng: Option<bool>,
+    acpi: Option<bool>,
+    trace: Option<u32>,
 }
 
 /// Reads the command line, without the program's name.
@@ -66,37 +115,174 @@ pub(crate) struct Options {
 /// One line that says what is wrong with it.
 pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String> {
     let mut parser = Parser::from_args(args);
-    let mut options = Options {
-        bytes: DEFAULT_BYTES.to_vec(),
-        source: Source::Kernel,
-        dump: None,
-        json: false,
-    };
+    let mut given = Given::default();
     while let Some(arg) = parser.next().map_err(|error| error.to_string())? {
         match arg {
-            Arg::Long("bytes") => options.bytes = sizes(&value(&mut parser)?)?,
-            Arg::Long("entropy") => options.source = Source::File(path(&mut parser, "--entropy")?),
-            Arg::Long("dump") => options.dump = Some(path(&mut parser, "--dump")?),
-            Arg::Long("json") => options.json = true,
             Arg::Short('h') | Arg::Long("help") => return Ok(Command::Help),
             Arg::Short('V') | Arg::Long("version") => return Ok(Command::Version),
+            Arg::Long("json") => given.json = true,
+            Arg::Long("map") => given.map = true,
+            Arg::Long("trace") => {
+                given.trace = Some(match parser.optional_value() {
+                    None => DEFAULT_TRACE,
+                    Some(lines) => number("--trace", &lines, "lines", 1, u32::MAX.into())?,
+                });
+            }
+            Arg::Long(option) => {
+                let option = option.to_owned();
+                let value = || parser.value().map_err(|error| error.to_string());
+                given.set(&option, value)?;
+            }
             other => return Err(other.unexpected().to_string()),
         }
     }
-    Ok(Command::Run(options))
+    given.check()
 }
 
-fn value(parser: &mut Parser) -> Result<String, String> {
-    let value = parser.value().and_then(|value| value.string());
-    value.map_err(|error| error.to_string())
+impl Given {
+    /// Takes an option that has a value.
+    fn set(
+        &mut self,
+        option: &str,
+        mut value: impl FnMut() -> Result<OsString, String>,
+    ) -> Result<(), String> {
+        let name = format!("--{option}");
+        match option {
+            "entropy" => self.source = Source::File(path(&name, value()?)?),
+            "bytes" => self.bytes = Some(sizes(&text(&name, value()?)?)?),
+            "dump" => self.dump = Some(path(&name, value()?)?),
+            "kernel" => self.kernel = Some(path(&name, value()?)?),
+            "initrd" => self.initrd = Some(path(&name, value()?)?),
+            "cmdline" => self.command_line = Some(text(&name, value()?)?),
+            "memory" => {
+                self.memory = Some(number(&name, &value()?, "MiB", MIN_MEMORY, MAX_MEMORY)?);
+            }
+            "cpus" => self.cpus = Some(number(&name, &value()?, "vCPUs", 1, MAX_CPUS.into())?),
+            "rate-limit" => {
+                let bytes = number(&name, &value()?, "bytes a second", 1, u64::MAX)?;
+                self.rate_limit = Some(rate_limit(bytes)?);
+            }
+            "legacy-rng" => self.legacy_rng = Some(switch(&name, &value()?)?),
+            "virtio-rng" => self.virtio_rng = Some(switch(&name, &value()?)?),
+            "acpi" => self.acpi = Some(switch(&name, &value()?)?),
+            _ => return Err(format!("invalid option '{name}'")),
+        }
+        Ok(())
+    }
+
+    /// Sorts out what is asked for, and whether everything given fits it.
+    fn check(self) -> Result<Command, String> {
+        let linux = self.kernel.is_some() || self.map;
+        let foreign: &[(&str, bool)] = if linux {
+            &[
+                ("--bytes", self.bytes.is_some()),
+                ("--dump", self.dump.is_some()),
+            ]
+        } else {
+            &[
+                ("--initrd", self.initrd.is_some()),
+                ("--cmdline", self.command_line.is_some()),
+                ("--memory", self.memory.is_some()),
+                ("--cpus", self.cpus.is_some()),
+                ("--rate-limit", self.rate_limit.is_some()),
+                ("--legacy-rng", self.legacy_rng.is_some()),
+                ("--virtio-rng", self.virtio_rng.is_some()),
+                ("--acpi", self.acpi.is_some()),
+                ("--trace", self.trace.is_some()),
+            ]
+        };
+        if let Some((option, _)) = foreign.iter().find(|(_, given)| *given) {
+            let with = if linux { "without" } else { "with" };
+            return Err(format!("{option} only makes sense {with} --kernel"));
+        }
+        if !linux {
+            return Ok(Command::CaseStudy(case_study::Options {
+                bytes: self.bytes.unwrap_or_else(|| DEFAULT_BYTES.to_vec()),
+                source: self.source,
+                dump: self.dump,
+                json: self.json,
+            }));
+        }
+        let (cpus, acpi) = (self.cpus.unwrap_or(1), self.acpi.unwrap_or(true));
+        if cpus > 1 && !acpi {
+            return Err("--cpus: without ACPI, a kernel finds one vCPU only".to_owned());
+        }
+        let virtio_rng = self.virtio_rng.unwrap_or(true);
+        if self.rate_limit.is_some() && !virtio_rng {
+            return Err("--rate-limit makes no sense with --virtio-rng off".to_owned());
+        }
+        Ok(Command::Linux(linux::Options {
+            kernel: self.kernel,
+            initrd: self.initrd,
+            command_line: self
+                .command_line
+                .unwrap_or_else(|| DEFAULT_COMMAND_LINE.to_owned()),
+            memory: self.memory.unwrap_or(DEFAULT_MEMORY) << 20,
+            cpus,
+            source: self.source,
+            rate_limit: self.rate_limit,
+            legacy_rng: self.legacy_rng.unwrap_or(true),
+            virtio_rng,
+            acpi,
+            trace: self.trace,
+            map: self.map,
+            json: self.json,
+        }))
+    }
 }
 
-fn path(parser: &mut Parser, option: &str) -> Result<PathBuf, String> {
-    let path = PathBuf::from(parser.value().map_err(|error| error.to_string())?);
-    if path.as_os_str().is_empty() {
+fn text(option: &str, value: OsString) -> Result<String, String> {
+    value
+        .into_string()
+        .map_err(|value| format!("{option}: '{}' is no text", value.to_string_lossy()))
+}
+
+fn path(option: &str, value: OsString) -> Result<PathBuf, String> {
+    if value.is_empty() {
         return Err(format!("{option}: the path is empty"));
     }
-    Ok(path)
+    Ok(value.into())
+}
+
+/// Reads a number from `min` to `max`; `what` says of what.
+fn number<T: TryFrom<u64>>(
+    option: &str,
+    value: &OsString,
+    what: &str,
+    min: u64,
+    max: u64,
+) -> Result<T, String> {
+    let wrong = || {
+        let value = value.to_string_lossy();
+        let range = if max == u64::MAX {
+            format!("{min} or more")
+        } else {
+            format!("{min} to {max}")
+        };
+        format!("{option}: '{value}' is not a number of {what}, {range}")
+    };
+    let number: u64 = value.clone().parse().map_err(|_| wrong())?;
+    if !(min..=max).contains(&number) {
+        return Err(wrong());
+    }
+    T::try_from(number).map_err(|_| wrong())
+}
+
+fn switch(option: &str, value: &OsString) -> Result<bool, String> {
+    match value.to_str() {
+        Some("on") => Ok(true),
+        Some("off") => Ok(false),
+        _ => {
+            let value = value.to_string_lossy();
+            Err(format!("{option}: '{value}' is neither 'on' nor 'off'"))
+        }
+    }
+}
+
+/// The limit of so many bytes a second; what one second gives can be had at once.
+fn rate_limit(bytes: u64) -> Result<RateLimit, String> {
+    RateLimit::new(bytes, bytes)
+        .ok_or_else(|| format!("--rate-limit: {bytes} bytes a second cannot be kept count of"))
 }
 
 /// Reads the list of `--bytes`.

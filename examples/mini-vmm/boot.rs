@@ -1,16 +1,15 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Guest memory and the first state of the vCPU: 64-bit mode, without any firmware.
+//! The first state of guest memory and of the vCPU, without any firmware.
 
-use kvm_bindings::{CpuId, kvm_regs, kvm_segment, kvm_userspace_memory_region};
+use kvm_bindings::{kvm_regs, kvm_segment, kvm_userspace_memory_region};
 use kvm_ioctls::{VcpuFd, VmFd};
 use vm_memory::{
     Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
 };
 
-use crate::guest;
-use crate::layout::{CODE_SELECTOR, DATA_SELECTOR, GDT, PAGE_TABLES, RAM_SIZE, STACK_TOP};
+use crate::layout::{CODE_SELECTOR, DATA_SELECTOR, GDT, PAGE_TABLES, STACK_TOP};
 
 /// The one kind of error here: something that has no remedy but to be read.
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -20,6 +19,11 @@ pub(crate) type Memory = GuestMemoryMmap<()>;
 
 const GDT_CODE: u64 = 0x00af_9b00_0000_ffff;
 const GDT_DATA: u64 = 0x00cf_9300_0000_ffff;
+
+const SEGMENT_CODE: u8 = 0xb;
+const SEGMENT_DATA: u8 = 0x3;
+/// A busy 32-bit task state segment.
+const SEGMENT_TASK: u8 = 0xb;
 
 const CR0_PE: u64 = 1;
 const CR0_PG: u64 = 1 << 31;
@@ -32,16 +36,12 @@ const PTE_TABLE: u64 = 0b11;
 /// Present, writable, and a page of 2 MiB.
 const PTE_PAGE: u64 = 0b1000_0011;
 
-/// Makes guest memory with the guest's program, its page tables and its segments in it.
-pub(crate) fn memory() -> Result<Memory> {
-    let memory = Memory::from_ranges(&[(GuestAddress(0), RAM_SIZE)])?;
-    let (address, program) = guest::image();
-    memory.write_slice(program, GuestAddress(address))?;
-    for (index, descriptor) in [0, GDT_CODE, GDT_DATA].into_iter().enumerate() {
+/// Writes the segment descriptors and the page tables that [`long_mode`] starts with.
+pub(crate) fn write_tables(memory: &Memory) -> Result<()> {
+    for (index, descriptor) in [0, 0, GDT_CODE, GDT_DATA].into_iter().enumerate() {
         memory.write_obj(descriptor, GuestAddress(GDT + 8 * index as u64))?;
     }
-    write_page_tables(&memory)?;
-    Ok(memory)
+    write_page_tables(memory)
 }
 
 /// Maps the first 4 GiB one to one: a table each of the fourth and the third level, and four of the
@@ -76,19 +76,71 @@ pub(crate) fn map_memory(vm: &VmFd, memory: &Memory) -> Result<()> {
         // SAFETY: the range is a mapping of its own that holds nothing but guest memory, and the
         // caller keeps it. Nothing else is ever mapped into this slot.
         #[expect(unsafe_code, reason = "the kernel is told to write to this memory")]
-        unsafe {
-            vm.set_user_memory_region(mapping)?;
-        }
+        let mapped = unsafe { vm.set_user_memory_region(mapping) };
+        mapped.map_err(|error| {
+            let (mib, start) = (region.len() >> 20, start.raw_value());
+            format!("KVM does not take {mib} MiB of memory at {start:#x}: {error}")
+        })?;
     }
     Ok(())
 }
 
-/// Puts the vCPU at the start of the guest's program, which finds `bytes` in rdi.
-pub(crate) fn set_registers(vcpu: &VcpuFd, cpuid: &CpuId, bytes: u64) -> Result<()> {
-    vcpu.set_cpuid2(cpuid)?;
-
+/// Puts the vCPU into 64-bit mode, with `registers` and the tables of [`write_tables`].
+pub(crate) fn long_mode(vcpu: &VcpuFd, registers: kvm_regs) -> Result<()> {
     let mut sregs = vcpu.get_sregs()?;
-    let segment = |selector, type_, long: bool| kvm_segment {
+    sregs.cs = segment(CODE_SELECTOR, SEGMENT_CODE, Width::Long);
+    let data = segment(DATA_SELECTOR, SEGMENT_DATA, Width::Protected);
+    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+    sregs.gdt.base = GDT;
+    sregs.gdt.limit = 8 * 4 - 1;
+    sregs.cr0 |= CR0_PE | CR0_PG;
+    sregs.cr3 = PAGE_TABLES;
+    sregs.cr4 |= CR4_PAE;
+    sregs.efer |= EFER_LME | EFER_LMA;
+    vcpu.set_sregs(&sregs)?;
+    set_registers(vcpu, registers)
+}
+
+/// Puts the vCPU into 32-bit protected mode without paging, with `registers`.
+pub(crate) fn protected_mode(vcpu: &VcpuFd, registers: kvm_regs) -> Result<()> {
+    let mut sregs = vcpu.get_sregs()?;
+    sregs.cs = segment(CODE_SELECTOR, SEGMENT_CODE, Width::Protected);
+    let data = segment(DATA_SELECTOR, SEGMENT_DATA, Width::Protected);
+    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+    sregs.tr = kvm_segment {
+        limit: 0x67,
+        type_: SEGMENT_TASK,
+        s: 0,
+        g: 0,
+        ..segment(0, SEGMENT_TASK, Width::Protected)
+    };
+    sregs.cr0 = CR0_PE;
+    sregs.cr4 = 0;
+    vcpu.set_sregs(&sregs)?;
+    set_registers(vcpu, registers)
+}
+
+fn set_registers(vcpu: &VcpuFd, registers: kvm_regs) -> Result<()> {
+    vcpu.set_regs(&kvm_regs {
+        rsp: STACK_TOP,
+        // Bit 1 is always set.
+        rflags: 2,
+        ..registers
+    })?;
+    Ok(())
+}
+
+/// What a code segment holds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Width {
+    Protected,
+    Long,
+}
+
+/// A segment of all addresses.
+fn segment(selector: u16, type_: u8, width: Width) -> kvm_segment {
+    let long = width == Width::Long;
+    kvm_segment {
         selector,
         base: 0,
         limit: u32::MAX,
@@ -100,27 +152,5 @@ pub(crate) fn set_registers(vcpu: &VcpuFd, cpuid: &CpuId, bytes: u64) -> Result<
         l: long.into(),
         g: 1,
         ..Default::default()
-    };
-    sregs.cs = segment(CODE_SELECTOR, 0xb, true);
-    let data = segment(DATA_SELECTOR, 0x3, false);
-    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-    sregs.gdt.base = GDT;
-    sregs.gdt.limit = 8 * 3 - 1;
-    sregs.cr0 |= CR0_PE | CR0_PG;
-    sregs.cr3 = PAGE_TABLES;
-    sregs.cr4 |= CR4_PAE;
-    sregs.efer |= EFER_LME | EFER_LMA;
-    vcpu.set_sregs(&sregs)?;
-
-    let (entry, _) = guest::image();
-    // Bit 1 of rflags is always set.
-    let registers = kvm_regs {
-        rip: entry,
-        rsp: STACK_TOP,
-        rdi: bytes,
-        rflags: 2,
-        ..Default::default()
-    };
-    vcpu.set_regs(&registers)?;
-    Ok(())
+    }
 }

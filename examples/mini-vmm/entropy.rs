@@ -12,9 +12,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use virtio_rng_device::KernelEntropy;
 
 /// What `--entropy` says.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) enum Source {
     /// The kernel's generator.
+    #[default]
     Kernel,
     /// A file, which each device reads from its start.
     File(PathBuf),
@@ -59,10 +60,21 @@ impl Source {
         Ok(())
     }
 
-    /// Puts what has befallen the source into words.
+    /// Puts what has befallen the source into words, when `bytes` bytes were wanted of it.
     pub(crate) fn explain(&self, trouble: &Trouble, bytes: u64) -> String {
         match (self, trouble) {
             (Self::File(path), Trouble::Ended { given }) => too_short(path, *given, bytes),
+            _ => self.describe(trouble),
+        }
+    }
+
+    /// Puts what has befallen the source into words.
+    pub(crate) fn describe(&self, trouble: &Trouble) -> String {
+        match (self, trouble) {
+            (Self::File(path), Trouble::Ended { given }) => {
+                let path = path.display();
+                format!("entropy file {path} has run out after {given} bytes")
+            }
             (Self::File(path), Trouble::Failed(error)) => {
                 format!("entropy file {}: {error}", path.display())
             }

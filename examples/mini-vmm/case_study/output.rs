@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::announce::{Exits, Phase};
-use crate::guest::Device;
+use super::announce::{Exits, Phase};
+use super::guest::Device;
 
 /// What it took both devices to deliver the same number of bytes.
 #[derive(Debug)]

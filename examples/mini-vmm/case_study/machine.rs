@@ -9,21 +9,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bus::{MmioBus, PioBus, Region};
-use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
-use kvm_ioctls::{IoEventAddress, Kvm, VmFd};
-use mmio_rng_legacy::Rngboi1337;
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_regs};
+use kvm_ioctls::Kvm;
 use vcpu_runner::{BusIo, ExitCounters, KvmVcpu, VcpuHandle, VcpuRunner};
-use virtio_device_core::WorkerThread;
-use virtio_mmio_transport::{MmioTransport, QUEUE_NOTIFY};
 use virtio_rng_device::Rng;
 use vm_memory::{Bytes, GuestAddress};
-use vmm_sys_util::eventfd::EventFd;
 
-use crate::announce::{Announcements, Message, Phase};
+use super::announce::{Announcements, Message, Phase};
+use super::guest::{self, Device, check_name};
 use crate::boot::{self, Memory};
-use crate::entropy::{Entropy, Source, Trouble};
-use crate::guest::{Device, check_name};
-use crate::layout::{PORT_START, PORTS_SIZE, RNG0, VIRTIO_GSI, VIRTIO_RNG};
+use crate::devices;
+use crate::entropy::{Source, Trouble};
+use crate::layout::{PORT_START, PORTS_SIZE, RAM_SIZE};
 
 /// A guest that exits not once in this time hangs: it has lost an interrupt, for one.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -31,14 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How often a guest that is silent is looked at.
 const GLANCE: Duration = Duration::from_millis(200);
 
-/// Where the kernel may put the task state segment that old Intel processors need.
-const TSS_ADDRESS: usize = 0xfffb_d000;
-
 /// What has befallen an entropy source, if anything.
 type Noted = Arc<Mutex<Option<Trouble>>>;
-
-/// virtio-rng behind its registers, with its work on a thread of its own.
-type VirtioRng = MmioTransport<Arc<Memory>, Rng<Entropy, WorkerThread>>;
 
 /// What came of one run of the guest.
 pub(crate) struct Run {
@@ -63,23 +54,17 @@ impl Run {
 /// A machine for every run: each device starts at the start of its source.
 pub(crate) fn run(kvm: &Kvm, bytes: u64, source: &Source) -> Result<Run, Box<dyn Error>> {
     // Made before the virtual machine, and so dropped after it.
-    let memory = Arc::new(boot::memory()?);
-    let vm = kvm.create_vm()?;
-    vm.set_tss_address(TSS_ADDRESS)?;
-    vm.create_irq_chip()?;
-    boot::map_memory(&vm, &memory)?;
+    let memory = Arc::new(memory()?);
+    let vm = Arc::new(devices::create_vm(kvm, &memory)?);
 
     let legacy = source.open()?;
     let virtio = source.open()?;
     let troubles = [legacy.trouble(), virtio.trouble()];
 
     let mmio = MmioBus::new();
-    let legacy = Arc::new(Mutex::new(Rngboi1337::new(legacy)));
-    let region = Region::new(RNG0, mmio_rng_legacy::REGION_SIZE).named("mmio-rng-legacy");
-    mmio.insert_region(legacy, region)?;
-    let virtio = Arc::new(Mutex::new(virtio_rng(&vm, memory.clone(), virtio)?));
-    let region = Region::new(VIRTIO_RNG, virtio_mmio_transport::REGION_SIZE).named("virtio-rng");
-    mmio.insert_region(virtio, region)?;
+    devices::insert_legacy_rng(&mmio, legacy)?;
+    let virtio = Rng::new(virtio, devices::worker());
+    let _wires = devices::insert_virtio_rng(&mmio, virtio, memory.clone())?.connect(&vm)?;
 
     let counters = Arc::new(ExitCounters::default());
     let (sender, messages) = channel();
@@ -91,10 +76,15 @@ pub(crate) fn run(kvm: &Kvm, bytes: u64, source: &Source) -> Result<Run, Box<dyn
     )?;
 
     let vcpu = vm.create_vcpu(0)?;
-    boot::set_registers(
+    vcpu.set_cpuid2(&kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?)?;
+    let (entry, _) = guest::image();
+    boot::long_mode(
         &vcpu,
-        &kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?,
-        bytes,
+        kvm_regs {
+            rip: entry,
+            rdi: bytes,
+            ..Default::default()
+        },
     )?;
     let runner = VcpuRunner::new(KvmVcpu::new(vcpu)?, BusIo::new(mmio.view(), pio.view()))
         .with_observer(counters.clone());
@@ -131,21 +121,13 @@ pub(crate) fn run(kvm: &Kvm, bytes: u64, source: &Source) -> Result<Run, Box<dyn
     })
 }
 
-/// Makes the virtio device: interrupts go out by irqfd, notifications come in by ioeventfd.
-fn virtio_rng(
-    vm: &VmFd,
-    memory: Arc<Memory>,
-    entropy: Entropy,
-) -> Result<VirtioRng, Box<dyn Error>> {
-    let irq = Arc::new(EventFd::new(0)?);
-    vm.register_irqfd(&irq, VIRTIO_GSI)?;
-    let rng = Rng::new(entropy, WorkerThread::named("virtio-rng"));
-    let transport = MmioTransport::new(rng, memory, irq)?;
-    let notify = IoEventAddress::Mmio(VIRTIO_RNG + QUEUE_NOTIFY);
-    for (queue, kick) in transport.kicks() {
-        vm.register_ioevent(kick, &notify, u32::from(queue))?;
-    }
-    Ok(transport)
+/// Makes guest memory with the guest's program in it, and what it needs to start in 64-bit mode.
+fn memory() -> Result<Memory, Box<dyn Error>> {
+    let memory = Memory::from_ranges(&[(GuestAddress(0), RAM_SIZE)])?;
+    let (address, program) = guest::image();
+    memory.write_slice(program, GuestAddress(address))?;
+    boot::write_tables(&memory)?;
+    Ok(memory)
 }
 
 /// Whether the guest still does something.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bus::{AccessError, BusDevice};
 use vcpu_runner::{ExitCounters, ExitKind};
 
-use crate::guest::Device;
+use super::guest::Device;
 use crate::layout::{PORT_CHECK, PORT_END, PORT_START};
 
 /// Something the guest has announced.

@@ -1,0 +1,106 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The case study: a built-in guest fills a buffer through either device, and is measured.
+//!
+//! * `guest.rs`: the guest's program, a real driver for both devices;
+//! * `machine.rs`: the wiring of virtual machine, buses, devices and vCPU;
+//! * `announce.rs`: what the guest reports;
+//! * `output.rs`: the results.
+
+mod announce;
+mod guest;
+mod machine;
+mod output;
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use kvm_ioctls::Kvm;
+
+use crate::entropy::Source;
+use crate::{Failure, open_kvm, print};
+use guest::Device;
+use output::Comparison;
+
+/// How often a size is run, to show what the devices cost and not what else the host was doing.
+const RUNS: usize = 3;
+/// A size that has taken this long is not run again.
+const LONG: Duration = Duration::from_secs(1);
+
+/// How to run the case study.
+#[derive(Debug)]
+pub(crate) struct Options {
+    /// The numbers of bytes, each once, in the order they were given.
+    pub(crate) bytes: Vec<u64>,
+    pub(crate) source: Source,
+    pub(crate) dump: Option<PathBuf>,
+    pub(crate) json: bool,
+}
+
+/// Runs the case study and prints its results.
+pub(crate) fn run(options: &Options) -> Result<(), Failure> {
+    prepare(options).map_err(Failure::usage)?;
+    measure(options).map_err(Failure::run)
+}
+
+/// Looks at what the command line names before anything is started.
+fn prepare(options: &Options) -> Result<(), String> {
+    let most = options.bytes.iter().max().copied().unwrap_or_default();
+    options.source.check(most)?;
+    if let Some(dir) = &options.dump {
+        std::fs::create_dir_all(dir)
+            .map_err(|error| format!("--dump: {}: {error}", dir.display()))?;
+    }
+    Ok(())
+}
+
+fn measure(options: &Options) -> Result<(), Box<dyn Error>> {
+    let kvm = open_kvm()?;
+    let mut comparisons = Vec::new();
+    for &bytes in &options.bytes {
+        let (comparison, last) = compare(&kvm, bytes, options)?;
+        comparisons.push(comparison);
+        if let Some(dir) = &options.dump {
+            for device in [Device::Legacy, Device::Virtio] {
+                write_dump(dir, device, bytes, &last.buffer(device)?)?;
+            }
+        }
+    }
+    if options.json {
+        print(&output::json(&comparisons)?)
+    } else {
+        print(&output::table(&comparisons))
+    }
+}
+
+/// Runs one size a few times. Returns the fastest phase of each device, and the last run.
+fn compare(
+    kvm: &Kvm,
+    bytes: u64,
+    options: &Options,
+) -> Result<(Comparison, machine::Run), Box<dyn Error>> {
+    let once = || -> Result<_, Box<dyn Error>> {
+        let mut run = machine::run(kvm, bytes, &options.source)?;
+        let comparison = Comparison::new(bytes, std::mem::take(&mut run.phases))
+            .ok_or("the guest did not announce one phase for each device")?;
+        Ok((comparison, run))
+    };
+    let began = Instant::now();
+    let (mut fastest, mut last) = once()?;
+    for _ in 1..RUNS {
+        if began.elapsed() > LONG {
+            break;
+        }
+        let (comparison, run) = once()?;
+        fastest = fastest.fastest(comparison);
+        last = run;
+    }
+    Ok((fastest, last))
+}
+
+fn write_dump(dir: &Path, device: Device, bytes: u64, data: &[u8]) -> Result<(), String> {
+    let path: PathBuf = dir.join(format!("{device}-{bytes}.bin"));
+    std::fs::write(&path, data).map_err(|error| format!("{}: {error}", path.display()))
+}

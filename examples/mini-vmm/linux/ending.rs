@@ -1,0 +1,50 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What the end of a machine means for the program.
+
+use vcpu_runner::{GroupError, Outcome};
+
+use super::bell::End;
+
+/// How the program ends.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Ending {
+    /// What happened, for programs.
+    pub(crate) name: &'static str,
+    /// Exit status.
+    pub(crate) status: u8,
+    /// What happened, for people, unless it is what they wanted.
+    pub(crate) message: Option<String>,
+}
+
+impl Ending {
+    /// Judges by why the machine was ended, and by how its vCPUs ended.
+    pub(crate) fn new(end: &End, vcpus: &Result<Outcome, GroupError>) -> Self {
+        let (name, status, message) = match (end, vcpus) {
+            (End::PowerOff, _) | (End::Vcpu, Ok(Outcome::Shutdown)) => ("power-off", 0, None),
+            (End::Quit, _) => ("quit", 0, None),
+            (End::Reset, _) | (End::Vcpu, Ok(Outcome::Reset)) => {
+                ("reset", 3, Some("the guest asked for a reset".to_owned()))
+            }
+            (End::Vcpu, Ok(Outcome::TripleFault)) => (
+                "triple-fault",
+                4,
+                Some("the guest crashed: triple fault".to_owned()),
+            ),
+            (End::Signal(signal), _) => {
+                // Signals are numbered up to 64.
+                let status = u8::try_from(128 + signal).unwrap_or(u8::MAX);
+                ("signal", status, None)
+            }
+            (End::Console(message), _) => ("error", 1, Some(message.clone())),
+            (End::Vcpu, Ok(outcome)) => ("error", 1, Some(format!("unexpected: {outcome}"))),
+            (End::Vcpu, Err(error)) => ("error", 1, Some(error.to_string())),
+        };
+        Self {
+            name,
+            status,
+            message,
+        }
+    }
+}

@@ -1,0 +1,234 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Loads a kernel into guest memory, and says how it is entered.
+//!
+//! The files are the user's, so they are looked at closely before the loader gets them: a loader
+//! can only say that something does not fit, and a kernel that was cut off would start anyway.
+
+use std::path::Path;
+
+use linux_loader::loader::bootparam::setup_header;
+use linux_loader::loader::elf::{Elf, PvhBootCapability};
+use linux_loader::loader::{BzImage, KernelLoader};
+use vm_memory::{Address, GuestAddress};
+
+use super::files::Input;
+use crate::boot::Memory;
+use crate::layout::KERNEL;
+
+/// The loader does not know the end of the extended header's fields, but the boot protocol does.
+const BOOT_PROTOCOL_2_12: u16 = 0x020c;
+/// `xloadflags`: the kernel has a 64-bit entry point.
+const XLF_KERNEL_64: u16 = 1;
+/// Where the 64-bit entry point is, in a bzImage that has one.
+const ENTRY_64: u64 = 0x200;
+/// What the setup header of a bzImage begins with, and where.
+const BZIMAGE_MAGIC: (u64, &[u8]) = (0x202, b"HdrS");
+/// What an ELF file begins with.
+const ELF_MAGIC: &[u8] = b"\x7fELF";
+
+/// A kernel in guest memory.
+#[derive(Debug)]
+pub(crate) struct Kernel {
+    pub(crate) entry: Entry,
+    /// The first address behind all that the kernel takes while it starts.
+    pub(crate) end: u64,
+    /// The highest address that an initial RAM disk may have.
+    pub(crate) initrd_max: u64,
+    /// The most bytes of a command line, without its terminating zero.
+    pub(crate) command_line_max: usize,
+}
+
+/// How a kernel is entered.
+#[derive(Debug)]
+pub(crate) enum Entry {
+    /// By the 64-bit boot protocol, with boot parameters that contain this header.
+    Long {
+        address: u64,
+        header: Box<setup_header>,
+    },
+    /// By the PVH boot protocol, in 32-bit mode.
+    Pvh { address: u64 },
+}
+
+/// Loads the kernel at `path` into RAM that ends at `low_end`.
+///
+/// # Errors
+///
+/// One line that says what is wrong with the file, or with the size of memory.
+pub(crate) fn load(path: &Path, memory: &Memory, low_end: u64) -> Result<Kernel, String> {
+    let mut input = Input::open("--kernel", path)?;
+    let magic = input.at(0, ELF_MAGIC.len())?;
+    let loaded = if magic == ELF_MAGIC {
+        load_elf(&mut input, memory, low_end)
+    } else {
+        load_bzimage(&mut input, memory, low_end)
+    };
+    loaded.map_err(|error| input.wrong(&error))
+}
+
+fn load_bzimage(input: &mut Input, memory: &Memory, low_end: u64) -> Result<Kernel, String> {
+    let (offset, magic) = BZIMAGE_MAGIC;
+    if input.at(offset, magic.len())? != magic {
+        return Err("is neither a bzImage nor an ELF kernel".to_owned());
+    }
+    let header = read_header(input)?;
+    let (version, flags) = (header.version, header.xloadflags);
+    if version < BOOT_PROTOCOL_2_12 || flags & XLF_KERNEL_64 == 0 {
+        return Err("has no 64-bit entry point".to_owned());
+    }
+    let sectors = match header.setup_sects {
+        0 => 4,
+        sectors => u64::from(sectors),
+    };
+    // The last paragraph need not be whole.
+    let (code, paragraphs) = ((sectors + 1) * 512, u64::from(header.syssize));
+    if input.len() + 15 < code + paragraphs * 16 {
+        return Err("is truncated".to_owned());
+    }
+    let start = u64::from(header.code32_start);
+    if start < KERNEL {
+        return Err(format!("wants to be loaded at {start:#x}, below 1 MiB"));
+    }
+    // It unpacks itself to the address that it prefers, or to where it is if that is higher.
+    let preferred = header.pref_address;
+    let end = start.max(preferred) + u64::from(header.init_size);
+    let end = end.max(start + input.len() - code);
+    enough(end, low_end)?;
+
+    let loaded = BzImage::load(memory, None, input.file(), Some(GuestAddress(KERNEL)))
+        .map_err(|error| error.to_string())?;
+    let header = loaded.setup_header.ok_or("has no setup header")?;
+    Ok(Kernel {
+        entry: Entry::Long {
+            address: loaded.kernel_load.raw_value() + ENTRY_64,
+            header: Box::new(header),
+        },
+        end,
+        initrd_max: header.initrd_addr_max.into(),
+        command_line_max: usize::try_from(header.cmdline_size).unwrap_or(usize::MAX),
+    })
+}
+
+/// The setup header, whose fields the loader checks too late.
+fn read_header(input: &mut Input) -> Result<setup_header, String> {
+    let mut header = setup_header::default();
+    let bytes = input.at(0x1f1, size_of::<setup_header>())?;
+    vm_memory::ByteValued::as_mut_slice(&mut header).copy_from_slice(&bytes);
+    Ok(header)
+}
+
+fn load_elf(input: &mut Input, memory: &Memory, low_end: u64) -> Result<Kernel, String> {
+    let segments = segments(input)?;
+    for segment in &segments {
+        let (Some(file_end), Some(end)) = (
+            segment.offset.checked_add(segment.file_size),
+            segment.address.checked_add(segment.memory_size),
+        ) else {
+            return Err("has a segment that does not fit into an address space".to_owned());
+        };
+        if file_end > input.len() {
+            return Err("is truncated".to_owned());
+        }
+        if segment.address < KERNEL || segment.file_size > segment.memory_size {
+            let address = segment.address;
+            return Err(format!("has an impossible segment at {address:#x}"));
+        }
+        enough(end, low_end)?;
+    }
+    let loaded = Elf::load(memory, None, input.file(), Some(GuestAddress(KERNEL)))
+        .map_err(|error| error.to_string())?;
+    let entry = match loaded.pvh_boot_cap {
+        PvhBootCapability::PvhEntryPresent(address) => Entry::Pvh {
+            address: address.raw_value(),
+        },
+        // Any program is an ELF file, but only kernels run in the upper half.
+        _ if !segments.iter().any(|segment| segment.linked_at >> 63 == 1) => {
+            return Err("is an ELF file, but no kernel".to_owned());
+        }
+        _ => Entry::Long {
+            address: loaded.kernel_load.raw_value(),
+            header: Box::new(setup_header {
+                boot_flag: 0xaa55,
+                header: u32::from_le_bytes(*b"HdrS"),
+                kernel_alignment: 0x100_0000,
+                ..setup_header::default()
+            }),
+        },
+    };
+    let (Entry::Pvh { address } | Entry::Long { address, .. }) = entry;
+    if !(KERNEL..loaded.kernel_end).contains(&address) {
+        return Err(format!("has its entry point outside, at {address:#x}"));
+    }
+    Ok(Kernel {
+        entry,
+        end: loaded.kernel_end,
+        initrd_max: u64::from(u32::MAX),
+        command_line_max: DEFAULT_COMMAND_LINE_MAX,
+    })
+}
+
+/// What x86 kernels take if they do not say it, which an ELF file cannot.
+const DEFAULT_COMMAND_LINE_MAX: usize = 2047;
+
+/// What a program header says of a segment that is loaded.
+struct Segment {
+    offset: u64,
+    linked_at: u64,
+    address: u64,
+    file_size: u64,
+    memory_size: u64,
+}
+
+/// The segments that the loader will load.
+fn segments(input: &mut Input) -> Result<Vec<Segment>, String> {
+    const HEADER: usize = 64;
+    const PROGRAM_HEADER: usize = 56;
+    const LOAD: u32 = 1;
+    const X86_64: u16 = 62;
+
+    let header = input.at(0, HEADER)?;
+    // 64 bits, little-endian, for this processor.
+    if header.get(4..6) != Some(&[2, 1]) || half(&header, 18) != X86_64 {
+        return Err("is no x86-64 kernel".to_owned());
+    }
+    let (table, size, count) = (word(&header, 32), half(&header, 54), half(&header, 56));
+    if usize::from(size) != PROGRAM_HEADER || count == 0 {
+        return Err("has no program headers".to_owned());
+    }
+    let table = input.at(table, PROGRAM_HEADER * usize::from(count))?;
+    Ok(table
+        .chunks_exact(PROGRAM_HEADER)
+        .filter(|header| header.get(..4) == Some(LOAD.to_le_bytes().as_slice()))
+        .map(|header| Segment {
+            offset: word(header, 8),
+            linked_at: word(header, 16),
+            address: word(header, 24),
+            file_size: word(header, 32),
+            memory_size: word(header, 40),
+        })
+        .filter(|segment| segment.file_size > 0)
+        .collect())
+}
+
+fn half(bytes: &[u8], at: usize) -> u16 {
+    let bytes = bytes.get(at..).and_then(|bytes| bytes.first_chunk());
+    bytes.map_or(0, |bytes| u16::from_le_bytes(*bytes))
+}
+
+fn word(bytes: &[u8], at: usize) -> u64 {
+    let bytes = bytes.get(at..).and_then(|bytes| bytes.first_chunk());
+    bytes.map_or(0, |bytes| u64::from_le_bytes(*bytes))
+}
+
+fn enough(end: u64, low_end: u64) -> Result<(), String> {
+    if end <= low_end {
+        return Ok(());
+    }
+    let wanted = end.div_ceil(1 << 20);
+    if end > crate::layout::WINDOW {
+        return Err("does not fit below 2 GiB, where the devices begin".to_owned());
+    }
+    Err(format!("needs more memory: --memory {wanted} at least"))
+}

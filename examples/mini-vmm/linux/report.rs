@@ -1,0 +1,145 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What can be said of a machine: its maps before, its statistics afterwards.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::fmt::Write;
+use std::time::Duration;
+
+use bus::{Address, Bus};
+use serde::Serialize;
+use vcpu_runner::{ExitCounters, ExitKind};
+
+use super::Options;
+use super::ending::Ending;
+use super::machine::Machine;
+use super::parameters;
+use crate::layout::{IO_APIC, LOCAL_APIC};
+
+/// Devices inside KVM, by first address, last address, and name.
+const KVM_MMIO: [(u64, u64, &str); 2] = [
+    (IO_APIC as u64, IO_APIC as u64 + 0xff, "ioapic (KVM)"),
+    (
+        LOCAL_APIC as u64,
+        LOCAL_APIC as u64 + 0xfff,
+        "local apic (KVM)",
+    ),
+];
+const KVM_PIO: [(u64, u64, &str); 5] = [
+    (0x20, 0x21, "pic (KVM)"),
+    (0x40, 0x43, "pit (KVM)"),
+    (0x61, 0x61, "pit (KVM)"),
+    (0xa0, 0xa1, "pic (KVM)"),
+    (0x4d0, 0x4d1, "pic (KVM)"),
+];
+
+/// The maps of memory and ports, in the form of `/proc/iomem` and `/proc/ioports`.
+pub(crate) fn map(machine: &Machine, options: &Options) -> String {
+    let ram = parameters::ram(options.memory).into_iter();
+    let ram = ram.map(|(start, len)| (start, start + len - 1, "RAM".to_owned()));
+    format!(
+        "memory\n{}ports\n{}",
+        merged(&machine.mmio, &KVM_MMIO, ram.collect(), 8),
+        merged(&machine.pio, &KVM_PIO, Vec::new(), 4),
+    )
+}
+
+fn merged<K: Address>(
+    bus: &Bus<K>,
+    kvm: &[(u64, u64, &str)],
+    mut all: Vec<(u64, u64, String)>,
+    digits: usize,
+) -> String {
+    let kvm = kvm
+        .iter()
+        .map(|&(first, last, name)| (first, last, name.to_owned()));
+    all.extend(kvm);
+    all.extend(bus.regions().into_iter().map(|region| {
+        let range = region.range();
+        (
+            range.first().into(),
+            range.last().into(),
+            region.name().to_owned(),
+        )
+    }));
+    all.sort();
+    let mut lines = String::new();
+    for (first, last, name) in all {
+        // Formatting into a string does not fail.
+        let _ = writeln!(lines, "  {first:0digits$x}-{last:0digits$x} : {name}");
+    }
+    lines
+}
+
+#[derive(Serialize)]
+struct Statistics<'a> {
+    outcome: &'a str,
+    status: u8,
+    elapsed_ns: u128,
+    /// Of each vCPU, the exits to user space of each kind that occurred.
+    vcpus: Vec<BTreeMap<&'static str, u64>>,
+    /// Of each device, its accesses: exits that reached it.
+    devices: BTreeMap<String, Accesses>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    virtio_rng: Option<Served>,
+}
+
+#[derive(Serialize)]
+struct Accesses {
+    reads: u64,
+    writes: u64,
+    refused: u64,
+}
+
+#[derive(Serialize)]
+struct Served {
+    requests: u64,
+    bytes: u64,
+}
+
+/// The statistics, as one line of JSON.
+pub(crate) fn json(
+    machine: &Machine,
+    ending: &Ending,
+    elapsed: Duration,
+) -> Result<String, Box<dyn Error>> {
+    let mut devices = BTreeMap::new();
+    accesses(&machine.mmio, &mut devices);
+    accesses(&machine.pio, &mut devices);
+    let statistics = Statistics {
+        outcome: ending.name,
+        status: ending.status,
+        elapsed_ns: elapsed.as_nanos(),
+        vcpus: machine.exits.iter().map(|exits| kinds(exits)).collect(),
+        devices,
+        virtio_rng: machine.rng.as_ref().map(|rng| Served {
+            requests: rng.served(),
+            bytes: rng.bytes(),
+        }),
+    };
+    Ok(serde_json::to_string(&statistics)? + "\n")
+}
+
+fn kinds(exits: &ExitCounters) -> BTreeMap<&'static str, u64> {
+    let mut kinds: BTreeMap<_, _> = exits
+        .iter()
+        .filter(|&(kind, count)| count > 0 && kind != ExitKind::Interrupted)
+        .map(|(kind, count)| (kind.name(), count))
+        .collect();
+    kinds.insert("total", exits.total());
+    kinds
+}
+
+fn accesses<K: Address>(bus: &Bus<K>, devices: &mut BTreeMap<String, Accesses>) {
+    for region in bus.regions() {
+        let counts = region.counts();
+        let accesses = Accesses {
+            reads: counts.reads,
+            writes: counts.writes,
+            refused: counts.refused,
+        };
+        devices.insert(region.name().to_owned(), accesses);
+    }
+}

@@ -1,0 +1,209 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Input that cannot be right: one line that says why, status 2, and nothing started.
+
+use std::process::Command;
+
+use crate::common::{Folder, mini_vmm};
+use crate::kernels::{Code, bzimage, elf};
+use crate::{empty_archive, text};
+
+/// Runs the program, which must complain about `about` and do nothing else.
+fn complains(args: &[&str], about: &str) {
+    let output = mini_vmm().args(args).output().unwrap();
+    let complaint = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{args:?}: {complaint}");
+    assert_eq!(complaint.lines().count(), 1, "{args:?}: {complaint}");
+    assert!(complaint.contains(about), "{args:?}: {complaint}");
+    assert!(output.stdout.is_empty(), "{args:?}");
+}
+
+#[test]
+fn files_that_are_no_kernels_are_refused() {
+    let folder = Folder::new("kernels");
+    let pipe = folder.0.join("pipe");
+    assert!(
+        Command::new("mkfifo")
+            .arg(&pipe)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let code = Code::new().power_off();
+    let (vmlinux, image) = (elf(&code), bzimage(&code));
+    let changed = |image: &[u8], at: usize, bytes: &[u8]| {
+        let mut image = image.to_vec();
+        image[at..at + bytes.len()].copy_from_slice(bytes);
+        image
+    };
+    let mut cases: Vec<(&str, Vec<u8>, &str)> = vec![
+        ("empty", Vec::new(), "empty"),
+        ("short", vec![b'x'; 3], "truncated"),
+        ("text", vec![b'x'; 2000], "neither a bzImage nor an ELF"),
+        ("elf-header", vmlinux[..60].to_vec(), "truncated"),
+        ("elf-table", vmlinux[..100].to_vec(), "truncated"),
+        (
+            "elf-code",
+            vmlinux[..vmlinux.len() - 1].to_vec(),
+            "truncated",
+        ),
+        ("elf-32-bit", changed(&vmlinux, 4, &[1]), "no x86-64 kernel"),
+        ("elf-arm", changed(&vmlinux, 18, &[183]), "no x86-64 kernel"),
+        (
+            "elf-no-table",
+            changed(&vmlinux, 56, &[0]),
+            "program headers",
+        ),
+        (
+            "elf-low",
+            changed(&vmlinux, 64 + 24, &[0; 8]),
+            "impossible segment",
+        ),
+        (
+            "elf-wraps",
+            changed(&vmlinux, 64 + 24, &[0xff; 8]),
+            "address space",
+        ),
+        (
+            "elf-high",
+            changed(&vmlinux, 64 + 24, &[0, 0, 0, 0, 8]),
+            "2 GiB",
+        ),
+        ("elf-entry", changed(&vmlinux, 24, &[0; 8]), "entry"),
+        (
+            "elf-program",
+            changed(&vmlinux, 64 + 16, &[0; 8]),
+            "no kernel",
+        ),
+        ("bz-code", image[..image.len() - 17].to_vec(), "truncated"),
+        ("bz-setup", image[..0x230].to_vec(), "truncated"),
+        ("bz-old", changed(&image, 0x206, &[0, 2]), "64-bit entry"),
+        ("bz-32-bit", changed(&image, 0x236, &[0]), "64-bit entry"),
+        ("bz-low", changed(&image, 0x214, &[0; 4]), "below 1 MiB"),
+        (
+            "bz-large",
+            changed(&image, 0x260, &[0, 0, 0, 8]),
+            "more memory",
+        ),
+    ];
+    for (name, content, about) in cases.drain(..) {
+        let path = folder.file(name, &content);
+        complains(&["--kernel", text(&path), "--memory", "64"], about);
+    }
+    complains(&["--kernel", "/nonexistent"], "No such file");
+    complains(&["--kernel", text(&folder.0)], "directory");
+    complains(&["--kernel", text(&pipe)], "no regular file");
+    complains(&["--kernel", "/dev/zero"], "no regular file");
+    complains(&["--kernel", ""], "path is empty");
+}
+
+#[test]
+fn files_that_are_no_initramfs_are_refused() {
+    let folder = Folder::new("initrds");
+    let kernel = folder.file("kernel", &elf(&Code::new().power_off()));
+    let archive = empty_archive();
+    let twice = [archive.clone(), vec![0; 512], archive.clone()].concat();
+    for (name, content, about) in [
+        ("empty", Vec::new(), "empty"),
+        ("text", vec![b'x'; 2000], "no initramfs"),
+        ("zeros", vec![0; 2000], "no initramfs"),
+        ("header", archive[..100].to_vec(), "truncated"),
+        ("name", archive[..115].to_vec(), "truncated"),
+        ("second", twice[..twice.len() - 20].to_vec(), "truncated"),
+        (
+            "tail",
+            [archive.clone(), b"tail".to_vec()].concat(),
+            "behind its archive",
+        ),
+        (
+            "digits",
+            [b"070701", [b'g'; 200].as_slice()].concat(),
+            "header at byte 0",
+        ),
+        (
+            "large",
+            [b"\x1f\x8b", vec![0; 64 << 20].as_slice()].concat(),
+            "too large",
+        ),
+    ] {
+        let path = folder.file(name, &content);
+        let args = [
+            "--kernel",
+            text(&kernel),
+            "--initrd",
+            text(&path),
+            "--memory",
+            "64",
+        ];
+        complains(&args, about);
+    }
+    complains(
+        &["--kernel", text(&kernel), "--initrd", "/nonexistent"],
+        "No such file",
+    );
+}
+
+#[test]
+fn options_that_make_no_sense_are_refused() {
+    let folder = Folder::new("options");
+    let kernel = folder.file("kernel", &bzimage(&Code::new().power_off()));
+    let long = "x".repeat(256);
+    let entropy = folder.file("entropy", b"");
+    for (args, about) in [
+        (["--cmdline", long.as_str()], "256 characters"),
+        (["--cmdline", "two\nlines"], "no ASCII text"),
+        (["--memory", "63"], "64 to 1048576"),
+        (["--memory", "1048577"], "64 to 1048576"),
+        (["--memory", "18446744073709551680"], "64 to 1048576"),
+        (["--memory", "many"], "'many'"),
+        (["--cpus", "0"], "1 to 8"),
+        (["--cpus", "9"], "1 to 8"),
+        (["--cpus", "-1"], "1 to 8"),
+        (["--rate-limit", "0"], "1 or more"),
+        (["--legacy-rng", "maybe"], "neither 'on' nor 'off'"),
+        (["--virtio-rng", ""], "neither 'on' nor 'off'"),
+        (["--trace=0", "--json"], "1 to"),
+        (["--entropy", text(&entropy)], "run out"),
+        (["--entropy", "/nonexistent"], "No such file"),
+        (["--bytes", "64"], "without --kernel"),
+        (["--dump", "/tmp"], "without --kernel"),
+        (["--frob", "1"], "--frob"),
+        (["--acpi=off", "--cpus=2"], "without ACPI"),
+        (["--virtio-rng=off", "--rate-limit=1"], "no sense"),
+    ] {
+        complains(&["--kernel", text(&kernel), args[0], args[1]], about);
+    }
+    for option in ["--initrd", "--cmdline", "--memory", "--cpus", "--trace"] {
+        let value = format!("{option}=64");
+        let value = value.replace("--cpus=64", "--cpus=4");
+        complains(&[&value], "with --kernel");
+    }
+    complains(&["--kernel"], "missing argument");
+}
+
+#[test]
+fn the_map_shows_what_is_where() {
+    let output = mini_vmm()
+        .args(["--map", "--memory", "3072"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(0));
+    let map = String::from_utf8(output.stdout).unwrap();
+    for line in [
+        "  00000000-7fffffff : RAM",
+        "  80001000-80001003 : mmio-rng-legacy",
+        "  80002000-80002fff : virtio-rng",
+        "  100000000-13fffffff : RAM",
+        "  03f8-03ff : serial",
+        "  0600-0601 : acpi-sleep",
+    ] {
+        assert!(map.lines().any(|found| found == line), "{line}: {map}");
+    }
+    let output = mini_vmm()
+        .args(["--map", "--legacy-rng", "off", "--virtio-rng", "off"])
+        .output()
+        .unwrap();
+    let map = String::from_utf8(output.stdout).unwrap();
+    assert!(!map.contains("rng"), "{map}");
+}
