@@ -9,13 +9,16 @@
 )]
 
 mod common;
+#[path = "common/kvm.rs"]
+mod kvm;
 
 use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use common::{Folder, kvm, mini_vmm};
+use common::{Folder, mini_vmm};
+use kvm::kvm;
 use serde_json::Value;
 
 /// Runs the program to its end.

@@ -145,17 +145,15 @@ fn boot(
     let kvm = open_kvm()?;
     let (parts, group) = machine.assemble(&kvm, kernel, options)?;
     let bell = machine.bell();
-    // Taken as late as possible, and dropped before anything else.
-    let terminal = Arc::new(Terminal::take()?);
-    signals::watch(bell.clone(), terminal.clone())?;
+    let terminal = Terminal::take()?;
+    signals::watch(bell.clone(), terminal.as_ref().map(Terminal::modes))?;
 
     let began = Instant::now();
     let mut group = group.start(PATIENCE)?;
     let mut console = Console::new(machine.serial(), bell.clone(), terminal.is_some());
     let end = console.serve();
-    if let Some(terminal) = terminal.as_ref() {
-        terminal.restore();
-    }
+    // Whatever is printed from now on is printed on a terminal as it was.
+    drop(terminal);
     group.stop();
     let stopped = group.join(PATIENCE);
     let elapsed = began.elapsed();

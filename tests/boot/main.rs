@@ -14,6 +14,8 @@
 mod common;
 mod input;
 mod kernels;
+#[path = "../common/kvm.rs"]
+mod kvm;
 mod terminal;
 
 use std::io::{Read, Write};
@@ -22,8 +24,9 @@ use std::process::{Child, ExitStatus, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Folder, kvm, mini_vmm};
+use common::{Folder, mini_vmm};
 use kernels::{Code, bzimage, elf, elf_pvh};
+use kvm::kvm;
 use rustix::io::ioctl_fionread;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;

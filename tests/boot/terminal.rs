@@ -14,8 +14,9 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, Termios, tcgetattr};
 
-use crate::common::{Folder, kvm, mini_vmm};
+use crate::common::{Folder, mini_vmm};
 use crate::kernels::{Code, elf};
+use crate::kvm::kvm;
 use crate::{PATIENCE, end_of, text};
 
 /// A terminal with mini-vmm on it, whose guest has written an `r` and does what `code` does next.

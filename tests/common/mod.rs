@@ -3,7 +3,7 @@
 
 //! What the tests of mini-vmm have in common.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -18,22 +18,6 @@ pub(crate) fn mini_vmm() -> Command {
     let remedy = "build it with `cargo build --example mini-vmm`";
     assert!(path.exists(), "{} is not there: {remedy}", path.display());
     Command::new(path)
-}
-
-/// Whether the tests that need KVM can run. With `REQUIRE_KVM` set they must.
-pub(crate) fn kvm() -> bool {
-    match File::options().read(true).write(true).open("/dev/kvm") {
-        Ok(_) => true,
-        Err(error) if std::env::var_os("REQUIRE_KVM").is_some() => {
-            panic!("REQUIRE_KVM is set, but /dev/kvm: {error}")
-        }
-        Err(error) => {
-            // Straight to the terminal: the test runner keeps what a passing test prints.
-            let line = format!("tests of mini-vmm skipped: no usable /dev/kvm: {error}\n");
-            let _ = fs::write("/dev/stderr", line);
-            false
-        }
-    }
 }
 
 /// A folder of the test's own.

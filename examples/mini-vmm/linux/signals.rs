@@ -4,7 +4,6 @@
 //! Signals that end the program, or stop it for a while.
 
 use std::io;
-use std::sync::Arc;
 use std::thread;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
@@ -12,11 +11,11 @@ use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
 
 use super::bell::{Bell, End};
-use super::terminal::Terminal;
+use super::terminal::Modes;
 
 /// Has a thread end the machine on signals, and give the terminal back while the program is
 /// stopped.
-pub(crate) fn watch(bell: Bell, terminal: Arc<Option<Terminal>>) -> io::Result<()> {
+pub(crate) fn watch(bell: Bell, terminal: Option<Modes>) -> io::Result<()> {
     let wanted = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP];
     // Whoever started the program may want it to ignore some: nohup, for one.
     let ignored = ignored();
@@ -32,13 +31,13 @@ pub(crate) fn watch(bell: Bell, terminal: Arc<Option<Terminal>>) -> io::Result<(
                     bell.end(End::Signal(signal));
                     continue;
                 }
-                if let Some(terminal) = terminal.as_ref() {
-                    terminal.restore();
+                if let Some(terminal) = &terminal {
+                    terminal.suspend();
                 }
                 // Comes back when the program is continued.
                 let _ = emulate_default_handler(signal);
-                if let Some(terminal) = terminal.as_ref() {
-                    let _ = terminal.set_raw();
+                if let Some(terminal) = &terminal {
+                    let _ = terminal.resume();
                 }
             }
         })?;

@@ -1,0 +1,189 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Debian's kernel, unmodified, as mini-vmm's guest: its own drivers find both devices and use them.
+//!
+//! `tests/linux/run` fetches the kernel and runs these tests. On a processor with virtualisation the
+//! guest runs on that; elsewhere it runs on real KVM inside an emulated machine (see `.ci/nested`),
+//! of which each test starts one.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test stops at the unexpected"
+)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs};
+
+use common::{Folder, mini_vmm};
+use serde_json::Value;
+
+/// Where `prepare` has put the guest.
+fn kit() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("target/linux")
+}
+
+/// Whether the guest can run on this machine's own processor.
+fn hardware() -> bool {
+    let kvm = fs::File::options().read(true).write(true).open("/dev/kvm");
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let flags = cpu.lines().find(|line| line.starts_with("flags"));
+    let virtualises = flags.is_some_and(|line| {
+        line.split_whitespace()
+            .any(|flag| matches!(flag, "vmx" | "svm"))
+    });
+    kvm.is_ok() && virtualises
+}
+
+/// Whether everything is there that a guest needs. With `REQUIRE_LINUX` set it must be.
+fn ready() -> bool {
+    let emulator = || {
+        let paths = env::var_os("PATH").unwrap_or_default();
+        env::split_paths(&paths).any(|path| path.join("qemu-system-x86_64").exists())
+    };
+    let missing = if !kit().join("initrd").exists() {
+        "no Linux guest in target/linux"
+    } else if !hardware() && !emulator() {
+        "neither KVM on a processor with virtualisation nor QEMU to emulate one"
+    } else {
+        return true;
+    };
+    let line = format!("Linux tests skipped: {missing}; tests/linux/run gets what they need\n");
+    assert!(env::var_os("REQUIRE_LINUX").is_none(), "{line}");
+    // Straight to the terminal: the test runner keeps what a passing test prints.
+    let _ = fs::write("/dev/stderr", line);
+    false
+}
+
+/// What a run of mini-vmm has printed, and its exit status.
+#[derive(Debug, Default)]
+struct Run {
+    lines: Vec<String>,
+    status: Option<i32>,
+}
+
+impl Run {
+    /// The details of a check that the guest has made.
+    fn check(&self, name: &str) -> &str {
+        let ok = format!("check {name}: ok");
+        let details = self.lines.iter().find_map(|line| line.strip_prefix(&ok));
+        details.unwrap_or_else(|| panic!("{name}: {self:#?}"))
+    }
+
+    /// The statistics.
+    fn json(&self) -> Value {
+        let line = self.lines.iter().rfind(|line| line.starts_with('{'));
+        serde_json::from_str(line.unwrap_or_else(|| panic!("{self:#?}"))).unwrap()
+    }
+}
+
+/// Runs the cases of `inside` with these names, all in one emulated machine if there must be one.
+fn run(cases: &[&str]) -> BTreeMap<String, Run> {
+    let folder = Folder::new(&format!("linux-{}", cases.concat()));
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let entropy = Command::new(root.join("tests/linux/entropy")).output();
+    let entropy = folder.file("entropy", &entropy.unwrap().stdout);
+    let program = mini_vmm().get_program().to_owned();
+
+    let inside = root.join("tests/linux/inside");
+    let mut command;
+    if hardware() {
+        command = Command::new(inside);
+        command.env("MINI_VMM", &program).env("GUEST", kit());
+        command.env("ENTROPY", &entropy);
+    } else {
+        let mut files = format!("{}:guest/mini-vmm", Path::new(&program).display());
+        for file in ["vmlinux", "vmlinuz", "initrd", "initrd.gz"] {
+            files += &format!(" {}:guest/{file}", kit().join(file).display());
+        }
+        files += &format!(" {}:guest/entropy", entropy.display());
+        command = Command::new(root.join(".ci/nested/runner"));
+        command.arg(inside).env("NESTED_FILES", files).env(
+            "NESTED_ENV",
+            "MINI_VMM=/guest/mini-vmm GUEST=/guest ENTROPY=/guest/entropy",
+        );
+    }
+    let output = command.args(cases).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut runs: BTreeMap<String, Run> = BTreeMap::new();
+    let mut current = String::new();
+    for line in text.lines() {
+        let line = line.trim_end_matches('\r');
+        if let Some(name) = line.strip_prefix("run ") {
+            current = name.to_owned();
+            runs.insert(current.clone(), Run::default());
+        } else if let Some(status) = line.strip_prefix("ended ") {
+            let run = runs.get_mut(&current).unwrap();
+            run.status = Some(status.parse().unwrap());
+        } else if let Some(run) = runs.get_mut(&current) {
+            run.lines.push(line.to_owned());
+        }
+    }
+    for case in cases {
+        let ended = runs.get(*case).is_some_and(|run| run.status.is_some());
+        let complaints = String::from_utf8_lossy(&output.stderr);
+        assert!(ended, "{case}: {text}\n{complaints}");
+    }
+    runs
+}
+
+/// The whole of what a distribution's kernel does with the devices, on two vCPUs.
+#[test]
+fn a_stock_kernel_finds_both_devices_and_uses_them() {
+    if !ready() {
+        return;
+    }
+    let runs = run(&["checks"]);
+    let checks = &runs["checks"];
+    for name in [
+        "cpus",
+        "rng_current",
+        "rng0",
+        "hwrng",
+        "rebind_driver",
+        "rebind_transport",
+        "reload_modules",
+    ] {
+        checks.check(name);
+    }
+    assert!(checks.check("cpus").contains("2 on line"), "{checks:#?}");
+    assert_eq!(checks.status, Some(0), "{checks:#?}");
+
+    let json = checks.json();
+    assert_eq!(json["outcome"], "power-off");
+    let requests = json["virtio_rng"]["requests"].as_u64().unwrap();
+    let device = &json["devices"]["virtio-rng"];
+    let exits = device["reads"].as_u64().unwrap() + device["writes"].as_u64().unwrap();
+    // Each interrupt takes a read and a write of a register. The notification takes no exit, and
+    // the rest is the driver setting up the device, more than a dozen times.
+    assert!(requests >= 16_384, "{json}");
+    assert!(exits < 2 * requests + 2_000, "{json}");
+    assert_eq!(device["refused"], 0, "{json}");
+}
+
+/// The other format, boot protocol and kind of archive; and what the guest's end is to the program.
+#[test]
+fn a_stock_kernel_boots_and_ends_in_every_way() {
+    if !ready() {
+        return;
+    }
+    let runs = run(&["bzimage", "reboot", "panic", "no-acpi"]);
+    for (name, status, outcome) in [
+        ("bzimage", 0, "power-off"),
+        ("reboot", 3, "reset"),
+        ("panic", 3, "reset"),
+        // Without ACPI there is nothing to switch the machine off with.
+        ("no-acpi", 3, "reset"),
+    ] {
+        let run = &runs[name];
+        let user_space = |line: &String| line.starts_with("guest: userspace");
+        assert!(run.lines.iter().any(user_space), "{run:#?}");
+        assert_eq!(run.status, Some(status), "{run:#?}");
+        assert_eq!(run.json()["outcome"], outcome, "{run:#?}");
+    }
+}
