@@ -5,8 +5,10 @@
 
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_userspace_memory_region};
 use kvm_ioctls::{VcpuFd, VmFd};
+use rustix::mm::{Advice, madvise};
 use vm_memory::{
     Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap, MmapRegion,
 };
 
 use crate::layout::{CODE_SELECTOR, DATA_SELECTOR, GDT, PAGE_TABLES, STACK_TOP};
@@ -35,6 +37,42 @@ const EFER_LMA: u64 = 1 << 10;
 const PTE_TABLE: u64 = 0b11;
 /// Present, writable, and a page of 2 MiB.
 const PTE_PAGE: u64 = 0b1000_0011;
+
+/// How much memory one entry of a page directory maps.
+const HUGE_PAGE: usize = 2 << 20;
+
+/// Makes guest memory of these ranges, each an address and a length.
+pub(crate) fn allocate(ranges: impl IntoIterator<Item = (u64, usize)>) -> Result<Memory> {
+    let mut regions = Vec::new();
+    for (start, len) in ranges {
+        let region = GuestRegionMmap::new(mapping(len)?, GuestAddress(start));
+        regions.push(region.ok_or("memory ends behind the last address")?);
+    }
+    Ok(Memory::from_regions(regions)?)
+}
+
+/// Maps memory that begins at a huge page if possible: the host can then back the guest with huge
+/// pages, and does not have to be called for each of the small ones.
+fn mapping(len: usize) -> Result<MmapRegion> {
+    let mut mapping = MmapRegion::new(len)?;
+    let mut others = Vec::new();
+    for _ in 0..8 {
+        let excess = mapping.as_ptr().addr() % HUGE_PAGE;
+        if excess == 0 {
+            break;
+        }
+        // The kernel places one mapping below the other: with this between them, the next fits.
+        others.push(mapping);
+        others.push(MmapRegion::new(excess)?);
+        mapping = MmapRegion::new(len)?;
+    }
+    // SAFETY: all of the range is mapped, and this is no more than advice.
+    #[expect(unsafe_code, reason = "advice is given on addresses")]
+    let advised = unsafe { madvise(mapping.as_ptr().cast(), len, Advice::LinuxHugepage) };
+    // A kernel without huge pages does without.
+    let _ = advised;
+    Ok(mapping)
+}
 
 /// Writes the segment descriptors and the page tables that [`long_mode`] starts with.
 pub(crate) fn write_tables(memory: &Memory) -> Result<()> {

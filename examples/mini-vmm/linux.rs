@@ -36,7 +36,6 @@ use std::time::{Duration, Instant};
 
 use vcpu_runner::{GroupError, JoinError};
 use virtio_rng_device::RateLimit;
-use vm_memory::GuestAddress;
 
 use crate::boot::{self, Memory};
 use crate::devices::virtio_rng_location;
@@ -92,13 +91,14 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode, Failure> {
 
 /// Makes guest memory, which takes no more of the host's than the guest touches.
 fn allocate(size: u64) -> Result<Memory, String> {
-    let wrong = |error: &dyn Error| format!("--memory: {} MiB: {error}", size >> 20);
     let mut ranges = Vec::new();
     for (start, len) in parameters::ram(size) {
-        let len = usize::try_from(len).map_err(|error| wrong(&error))?;
-        ranges.push((GuestAddress(start), len));
+        ranges.push((
+            start,
+            usize::try_from(len).map_err(|error| error.to_string())?,
+        ));
     }
-    Memory::from_ranges(&ranges).map_err(|error| wrong(&error))
+    boot::allocate(ranges).map_err(|error| format!("--memory: {} MiB: {error}", size >> 20))
 }
 
 /// Loads everything into guest memory that the kernel finds there.

@@ -123,7 +123,7 @@ pub(crate) fn run(kvm: &Kvm, bytes: u64, source: &Source) -> Result<Run, Box<dyn
 
 /// Makes guest memory with the guest's program in it, and what it needs to start in 64-bit mode.
 fn memory() -> Result<Memory, Box<dyn Error>> {
-    let memory = Memory::from_ranges(&[(GuestAddress(0), RAM_SIZE)])?;
+    let memory = boot::allocate([(0, RAM_SIZE)])?;
     let (address, program) = guest::image();
     memory.write_slice(program, GuestAddress(address))?;
     boot::write_tables(&memory)?;
