@@ -98,6 +98,10 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+// The example of a device names this crate as any other would.
+#[cfg(feature = "test-utils")]
+extern crate self as virtio_device_core;
+
 mod chain;
 mod device;
 mod features;
