@@ -115,6 +115,7 @@ mod queue;
 mod regions;
 mod rings;
 mod status;
+mod sync;
 #[cfg(feature = "test-utils")]
 pub mod test_utils;
 #[cfg(feature = "worker")]
@@ -138,6 +139,8 @@ pub use status::{
     ACKNOWLEDGE, DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, DeviceStatus, FAILED, FEATURES_OK,
     StatusWrite,
 };
+#[cfg(loom)]
+pub use sync::eventfd_edge;
 #[cfg(feature = "worker")]
 pub use thread::WorkerThread;
 pub use transfer::{Reader, Writer};
