@@ -176,6 +176,13 @@ impl<'m, M: GuestMemory> DriverQueue<'m, M> {
         u16::from_le(self.memory.read_obj(GuestAddress(addr)).unwrap())
     }
 
+    /// The flags of the used ring.
+    #[must_use]
+    pub fn used_flags(&self) -> u16 {
+        let addr = GuestAddress(self.setup.used_ring);
+        u16::from_le(self.memory.read_obj(addr).unwrap())
+    }
+
     /// The used index as the device has written it.
     #[must_use]
     pub fn used_index(&self) -> u16 {
