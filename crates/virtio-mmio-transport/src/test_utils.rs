@@ -3,7 +3,7 @@
 
 //! For tests: a driver's hands on the registers, and what every register does at every width.
 
-use bus::BusDevice;
+use bus::{AccessError, BusDevice};
 use virtio_device_core::QueueSetup;
 use virtio_device_core::test_utils::conformance::Port;
 
@@ -100,6 +100,16 @@ impl<T: BusDevice> RegisterPort<T> {
         let half = |half: u64| u32::try_from(half & 0xffff_ffff).unwrap();
         self.set(offset, half(address));
         self.set(offset + 4, half(address >> 32));
+    }
+}
+
+impl<T: BusDevice> BusDevice for RegisterPort<T> {
+    fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
+        self.transport.read(offset, data)
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
+        self.transport.write(offset, data)
     }
 }
 
