@@ -18,6 +18,9 @@ use crate::worker::DeviceFault;
 ///
 /// An `EventFd` registered as irqfd is one, and so is any closure: both are edge-triggered. For a
 /// level-triggered line there is [`LevelLine`].
+///
+/// A line must not wait: a reset waits for an interrupt that is on its way. So an `EventFd` must be
+/// non-blocking.
 pub trait InterruptLine: Send + Sync {
     /// Raises the interrupt: once, or, if the line is level-triggered, until it is cleared.
     ///

@@ -236,7 +236,8 @@ impl fmt::Debug for Worker {
 
 /// Decides on which thread or loop workers run: how a VMM lends its threads to a device.
 pub trait Executor: Send {
-    /// Starts `worker`.
+    /// Starts `worker`. The one that was started before for the same device, if any, was told to
+    /// stop and must not run any more: it would take notifications that are not for it.
     ///
     /// # Errors
     ///

@@ -362,6 +362,7 @@ impl<F: FnMut() -> Result<Progress, DeviceFault> + Send> QueueHandler for Waiter
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "Miri has no level-triggered epoll")]
 fn a_handler_that_waits_is_called_again_when_the_time_has_come() {
     let (queue, (_, interrupt)) = (queue(), interrupt());
     let (sender, calls) = channel();
@@ -381,6 +382,7 @@ fn a_handler_that_waits_is_called_again_when_the_time_has_come() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "Miri has no level-triggered epoll")]
 fn a_notification_ends_a_wait() {
     let (queue, (_, interrupt)) = (queue(), interrupt());
     let mut waits = vec![Duration::from_millis(20)].into_iter();
@@ -399,6 +401,7 @@ fn a_notification_ends_a_wait() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "Miri has no level-triggered epoll")]
 fn a_wait_that_nobody_times_is_a_failure() {
     let (queue, (_, interrupt)) = (queue(), interrupt());
     queue.kick.write(1).unwrap();

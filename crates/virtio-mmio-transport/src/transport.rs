@@ -261,15 +261,19 @@ where
     D: VirtioDevice<M>,
 {
     fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
-        data.fill(0);
-        if offset >= CONFIG {
+        if offset < CONFIG {
+            let register = self.control_register(offset, data.len());
+            let value = register.map_or(0, |register| self.read_register(register));
+            match <&mut [u8; 4]>::try_from(&mut *data) {
+                Ok(word) => *word = value.to_le_bytes(),
+                Err(_) => data.fill(0),
+            }
+        } else {
+            data.fill(0);
             match self.config_offset(offset, data.len()) {
                 Some(offset) => self.device.read_config(offset, data),
                 None => self.event(&Event::UnknownRegister { offset }),
             }
-        } else if let Some(register) = self.control_register(offset, data.len()) {
-            let value = self.read_register(register);
-            data.copy_from_slice(&value.to_le_bytes());
         }
         Ok(())
     }
