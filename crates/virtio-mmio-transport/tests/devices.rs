@@ -3,11 +3,7 @@
 
 //! Two real devices behind the registers while their VMM swaps memory, pauses, moves and removes
 //! them.
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "a test stops at the unexpected"
-)]
+#![expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
 
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
