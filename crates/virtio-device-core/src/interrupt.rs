@@ -5,19 +5,22 @@
 
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::chain::BadRequest;
 use crate::observer::Event;
+use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering};
 use crate::worker::DeviceFault;
 
 /// The wire from a transport to the guest's interrupt controller: what a VMM passes in.
 ///
 /// An `EventFd` registered as irqfd is one, and so is any closure: both are edge-triggered. For a
 /// level-triggered line there is [`LevelLine`].
+///
+/// A line must not wait: a reset waits for an interrupt that is on its way. So an `EventFd` must be
+/// non-blocking.
 pub trait InterruptLine: Send + Sync {
     /// Raises the interrupt: once, or, if the line is level-triggered, until it is cleared.
     ///

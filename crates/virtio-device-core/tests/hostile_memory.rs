@@ -114,16 +114,21 @@ fn any_bytes_at_all_end_in_chains_or_a_fault() {
         };
         let layout = QueueLayout::check(&setup, 16, &memory).unwrap();
         // Mostly small numbers, so that some of it makes sense.
-        for at in (0x1000..0x4000u64).step_by(2) {
+        let mut word = || {
             let small = numbers.next() % 4 != 0;
             let word = numbers.next() % if small { 4 } else { 0x1_0000 };
-            let word = u16::try_from(word).unwrap();
-            memory.write_obj(word.to_le(), GuestAddress(at)).unwrap();
+            u16::try_from(word).unwrap().to_le_bytes()
+        };
+        // Miri takes its time: there, the rings alone.
+        let len = if cfg!(miri) { 0x100 } else { 0x1000 };
+        for page in [0x1000, 0x2000, 0x3000] {
+            let bytes: Vec<u8> = (0..len).step_by(2).flat_map(|_| word()).collect();
+            memory.write_slice(&bytes, GuestAddress(page)).unwrap();
         }
         let features = VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX;
         let mut queue = Virtqueue::new(layout, features * (round / 2 % 2));
         let mut chain = Chain::with_capacity(16);
-        for _ in 0..64 {
+        for _ in 0..if cfg!(miri) { 8 } else { 64 } {
             match queue.take(&memory, &mut chain) {
                 Ok(Some(head)) => {
                     chains += 1;
@@ -145,5 +150,5 @@ fn any_bytes_at_all_end_in_chains_or_a_fault() {
             }
         }
     }
-    assert!(chains > 0 && faults > 0, "{chains} {faults}");
+    assert!(cfg!(miri) || chains > 0 && faults > 0, "{chains} {faults}");
 }

@@ -9,12 +9,12 @@
 //! ```no_run
 //! # use std::sync::{Arc, Mutex};
 //! # use virtio_mmio_transport::{MmioTransport, QUEUE_NOTIFY, VirtioDevice};
-//! # use vmm_sys_util::eventfd::EventFd;
+//! # use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 //! # fn wire<M, D>(device: D, memory: M) -> Result<(), Box<dyn std::error::Error>>
 //! # where M: vm_memory::GuestAddressSpace + Send + 'static, D: VirtioDevice<M> + 'static {
 //! const BASE: u64 = 0x8000_2000;
 //!
-//! let irq = Arc::new(EventFd::new(0)?); // registered as irqfd with the hypervisor
+//! let irq = Arc::new(EventFd::new(EFD_NONBLOCK)?); // registered as irqfd with the hypervisor
 //! let transport = MmioTransport::new(device, memory, irq)?;
 //! for (queue, kick) in transport.kicks() {
 //!     // register_ioevent(kick, BASE + QUEUE_NOTIFY, queue)
@@ -43,6 +43,7 @@ mod lifecycle;
 mod register;
 mod registers;
 mod state;
+mod sync;
 #[cfg(feature = "test-utils")]
 pub mod test_utils;
 mod transport;

@@ -19,6 +19,7 @@ use crate::interrupt::MmioInterrupt;
 use crate::lifecycle::Live;
 use crate::register::{CONFIG, MAGIC, Register, VERSION};
 use crate::registers::Registers;
+use crate::sync::wake;
 
 /// `VendorID` of a transport that was given none: "RVMM" in little-endian order.
 const DEFAULT_VENDOR_ID: u32 = 0x4d4d_5652;
@@ -228,10 +229,7 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
             .and_then(|(live, index)| live.leases.get(index)?.as_ref())
             .filter(|lease| !lease.is_revoked());
         match index.and_then(|index| self.kicks.get(index)).zip(lease) {
-            Some((kick, _)) => {
-                // A counter that is full wakes the worker as well as one more.
-                let _ = kick.write(1);
-            }
+            Some((kick, _)) => wake(kick),
             None => self.event(&Event::NotificationIgnored { value }),
         }
     }
@@ -263,15 +261,19 @@ where
     D: VirtioDevice<M>,
 {
     fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
-        data.fill(0);
-        if offset >= CONFIG {
+        if offset < CONFIG {
+            let register = self.control_register(offset, data.len());
+            let value = register.map_or(0, |register| self.read_register(register));
+            match <&mut [u8; 4]>::try_from(&mut *data) {
+                Ok(word) => *word = value.to_le_bytes(),
+                Err(_) => data.fill(0),
+            }
+        } else {
+            data.fill(0);
             match self.config_offset(offset, data.len()) {
                 Some(offset) => self.device.read_config(offset, data),
                 None => self.event(&Event::UnknownRegister { offset }),
             }
-        } else if let Some(register) = self.control_register(offset, data.len()) {
-            let value = self.read_register(register);
-            data.copy_from_slice(&value.to_le_bytes());
         }
         Ok(())
     }

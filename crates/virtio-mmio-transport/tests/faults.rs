@@ -17,15 +17,16 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bus::BusDevice;
-use support::{Fixture, Memory, Probe};
+use support::{CONFIG, Fixture, Memory, Probe, TestDevice};
 use virtio_device_core::test_utils::{DriverQueue, VIRTQ_DESC_F_NEXT};
 use virtio_device_core::{
-    ActivateError, Activation, Chain, DeviceFault, EventCounters, Executor, Progress, QueueHandler,
-    QueueLease, RunningWorker, VirtioDevice, Worker, WorkerThread,
+    ActivateError, Activation, Chain, DeviceFault, EventCounters, Executor, InterruptHandle,
+    Progress, QueueHandler, QueueLease, RunningWorker, VirtioDevice, Worker, WorkerThread,
 };
 use virtio_mmio_transport::test_utils::RegisterPort;
 use virtio_mmio_transport::{INT_CONFIG, INT_VRING, MmioTransport};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -266,6 +267,20 @@ fn kicks_resets_and_pauses_from_several_threads_end_well() {
 }
 
 #[test]
+fn starts_pile_up_no_threads() {
+    let count = || std::fs::read_dir("/proc/self/task").unwrap().count();
+    let mut scene = Scene::new(|_: &QueueLease| Ok(Progress::Idle));
+    scene.start();
+    let before = count();
+    for _ in 0..500 {
+        scene.start();
+        assert_eq!(scene.port.get(0x70), 15);
+    }
+    // Other tests of this process start and end theirs meanwhile.
+    assert!(count() < before + 50);
+}
+
+#[test]
 fn ten_thousand_starts_leave_nothing_behind() {
     let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
     let mut fixture = Fixture::new();
@@ -371,4 +386,118 @@ fn a_chain_never_grows_its_memory() {
         }
     });
     assert_eq!(allocated.count_total, 0);
+}
+
+/// A device whose activation fails.
+struct Stillborn(fn() -> ActivateError);
+
+impl VirtioDevice<Memory> for Stillborn {
+    fn device_type(&self) -> u32 {
+        42
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &[16]
+    }
+
+    fn activate(&mut self, _activation: Activation<Memory>) -> Result<(), ActivateError> {
+        Err(self.0())
+    }
+
+    fn reset(&mut self) {}
+}
+
+#[test]
+fn every_failure_of_an_activation_is_told_and_undone_by_a_reset() {
+    let errors: [fn() -> ActivateError; 5] = [
+        || ActivateError::QueueMissing(3),
+        || ActivateError::AlreadyActive,
+        || ActivateError::NoRestart(0),
+        || ActivateError::Worker(std::io::ErrorKind::OutOfMemory.into()),
+        || ActivateError::Worker(std::io::Error::other("no thread")),
+    ];
+    for error in errors {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap();
+        let events = Arc::new(EventCounters::default());
+        let line = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+        let transport = MmioTransport::new(Stillborn(error), Arc::new(memory), line.clone());
+        let transport = transport.unwrap().with_observer(events.clone());
+        let mut port = RegisterPort::new(transport);
+        for round in 1..=2 {
+            for (offset, value) in [(0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11), (0x70, 15)] {
+                port.set(offset, value);
+            }
+            assert_eq!((port.get(0x70), port.get(0x60)), (15 | 64, INT_CONFIG));
+            assert_eq!(line.read().unwrap(), 1);
+            assert_eq!(events.snapshot().activation_failed, round);
+            port.set(0x70, 0);
+            assert_eq!((port.get(0x70), port.get(0x60)), (0, 0));
+        }
+    }
+}
+
+#[test]
+fn an_event_fd_that_is_full_is_a_line_that_fails() {
+    let line = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+    let mut fixture = Fixture::new();
+    let device = TestDevice {
+        probe: fixture.probe.clone(),
+        config: CONFIG,
+    };
+    fixture.transport = MmioTransport::new(device, fixture.memory.clone(), line.clone())
+        .unwrap()
+        .with_observer(fixture.counters.clone());
+    fixture.negotiate();
+    fixture.set(0x70, 15);
+    let interrupt = interrupt(&fixture);
+    line.write(u64::MAX - 1).unwrap();
+    interrupt.used_buffers(0);
+    assert_eq!(fixture.events().line_failed, 1);
+    assert_eq!(fixture.get(0x60), INT_VRING);
+    // The next one is tried again.
+    line.read().unwrap();
+    interrupt.used_buffers(0);
+    assert_eq!((line.read().unwrap(), fixture.events().line_failed), (1, 1));
+}
+
+#[test]
+fn a_line_that_hangs_holds_up_its_worker_alone() {
+    let (release, hang) = channel::<()>();
+    let (entered, inside) = channel();
+    let hang = Mutex::new(hang);
+    let mut fixture = Fixture::new();
+    let device = TestDevice {
+        probe: fixture.probe.clone(),
+        config: CONFIG,
+    };
+    let line = move || {
+        let _ = entered.send(());
+        let _ = hang.lock().unwrap().recv();
+        Ok(())
+    };
+    fixture.transport = MmioTransport::new(device, fixture.memory.clone(), line).unwrap();
+    fixture.negotiate();
+    fixture.enable_queue(0, 0x1000, 16);
+    fixture.set(0x70, 15);
+    let interrupt = interrupt(&fixture);
+    std::thread::scope(|scope| {
+        scope.spawn(|| interrupt.used_buffers(0));
+        inside.recv_timeout(SOON).unwrap();
+        assert_eq!((fixture.get(0x60), fixture.status()), (INT_VRING, 15));
+        assert_eq!(fixture.get(0x100), u32::from_le_bytes([1, 2, 3, 4]));
+        let _ = fixture.get(0xfc);
+        fixture.set(0x64, INT_VRING);
+        fixture.set(0x50, 0);
+        assert_eq!((fixture.get(0x60), fixture.kicks(0)), (0, 1));
+        fixture.transport.pause();
+        fixture.transport.resume();
+        drop(release);
+    });
+    fixture.set(0x70, 0);
+    assert_eq!(fixture.status(), 0);
+}
+
+fn interrupt(fixture: &Fixture) -> InterruptHandle {
+    let activation = fixture.probe.activation.lock().unwrap();
+    activation.as_ref().unwrap().interrupt.clone()
 }

@@ -43,7 +43,8 @@ fn a_queue_is_reset_and_comes_back_with_another_size() {
     fixture.set(RESET, 1);
     assert_eq!((fixture.get(RESET), fixture.get(READY)), (0, 0));
     assert!(old.is_revoked());
-    assert_eq!(fixture.events().queue_reset, 1);
+    let events = fixture.events();
+    assert_eq!((events.queue_reset, events.wrong_direction), (1, 0));
     // Nothing reaches it, and the old set-up is gone.
     fixture.set(NOTIFY, 0);
     assert_eq!(fixture.kicks(0), 0);

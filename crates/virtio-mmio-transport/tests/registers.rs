@@ -404,6 +404,27 @@ fn reset_from_every_state_starts_anew() {
 }
 
 #[test]
+fn a_transport_that_goes_away_takes_everything_back() {
+    let fixture = Fixture::live();
+    let text = format!("{:?}", fixture.transport);
+    assert!(
+        text.contains("MmioTransport") && text.contains("live: Some"),
+        "{text}"
+    );
+    let Fixture {
+        transport,
+        probe,
+        raised,
+        ..
+    } = fixture;
+    drop(transport);
+    let activation = probe.activation.lock().unwrap().take().unwrap();
+    assert!(activation.queues[0].queue.is_revoked());
+    activation.interrupt.used_buffers(0);
+    assert_eq!(raised.load(Ordering::SeqCst), 0);
+}
+
+#[test]
 fn driver_ok_twice_activates_once() {
     let mut fixture = Fixture::live();
     fixture.set(0x70, 15);

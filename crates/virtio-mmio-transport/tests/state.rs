@@ -462,3 +462,25 @@ fn a_state_survives_being_written_down_and_anything_else_is_an_error() {
         serde_json::from_str::<TransportState>(&text[..len]).unwrap_err();
     }
 }
+
+#[cfg(feature = "serde")]
+#[test]
+fn a_state_with_any_byte_changed_is_refused_or_restored() {
+    let (_, state) = saved();
+    let text = serde_json::to_vec(&state).unwrap();
+    let (mut parsed, mut refused) = (0, 0);
+    for at in (0..text.len()).step_by(if cfg!(miri) { 100 } else { 1 }) {
+        for byte in *b"09,-[}et\"\xff" {
+            let mut changed = text.clone();
+            changed[at] = byte;
+            if let Ok(state) = serde_json::from_slice::<TransportState>(&changed) {
+                parsed += 1;
+                refused += u32::from(restore(&state).is_err());
+            }
+        }
+    }
+    assert!(
+        cfg!(miri) || parsed > 100 && refused > 50,
+        "{parsed} {refused}"
+    );
+}

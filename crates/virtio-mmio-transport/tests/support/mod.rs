@@ -26,7 +26,7 @@ pub(crate) type Memory = Arc<GuestMemoryMmap<()>>;
 pub(crate) const CONFIG: [u8; 6] = [1, 2, 3, 4, 5, 6];
 
 /// What the test sees of the device inside the transport.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Probe {
     pub(crate) activation: Arc<Mutex<Option<Activation<Memory>>>>,
     /// Queues that came back after a reset of their own.
@@ -36,6 +36,7 @@ pub(crate) struct Probe {
     pub(crate) fail: bool,
 }
 
+#[derive(Debug)]
 pub(crate) struct TestDevice {
     pub(crate) probe: Probe,
     pub(crate) config: [u8; 6],
