@@ -10,15 +10,12 @@
 )]
 
 mod driver;
-#[path = "../crates/virtio-device-core/src/guide/ramdisk.rs"]
-#[expect(unreachable_pub, reason = "it is an example of a device crate")]
-mod ramdisk;
 
 use std::sync::{Arc, Mutex};
 
 use bus::MmioBus;
 use driver::{BusTransport, GuestHal, MEMORY};
-use ramdisk::RamDisk;
+use virtio_device_core::test_utils::ramdisk::RamDisk;
 use virtio_device_core::{EventCounters, WorkerThread};
 use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
 use virtio_mmio_transport::{MmioTransport, REGION_SIZE};

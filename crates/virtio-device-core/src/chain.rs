@@ -349,3 +349,13 @@ impl Table {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_room_for_the_longest_chain() {
+        assert!(Chain::with_capacity(256).buffers.capacity() >= 256);
+    }
+}

@@ -332,5 +332,8 @@ mod tests {
         assert_eq!(features.accepted(), (0x5_0000_0003, false));
         features.accept_word(2, 1);
         assert_eq!(features.accepted(), (0x5_0000_0003, true));
+        let mut restored = Negotiation::new(4, 0);
+        restored.restore(0x5_0000_0003, true);
+        assert_eq!(restored.accepted(), features.accepted());
     }
 }

@@ -5,13 +5,13 @@
 
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::chain::BadRequest;
 use crate::observer::Event;
+use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering};
 use crate::worker::DeviceFault;
 
 /// The wire from a transport to the guest's interrupt controller: what a VMM passes in.

@@ -306,4 +306,29 @@ mod tests {
             Err(error)
         );
     }
+
+    #[test]
+    fn messages_say_which_part_and_what() {
+        let cases = [
+            (
+                QueueSetupError::Size { size: 77, max: 16 },
+                "queue size 77 is not a power of two up to 16",
+            ),
+            (
+                QueueSetupError::Alignment(QueuePart::DescTable, 0x1001),
+                "descriptor table at 0x1001 is not aligned",
+            ),
+            (
+                QueueSetupError::Memory(QueuePart::AvailRing, 0x2000),
+                "available ring at 0x2000 is not all in memory",
+            ),
+            (
+                QueueSetupError::Memory(QueuePart::UsedRing, 0x3000),
+                "used ring at 0x3000 is not all in memory",
+            ),
+        ];
+        for (error, text) in cases {
+            assert_eq!(error.to_string(), text);
+        }
+    }
 }

@@ -3,10 +3,10 @@
 
 //! The lease by which a device holds a queue.
 
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 
 use crate::queue::Virtqueue;
+use crate::sync::{AtomicU8, Condvar, Mutex, MutexGuard, Ordering};
 
 /// A queue on loan to a device, until the transport wants it back.
 ///
@@ -56,11 +56,17 @@ impl QueueLease {
             return None;
         }
         let mut queue = self.lock();
-        while self.is_paused() {
-            let waited = self.shared.changed.wait(queue);
-            queue = waited.unwrap_or_else(PoisonError::into_inner);
+        loop {
+            match self.shared.gate.load(Ordering::Acquire) {
+                OPEN => return queue.as_mut().map(look),
+                PAUSED => {
+                    let waited = self.shared.changed.wait(queue);
+                    queue = waited.unwrap_or_else(PoisonError::into_inner);
+                }
+                // A queue that is taken back during a pause is not looked at once more.
+                _ => return None,
+            }
         }
-        queue.as_mut().map(look)
     }
 
     /// Whether the queue has been taken back, or is about to be.
@@ -80,7 +86,8 @@ impl QueueLease {
     /// Waits for at most one critical section of the device.
     #[must_use = "the state of the queue is lost otherwise; drop it explicitly"]
     pub fn revoke(&self) -> Option<Virtqueue> {
-        self.shared.gate.store(REVOKED, Ordering::Release);
+        // A swap, which no concurrent change of the gate can come to stand behind.
+        self.shared.gate.swap(REVOKED, Ordering::AcqRel);
         let queue = self.lock().take();
         self.shared.changed.notify_all();
         queue

@@ -98,6 +98,10 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+// The example of a device names this crate as any other would.
+#[cfg(feature = "test-utils")]
+extern crate self as virtio_device_core;
+
 mod chain;
 mod device;
 mod features;
@@ -111,6 +115,7 @@ mod queue;
 mod regions;
 mod rings;
 mod status;
+mod sync;
 #[cfg(feature = "test-utils")]
 pub mod test_utils;
 #[cfg(feature = "worker")]
@@ -134,6 +139,8 @@ pub use status::{
     ACKNOWLEDGE, DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, DeviceStatus, FAILED, FEATURES_OK,
     StatusWrite,
 };
+#[cfg(loom)]
+pub use sync::eventfd_edge;
 #[cfg(feature = "worker")]
 pub use thread::WorkerThread;
 pub use transfer::{Reader, Writer};

@@ -41,7 +41,6 @@ pub enum StatusWrite {
     Activate(DeviceStatus),
 }
 
-// For mutation tests: the bits are disjoint, so `^` would do the same.
 const INIT: u8 = 0;
 const SEEN: u8 = ACKNOWLEDGE;
 const DRIVING: u8 = ACKNOWLEDGE | DRIVER;
@@ -221,6 +220,8 @@ mod tests {
             assert_eq!(status.negotiating(), bits == 3);
             assert_eq!(status.configuring_queues(), bits == 11);
             assert_eq!(status.live(), bits == 15);
+            let text = format!("{status:?}");
+            assert!(text.contains(&format!("{bits:#04x}")), "{text}");
         }
     }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::chain::RingFault;
 use crate::device::{ActivateError, ActiveQueue};
 use crate::interrupt::InterruptHandle;
+use crate::sync::{clear_kick, write_kick};
 
 /// Whether a handler has more to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,15 +139,15 @@ impl Worker {
         let Some(active) = self.queues.iter().find(|active| active.index == index) else {
             return true;
         };
-        // The count means nothing, and a spurious wake-up finds an empty ring.
-        let _ = active.kick.read();
+        // A spurious wake-up finds an empty ring.
+        clear_kick(&active.kick);
         if active.queue.is_revoked() {
             if !self.interrupt.is_revoked() {
                 // This queue alone was reset; it is notified again if it comes back.
                 return true;
             }
             // The device was reset, and the notification may be for the worker that comes next.
-            let _ = active.kick.write(1);
+            write_kick(&active.kick);
             return false;
         }
         if active.queue.is_paused() {
@@ -193,7 +194,7 @@ impl Worker {
             Ok(Progress::Idle) => true,
             Ok(Progress::More) => {
                 if let Some(active) = self.queues.iter().find(|active| active.index == index) {
-                    let _ = active.kick.write(1);
+                    write_kick(&active.kick);
                 }
                 true
             }

@@ -431,7 +431,22 @@ fn a_request_is_checked_before_a_byte_moves() {
         let _head = pair.take().unwrap().unwrap();
         assert_eq!(pair.chain.check(&memory), Ok(()));
         assert_eq!(pair.chain.write(&memory, b"1234"), Ok(len));
+        let mut written = [0; 4];
+        let written = written.get_mut(..len as usize).unwrap();
+        if len != 0 {
+            memory.read_slice(written, GuestAddress(addr)).unwrap();
+        }
+        assert!(b"1234".starts_with(written), "{written:?}");
     }
+    // Without the check, a write still stops at the buffer that is not there.
+    let mut pair = Pair::new(&memory, 0);
+    pair.driver.offer_writable(0, RAM_END - 2, 4);
+    let _head = pair.take().unwrap().unwrap();
+    let (addr, len) = (RAM_END - 2, 4);
+    assert_eq!(
+        pair.chain.write(&memory, b"1234"),
+        Err(BadRequest::BufferMemory { addr, len })
+    );
 }
 
 #[test]
@@ -484,6 +499,38 @@ fn event_index_decides_on_the_whole_batch() {
             Ok(wanted),
             "{event} {count}"
         );
+    }
+}
+
+#[test]
+fn an_event_that_was_passed_before_the_batch_is_over() {
+    let memory = memory();
+    // (used index the driver waits for, interrupt wanted for the third request alone)
+    for (event, wanted) in [(0, false), (1, false), (2, true), (3, false)] {
+        let mut pair = Pair::new(&memory, VIRTIO_F_EVENT_IDX);
+        for index in 0..3 {
+            pair.driver.set_used_event(event);
+            pair.driver.offer_writable(index, BUFFER, 1);
+            let head = pair.take().unwrap().unwrap();
+            pair.device.complete(&memory, head, 1).unwrap();
+            if index == 1 {
+                pair.device.needs_interrupt(&memory).unwrap();
+            }
+        }
+        let needs = pair.device.needs_interrupt(&memory);
+        assert_eq!(needs, Ok(wanted), "{event}");
+    }
+}
+
+#[test]
+fn the_device_can_switch_notifications_off() {
+    let memory = memory();
+    for (features, off) in [(0, 1), (VIRTIO_F_EVENT_IDX, 0)] {
+        let mut pair = Pair::new(&memory, features);
+        pair.device.disable_notification(&memory).unwrap();
+        assert_eq!(pair.driver.used_flags(), off);
+        pair.device.enable_notification(&memory).unwrap();
+        assert_eq!(pair.driver.used_flags(), 0);
     }
 }
 

@@ -207,6 +207,32 @@ fn a_notification_for_the_next_worker_is_passed_on() {
 }
 
 #[test]
+fn a_notification_that_is_none_does_no_harm() {
+    let (queue, (failures, interrupt)) = (queue(), interrupt());
+    let mut worker = worker(&queue, &interrupt, || Ok(Progress::Idle));
+    // Nothing can be read from the event fd, or as much as goes into it; and no such queue exists.
+    assert!(worker.notified(0));
+    queue.kick.write(u64::MAX - 1).unwrap();
+    assert!(worker.notified(0));
+    assert!(queue.kick.read().is_err());
+    assert!(worker.notified(1));
+    assert_eq!(failures.count.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn a_panic_during_a_look_leaves_the_queue_to_the_others() {
+    let (queue, (_, interrupt)) = (queue(), interrupt());
+    let look = || queue.queue.with(|_| panic!("a bug in the device"));
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(look)).unwrap_err();
+    assert_eq!(queue.queue.with(|queue| queue.size()), Some(4));
+    queue.queue.pause();
+    assert_eq!(queue.queue.inspect(|queue| queue.size()), Some(4));
+    queue.queue.resume();
+    assert!(queue.queue.revoke().is_some());
+    interrupt.revoke();
+}
+
+#[test]
 fn a_worker_outlives_one_of_its_queues() {
     let (queue, (_, interrupt)) = (queue(), interrupt());
     let mut worker = worker(&queue, &interrupt, || {

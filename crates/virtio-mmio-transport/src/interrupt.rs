@@ -6,12 +6,12 @@
 use std::fmt;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{OnceLock, PoisonError};
 
 use virtio_device_core::{Event, Interrupt, InterruptLine, Observer};
 
 use crate::register::{INT_CONFIG, INT_VRING};
+use crate::sync::{AtomicU32, Mutex, Ordering};
 
 /// `InterruptStatus` and `ConfigGeneration`, and the line to the guest. Reading takes no locks:
 /// vCPUs read these registers while a worker raises interrupts.
@@ -30,7 +30,7 @@ impl MmioInterrupt {
         Self {
             status: AtomicU32::new(0),
             generation: AtomicU32::new(0),
-            level: line.is_level().then(Mutex::default),
+            level: line.is_level().then(|| Mutex::new(false)),
             line,
             observer: OnceLock::new(),
         }

@@ -43,6 +43,7 @@ mod lifecycle;
 mod register;
 mod registers;
 mod state;
+mod sync;
 #[cfg(feature = "test-utils")]
 pub mod test_utils;
 mod transport;

@@ -11,6 +11,7 @@ use vm_memory::GuestAddressSpace;
 
 use crate::register::Register;
 use crate::registers::{QueueRegisters, Registers};
+use crate::sync::wake;
 use crate::transport::MmioTransport;
 
 /// What the device holds between activation and reset.
@@ -181,7 +182,7 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
         {
             Ok(()) => {
                 // A notification that came meanwhile may have met the old worker.
-                let _ = kick.write(1);
+                wake(&kick);
                 self.event(&Event::QueueRestarted(index));
             }
             Err(error) => self.fail(error),
@@ -218,8 +219,7 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
     pub(crate) fn kick_all(&self) {
         let leases = self.live.iter().flat_map(|live| &live.leases);
         for (_, kick) in leases.zip(&self.kicks).filter(|(lease, _)| lease.is_some()) {
-            // A counter that is full wakes the worker as well.
-            let _ = kick.write(1);
+            wake(kick);
         }
     }
 

@@ -3,7 +3,7 @@
 
 //! For tests: a driver's hands on the registers, and what every register does at every width.
 
-use bus::BusDevice;
+use bus::{AccessError, BusDevice};
 use virtio_device_core::QueueSetup;
 use virtio_device_core::test_utils::conformance::Port;
 
@@ -21,6 +21,7 @@ pub struct RegisterPort<T> {
     transport: T,
     /// The statuses in which the widths were checked.
     checked: Vec<u32>,
+    visible: fn(&T) -> String,
 }
 
 #[expect(
@@ -34,7 +35,15 @@ impl<T: BusDevice> RegisterPort<T> {
         Self {
             transport,
             checked: Vec::new(),
+            visible: |_| String::new(),
         }
+    }
+
+    /// Sets what the transport says of itself: see [`Port::visible`].
+    #[must_use]
+    pub const fn showing(mut self, visible: fn(&T) -> String) -> Self {
+        self.visible = visible;
+        self
     }
 
     /// What is driven.
@@ -94,6 +103,16 @@ impl<T: BusDevice> RegisterPort<T> {
     }
 }
 
+impl<T: BusDevice> BusDevice for RegisterPort<T> {
+    fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
+        self.transport.read(offset, data)
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
+        self.transport.write(offset, data)
+    }
+}
+
 impl<T: BusDevice> Port for RegisterPort<T> {
     fn status(&mut self) -> u32 {
         self.get(0x70)
@@ -133,6 +152,17 @@ impl<T: BusDevice> Port for RegisterPort<T> {
         self.get(0x44) == 1
     }
 
+    fn is_enabled(&mut self, queue: u32) -> bool {
+        self.set(0x30, queue);
+        self.get(0x44) == 1
+    }
+
+    fn reset_queue(&mut self, queue: u32) {
+        self.set(0x30, queue);
+        self.set(0xc0, 1);
+        while self.get(0xc0) != 0 {}
+    }
+
     fn notify(&mut self, queue: u32) {
         self.set(0x50, queue);
     }
@@ -152,5 +182,9 @@ impl<T: BusDevice> Port for RegisterPort<T> {
 
     fn generation(&mut self) -> u32 {
         self.get(0xfc)
+    }
+
+    fn visible(&self) -> String {
+        (self.visible)(&self.transport)
     }
 }

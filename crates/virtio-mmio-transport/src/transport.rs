@@ -19,6 +19,7 @@ use crate::interrupt::MmioInterrupt;
 use crate::lifecycle::Live;
 use crate::register::{CONFIG, MAGIC, Register, VERSION};
 use crate::registers::Registers;
+use crate::sync::wake;
 
 /// `VendorID` of a transport that was given none: "RVMM" in little-endian order.
 const DEFAULT_VENDOR_ID: u32 = 0x4d4d_5652;
@@ -228,10 +229,7 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
             .and_then(|(live, index)| live.leases.get(index)?.as_ref())
             .filter(|lease| !lease.is_revoked());
         match index.and_then(|index| self.kicks.get(index)).zip(lease) {
-            Some((kick, _)) => {
-                // A counter that is full wakes the worker as well as one more.
-                let _ = kick.write(1);
-            }
+            Some((kick, _)) => wake(kick),
             None => self.event(&Event::NotificationIgnored { value }),
         }
     }

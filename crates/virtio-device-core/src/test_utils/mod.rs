@@ -1,16 +1,28 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! For the tests of devices and transports: the driver's side of a split virtqueue, and a
-//! [`conformance`] suite.
+//! For the tests of devices and transports: the driver's side of a split virtqueue, a
+//! [`conformance`] suite, and what it is made of.
 //!
-//! Unlike a real driver, [`DriverQueue`] writes whatever it is told to, legal or not.
+//! Unlike a real driver, [`DriverQueue`] writes whatever it is told to, legal or not. The
+//! [`ramdisk`] is a device to test transports with.
 
 pub mod conformance;
+mod limits;
+mod machine;
+mod memory;
+mod port;
+#[path = "../guide/ramdisk.rs"]
+pub mod ramdisk;
+mod rings;
 mod scenarios;
+mod steps;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
+pub use self::memory::{Access, WatchedMemory};
+use self::port::Port;
+pub use self::steps::StepExecutor;
 use crate::layout::{QueueLayout, QueueSetup};
 
 /// Descriptor flag: the chain goes on at `next`.
@@ -68,6 +80,13 @@ impl<'m, M: GuestMemory> DriverQueue<'m, M> {
         &self.setup
     }
 
+    /// Where the used ring is, which is the device's to write.
+    #[must_use]
+    pub const fn used_ring(&self) -> std::ops::Range<u64> {
+        let from = self.setup.used_ring;
+        from..from + 6 + 8 * self.setup.size as u64
+    }
+
     /// The checked layout.
     #[must_use]
     pub fn layout(&self) -> QueueLayout {
@@ -121,6 +140,12 @@ impl<'m, M: GuestMemory> DriverQueue<'m, M> {
         self.offer(index);
     }
 
+    /// The available index as the driver has written it last.
+    #[must_use]
+    pub const fn avail_index(&self) -> u16 {
+        self.avail_index
+    }
+
     /// Sets the available index to any value.
     pub fn set_avail_index(&mut self, index: u16) {
         self.avail_index = index;
@@ -149,6 +174,13 @@ impl<'m, M: GuestMemory> DriverQueue<'m, M> {
     pub fn avail_event(&self) -> u16 {
         let addr = self.setup.used_ring + 4 + 8 * u64::from(self.setup.size);
         u16::from_le(self.memory.read_obj(GuestAddress(addr)).unwrap())
+    }
+
+    /// The flags of the used ring.
+    #[must_use]
+    pub fn used_flags(&self) -> u16 {
+        let addr = GuestAddress(self.setup.used_ring);
+        u16::from_le(self.memory.read_obj(addr).unwrap())
     }
 
     /// The used index as the device has written it.

@@ -1,0 +1,25 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The synchronisation types, in one place so that a model checker can replace them.
+
+#[cfg(loom)]
+pub(crate) use loom::sync::{
+    Mutex,
+    atomic::{AtomicU32, Ordering},
+};
+#[cfg(not(loom))]
+pub(crate) use std::sync::{
+    Mutex,
+    atomic::{AtomicU32, Ordering},
+};
+
+use vmm_sys_util::eventfd::EventFd;
+
+/// Wakes whoever waits for `kick`.
+pub(crate) fn wake(kick: &EventFd) {
+    #[cfg(loom)]
+    virtio_device_core::eventfd_edge();
+    // A counter that is full wakes it as well.
+    let _ = kick.write(1);
+}

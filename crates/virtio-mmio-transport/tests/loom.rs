@@ -1,0 +1,494 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! vCPUs at the registers, a worker at the queue and the line to the guest, in every order that the
+//! memory model allows.
+//!
+//! `RUSTFLAGS="--cfg loom" cargo test -p virtio-mmio-transport --test loom --release`
+
+#![cfg(loom)]
+#![expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
+
+use std::sync::Arc;
+
+use bus::BusDevice;
+use loom::sync::Mutex;
+use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use loom::thread;
+use virtio_device_core::test_utils::DriverQueue;
+use virtio_device_core::{
+    ActivateError, Activation, ActiveQueue, DeviceFault, InterruptHandle, InterruptLine, LevelLine,
+    Progress, QueueHandler, QueueLease, VIRTIO_F_RING_RESET, VirtioDevice, Worker, eventfd_edge,
+};
+use virtio_mmio_transport::MmioTransport;
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::EventFd;
+
+type Memory = Arc<GuestMemoryMmap<()>>;
+
+fn model(f: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(f);
+}
+
+/// What the guest sees of its device. Accesses are relaxed as far as it goes: only transport, leases
+/// and event fds make them visible, or keep them from happening.
+#[derive(Default)]
+struct Guest {
+    /// Requests that the driver has made, as it tells of them in the available ring.
+    made: AtomicU32,
+    /// Those that the device has served.
+    served: AtomicU32,
+    /// Set when the device must not touch anything any more.
+    at_rest: AtomicBool,
+    raised: AtomicU32,
+    /// Set when the guest must not be interrupted any more.
+    quiet: AtomicBool,
+}
+
+impl Guest {
+    fn rest(&self) -> u32 {
+        self.at_rest.store(true, Ordering::Relaxed);
+        self.served.load(Ordering::Relaxed)
+    }
+}
+
+/// Serves every request that it sees in one look.
+struct Handler {
+    guest: Arc<Guest>,
+    queue: QueueLease,
+    interrupt: InterruptHandle,
+}
+
+impl QueueHandler for Handler {
+    fn process(&mut self, index: u16) -> Result<Progress, DeviceFault> {
+        let served = self.queue.with(|_| {
+            assert!(!self.guest.at_rest.load(Ordering::Relaxed), "too late");
+            let made = self.guest.made.load(Ordering::Acquire);
+            self.guest.served.swap(made, Ordering::Relaxed) != made
+        });
+        if served == Some(true) {
+            self.interrupt.used_buffers(index);
+        }
+        Ok(Progress::Idle)
+    }
+}
+
+/// A device whose workers are run by the test.
+struct Device {
+    guest: Arc<Guest>,
+    workers: Arc<Mutex<Vec<Worker>>>,
+    interrupt: Option<InterruptHandle>,
+    config: Arc<Mutex<u32>>,
+}
+
+impl Device {
+    fn start(&self, queue: ActiveQueue, interrupt: InterruptHandle) {
+        let handler = Handler {
+            guest: self.guest.clone(),
+            queue: queue.queue.clone(),
+            interrupt: interrupt.clone(),
+        };
+        let worker = Worker::new(Box::new(handler), vec![queue], interrupt);
+        self.workers.lock().unwrap().push(worker);
+    }
+}
+
+impl VirtioDevice<Memory> for Device {
+    fn device_type(&self) -> u32 {
+        42
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &[4]
+    }
+
+    fn features(&self) -> u64 {
+        VIRTIO_F_RING_RESET
+    }
+
+    fn config_size(&self) -> u32 {
+        4
+    }
+
+    fn read_config(&self, offset: u32, data: &mut [u8]) {
+        let config = self.config.lock().unwrap().to_le_bytes();
+        let fields = config.iter().skip(offset as usize);
+        data.iter_mut()
+            .zip(fields)
+            .for_each(|(to, from)| *to = *from);
+    }
+
+    fn activate(&mut self, activation: Activation<Memory>) -> Result<(), ActivateError> {
+        let Activation {
+            mut queues,
+            interrupt,
+            ..
+        } = activation;
+        self.interrupt = Some(interrupt.clone());
+        self.start(queues.remove(0), interrupt);
+        Ok(())
+    }
+
+    fn restart_queue(&mut self, queue: ActiveQueue) -> Result<(), ActivateError> {
+        self.start(queue, self.interrupt.clone().unwrap());
+        Ok(())
+    }
+
+    fn reset(&mut self) {}
+}
+
+/// A live transport.
+struct Machine {
+    transport: MmioTransport<Memory, Device>,
+    guest: Arc<Guest>,
+    workers: Arc<Mutex<Vec<Worker>>>,
+    config: Arc<Mutex<u32>>,
+    memory: Memory,
+}
+
+impl Machine {
+    fn new() -> Self {
+        let guest = Arc::new(Guest::default());
+        let wire = guest.clone();
+        Self::with(guest, move || {
+            assert!(!wire.quiet.load(Ordering::Relaxed), "too late");
+            wire.raised.fetch_add(1, Ordering::Release);
+            Ok(())
+        })
+    }
+
+    fn with(guest: Arc<Guest>, line: impl InterruptLine + 'static) -> Self {
+        let memory = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap());
+        let workers = Arc::new(Mutex::new(Vec::new()));
+        let config = Arc::new(Mutex::new(0));
+        let device = Device {
+            guest: guest.clone(),
+            workers: workers.clone(),
+            interrupt: None,
+            config: config.clone(),
+        };
+        let transport = MmioTransport::new(device, memory.clone(), line).unwrap();
+        Self {
+            transport,
+            guest,
+            workers,
+            config,
+            memory,
+        }
+    }
+
+    fn live() -> Self {
+        let mut machine = Self::new();
+        machine.start();
+        machine
+    }
+
+    fn set(&mut self, offset: u64, value: u32) {
+        self.transport.write(offset, &value.to_le_bytes()).unwrap();
+    }
+
+    fn get(&mut self, offset: u64) -> u32 {
+        let mut word = [0; 4];
+        self.transport.read(offset, &mut word).unwrap();
+        u32::from_le_bytes(word)
+    }
+
+    fn set_up(&mut self) {
+        let ring_reset = 1 << (40 - 32) | 1;
+        for (offset, value) in [
+            (0x70, 0),
+            (0x70, 3),
+            (0x24, 1),
+            (0x20, ring_reset),
+            (0x70, 11),
+        ] {
+            self.set(offset, value);
+        }
+        self.enable_queue();
+    }
+
+    fn enable_queue(&mut self) {
+        let setup = *DriverQueue::new(&*self.memory, 0, 4).setup();
+        for (offset, value) in [
+            (0x38, 4),
+            (0x80, setup.desc_table),
+            (0x90, setup.avail_ring),
+            (0xa0, setup.used_ring),
+            (0x44, 1),
+        ] {
+            self.set(offset, u32::try_from(value).unwrap());
+        }
+        assert_eq!(self.get(0x44), 1);
+    }
+
+    fn start(&mut self) {
+        self.set_up();
+        self.set(0x70, 15);
+        assert_eq!(self.get(0x70), 15);
+    }
+
+    /// The worker that was started last.
+    fn worker(&self) -> Worker {
+        self.workers.lock().unwrap().pop().unwrap()
+    }
+
+    fn interrupt(&self) -> InterruptHandle {
+        self.transport.device().interrupt.clone().unwrap()
+    }
+
+    /// The event fd that the kernel would write for a vCPU.
+    fn kick(&self) -> EventFd {
+        let (_, kick) = self.transport.kicks().next().unwrap();
+        kick.try_clone().unwrap()
+    }
+}
+
+/// As the kernel does it: the event fd is written past the transport.
+fn ioeventfd(kick: &EventFd) {
+    eventfd_edge();
+    kick.write(1).unwrap();
+}
+
+/// As a loop waits for an event fd.
+fn is_readable(kick: &EventFd) -> bool {
+    let readable = kick.read().is_ok_and(|count| kick.write(count).is_ok());
+    eventfd_edge();
+    readable
+}
+
+/// A worker is at work, another vCPU notifies, and this one has `end` end it all.
+fn ends(end: fn(&mut Machine), quiet: bool) {
+    model(move || {
+        let mut machine = Machine::live();
+        let guest = machine.guest.clone();
+        let mut worker = machine.worker();
+        let thread = thread::spawn(move || {
+            // Whether it was notified or not.
+            let _ = worker.notified(0) && worker.notified(0);
+        });
+        let (kick, driver) = (machine.kick(), guest.clone());
+        let vcpu = thread::spawn(move || {
+            driver.made.fetch_add(1, Ordering::Release);
+            ioeventfd(&kick);
+        });
+        end(&mut machine);
+        let served = guest.rest();
+        let raised = guest.raised.load(Ordering::Relaxed);
+        if quiet {
+            guest.quiet.store(true, Ordering::Relaxed);
+            assert_eq!(machine.get(0x60), 0);
+        }
+        thread.join().unwrap();
+        vcpu.join().unwrap();
+        assert_eq!(guest.served.load(Ordering::Relaxed), served);
+        if quiet {
+            assert_eq!(guest.raised.load(Ordering::Relaxed), raised);
+            assert_eq!(machine.get(0x60), 0);
+        }
+    });
+}
+
+#[test]
+fn nothing_is_written_after_the_status_reads_0() {
+    ends(
+        |machine| {
+            machine.set(0x70, 0);
+            assert_eq!(machine.get(0x70), 0);
+        },
+        true,
+    );
+}
+
+#[test]
+fn nothing_is_written_after_queue_ready_reads_0() {
+    ends(
+        |machine| {
+            machine.set(0x44, 0);
+            assert_eq!(machine.get(0x44), 0);
+        },
+        false,
+    );
+}
+
+#[test]
+fn nothing_is_written_after_queue_reset_reads_0() {
+    ends(
+        |machine| {
+            machine.set(0xc0, 1);
+            assert_eq!((machine.get(0xc0), machine.get(0x44)), (0, 0));
+        },
+        false,
+    );
+}
+
+#[test]
+fn nothing_is_written_after_the_driver_has_given_up() {
+    ends(|machine| machine.set(0x70, 15 | 128), false);
+}
+
+#[test]
+fn nothing_is_written_after_the_transport_is_gone() {
+    ends(
+        |machine| {
+            let other = Machine::new();
+            drop(std::mem::replace(machine, other));
+        },
+        true,
+    );
+}
+
+#[test]
+fn a_notification_before_activation_is_not_lost() {
+    model(|| {
+        let mut machine = Machine::new();
+        machine.set_up();
+        let (guest, kick) = (machine.guest.clone(), machine.kick());
+        let vcpu = thread::spawn(move || {
+            guest.made.fetch_add(1, Ordering::Release);
+            ioeventfd(&kick);
+        });
+        machine.set(0x70, 15);
+        let (guest, kick) = (machine.guest.clone(), machine.kick());
+        let mut worker = machine.worker();
+        let thread = thread::spawn(move || {
+            while guest.served.load(Ordering::Relaxed) == 0 {
+                if is_readable(&kick) {
+                    assert!(worker.notified(0));
+                } else {
+                    thread::yield_now();
+                }
+            }
+        });
+        vcpu.join().unwrap();
+        thread.join().unwrap();
+        assert_eq!(machine.get(0x60), 1);
+        assert_eq!(machine.guest.raised.load(Ordering::Relaxed), 1);
+    });
+}
+
+#[test]
+fn a_late_worker_does_not_keep_the_next_ones_notification() {
+    model(|| {
+        let mut machine = Machine::live();
+        let mut late = machine.worker();
+        let thread = thread::spawn(move || {
+            let _ = late.notified(0);
+        });
+        machine.start();
+        machine.guest.made.fetch_add(1, Ordering::Release);
+        machine.set(0x50, 0);
+        let mut worker = machine.worker();
+        thread.join().unwrap();
+        if is_readable(&machine.kick()) {
+            assert!(worker.notified(0));
+        }
+        assert_eq!(machine.guest.served.load(Ordering::Relaxed), 1);
+    });
+}
+
+#[test]
+fn a_request_that_meets_a_pause_is_served_after_it() {
+    model(|| {
+        let mut machine = Machine::live();
+        let mut worker = machine.worker();
+        machine.guest.made.fetch_add(1, Ordering::Release);
+        machine.set(0x50, 0);
+        let thread = thread::spawn(move || {
+            let _ = worker.notified(0);
+            worker
+        });
+        machine.transport.pause();
+        let served = machine.guest.rest();
+        assert_eq!(machine.guest.served.load(Ordering::Relaxed), served);
+        machine.guest.at_rest.store(false, Ordering::Relaxed);
+        machine.transport.resume();
+        let mut worker = thread.join().unwrap();
+        if is_readable(&machine.kick()) {
+            assert!(worker.notified(0));
+        }
+        assert_eq!(machine.guest.served.load(Ordering::Relaxed), 1);
+        assert_eq!(machine.get(0x60), 1);
+    });
+}
+
+#[test]
+fn a_cause_survives_the_acknowledgement_of_another() {
+    model(|| {
+        let mut machine = Machine::live();
+        let (guest, interrupt) = (machine.guest.clone(), machine.interrupt());
+        let worker = thread::spawn(move || {
+            for _ in 0..2 {
+                guest.served.fetch_add(1, Ordering::Relaxed);
+                interrupt.used_buffers(0);
+            }
+            interrupt.update_config(|| ());
+        });
+        // A driver: it acknowledges what it has seen, then looks what there is to do.
+        let causes = machine.get(0x60);
+        machine.set(0x64, causes & 1);
+        let seen = machine.guest.served.load(Ordering::Relaxed);
+        worker.join().unwrap();
+        let left = machine.get(0x60);
+        assert!(seen == 2 || left & 1 != 0, "{seen} of 2 and {left:#x}");
+        assert_eq!(left & 2, 2);
+        assert_eq!(machine.guest.raised.load(Ordering::Relaxed), 3);
+    });
+}
+
+#[test]
+fn a_cause_is_there_before_its_interrupt() {
+    model(|| {
+        let mut machine = Machine::live();
+        let interrupt = machine.interrupt();
+        let worker = thread::spawn(move || interrupt.used_buffers(0));
+        // Acquire, as it is on the way from an irqfd to a vCPU.
+        if machine.guest.raised.load(Ordering::Acquire) != 0 {
+            assert_eq!(machine.get(0x60), 1);
+        }
+        worker.join().unwrap();
+        assert_eq!(machine.get(0x60), 1);
+    });
+}
+
+#[test]
+fn a_level_is_what_the_causes_say() {
+    model(|| {
+        let level = Arc::new(AtomicBool::new(false));
+        let wire = level.clone();
+        let line = LevelLine(move |up| {
+            assert_ne!(wire.swap(up, Ordering::Relaxed), up, "twice the same");
+            Ok(())
+        });
+        let mut machine = Machine::with(Arc::default(), line);
+        machine.start();
+        let interrupt = machine.interrupt();
+        let worker = thread::spawn(move || (0..2).for_each(|_| interrupt.used_buffers(0)));
+        machine.set(0x64, 1);
+        worker.join().unwrap();
+        let causes = machine.get(0x60);
+        assert_eq!(level.load(Ordering::Relaxed), causes != 0);
+    });
+}
+
+#[test]
+fn fields_that_are_read_under_one_generation_belong_together() {
+    model(|| {
+        let mut machine = Machine::live();
+        let (interrupt, config) = (machine.interrupt(), machine.config.clone());
+        let device = thread::spawn(move || {
+            // Two fields, changed one after the other.
+            let change = |field: u32| *config.lock().unwrap() |= field;
+            interrupt.update_config(|| [1, 0x1_0000].map(change));
+        });
+        let before = machine.get(0xfc);
+        let [mut first, mut second] = [[0; 2]; 2];
+        machine.transport.read(0x100, &mut first).unwrap();
+        machine.transport.read(0x102, &mut second).unwrap();
+        let same = machine.get(0xfc) == before;
+        assert!(!same || first == second, "{first:?} {second:?}");
+        device.join().unwrap();
+        assert_eq!(machine.get(0x60), 2);
+    });
+}
