@@ -4,12 +4,12 @@
 //! The device's side of a split virtqueue.
 
 use std::fmt;
-use std::sync::atomic::{Ordering, fence};
 
 use crate::chain::{Chain, Head, RingFault};
 use crate::features::{VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC};
 use crate::layout::{QueueLayout, QueuePart};
 use crate::rings::{RingMemory, load, store};
+use crate::sync::{Ordering, fence};
 
 /// The driver asks not to be interrupted (section 2.7.6).
 const VIRTQ_AVAIL_F_NO_INTERRUPT: u16 = 1;
