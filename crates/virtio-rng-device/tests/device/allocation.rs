@@ -26,7 +26,7 @@ fn serve_everything(memory: &Memory, prompt: bool) {
         RngCounters::default(),
     );
     let mut allocations = 0;
-    for round in 0..20 {
+    for round in 0..8 {
         for index in 0..QUEUE_SIZE {
             let driver = &mut fixture.driver;
             match (index + round) % 4 {

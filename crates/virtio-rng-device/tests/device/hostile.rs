@@ -12,7 +12,7 @@ use virtio_device_core::test_utils::{
 };
 use virtio_device_core::{VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC};
 use virtio_rng_device::{QUEUE_SIZE, RngCounters};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::support::{
     BUFFER, Counter, Fixture, HOLE, ISLAND, ISLAND_END, Memory, RAM, SEAM, counter, memory,
@@ -230,6 +230,27 @@ fn requests_of_every_size_in_one_program_leave_the_device_usable() {
     assert!(!fixture.notify());
     fixture.check_memory(&before, &[]);
     fixture.reset_and_serve();
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "takes more memory than there is")]
+fn lengths_may_add_up_to_more_than_32_bits() {
+    const LARGE: u32 = 0x110_0000;
+    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x120_0000)]).unwrap();
+    let memory = Arc::new(memory);
+    let (mut fixture, _, reads) = watched(&memory, 0);
+    // 256 times the same 17 MiB: 4.25 GiB.
+    for index in 0..QUEUE_SIZE {
+        let flags = if index < 255 { WRITE | NEXT } else { WRITE };
+        fixture
+            .driver
+            .descriptor(index, BUFFER, LARGE, flags, index + 1);
+    }
+    fixture.driver.offer(0);
+    assert!(fixture.notify());
+    assert_eq!(fixture.driver.take_used(), [(0, 65_536)]);
+    assert_eq!(reads.load(Ordering::SeqCst), 1);
+    assert_eq!(fixture.bytes(BUFFER + 65_536, 64), [0; 64]);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 //! Requests that a driver may make, and some that it should not.
 
+use std::collections::HashSet;
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::channel;
@@ -13,10 +14,10 @@ use virtio_device_core::test_utils::{DriverQueue, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_
 use virtio_device_core::{
     ActivateError, Activation, QueueLease, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VirtioDevice,
 };
-use virtio_rng_device::{MAX_REQUEST, QUEUE_SIZE, Rng};
+use virtio_rng_device::{KernelEntropy, MAX_REQUEST, QUEUE_SIZE, Rng};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::support::{BUFFER, CANARY, Capture, Counter, Fixture, RAM, counter, memory};
+use crate::support::{BUFFER, CANARY, Capture, Counter, Fixture, Memory, RAM, counter, memory};
 
 #[test]
 fn a_request_is_filled_exactly() {
@@ -289,6 +290,38 @@ fn the_device_needs_its_queue_and_works_again_after_a_reset() {
     let missing = fixture.device.activate(activation).unwrap_err();
     assert!(matches!(missing, ActivateError::QueueMissing(0)));
     fixture.reset_and_serve();
+}
+
+#[test]
+fn the_device_offers_what_it_can_do() {
+    let rng = Rng::new(io::empty(), Capture::default());
+    let device: &dyn VirtioDevice<Memory> = &rng;
+    assert_eq!(device.device_type(), 4);
+    assert_eq!(device.queue_max_sizes(), [256]);
+    let features = VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC;
+    assert_eq!(device.features(), features);
+    assert_eq!(device.config_size(), 0);
+}
+
+#[test]
+fn no_two_answers_are_alike() {
+    let memory = memory();
+    let mut seen = HashSet::new();
+    for _ in 0..2 {
+        let mut fixture = Fixture::new(&memory, 0, KernelEntropy);
+        for index in 0..QUEUE_SIZE / 2 {
+            let addr = BUFFER + 64 * u64::from(index);
+            fixture.driver.offer_writable(index, addr, 64);
+        }
+        assert!(fixture.notify());
+        let bytes = fixture.bytes(BUFFER, 8192);
+        for block in bytes.chunks_exact(16) {
+            assert!(seen.insert(block.to_vec()));
+        }
+        let ones: u32 = bytes.iter().map(|byte| byte.count_ones()).sum();
+        // Eight standard deviations of 128 around one half.
+        assert!((31_744..=33_792).contains(&ones), "{ones}");
+    }
 }
 
 #[test]

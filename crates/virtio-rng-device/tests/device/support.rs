@@ -100,6 +100,7 @@ impl Read for Counter {
     fn read(&mut self, data: &mut [u8]) -> io::Result<usize> {
         self.reads.fetch_add(1, Ordering::SeqCst);
         assert!(!data.is_empty() && data.len() <= 65_536);
+        assert!(data.iter().all(|&byte| byte == 0), "not wiped");
         let len = data.len().min(self.limit);
         for byte in &mut data[..len] {
             self.next = if self.next >= 0x7f { 1 } else { self.next + 1 };
