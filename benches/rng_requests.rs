@@ -194,6 +194,10 @@ where
     let queues = vec![driver.queue()];
     let capture = Capture::default();
     let mut device = Rng::with_observer(source, capture.clone(), observer);
+    if name != OURS_KERNEL {
+        // The others compute what they give.
+        device = device.with_prompt_source();
+    }
     if name == OURS_WATCHED {
         let limit = RateLimit::new(u64::MAX, u64::MAX);
         device.limits().set(limit, limit);

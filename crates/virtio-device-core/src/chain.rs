@@ -181,8 +181,8 @@ impl Chain {
     /// # Errors
     ///
     /// The first buffer that does not.
-    pub fn check<M: GuestMemory>(&self, memory: &M) -> Result<(), BadRequest> {
-        let mut regions = Regions::new(memory);
+    pub fn check<M: RingMemory>(&self, memory: &M) -> Result<(), BadRequest> {
+        let mut regions = Regions::near(memory);
         for &Buffer {
             addr,
             len,
@@ -196,7 +196,7 @@ impl Chain {
             };
             let size = len as usize;
             let known = size == 0 || regions.find(addr, size).is_some();
-            if !known && !memory.check_range(addr, size, access) {
+            if !known && !memory.memory().check_range(addr, size, access) {
                 return Err(BadRequest::BufferMemory {
                     addr: addr.raw_value(),
                     len,
@@ -213,8 +213,8 @@ impl Chain {
     ///
     /// [`BadRequest`] if a buffer is not in `memory`; nothing needs to be given up then but this
     /// request. After [`Chain::check`] on the same memory this does not happen.
-    pub fn write<M: GuestMemory>(&self, memory: &M, mut data: &[u8]) -> Result<u32, BadRequest> {
-        let mut regions = Regions::new(memory);
+    pub fn write<M: RingMemory>(&self, memory: &M, mut data: &[u8]) -> Result<u32, BadRequest> {
+        let mut regions = Regions::near(memory);
         let mut written = 0;
         for &Buffer { addr, len, .. } in self.writable() {
             let count = data.len().min(len as usize);
@@ -223,6 +223,7 @@ impl Chain {
                 slice.copy_from(now);
             } else if count != 0 {
                 memory
+                    .memory()
                     .write_slice(now, addr)
                     .map_err(|_| BadRequest::BufferMemory {
                         addr: addr.raw_value(),

@@ -146,6 +146,8 @@ pub struct InterruptHandle {
 struct Inner {
     /// Outside of the lock: transports read it on every status read.
     broken: AtomicBool,
+    /// Outside of the lock: workers ask at every wake-up.
+    revoked: AtomicBool,
     target: Mutex<Option<Arc<dyn Interrupt>>>,
 }
 
@@ -157,6 +159,7 @@ impl InterruptHandle {
         Self {
             inner: Arc::new(Inner {
                 broken: AtomicBool::new(false),
+                revoked: AtomicBool::new(false),
                 target,
             }),
         }
@@ -222,14 +225,15 @@ impl InterruptHandle {
         self.inner.broken.load(Ordering::Acquire)
     }
 
-    /// Whether the transport has cut this handle off: the device was reset.
+    /// Whether the transport has cut this handle off, or is about to: the device was reset.
     #[must_use]
     pub fn is_revoked(&self) -> bool {
-        self.target().is_none()
+        self.inner.revoked.load(Ordering::Acquire)
     }
 
     /// Cuts all clones of this handle off; returns when no notification is on its way any more.
     pub fn revoke(&self) {
+        self.inner.revoked.store(true, Ordering::Release);
         *self.target() = None;
     }
 

@@ -4,16 +4,12 @@
 //! The device's side of a split virtqueue.
 
 use std::fmt;
-use std::sync::atomic::{Ordering, fence};
-
-use virtio_queue::{Queue, QueueT};
-
-use vm_memory::Address;
 
 use crate::chain::{Chain, Head, RingFault};
 use crate::features::{VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC};
 use crate::layout::{QueueLayout, QueuePart};
 use crate::rings::{RingMemory, load, store};
+use crate::sync::{Ordering, fence};
 
 /// The driver asks not to be interrupted (section 2.7.6).
 const VIRTQ_AVAIL_F_NO_INTERRUPT: u16 = 1;
@@ -27,8 +23,12 @@ const VIRTQ_USED_F_NO_NOTIFY: u16 = 1;
 /// anew.
 pub struct Virtqueue {
     layout: QueueLayout,
-    queue: Queue,
+    event_idx: bool,
     indirect: bool,
+    /// The available index up to which chains were taken.
+    next_avail: u16,
+    /// The used index up to which chains were given back.
+    next_used: u16,
     /// One bit for each descriptor: whether it heads a chain that was taken and not given back.
     taken: Vec<u64>,
     /// Chains that were put back, or taken before the queue was saved, last one first: they come
@@ -89,28 +89,12 @@ impl Virtqueue {
     /// index 0.
     #[must_use]
     pub fn new(layout: QueueLayout, features: u64) -> Self {
-        // A checked layout cannot be refused; a queue that was would stay at size 0 and not ready.
-        let mut queue = Queue::new(layout.size()).unwrap_or_default();
-        let halves = |address: vm_memory::GuestAddress| {
-            let address = address.raw_value();
-            (
-                u32::try_from(address & 0xffff_ffff).ok(),
-                u32::try_from(address >> 32).ok(),
-            )
-        };
-        queue.set_size(layout.size());
-        let (low, high) = halves(layout.desc_table());
-        queue.set_desc_table_address(low, high);
-        let (low, high) = halves(layout.avail_ring());
-        queue.set_avail_ring_address(low, high);
-        let (low, high) = halves(layout.used_ring());
-        queue.set_used_ring_address(low, high);
-        queue.set_event_idx(features & VIRTIO_F_EVENT_IDX != 0);
-        queue.set_ready(true);
         Self {
             layout,
-            queue,
+            event_idx: features & VIRTIO_F_EVENT_IDX != 0,
             indirect: features & VIRTIO_F_INDIRECT_DESC != 0,
+            next_avail: 0,
+            next_used: 0,
             taken: vec![0; usize::from(layout.size()).div_ceil(64)],
             again: Vec::with_capacity(1),
             added: 0,
@@ -137,14 +121,14 @@ impl Virtqueue {
         }
         let mut queue = Self::new(layout, features);
         for &head in &progress.taken {
-            if head >= queue.size() || !queue.mark_taken(head) {
+            if head >= queue.size() || !queue.mark(head, true) {
                 return Err(ProgressError::Head(head));
             }
         }
         queue.taken.fill(0);
         queue.again = progress.taken.iter().rev().copied().collect();
-        queue.queue.set_next_avail(progress.next_avail);
-        queue.queue.set_next_used(progress.next_used);
+        queue.next_avail = progress.next_avail;
+        queue.next_used = progress.next_used;
         Ok(queue)
     }
 
@@ -153,8 +137,8 @@ impl Virtqueue {
     pub fn progress(&self) -> QueueProgress {
         let heads = (0..self.size()).filter(|&head| self.is_taken(head));
         QueueProgress {
-            next_avail: self.queue.next_avail(),
-            next_used: self.queue.next_used(),
+            next_avail: self.next_avail,
+            next_used: self.next_used,
             taken: heads.chain(self.again.iter().rev().copied()).collect(),
         }
     }
@@ -170,22 +154,15 @@ impl Virtqueue {
         word.is_some_and(|word| word & 1 << (head % 64) != 0)
     }
 
-    /// Notes that `head` is taken; returns whether it was not.
-    fn mark_taken(&mut self, head: u16) -> bool {
-        let free = !self.is_taken(head);
-        if let Some(word) = self.taken.get_mut(usize::from(head / 64)) {
-            *word |= 1 << (head % 64);
-        }
-        free
-    }
-
-    /// Notes that `head` is given back; returns whether it was taken.
-    fn mark_given_back(&mut self, head: u16) -> bool {
-        let taken = self.is_taken(head);
-        if let Some(word) = self.taken.get_mut(usize::from(head / 64)) {
-            *word &= !(1 << (head % 64));
-        }
-        taken
+    /// Notes whether `head` is taken; returns whether that is a change.
+    #[inline]
+    fn mark(&mut self, head: u16, taken: bool) -> bool {
+        let Some(word) = self.taken.get_mut(usize::from(head / 64)) else {
+            return false;
+        };
+        let (before, bit) = (*word, 1 << (head % 64));
+        *word = if taken { before | bit } else { before & !bit };
+        *word != before
     }
 
     /// Where the queue lives.
@@ -220,7 +197,7 @@ impl Virtqueue {
                     None => return Ok(None),
                 },
             };
-            if !queue.mark_taken(head) {
+            if !queue.mark(head, true) {
                 return Err(RingFault::HeadInUse(head));
             }
             chain.read(memory, &queue.layout, queue.indirect, head)?;
@@ -231,7 +208,7 @@ impl Virtqueue {
     /// Puts back the chain that was taken last and cannot be served yet: the next
     /// [`Virtqueue::take`] takes it again, on this queue or on one that is restored from its state.
     pub fn put_back(&mut self, head: Head) {
-        if self.mark_given_back(head.0) {
+        if self.mark(head.0, false) {
             self.again.push(head.0);
         }
     }
@@ -248,17 +225,17 @@ impl Virtqueue {
         len: u32,
     ) -> Result<(), RingFault> {
         self.latching(|queue| {
-            if !queue.mark_given_back(head.0) {
+            if !queue.mark(head.0, false) {
                 return Err(RingFault::HeadNotTaken(head.0));
             }
-            let (layout, next) = (queue.layout, queue.queue.next_used());
+            let (layout, next) = (queue.layout, queue.next_used);
             // The size is a power of two, so this is the modulo.
             let element = 4 + 8 * usize::from(next & (layout.size() - 1));
             let id = u32::from(head.0).to_le();
             store(memory, &layout, element, id, Ordering::Relaxed)?;
             store(memory, &layout, element + 4, len.to_le(), Ordering::Relaxed)?;
             let next = next.wrapping_add(1);
-            queue.queue.set_next_used(next);
+            queue.next_used = next;
             queue.added = queue.added.saturating_add(1);
             queue.fenced = false;
             // Release: the buffers and the element are written before the index that covers them.
@@ -283,11 +260,11 @@ impl Virtqueue {
                 fence(Ordering::SeqCst);
             }
             let (layout, part) = (queue.layout, QueuePart::AvailRing);
-            if queue.queue.event_idx_enabled() {
+            if queue.event_idx {
                 let used_event = 4 + 2 * usize::from(layout.size());
                 let event = load(memory, &layout, part, used_event, Ordering::Relaxed)?;
                 // Whether the index has passed the event since this was last asked.
-                let passed = queue.queue.next_used().wrapping_sub(event).wrapping_sub(1);
+                let passed = queue.next_used.wrapping_sub(event).wrapping_sub(1);
                 return Ok(passed < added);
             }
             let flags = load(memory, &layout, part, 0, Ordering::Relaxed)?;
@@ -303,7 +280,7 @@ impl Virtqueue {
     pub fn disable_notification<M: RingMemory>(&mut self, memory: &M) -> Result<(), RingFault> {
         self.latching(|queue| {
             // An event index that is behind disables notifications by itself.
-            if queue.queue.event_idx_enabled() {
+            if queue.event_idx {
                 return Ok(());
             }
             let flags = VIRTQ_USED_F_NO_NOTIFY.to_le();
@@ -319,8 +296,8 @@ impl Virtqueue {
     /// As [`Virtqueue::complete`].
     pub fn enable_notification<M: RingMemory>(&mut self, memory: &M) -> Result<bool, RingFault> {
         self.latching(|queue| {
-            let (layout, next) = (queue.layout, queue.queue.next_avail());
-            if queue.queue.event_idx_enabled() {
+            let (layout, next) = (queue.layout, queue.next_avail);
+            if queue.event_idx {
                 let avail_event = 4 + 8 * usize::from(layout.size());
                 store(
                     memory,
@@ -344,7 +321,7 @@ impl Virtqueue {
         let (layout, part) = (self.layout, QueuePart::AvailRing);
         // Acquire: the ring entry and the descriptors are read after the index that covers them.
         let index = load(memory, &layout, part, 2, Ordering::Acquire)?;
-        let next = self.queue.next_avail();
+        let next = self.next_avail;
         match index.wrapping_sub(next) {
             0 => return Ok(None),
             ahead if ahead > self.size() => return Err(RingFault::AvailIndex { next, index }),
@@ -359,10 +336,11 @@ impl Virtqueue {
                 size: self.size(),
             });
         }
-        self.queue.set_next_avail(next.wrapping_add(1));
+        self.next_avail = next.wrapping_add(1);
         Ok(Some(head))
     }
 
+    #[inline]
     fn latching<T>(
         &mut self,
         operation: impl FnOnce(&mut Self) -> Result<T, RingFault>,
@@ -371,7 +349,9 @@ impl Virtqueue {
             return Err(fault);
         }
         let result = operation(self);
-        self.fault = result.as_ref().err().copied();
+        if let Err(fault) = &result {
+            self.fault = Some(*fault);
+        }
         result
     }
 }
@@ -380,8 +360,8 @@ impl fmt::Debug for Virtqueue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Virtqueue")
             .field("layout", &self.layout)
-            .field("next_avail", &self.queue.next_avail())
-            .field("next_used", &self.queue.next_used())
+            .field("next_avail", &self.next_avail)
+            .field("next_used", &self.next_used)
             .field("fault", &self.fault)
             .finish_non_exhaustive()
     }

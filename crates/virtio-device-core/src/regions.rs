@@ -5,10 +5,14 @@
 
 use vm_memory::bitmap::BS;
 use vm_memory::{
-    Address, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryRegion, VolatileSlice,
+    Address, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress,
+    VolatileSlice,
 };
 
-type Region<M> = <<M as GuestMemory>::PhysicalMemory as GuestMemoryBackend>::R;
+use crate::rings::RingMemory;
+
+/// A region of guest memory.
+pub(crate) type Region<M> = <<M as GuestMemory>::PhysicalMemory as GuestMemoryBackend>::R;
 /// A slice of one region.
 pub(crate) type RegionSlice<'m, M> = VolatileSlice<'m, BS<'m, Bitmap<M>>>;
 type Bitmap<M> = <Region<M> as GuestMemoryRegion>::B;
@@ -27,34 +31,52 @@ impl<'m, M: GuestMemory> Regions<'m, M> {
         Self { memory, last: None }
     }
 
-    /// The region that holds all of a range; `None` if there is none, or if it cannot be known.
+    /// Begins where the queue itself is, if that is known.
+    pub(crate) fn near<R: RingMemory<Memory = M>>(rings: &'m R) -> Self {
+        Self {
+            memory: rings.memory(),
+            last: rings.known_region(),
+        }
+    }
+
+    /// The region that was found last.
+    pub(crate) const fn last(&self) -> Option<&'m Region<M>> {
+        self.last
+    }
+
+    /// The region that holds all of a range, and where in it the range begins; `None` if there is
+    /// none, or if it cannot be known.
     #[inline]
-    pub(crate) fn find(&mut self, addr: GuestAddress, len: usize) -> Option<&'m Region<M>> {
-        if let Some(last) = self.last.filter(|region| holds(*region, addr, len)) {
-            return Some(last);
+    pub(crate) fn find(
+        &mut self,
+        addr: GuestAddress,
+        len: usize,
+    ) -> Option<(&'m Region<M>, usize)> {
+        if let Some(last) = self.last {
+            if let Some(start) = place(last, addr, len) {
+                return Some((last, start));
+            }
         }
         let region = self.memory.physical_memory()?.find_region(addr)?;
-        if !holds(region, addr, len) {
-            return None;
-        }
+        let start = place(region, addr, len)?;
         self.last = Some(region);
-        Some(region)
+        Some((region, start))
     }
 
     /// A range as one slice, under the same conditions.
     #[inline]
     pub(crate) fn slice(&mut self, addr: GuestAddress, len: usize) -> Option<RegionSlice<'m, M>> {
-        let region = self.find(addr, len)?;
-        let start = region.to_region_addr(addr)?;
-        region.get_slice(start, len).ok()
+        let (region, start) = self.find(addr, len)?;
+        region
+            .get_slice(MemoryRegionAddress(start as u64), len)
+            .ok()
     }
 }
 
+/// Where a range begins in `region`, if it lies in it as a whole.
 #[inline]
-fn holds<R: GuestMemoryRegion>(region: &R, addr: GuestAddress, len: usize) -> bool {
-    let offset = addr.checked_offset_from(region.start_addr());
-    offset.is_some_and(|offset| {
-        let end = offset.checked_add(len as u64);
-        end.is_some_and(|end| end <= region.len())
-    })
+fn place<R: GuestMemoryRegion>(region: &R, addr: GuestAddress, len: usize) -> Option<usize> {
+    let offset = addr.checked_offset_from(region.start_addr())?;
+    let end = offset.checked_add(len as u64)?;
+    (end <= region.len()).then(|| usize::try_from(offset).ok())?
 }

@@ -8,11 +8,14 @@ use std::sync::atomic::Ordering;
 
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Address, AtomicAccess, ByteValued, Bytes, GuestAddress, GuestMemory};
+use vm_memory::{
+    Address, AtomicAccess, ByteValued, Bytes, GuestAddress, GuestMemory, GuestMemoryBackend,
+    VolatileMemory,
+};
 
 use crate::chain::RingFault;
 use crate::layout::{QueueLayout, QueuePart};
-use crate::regions::{RegionSlice, Regions};
+use crate::regions::{Region, RegionSlice, Regions};
 
 /// Guest memory as a queue reaches it: guest memory itself, in which every access looks its region
 /// up, or [`Rings`], which has looked them up before.
@@ -51,6 +54,14 @@ pub trait RingMemory {
         let _ = (part, offset);
         None
     }
+
+    /// A region that was looked up before: where a driver has its queue, it has its buffers as a
+    /// rule.
+    fn known_region(
+        &self,
+    ) -> Option<&<<Self::Memory as GuestMemory>::PhysicalMemory as GuestMemoryBackend>::R> {
+        None
+    }
 }
 
 impl<M: GuestMemory> RingMemory for M {
@@ -68,6 +79,7 @@ impl<M: GuestMemory> RingMemory for M {
 /// the same.
 pub struct Rings<'m, M: GuestMemory> {
     memory: &'m M,
+    region: Option<&'m Region<M>>,
     desc_table: Option<RegionSlice<'m, M>>,
     avail_ring: Option<RegionSlice<'m, M>>,
     used_ring: Option<RegionSlice<'m, M>>,
@@ -79,11 +91,15 @@ impl<'m, M: GuestMemory> Rings<'m, M> {
     pub fn new(memory: &'m M, layout: &QueueLayout) -> Self {
         let entries = usize::from(layout.size());
         let mut regions = Regions::new(memory);
+        let desc_table = regions.slice(layout.desc_table(), 16 * entries);
+        let avail_ring = regions.slice(layout.avail_ring(), 6 + 2 * entries);
+        let used_ring = regions.slice(layout.used_ring(), 6 + 8 * entries);
         Self {
             memory,
-            desc_table: regions.slice(layout.desc_table(), 16 * entries),
-            avail_ring: regions.slice(layout.avail_ring(), 6 + 2 * entries),
-            used_ring: regions.slice(layout.used_ring(), 6 + 8 * entries),
+            region: regions.last(),
+            desc_table,
+            avail_ring,
+            used_ring,
         }
     }
 
@@ -128,7 +144,12 @@ impl<M: GuestMemory> RingMemory for Rings<'_, M> {
 
     #[inline]
     fn known_read<T: ByteValued>(&self, part: QueuePart, offset: usize) -> Option<T> {
-        self.part(part)?.read_obj(offset).ok()
+        Some(self.part(part)?.get_ref(offset).ok()?.load())
+    }
+
+    #[inline]
+    fn known_region(&self) -> Option<&Region<M>> {
+        self.region
     }
 }
 
@@ -138,20 +159,16 @@ impl<M: GuestMemory> fmt::Debug for Rings<'_, M> {
     }
 }
 
-const fn base(layout: &QueueLayout, part: QueuePart) -> GuestAddress {
-    match part {
-        QueuePart::DescTable => layout.desc_table(),
-        QueuePart::AvailRing => layout.avail_ring(),
-        QueuePart::UsedRing => layout.used_ring(),
-    }
-}
-
 fn address(
     layout: &QueueLayout,
     part: QueuePart,
     offset: usize,
 ) -> Result<GuestAddress, RingFault> {
-    let base = base(layout, part);
+    let base = match part {
+        QueuePart::DescTable => layout.desc_table(),
+        QueuePart::AvailRing => layout.avail_ring(),
+        QueuePart::UsedRing => layout.used_ring(),
+    };
     base.checked_add(offset as u64).ok_or(RingFault::RingMemory)
 }
 
@@ -164,15 +181,22 @@ pub(crate) fn load<R: RingMemory>(
     offset: usize,
     order: Ordering,
 ) -> Result<u16, RingFault> {
-    let value = match rings.known_load(part, offset, order) {
-        Some(value) => value,
-        None => {
-            let addr = address(layout, part, offset)?;
-            let load = rings.memory().load(addr, order);
-            load.map_err(|_| RingFault::RingMemory)?
-        }
-    };
-    Ok(u16::from_le(value))
+    match rings.known_load(part, offset, order) {
+        Some(value) => Ok(u16::from_le(value)),
+        None => look_up_and_load(rings.memory(), layout, part, offset, order),
+    }
+}
+
+#[inline(never)]
+fn look_up_and_load<M: GuestMemory>(
+    memory: &M,
+    layout: &QueueLayout,
+    part: QueuePart,
+    offset: usize,
+    order: Ordering,
+) -> Result<u16, RingFault> {
+    let load = memory.load(address(layout, part, offset)?, order);
+    load.map(u16::from_le).map_err(|_| RingFault::RingMemory)
 }
 
 /// Writes a field of the used ring, in one access; `value` is little-endian already.
@@ -184,16 +208,25 @@ pub(crate) fn store<R: RingMemory, T: AtomicAccess>(
     value: T,
     order: Ordering,
 ) -> Result<(), RingFault> {
-    let part = QueuePart::UsedRing;
-    if rings.known_store(part, offset, value, order) {
+    if rings.known_store(QueuePart::UsedRing, offset, value, order) {
         return Ok(());
     }
-    let addr = address(layout, part, offset)?;
-    let store = rings.memory().store(value, addr, order);
+    look_up_and_store(rings.memory(), layout, offset, value, order)
+}
+
+#[inline(never)]
+fn look_up_and_store<M: GuestMemory, T: AtomicAccess>(
+    memory: &M,
+    layout: &QueueLayout,
+    offset: usize,
+    value: T,
+    order: Ordering,
+) -> Result<(), RingFault> {
+    let store = memory.store(value, address(layout, QueuePart::UsedRing, offset)?, order);
     store.map_err(|_| RingFault::RingMemory)
 }
 
-/// Reads descriptor `index` of the queue's own table.
+/// Reads descriptor `index` of the queue's own table, in one access.
 #[inline]
 pub(crate) fn descriptor<R: RingMemory>(
     rings: &R,
@@ -201,13 +234,20 @@ pub(crate) fn descriptor<R: RingMemory>(
     index: u16,
 ) -> Result<Descriptor, RingFault> {
     let (part, offset) = (QueuePart::DescTable, 16 * usize::from(index));
-    let raw: RawDescriptor = match rings.known_read(part, offset) {
-        Some(raw) => raw,
-        None => {
-            let addr = address(layout, part, offset)?;
-            let read = rings.memory().read_obj(addr);
-            read.map_err(|_| RingFault::RingMemory)?
-        }
-    };
-    Ok(Descriptor::from(raw))
+    match rings.known_read::<RawDescriptor>(part, offset) {
+        Some(raw) => Ok(Descriptor::from(raw)),
+        None => look_up_and_read(rings.memory(), layout, part, offset),
+    }
+}
+
+#[inline(never)]
+fn look_up_and_read<M: GuestMemory>(
+    memory: &M,
+    layout: &QueueLayout,
+    part: QueuePart,
+    offset: usize,
+) -> Result<Descriptor, RingFault> {
+    let read = memory.read_obj::<RawDescriptor>(address(layout, part, offset)?);
+    read.map(Descriptor::from)
+        .map_err(|_| RingFault::RingMemory)
 }

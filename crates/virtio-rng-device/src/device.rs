@@ -13,7 +13,7 @@ use virtio_device_core::{
 };
 use vm_memory::GuestAddressSpace;
 
-use crate::draw::{Place, Retry};
+use crate::draw::{Manner, Place, Retry};
 use crate::limits::RateLimits;
 use crate::observer::RngObserver;
 use crate::queue::{Parts, RequestQueue};
@@ -41,7 +41,7 @@ pub const QUEUE_SIZE: u16 = 256;
 pub struct Rng<S, E, O = ()> {
     /// Shared with the worker, and kept from one activation to the next.
     parts: Arc<Parts<S, O>>,
-    retry: Retry,
+    manner: Manner,
     executor: E,
     running: Option<Box<dyn RunningWorker>>,
 }
@@ -74,7 +74,7 @@ where
                 limits: RateLimits::none(),
                 observer,
             }),
-            retry: Retry::default(),
+            manner: Manner::default(),
             executor,
             running: None,
         }
@@ -83,7 +83,20 @@ where
     /// Sets how a request waits for a source that fails, from the next activation on.
     #[must_use]
     pub fn with_retry(mut self, retry: Retry) -> Self {
-        self.retry = retry;
+        self.manner.retry = retry;
+        self
+    }
+
+    /// Promises that the source never waits for anything, from the next activation on.
+    ///
+    /// Up to 4 KiB are then drawn while the worker holds its queue, which saves taking the queue's
+    /// lock twice for each request: worth it for a generator in this process, such as
+    /// `FastEntropy`. Whoever takes the queue back waits for a queue-length of such draws at most.
+    /// Not for a file, a socket, or [`KernelEntropy`](crate::KernelEntropy), which waits while the
+    /// kernel's generator is not seeded.
+    #[must_use]
+    pub fn with_prompt_source(mut self) -> Self {
+        self.manner.prompt = true;
         self
     }
 
@@ -125,7 +138,7 @@ where
         } = activation;
         let requestq = queues.first().ok_or(ActivateError::QueueMissing(0))?;
         let parts = self.parts.clone();
-        let handler = RequestQueue::new(memory, requestq, interrupt.clone(), parts, self.retry);
+        let handler = RequestQueue::new(memory, requestq, interrupt.clone(), parts, self.manner);
         self.parts.limits.set_waker(Some(requestq.kick.clone()));
         let worker = Worker::new(Box::new(handler), queues, interrupt);
         let running = self.executor.start(worker).map_err(ActivateError::Worker);
@@ -150,7 +163,7 @@ impl<S, E, O> fmt::Debug for Rng<S, E, O> {
         f.debug_struct("Rng")
             .field("running", &self.running.is_some())
             .field("limits", &self.parts.limits)
-            .field("retry", &self.retry)
+            .field("manner", &self.manner)
             .finish_non_exhaustive()
     }
 }

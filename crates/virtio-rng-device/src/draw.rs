@@ -3,12 +3,14 @@
 
 //! Asking a source that may be anything: short, slow, broken, lying.
 
+use std::fmt;
 use std::io::{ErrorKind, Read};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::observer::SourceFailure;
+use crate::queue::MAX_REQUEST;
 
 /// How often one draw goes back to a source that was interrupted.
 const MAX_INTERRUPTIONS: u32 = 64;
@@ -51,16 +53,24 @@ impl Retry {
     }
 }
 
+/// How a device asks its source.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Manner {
+    pub(crate) retry: Retry,
+    /// The source never waits for anything.
+    pub(crate) prompt: bool,
+}
+
 /// The failures of a source in a row, and when it may be asked again.
 #[derive(Debug)]
-pub(crate) struct Patience {
+struct Patience {
     retry: Retry,
     failures: u32,
     until: Option<Instant>,
 }
 
 impl Patience {
-    pub(crate) const fn new(retry: Retry) -> Self {
+    const fn new(retry: Retry) -> Self {
         Self {
             retry,
             failures: 0,
@@ -70,17 +80,17 @@ impl Patience {
 
     /// What is left of the wait, if the source must not be asked yet. A driver that notifies over
     /// and over does not make it shorter.
-    pub(crate) fn left(&self) -> Option<Duration> {
+    fn left(&self) -> Option<Duration> {
         let left = self.until?.checked_duration_since(Instant::now())?;
         (!left.is_zero()).then_some(left)
     }
 
-    pub(crate) const fn succeeded(&mut self) {
+    const fn succeeded(&mut self) {
         (self.failures, self.until) = (0, None);
     }
 
     /// How long to wait now; `None` to give up.
-    pub(crate) fn failed(&mut self, failure: SourceFailure) -> Option<Duration> {
+    fn failed(&mut self, failure: SourceFailure) -> Option<Duration> {
         self.failures = self.failures.saturating_add(1);
         let wait = failure
             .is_transient()
@@ -105,17 +115,13 @@ pub(crate) enum Place<S> {
 /// A worker's hold on its device's source: taken with the first draw, and given back at the end,
 /// so that a draw needs no lock.
 #[derive(Debug)]
-pub(crate) struct Hold<S> {
+struct Hold<S> {
     source: Option<S>,
 }
 
 impl<S: Read> Hold<S> {
     /// Draws up to `room.len()` bytes, at least one. After a failure no byte is left in `room`.
-    pub(crate) fn draw(
-        &mut self,
-        place: &Mutex<Place<S>>,
-        room: &mut [u8],
-    ) -> Result<usize, SourceFailure> {
+    fn draw(&mut self, place: &Mutex<Place<S>>, room: &mut [u8]) -> Result<usize, SourceFailure> {
         if self.source.is_none() {
             self.source = take(place)?;
         }
@@ -138,15 +144,87 @@ impl<S: Read> Hold<S> {
 }
 
 impl<S> Hold<S> {
-    pub(crate) const fn none() -> Self {
+    const fn none() -> Self {
         Self { source: None }
     }
 
     /// Gives the source back, if this is where it is.
-    pub(crate) fn release(&mut self, place: &Mutex<Place<S>>) {
+    fn release(&mut self, place: &Mutex<Place<S>>) {
         if let Some(source) = self.source.take() {
             *lock(place) = Place::Here(source);
         }
+    }
+}
+
+/// A worker's supply of random bytes: its hold on the source, the patience that takes, and a place
+/// for what it gives.
+#[derive(Debug)]
+pub(crate) struct Supply<S> {
+    source: Hold<S>,
+    patience: Patience,
+    /// Holds random bytes only between their draw and their hand-over.
+    scratch: Box<Scratch>,
+}
+
+/// Aligned as what is copied fastest.
+#[repr(align(64))]
+struct Scratch([u8; MAX_REQUEST]);
+
+impl<S> Supply<S> {
+    pub(crate) fn new(retry: Retry) -> Self {
+        Self {
+            source: Hold::none(),
+            patience: Patience::new(retry),
+            scratch: Box::new(Scratch([0; MAX_REQUEST])),
+        }
+    }
+
+    /// How long the source must not be asked yet, if it must not.
+    pub(crate) fn wait(&self) -> Option<Duration> {
+        self.patience.left()
+    }
+
+    /// The first `len` bytes, which were drawn.
+    #[inline]
+    pub(crate) fn bytes(&mut self, len: usize) -> &mut [u8] {
+        self.scratch.0.get_mut(..len).unwrap_or_default()
+    }
+
+    /// Draws up to `len` bytes, at least one; or tells why there are none, and how long to wait, if
+    /// that helps.
+    #[inline]
+    pub(crate) fn draw(
+        &mut self,
+        place: &Mutex<Place<S>>,
+        len: usize,
+    ) -> Result<usize, (SourceFailure, Option<Duration>)>
+    where
+        S: Read,
+    {
+        let room = self.scratch.0.get_mut(..len).unwrap_or_default();
+        match self.source.draw(place, room) {
+            Ok(count) => {
+                self.patience.succeeded();
+                Ok(count)
+            }
+            Err(failure) => Err((failure, self.patience.failed(failure))),
+        }
+    }
+
+    pub(crate) fn wipe(&mut self) {
+        wipe(&mut self.scratch.0);
+    }
+
+    /// Gives the source back, and wipes what nobody took.
+    pub(crate) fn release(&mut self, place: &Mutex<Place<S>>) {
+        self.source.release(place);
+        self.wipe();
+    }
+}
+
+impl fmt::Debug for Scratch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Scratch")
     }
 }
 

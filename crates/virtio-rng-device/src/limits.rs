@@ -138,10 +138,15 @@ impl RateLimits {
 
     /// Whether a request may be served now: at most how many bytes it may be given, or how long it
     /// must wait.
+    #[inline]
     pub(crate) fn admit(&self) -> Result<u64, Duration> {
         if !self.shared.limited.load(Ordering::Acquire) {
             return Ok(u64::MAX);
         }
+        self.admit_by_buckets()
+    }
+
+    fn admit_by_buckets(&self) -> Result<u64, Duration> {
         let now = self.now();
         let mut buckets = self.lock();
         let wait = |bucket: &mut Option<TokenBucket>| bucket.as_mut().and_then(|b| b.wait(now));
@@ -151,10 +156,14 @@ impl RateLimits {
     }
 
     /// Charges for a request that was given back with `bytes` bytes.
+    #[inline]
     pub(crate) fn charge(&self, bytes: u32) {
-        if !self.shared.limited.load(Ordering::Acquire) {
-            return;
+        if self.shared.limited.load(Ordering::Acquire) {
+            self.charge_buckets(bytes);
         }
+    }
+
+    fn charge_buckets(&self, bytes: u32) {
         let mut buckets = self.lock();
         if let Some(bucket) = &mut buckets.bytes {
             bucket.charge(bytes.into());

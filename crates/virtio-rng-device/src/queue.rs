@@ -14,7 +14,7 @@ use virtio_device_core::{
 use vm_memory::GuestAddressSpace;
 
 use crate::device::QUEUE_SIZE;
-use crate::draw::{Hold, Patience, Place, Retry, wipe};
+use crate::draw::{Manner, Place, Supply, wipe};
 use crate::limits::RateLimits;
 use crate::observer::{RngObserver, SourceFailure};
 
@@ -22,6 +22,9 @@ use crate::observer::{RngObserver, SourceFailure};
 /// driver can ask for far more memory than it has. Less than the whole buffer is legal (section
 /// 5.4.6.2).
 pub const MAX_REQUEST: usize = 64 * 1024;
+
+/// Most that is drawn during a look at the queue, from a source that never waits.
+const MAX_PROMPT: usize = 4 * 1024;
 
 /// What a device keeps from one activation to the next.
 pub(crate) struct Parts<S, O> {
@@ -36,22 +39,16 @@ pub(crate) struct RequestQueue<M, S, O> {
     queue: QueueLease,
     interrupt: InterruptHandle,
     parts: Arc<Parts<S, O>>,
-    source: Hold<S>,
-    patience: Patience,
+    supply: Supply<S>,
+    /// Up to this many bytes the source is asked during a look at the queue.
+    prompt: usize,
     /// Whether a request was found waiting for the limits, and none has been served since.
     throttled: bool,
     chain: Chain,
-    /// Holds random bytes only between their draw and their hand-over.
-    scratch: Box<[u8]>,
 }
 
-/// What came of a draw for a request.
-enum Drawn {
-    /// This many bytes lie in the scratch buffer.
-    Bytes(Head, usize),
-    /// None; the request goes back into its queue, and so ends the batch.
-    Nothing(Head, Ending),
-}
+/// A request, and what came of the draw for it: so many bytes, or none, which ends the batch.
+type Drawn = (Head, Result<usize, Ending>);
 
 /// How a batch ends.
 enum Ending {
@@ -67,9 +64,10 @@ enum Next {
 }
 
 /// The work of one wake-up.
-struct Batch<'a, O> {
-    limits: &'a RateLimits,
-    observer: &'a O,
+struct Batch<'a, S, O> {
+    parts: &'a Parts<S, O>,
+    supply: &'a mut Supply<S>,
+    chain: &'a mut Chain,
     throttled: &'a mut bool,
     /// Looks that may still be taken at the available ring.
     budget: u16,
@@ -83,18 +81,17 @@ impl<M, S, O> RequestQueue<M, S, O> {
         requestq: &ActiveQueue,
         interrupt: InterruptHandle,
         parts: Arc<Parts<S, O>>,
-        retry: Retry,
+        manner: Manner,
     ) -> Self {
         Self {
             memory,
             queue: requestq.queue.clone(),
             interrupt,
             parts,
-            source: Hold::none(),
-            patience: Patience::new(retry),
+            supply: Supply::new(manner.retry),
+            prompt: if manner.prompt { MAX_PROMPT } else { 0 },
             throttled: false,
             chain: Chain::with_capacity(QUEUE_SIZE),
-            scratch: vec![0; MAX_REQUEST].into_boxed_slice(),
         }
     }
 }
@@ -105,75 +102,61 @@ where
     S: Read + Send,
     O: RngObserver,
 {
-    /// The source is asked between two looks at the queue, never during one, so it may take its
-    /// time without keeping anybody from taking the queue back.
+    /// The source is asked between two looks at the queue, so it may take its time without keeping
+    /// anybody from taking the queue back: only one that never does is asked during a look.
     fn process(&mut self, index: u16) -> Result<Progress, DeviceFault> {
-        if let Some(left) = self.patience.left() {
+        if let Some(left) = self.supply.wait() {
             return Ok(Progress::After(left));
         }
         let memory = self.memory.memory();
         let mut batch = Batch {
-            limits: &self.parts.limits,
-            observer: &self.parts.observer,
+            parts: &self.parts,
+            supply: &mut self.supply,
+            chain: &mut self.chain,
             throttled: &mut self.throttled,
             budget: QUEUE_SIZE,
             used: false,
         };
-        let mut drawn = None;
+        let mut drawn: Option<Drawn> = None;
         // The rings are looked up once: nothing below holds on to them beyond this view of memory.
         let mut rings = None;
         loop {
             let look = |queue: &mut Virtqueue| {
                 let rings = &*rings.get_or_insert_with(|| Rings::new(&*memory, queue.layout()));
-                let next = match drawn.take() {
-                    None => {
-                        queue.disable_notification(rings)?;
-                        batch.next(queue, rings, &mut self.chain)?
-                    }
-                    Some(Drawn::Bytes(head, len)) => {
-                        let bytes = self.scratch.get_mut(..len).unwrap_or_default();
-                        batch.hand_over(queue, rings, &self.chain, head, bytes)?;
-                        batch.next(queue, rings, &mut self.chain)?
-                    }
-                    Some(Drawn::Nothing(head, ending)) => {
-                        queue.put_back(head);
-                        Next::End(ending)
-                    }
-                };
-                // One interrupt for the whole batch.
-                if matches!(next, Next::End(_)) && batch.used && queue.needs_interrupt(rings)? {
-                    self.interrupt.used_buffers(index);
+                if drawn.is_none() {
+                    queue.disable_notification(rings)?;
                 }
-                Ok(next)
+                loop {
+                    match batch.step(queue, rings, drawn.take())? {
+                        Next::Draw(head, len) if len <= self.prompt => {
+                            drawn = Some((head, batch.draw(len)));
+                        }
+                        Next::End(ending) => {
+                            // One interrupt for the whole batch.
+                            if batch.used && queue.needs_interrupt(rings)? {
+                                self.interrupt.used_buffers(index);
+                            }
+                            return Ok(Next::End(ending));
+                        }
+                        next => return Ok(next),
+                    }
+                }
             };
             match self.queue.with(look) {
-                Some(Ok(Next::Draw(head, len))) => {
-                    let room = self.scratch.get_mut(..len).unwrap_or_default();
-                    drawn = Some(match self.source.draw(&self.parts.source, room) {
-                        Ok(count) => {
-                            self.patience.succeeded();
-                            Drawn::Bytes(head, count)
-                        }
-                        Err(failure) => {
-                            self.parts.observer.source_failed(failure);
-                            let wait = self.patience.failed(failure);
-                            Drawn::Nothing(head, Ending::of(failure, wait))
-                        }
-                    });
-                }
+                Some(Ok(Next::Draw(head, len))) => drawn = Some((head, batch.draw(len))),
                 Some(Ok(Next::End(Ending::Progress(progress)))) => return Ok(progress),
                 Some(Ok(Next::End(Ending::SourceLost(failure)))) => {
                     return Err(DeviceFault::Backend(io::Error::other(failure)));
                 }
                 Some(Err(fault)) => {
                     // It may hold bytes of a request that could not be given back.
-                    wipe(&mut self.scratch);
+                    self.supply.wipe();
                     self.parts.observer.ring_broken(fault);
                     return Err(DeviceFault::Ring(fault));
                 }
                 // The queue has been taken back.
                 None => {
-                    wipe(&mut self.scratch);
+                    self.supply.wipe();
                     return Ok(Progress::Idle);
                 }
             }
@@ -194,22 +177,43 @@ impl Ending {
     }
 }
 
-impl<O: RngObserver> Batch<'_, O> {
-    /// Gives a request back with `bytes`, and wipes them.
-    fn hand_over<R: RingMemory>(
+impl<S: Read, O: RngObserver> Batch<'_, S, O> {
+    /// Asks the source for up to `len` bytes.
+    fn draw(&mut self, len: usize) -> Result<usize, Ending> {
+        self.supply
+            .draw(&self.parts.source, len)
+            .map_err(|(failure, wait)| {
+                self.parts.observer.source_failed(failure);
+                Ending::of(failure, wait)
+            })
+    }
+
+    /// Gives the request back that was drawn for, if there is one, and takes the next.
+    #[inline]
+    fn step<R: RingMemory>(
         &mut self,
         queue: &mut Virtqueue,
         rings: &R,
-        chain: &Chain,
-        head: Head,
-        bytes: &mut [u8],
-    ) -> Result<(), RingFault> {
-        // The chain was checked; if memory was taken away meanwhile, nothing may be claimed.
-        let written = chain.write(rings.memory(), bytes).unwrap_or(0);
-        wipe(bytes);
-        self.complete(queue, rings, head, written)
+        drawn: Option<Drawn>,
+    ) -> Result<Next, RingFault> {
+        match drawn {
+            None => {}
+            Some((head, Ok(len))) => {
+                let bytes = self.supply.bytes(len);
+                // The chain was checked; if memory was taken away meanwhile, nothing may be claimed.
+                let written = self.chain.write(rings, bytes).unwrap_or(0);
+                wipe(bytes);
+                self.complete(queue, rings, head, written)?;
+            }
+            Some((head, Err(ending))) => {
+                queue.put_back(head);
+                return Ok(Next::End(ending));
+            }
+        }
+        self.next(queue, rings)
     }
 
+    #[inline]
     fn complete<R: RingMemory>(
         &mut self,
         queue: &mut Virtqueue,
@@ -218,10 +222,10 @@ impl<O: RngObserver> Batch<'_, O> {
         written: u32,
     ) -> Result<(), RingFault> {
         queue.complete(rings, head, written)?;
-        self.limits.charge(written);
+        self.parts.limits.charge(written);
         match written {
-            0 => self.observer.request_malformed(),
-            bytes => self.observer.request_served(bytes),
+            0 => self.parts.observer.request_malformed(),
+            bytes => self.parts.observer.request_served(bytes),
         }
         *self.throttled = false;
         self.used = true;
@@ -233,34 +237,29 @@ impl<O: RngObserver> Batch<'_, O> {
     ///
     /// Every look at the ring costs budget, whatever it finds, so a driver that keeps changing it
     /// cannot hold the worker.
-    fn next<R: RingMemory>(
-        &mut self,
-        queue: &mut Virtqueue,
-        rings: &R,
-        chain: &mut Chain,
-    ) -> Result<Next, RingFault> {
+    #[inline]
+    fn next<R: RingMemory>(&mut self, queue: &mut Virtqueue, rings: &R) -> Result<Next, RingFault> {
         while self.budget != 0 {
             self.budget -= 1;
-            let Some(head) = queue.take(rings, chain)? else {
+            let Some(head) = queue.take(rings, self.chain)? else {
                 if queue.enable_notification(rings)? {
                     queue.disable_notification(rings)?;
                     continue;
                 }
                 return Ok(Next::End(Ending::Progress(Progress::Idle)));
             };
-            let most = match self.limits.admit() {
+            let most = match self.parts.limits.admit() {
                 Ok(most) => most.min(MAX_REQUEST as u64),
                 Err(wait) => {
                     queue.put_back(head);
                     if !std::mem::replace(self.throttled, true) {
-                        self.observer.request_throttled();
+                        self.parts.observer.request_throttled();
                     }
                     return Ok(Next::End(Ending::Progress(Progress::After(wait))));
                 }
             };
-            let wanted = chain
-                .check(rings.memory())
-                .map_or(0, |()| chain.writable_len());
+            let checked = self.chain.check(rings);
+            let wanted = checked.map_or(0, |()| self.chain.writable_len());
             let len = usize::try_from(wanted.min(most)).unwrap_or(MAX_REQUEST);
             if len != 0 {
                 return Ok(Next::Draw(head, len));
@@ -274,7 +273,6 @@ impl<O: RngObserver> Batch<'_, O> {
 /// The source goes back to the device, and bytes that nobody took are wiped.
 impl<M, S, O> Drop for RequestQueue<M, S, O> {
     fn drop(&mut self) {
-        self.source.release(&self.parts.source);
-        wipe(&mut self.scratch);
+        self.supply.release(&self.parts.source);
     }
 }

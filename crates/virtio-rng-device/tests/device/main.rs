@@ -14,6 +14,7 @@
 mod allocation;
 mod hostile;
 mod limits;
+mod memory;
 mod requests;
 mod sources;
 mod support;

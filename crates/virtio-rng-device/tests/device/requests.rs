@@ -3,18 +3,21 @@
 
 //! Requests that a driver may make, and some that it should not.
 
+use std::collections::HashSet;
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use virtio_device_core::test_utils::{DriverQueue, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
 use virtio_device_core::{
     ActivateError, Activation, QueueLease, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VirtioDevice,
 };
-use virtio_rng_device::{MAX_REQUEST, QUEUE_SIZE, Rng};
+use virtio_rng_device::{KernelEntropy, MAX_REQUEST, QUEUE_SIZE, Rng};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::support::{BUFFER, CANARY, Capture, Counter, Fixture, RAM, counter, memory};
+use crate::support::{BUFFER, CANARY, Capture, Counter, Fixture, Memory, RAM, counter, memory};
 
 #[test]
 fn a_request_is_filled_exactly() {
@@ -211,21 +214,61 @@ fn a_queue_taken_back_during_a_draw_is_not_touched() {
         }
     }
 
-    let memory = memory();
-    let lease = Arc::new(Mutex::new(None));
-    let mut fixture = Fixture::new(
-        &memory,
-        0,
-        TakesBack {
+    // More than a page is never drawn with the queue held, whatever the source promises.
+    for (prompt, len) in [(false, 4), (false, 4097), (true, 4097)] {
+        let memory = memory();
+        let lease = Arc::new(Mutex::new(None));
+        let source = TakesBack {
             lease: lease.clone(),
-        },
-    );
-    *lease.lock().unwrap() = Some(fixture.lease.clone());
-    fixture.driver.offer_writable(0, BUFFER, 4);
-    fixture.notify();
-    assert_eq!(fixture.driver.take_used(), []);
-    assert_eq!(fixture.bytes(BUFFER, 4), [CANARY; 4]);
-    assert_eq!(fixture.used_interrupts(), 0);
+        };
+        let mut fixture = Fixture::made(&memory, 0, prompt, source, ());
+        *lease.lock().unwrap() = Some(fixture.lease.clone());
+        fixture.driver.offer_writable(0, BUFFER, len);
+        fixture.notify();
+        assert_eq!(fixture.driver.take_used(), []);
+        assert_eq!(fixture.bytes(BUFFER, 4), [CANARY; 4]);
+        assert_eq!(fixture.used_interrupts(), 0);
+    }
+}
+
+#[test]
+fn a_prompt_source_is_asked_with_the_queue_held_and_serves_the_same() {
+    /// Counts up like [`Counter`], and looks whether somebody holds the queue.
+    struct Looks(Counter, Arc<Mutex<Option<QueueLease>>>, Arc<AtomicU32>);
+    impl Read for Looks {
+        fn read(&mut self, data: &mut [u8]) -> io::Result<usize> {
+            let lease = self.1.lock().unwrap().clone().unwrap();
+            let (sender, receiver) = channel();
+            let look = std::thread::spawn(move || {
+                lease.inspect(|_| ());
+                let _ = sender.send(());
+            });
+            // Who only waits for this draw gets its turn after it.
+            let held = receiver.recv_timeout(Duration::from_millis(50)).is_err();
+            self.2.fetch_add(held.into(), Ordering::SeqCst);
+            drop(look);
+            self.0.read(data)
+        }
+    }
+
+    let memory = memory();
+    for (prompt, expected) in [(false, 0), (true, 3)] {
+        let (lease, held) = (Arc::default(), Arc::new(AtomicU32::new(0)));
+        let source = Looks(counter(usize::MAX), Arc::clone(&lease), held.clone());
+        let mut fixture = Fixture::made(&memory, 0, prompt, source, ());
+        *lease.lock().unwrap() = Some(fixture.lease.clone());
+        let lens = [1, 4096, 4097, 64];
+        for (index, len) in (0..).zip(lens) {
+            fixture.driver.offer_writable(index, BUFFER, len);
+        }
+        assert!(fixture.notify());
+        assert_eq!(
+            fixture.driver.take_used(),
+            [(0, 1), (1, 4096), (2, 4097), (3, 64)]
+        );
+        assert_eq!(fixture.used_interrupts(), 1);
+        assert_eq!(held.load(Ordering::SeqCst), expected);
+    }
 }
 
 #[test]
@@ -247,6 +290,38 @@ fn the_device_needs_its_queue_and_works_again_after_a_reset() {
     let missing = fixture.device.activate(activation).unwrap_err();
     assert!(matches!(missing, ActivateError::QueueMissing(0)));
     fixture.reset_and_serve();
+}
+
+#[test]
+fn the_device_offers_what_it_can_do() {
+    let rng = Rng::new(io::empty(), Capture::default());
+    let device: &dyn VirtioDevice<Memory> = &rng;
+    assert_eq!(device.device_type(), 4);
+    assert_eq!(device.queue_max_sizes(), [256]);
+    let features = VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC;
+    assert_eq!(device.features(), features);
+    assert_eq!(device.config_size(), 0);
+}
+
+#[test]
+fn no_two_answers_are_alike() {
+    let memory = memory();
+    let mut seen = HashSet::new();
+    for _ in 0..2 {
+        let mut fixture = Fixture::new(&memory, 0, KernelEntropy);
+        for index in 0..QUEUE_SIZE / 2 {
+            let addr = BUFFER + 64 * u64::from(index);
+            fixture.driver.offer_writable(index, addr, 64);
+        }
+        assert!(fixture.notify());
+        let bytes = fixture.bytes(BUFFER, 8192);
+        for block in bytes.chunks_exact(16) {
+            assert!(seen.insert(block.to_vec()));
+        }
+        let ones: u32 = bytes.iter().map(|byte| byte.count_ones()).sum();
+        // Eight standard deviations of 128 around one half.
+        assert!((31_744..=33_792).contains(&ones), "{ones}");
+    }
 }
 
 #[test]

@@ -16,6 +16,12 @@ const NOT_YET: Step = Step::Fail(ErrorKind::WouldBlock);
 const BROKEN: Step = Step::Fail(ErrorKind::Other);
 const INTERRUPTED: Step = Step::Fail(ErrorKind::Interrupted);
 
+/// Each of `steps`, of a source that may wait and of one that does not.
+fn both<const N: usize>(steps: [Step; N]) -> impl Iterator<Item = (Step, bool)> {
+    let steps = steps.into_iter();
+    steps.flat_map(|step| [(step, false), (step, true)])
+}
+
 fn nothing_was_given<O: RngObserver + 'static>(fixture: &mut Fixture<'_, Script, O>) {
     assert_eq!(fixture.driver.take_used(), []);
     assert_eq!(fixture.bytes(BUFFER, 8), [CANARY; 8]);
@@ -23,10 +29,10 @@ fn nothing_was_given<O: RngObserver + 'static>(fixture: &mut Fixture<'_, Script,
 
 #[test]
 fn a_source_that_is_beyond_hope_asks_for_a_reset_and_completes_nothing() {
-    for step in [Step::End, Step::ClaimTooMuch, Step::Panic] {
+    for (step, prompt) in both([Step::End, Step::ClaimTooMuch, Step::Panic]) {
         let memory = memory();
         let counters = Arc::new(RngCounters::default());
-        let mut fixture = Fixture::observed(&memory, 0, script(&[step]), counters.clone());
+        let mut fixture = Fixture::made(&memory, 0, prompt, script(&[step]), counters.clone());
         fixture.driver.offer_writable(0, BUFFER, 8);
         assert!(!fixture.notify(), "{step:?}");
         assert!(fixture.interrupt.is_broken());
@@ -38,11 +44,11 @@ fn a_source_that_is_beyond_hope_asks_for_a_reset_and_completes_nothing() {
 
 #[test]
 fn a_request_waits_for_a_source_that_fails_for_a_while() {
-    for step in [NOT_YET, BROKEN] {
+    for (step, prompt) in both([NOT_YET, BROKEN]) {
         let memory = memory();
         let counters = Arc::new(RngCounters::default());
         let source = script(&[step, step, Step::Give]);
-        let mut fixture = Fixture::observed(&memory, 0, source, counters.clone());
+        let mut fixture = Fixture::made(&memory, 0, prompt, source, counters.clone());
         fixture.driver.offer_writable(3, BUFFER, 8);
         assert!(fixture.notify());
         nothing_was_given(&mut fixture);
@@ -61,9 +67,9 @@ fn a_request_waits_for_a_source_that_fails_for_a_while() {
 
 #[test]
 fn a_source_that_fails_for_too_long_asks_for_a_reset() {
-    for step in [NOT_YET, BROKEN, INTERRUPTED] {
+    for (step, prompt) in both([NOT_YET, BROKEN, INTERRUPTED]) {
         let memory = memory();
-        let mut fixture = Fixture::new(&memory, 0, script(&[step]));
+        let mut fixture = Fixture::made(&memory, 0, prompt, script(&[step]), ());
         fixture.driver.offer_writable(0, BUFFER, 8);
         assert!(fixture.notify());
         for _ in 2..QUICK.attempts {
@@ -110,9 +116,9 @@ fn failures_in_a_row_are_forgotten_when_the_source_gives() {
 
 #[test]
 fn what_was_served_before_a_failure_is_announced() {
-    for step in [NOT_YET, Step::End] {
+    for (step, prompt) in both([NOT_YET, Step::End]) {
         let memory = memory();
-        let mut fixture = Fixture::new(&memory, 0, script(&[Step::Give, step]));
+        let mut fixture = Fixture::made(&memory, 0, prompt, script(&[Step::Give, step]), ());
         fixture.driver.offer_writable(0, BUFFER, 8);
         fixture.driver.offer_writable(1, BUFFER, 8);
         fixture.notify();
@@ -146,19 +152,21 @@ fn a_source_that_is_interrupted_now_and_then_is_asked_again_at_once() {
 
 #[test]
 fn a_source_that_panicked_is_never_asked_again() {
-    let memory = memory();
-    let source = script(&[Step::Panic, Step::Give]);
-    let reads = source.reads.clone();
-    let mut fixture = Fixture::new(&memory, 0, source);
-    fixture.driver.offer_writable(0, BUFFER, 8);
-    assert!(!fixture.notify());
-    assert!(
-        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            fixture.reset_and_serve();
-        }))
-        .is_err()
-    );
-    assert_eq!(reads.load(Ordering::SeqCst), 1);
+    for prompt in [false, true] {
+        let memory = memory();
+        let source = script(&[Step::Panic, Step::Give]);
+        let reads = source.reads.clone();
+        let mut fixture = Fixture::made(&memory, 0, prompt, source, ());
+        fixture.driver.offer_writable(0, BUFFER, 8);
+        assert!(!fixture.notify());
+        assert!(
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                fixture.reset_and_serve();
+            }))
+            .is_err()
+        );
+        assert_eq!(reads.load(Ordering::SeqCst), 1);
+    }
 }
 
 #[test]

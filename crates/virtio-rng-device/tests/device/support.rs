@@ -100,6 +100,7 @@ impl Read for Counter {
     fn read(&mut self, data: &mut [u8]) -> io::Result<usize> {
         self.reads.fetch_add(1, Ordering::SeqCst);
         assert!(!data.is_empty() && data.len() <= 65_536);
+        assert!(data.iter().all(|&byte| byte == 0), "not wiped");
         let len = data.len().min(self.limit);
         for byte in &mut data[..len] {
             self.next = if self.next >= 0x7f { 1 } else { self.next + 1 };
@@ -179,8 +180,22 @@ impl<'m, S: Read + Send + 'static> Fixture<'m, S> {
 
 impl<'m, S: Read + Send + 'static, O: RngObserver + 'static> Fixture<'m, S, O> {
     pub(crate) fn observed(memory: &'m Memory, features: u64, source: S, observer: O) -> Self {
+        Self::made(memory, features, false, source, observer)
+    }
+
+    /// A device that asks its source during a look at the queue, if `prompt`.
+    pub(crate) fn made(
+        memory: &'m Memory,
+        features: u64,
+        prompt: bool,
+        source: S,
+        observer: O,
+    ) -> Self {
         let worker = Capture::default();
-        let device = Rng::with_observer(source, worker.clone(), observer).with_retry(QUICK);
+        let mut device = Rng::with_observer(source, worker.clone(), observer).with_retry(QUICK);
+        if prompt {
+            device = device.with_prompt_source();
+        }
         let driver = DriverQueue::new(&**memory, 0, QUEUE_SIZE);
         let counts = Arc::<Counts>::default();
         let mut fixture = Self {

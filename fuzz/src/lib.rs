@@ -1,0 +1,43 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What the fuzz targets run: programs of a driver that means harm, and what must be true of the
+//! device all the same.
+
+#![forbid(unsafe_code)]
+
+pub mod machine;
+pub mod model;
+pub mod registers;
+pub mod rings;
+
+#[cfg(test)]
+mod tests {
+    use arbitrary::{Arbitrary, Unstructured};
+
+    /// Runs `run` on programs made of bytes without a pattern, the same ones every time.
+    fn on_noise<P: for<'a> Arbitrary<'a>>(run: impl Fn(&P)) {
+        let mut state = 1_u64;
+        for _ in 0..3000 {
+            let bytes: Vec<u8> = std::iter::repeat_with(|| {
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
+                (state >> 56) as u8
+            })
+            .take(600)
+            .collect();
+            run(&P::arbitrary(&mut Unstructured::new(&bytes)).unwrap());
+        }
+    }
+
+    #[test]
+    fn rings_of_noise() {
+        on_noise(crate::rings::run);
+    }
+
+    #[test]
+    fn registers_of_noise() {
+        on_noise(crate::registers::run);
+    }
+}

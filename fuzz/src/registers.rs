@@ -1,0 +1,210 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Register accesses of a driver without any sense, and a VMM that pauses and moves the machine.
+
+use arbitrary::Arbitrary;
+use bus::BusDevice as _;
+use virtio_device_core::QueueSetup;
+use virtio_device_core::test_utils::conformance::Port as _;
+use virtio_mmio_transport::test_utils::READABLE;
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::machine::{Machine, Stream};
+
+#[derive(Arbitrary, Debug)]
+pub struct Program {
+    prompt: bool,
+    steps: Vec<Step>,
+}
+
+#[derive(Arbitrary, Debug)]
+enum Step {
+    Read(u16, u8),
+    Write(u16, u8, u64),
+    /// To a register that there is.
+    Word(u8, u32),
+    Status(u8),
+    Agree(u8),
+    Enable(u8, u8, u8, u8),
+    /// One writable descriptor, available.
+    Offer(u8, u16),
+    Notify(u8),
+    Work,
+    Pause,
+    Resume,
+    Move,
+}
+
+const DRIVER_OK: u32 = 4;
+const SETUP: QueueSetup = QueueSetup {
+    size: 8,
+    desc_table: 0x1000,
+    avail_ring: 0x1100,
+    used_ring: 0x1200,
+};
+const QUEUE_SEL: u64 = 0x30;
+const INTERRUPT_STATUS: u64 = 0x60;
+
+/// What a driver and a VMM can see of a machine that must not act.
+#[derive(Debug, PartialEq)]
+struct Sight {
+    image: Vec<u8>,
+    raised: u32,
+    causes: u32,
+}
+
+struct Rig {
+    machine: Machine,
+    paused: bool,
+    avail: u16,
+}
+
+impl Rig {
+    fn sight(&mut self) -> Sight {
+        Sight {
+            image: self.machine.image(),
+            raised: self.machine.line.raised(),
+            causes: self.machine.port.get(INTERRUPT_STATUS),
+        }
+    }
+
+    fn write(&self, addr: u64, bytes: &[u8]) {
+        let memory = &self.machine.memory;
+        memory.write_slice(bytes, GuestAddress(addr)).unwrap();
+    }
+
+    fn step(&mut self, prompt: bool, step: &Step) {
+        match *step {
+            Step::Read(offset, width) => {
+                let mut data = vec![0xa5; usize::from(width % 17)];
+                let offset = u64::from(offset % 0x1000);
+                let transport = self.machine.port.transport_mut();
+                transport.read(offset, &mut data).unwrap();
+                // There is no configuration space, and nothing else is read but by words.
+                if data.len() != 4 || offset >= 0x100 {
+                    assert!(data.iter().all(|&byte| byte == 0));
+                }
+            }
+            Step::Write(offset, width, value) => {
+                let data = [value.to_le_bytes(); 2].concat();
+                let data = &data[..usize::from(width % 17)];
+                let offset = u64::from(offset % 0x1000);
+                let transport = self.machine.port.transport_mut();
+                transport.write(offset, data).unwrap();
+            }
+            Step::Word(register, value) => self.machine.port.set(u64::from(register) & !3, value),
+            Step::Status(status) => {
+                self.machine.port.set(0x70, status.into());
+                if status == 0 {
+                    let registers = [0x70, INTERRUPT_STATUS, 0x44];
+                    assert_eq!(registers.map(|it| self.machine.port.get(it)), [0; 3]);
+                }
+            }
+            Step::Agree(features) => {
+                self.machine.port.set(0x70, 0);
+                self.machine.negotiate(u64::from(features & 3) << 28);
+            }
+            Step::Enable(size, desc_table, avail_ring, used_ring) => {
+                // The right places, and sometimes those beside them.
+                let setup = QueueSetup {
+                    size: if size < 0x80 { 8 } else { (size & 0x3f).into() },
+                    desc_table: SETUP.desc_table + 0x200 * u64::from(desc_table / 0x40),
+                    avail_ring: SETUP.avail_ring + u64::from(avail_ring / 0x40),
+                    used_ring: SETUP.used_ring + u64::from(used_ring / 0x40),
+                };
+                let sound = setup.size.is_power_of_two()
+                    && setup.avail_ring % 2 == 0
+                    && setup.used_ring % 4 == 0;
+                let enabled = self.machine.port.enable(0, &setup);
+                assert!(sound || !enabled || self.machine.port.get(0x70) & DRIVER_OK != 0);
+            }
+            Step::Offer(head, len) => {
+                let index = u64::from(head % 8);
+                let mut descriptor = [0; 16];
+                descriptor[..8].copy_from_slice(&0x4000_u64.to_le_bytes());
+                descriptor[8..10].copy_from_slice(&len.to_le_bytes());
+                descriptor[12] = 2;
+                self.write(SETUP.desc_table + 16 * index, &descriptor);
+                let slot = u64::from(self.avail % 8);
+                self.write(SETUP.avail_ring + 4 + 2 * slot, &[head % 8, 0]);
+                self.avail = self.avail.wrapping_add(1);
+                self.write(SETUP.avail_ring + 2, &self.avail.to_le_bytes());
+            }
+            Step::Notify(queue) => self.machine.port.notify(queue.into()),
+            Step::Work => {
+                // Two queue-lengths of requests, and no more, come of it.
+                for _ in 0..2 {
+                    self.machine.executor.step();
+                }
+            }
+            Step::Pause => {
+                self.machine.port.transport_mut().pause();
+                self.paused = true;
+            }
+            Step::Resume => {
+                self.machine.port.transport_mut().resume();
+                self.paused = false;
+            }
+            Step::Move => self.move_on(prompt),
+        }
+    }
+
+    /// Saves the machine, and goes on with another one in the same memory.
+    fn move_on(&mut self, prompt: bool) {
+        let transport = self.machine.port.transport_mut();
+        transport.pause();
+        let state = transport.save().unwrap();
+        let memory = self.machine.memory.clone();
+        let mut twin = Machine::with_memory(memory, Stream::constant(), prompt);
+        if self.paused {
+            twin.port.transport_mut().pause();
+        }
+        twin.port.transport_mut().restore(&state).unwrap();
+        for register in READABLE {
+            let (before, after) = (self.machine.port.get(register), twin.port.get(register));
+            // Whoever works is told to look, because it may have missed something.
+            let told = register == INTERRUPT_STATUS && after == before | 1;
+            assert!(after == before || told, "{register:#x}");
+        }
+        let raised = u32::from(twin.port.get(INTERRUPT_STATUS) != 0);
+        assert_eq!(twin.line.raised(), raised);
+        self.machine = twin;
+    }
+}
+
+pub fn run(program: &Program) {
+    let mut rig = Rig {
+        machine: Machine::new(Stream::constant(), program.prompt),
+        paused: false,
+        avail: 0,
+    };
+    for step in &program.steps {
+        let status = rig.machine.port.get(0x70);
+        let before = rig.sight();
+        rig.step(program.prompt, step);
+        let after = rig.sight();
+        let port = &mut rig.machine.port;
+        let identity = [0x00, 0x04, 0x08].map(|register| port.get(register));
+        assert_eq!(identity, [0x7472_6976, 2, 4]);
+        assert_eq!(port.get(0x70) & !0xcf, 0, "status");
+        assert_eq!(after.causes & !3, 0, "causes");
+        let selected = port.get(QUEUE_SEL + 4);
+        assert!(selected == 0 || selected == 256, "queue size");
+        // The device's own doing: with the driver not ready, with nobody working, or paused.
+        let at_rest = status & DRIVER_OK == 0 || rig.paused;
+        let own = matches!(step, Step::Work | Step::Read(..) | Step::Notify(_));
+        if own && (at_rest || !matches!(step, Step::Work)) {
+            assert_eq!(before, after);
+        }
+        // No interrupt without a cause.
+        if !matches!(step, Step::Move) && after.raised != before.raised {
+            assert_ne!(after.causes, 0);
+        }
+        if !own && !matches!(step, Step::Offer(..)) {
+            assert!(before.image == after.image, "a register wrote to memory");
+        }
+    }
+    rig.machine.port.transport_mut().resume();
+    rig.machine.reset_and_serve(&mut Stream::constant());
+}
