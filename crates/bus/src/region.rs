@@ -183,7 +183,8 @@ impl<K: Address> RegionInfo<K> {
     pub(crate) fn count(&self, access: &Access<'_, K>) {
         if self.meta.asked.counted {
             let counts = &self.meta.counts;
-            let way = [&counts.reads, &counts.writes][usize::from(access.is_write)];
+            let ways = (&counts.reads, &counts.writes);
+            let way = if access.is_write { ways.1 } else { ways.0 };
             way.fetch_add(1, Ordering::Relaxed);
             let refused = access.outcome.is_err().into();
             counts.refused.fetch_add(refused, Ordering::Relaxed);
@@ -227,12 +228,12 @@ pub(crate) fn find<'a, K: Address>(
 
 pub(crate) fn insert<K: Address>(map: &mut Map<K>, new: RegionInfo<K>) -> Result<(), BusError<K>> {
     let place = map.partition_point(|old| old.range.last() < new.range.first());
-    match map.get(place).cloned() {
-        Some(existing) if existing.range.overlaps(&new.range) => {
-            Err(BusError::Overlap { new, existing })
-        }
-        _ => Ok(map.insert(place, new)),
+    let existing = map.get(place).cloned();
+    if let Some(existing) = existing.filter(|old| old.range.overlaps(&new.range)) {
+        return Err(BusError::Overlap { new, existing });
     }
+    map.insert(place, new);
+    Ok(())
 }
 
 pub(crate) fn remove<K>(map: &mut Map<K>, id: RegionId) -> Result<RegionInfo<K>, BusError<K>> {

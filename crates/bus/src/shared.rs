@@ -13,13 +13,15 @@ use crate::region::Map;
 use crate::sync::{AtomicBool, AtomicUsize, Mutex, Ordering, address, lock};
 use crate::{Access, AccessError, Address};
 
+pub(crate) type Observer<K> = dyn Fn(&Access<'_, K>) + Send + Sync;
+
 pub(crate) struct Shared<K> {
     /// What a remover calls to make all views execute a barrier; `false` if that failed. Without
     /// it, views execute a fence for each access.
     pub(crate) barrier: Option<fn() -> bool>,
     /// What a read gives without a device: the same byte four times.
     pub(crate) fill: u32,
-    pub(crate) observer: Option<Box<dyn Fn(&Access<'_, K>) + Send + Sync>>,
+    pub(crate) observer: Option<Box<Observer<K>>>,
     pub(crate) state: Mutex<State<K>>,
 }
 

@@ -37,7 +37,7 @@ loom::thread_local! {
 /// A number that no other thread has as long as this one lives.
 #[inline]
 pub(crate) fn thread_token() -> usize {
-    TOKEN.with(|token| address::<Cell<u8>>(token))
+    TOKEN.with(|token| std::ptr::from_ref::<Cell<u8>>(token).addr())
 }
 
 /// Tells objects apart.

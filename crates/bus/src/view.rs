@@ -97,21 +97,13 @@ struct Hit {
     base: u64,
     /// The largest offset for accesses of this width.
     reach: u64,
+    /// Larger than any, as long as there is no such region.
     width: usize,
     device: Device,
 }
 
+/// Refuses all accesses, in the place of a device that was removed.
 impl BusDeviceSync for Presence {}
-impl Hit {
-    fn nothing(presence: &Arc<Presence>) -> Self {
-        Self {
-            base: 0,
-            reach: 0,
-            width: usize::MAX,
-            device: Arc::clone(presence) as Device,
-        }
-    }
-}
 impl<K: Address> BusView<K> {
     pub(crate) fn new(shared: Arc<Shared<K>>) -> Self {
         let presence = Arc::<Presence>::default();
@@ -121,7 +113,12 @@ impl<K: Address> BusView<K> {
         state.views.push(Arc::clone(&presence));
         Self {
             shared: Arc::clone(&shared),
-            hit: Hit::nothing(&presence),
+            hit: Hit {
+                base: 0,
+                reach: 0,
+                width: usize::MAX,
+                device: Arc::clone(&presence) as _,
+            },
             presence,
             fill: shared.fill,
             map: Arc::clone(&state.map),
@@ -162,7 +159,8 @@ impl<K: Address> BusView<K> {
     /// may call it, so that a removed device is dropped early.
     pub fn refresh(&mut self) {
         if self.presence.is_stale.load(Ordering::Acquire) {
-            self.hit = Hit::nothing(&self.presence);
+            self.hit.width = usize::MAX;
+            self.hit.device = Arc::clone(&self.presence) as _;
             let state = lock(&self.shared.state);
             self.presence.is_stale.store(false, Ordering::Relaxed);
             // Nothing is dropped under the lock.
