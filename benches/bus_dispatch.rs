@@ -17,7 +17,6 @@
 )]
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::hint::black_box;
 use std::sync::{Arc, Mutex, RwLock, Weak};
 
@@ -28,7 +27,7 @@ use bus::{AccessError, BusDevice, BusDeviceSync, MmioBus};
 use dbs_device::device_manager::IoManager as DbsManager;
 use vm_device::bus::{MmioAddress, MmioAddressOffset, MmioRange};
 use vm_device::device_manager::{IoManager, MmioManager};
-use vmm_devices_benches::{Case, Results, Table, Work, interleave, pin, raise_priority};
+use vmm_devices_benches::{Case, Report, Results, Table, Work, interleave, pin, raise_priority};
 
 const BASE: u64 = 0xd000_0000;
 const SIZE: u64 = 0x1000;
@@ -480,11 +479,15 @@ fn table(results: &[(String, Results)]) -> Table {
     table
 }
 
-fn main() {
-    let args: Vec<String> = std::env::args().collect();
-    let quick = args.iter().any(|arg| arg == "--quick");
-    let file = args.iter().skip_while(|arg| *arg != "--write").nth(1);
-    let rounds = if quick { 11 } else { 61 };
+/// How to read the report.
+const ABOUT: &str = "\
+A number says how many times as long a read of four bytes took as a bare `dyn` call in the same
+column; medians of rounds in which all competitors take turns. Stand-ins are written for this
+benchmark, after the design of VMMs whose bus is no crate.";
+
+fn main() -> std::io::Result<()> {
+    let mut report = Report::new("Bus dispatch", "bus_dispatch", ABOUT);
+    let rounds = report.rounds(61, 11);
     raise_priority();
 
     let run = |pattern, devices| {
@@ -517,28 +520,12 @@ fn main() {
         .map(|n| (format!("random, {n}"), run(Pattern::RandomIndependent, n)))
         .into();
 
-    let mut text = String::new();
-    let mut say = |part: &str| {
-        let _ = writeln!(text, "{part}");
-    };
-    say("# Bus dispatch\n");
-    say(
-        "Written by `cargo bench -p vmm-devices-benches --bench bus_dispatch -- --write <this file>`:",
-    );
-    say(
-        "what was measured, on the machine it ran on. A number says how many times as long a read of",
-    );
-    say("four bytes took as a bare `dyn` call in the same column; medians of rounds in which all");
-    say("competitors take turns.");
-    say(
-        "Stand-ins are written for this benchmark, after the design of VMMs whose bus is no crate.\n",
-    );
-    say("## One thread, each access depends on the one before\n");
-    say(&table(&same).to_string());
-    say(&table(&random).to_string());
-    say("## One thread, accesses may overlap\n");
-    say(&table(&independent).to_string());
-    say("## Two threads, 32 devices, the same address again and again\n");
+    report.say("## One thread, each access depends on the one before\n");
+    report.say(table(&same));
+    report.say(table(&random));
+    report.say("## One thread, accesses may overlap\n");
+    report.say(table(&independent));
+    report.say("## Two threads, 32 devices, the same address again and again\n");
     let mut columns = vec!["ns for each access and thread, this run".to_owned()];
     columns.extend(threads.iter().map(|(column, _)| column.clone()));
     let mut scaling = Table::new(&columns);
@@ -551,42 +538,31 @@ fn main() {
         );
         scaling.row(&row);
     }
-    say(&scaling.to_string());
+    report.say(scaling);
 
-    say("## Targets\n");
-    let mut targets = Table::new(&["", "target", "measured", ""]);
-    let mut target = |what: &str, at_most: f64, measured: f64| {
-        let verdict = if measured <= at_most { "met" } else { "missed" };
-        targets.row(&[
-            what,
-            &format!("{at_most:.2}"),
-            &format!("{measured:.2}"),
-            verdict,
-        ]);
-    };
     let (s, r, r1024) = (&same[2].1, &random[2].1, &random[4].1);
-    target("same, 32: view / `dyn` call", 2.5, s.ratio(VIEW, DYN));
-    target(
+    report.target("same, 32: view / `dyn` call", 2.5, s.ratio(VIEW, DYN));
+    report.target(
         "same, 32: view / vm-device",
         1.0 / 3.0,
         s.ratio(VIEW, VM_DEVICE),
     );
-    target(
+    report.target(
         "same, 32: view / dbs-device + `Cache`",
         1.0 / 3.0,
         s.ratio(VIEW, DBS_CACHE),
     );
-    target(
+    report.target(
         "same, 32, `Mutex` device: view / `Mutex<dyn>` call",
         1.2,
         s.ratio(VIEW_MUTEX, MUTEX_DYN),
     );
-    target(
+    report.target(
         "random, 32: view / vm-device",
         0.8,
         r.ratio(VIEW, VM_DEVICE),
     );
-    target(
+    report.target(
         "random, 1024: view / vm-device",
         0.8,
         r1024.ratio(VIEW, VM_DEVICE),
@@ -594,22 +570,17 @@ fn main() {
     let [(_, one), two @ ..] = &threads;
     for (column, two) in two {
         let slower = two.median(VIEW) / one.median(VIEW);
-        target(&format!("{column}: view / one thread"), 1.6, slower);
-        target(
+        report.target(&format!("{column}: view / one thread"), 1.6, slower);
+        report.target(
             &format!("{column}: view / mutex stand-in"),
             0.1,
             two.ratio(VIEW, MUTEX_TREE),
         );
-        target(
+        report.target(
             &format!("{column}: view / rwlock stand-in"),
             0.1,
             two.ratio(VIEW, RWLOCK_TREE),
         );
     }
-    say(&targets.to_string());
-
-    println!("{text}");
-    if let Some(file) = file {
-        std::fs::write(file, text).unwrap();
-    }
+    report.finish()
 }

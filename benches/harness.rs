@@ -187,3 +187,64 @@ impl std::fmt::Display for Table {
         f.write_str(&self.0)
     }
 }
+
+/// What a benchmark has to say, and the command line that asked for it: `--quick` for fewer rounds,
+/// `--write <file>` to keep the report.
+#[derive(Debug)]
+pub struct Report {
+    quick: bool,
+    file: Option<String>,
+    text: String,
+    targets: Table,
+}
+
+impl Report {
+    /// A report with this title, of the benchmark that is called `bench`.
+    #[must_use]
+    pub fn new(title: &str, bench: &str, about: &str) -> Self {
+        let args: Vec<String> = std::env::args().collect();
+        let mut report = Self {
+            quick: args.iter().any(|arg| arg == "--quick"),
+            file: args.into_iter().skip_while(|arg| arg != "--write").nth(1),
+            text: String::new(),
+            targets: Table::new(&["", "at most", "measured", ""]),
+        };
+        report.say(format_args!(
+            "# {title}\n\n\
+             Written by `cargo bench -p vmm-devices-benches --bench {bench} -- --write <this file>`:\n\
+             what was measured, on the machine it ran on.\n\n{about}\n"
+        ));
+        report
+    }
+
+    /// How often to repeat what the full benchmark repeats `full` times and the quick one `quick`.
+    #[must_use]
+    pub fn rounds(&self, full: usize, quick: usize) -> usize {
+        if self.quick { quick } else { full }
+    }
+
+    /// Adds a line, a paragraph or a table.
+    pub fn say(&mut self, part: impl std::fmt::Display) {
+        let _ = writeln!(self.text, "{part}");
+    }
+
+    /// Compares a ratio to the one that it should not exceed.
+    pub fn target(&mut self, what: &str, at_most: f64, measured: f64) {
+        let verdict = if measured <= at_most { "met" } else { "missed" };
+        let (at_most, measured) = (format!("{at_most:.3}"), format!("{measured:.3}"));
+        self.targets.row(&[what, &at_most, &measured, verdict]);
+    }
+
+    /// Ends with the table of targets; prints everything, and writes the file if there is one.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be written.
+    pub fn finish(mut self) -> std::io::Result<()> {
+        let targets = std::mem::take(&mut self.targets);
+        self.say(format_args!("## Targets\n\n{targets}"));
+        print!("{}", self.text);
+        self.file
+            .map_or(Ok(()), |file| std::fs::write(file, self.text))
+    }
+}

@@ -17,7 +17,6 @@
     reason = "a program for the people who change it"
 )]
 
-use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Read};
 use std::sync::atomic::Ordering;
@@ -32,7 +31,7 @@ use virtio_device_core::{
 use virtio_queue::{Queue, QueueT};
 use virtio_rng_device::{FastEntropy, KernelEntropy, RateLimit, Rng, RngCounters, RngObserver};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-use vmm_devices_benches::{Case, Results, Table, interleave, pin, raise_priority};
+use vmm_devices_benches::{Case, Report, Results, Table, interleave, pin, raise_priority};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 type Memory = Arc<GuestMemoryMmap<()>>;
@@ -381,11 +380,16 @@ fn table(
     table
 }
 
-fn main() {
-    let args: Vec<String> = std::env::args().collect();
-    let quick = args.iter().any(|arg| arg == "--quick");
-    let file = args.iter().skip_while(|arg| *arg != "--write").nth(1);
-    let rounds = if quick { 11 } else { 61 };
+/// How to read the report.
+const ABOUT: &str = "\
+A column is what a driver asks for at once: `64 B` is one request of 64 bytes, `64 B, 256` is 256
+of them for one notification, `16 x 128 B` is one request of 16 buffers. Medians of rounds in which
+all competitors take turns. Event fds and interrupts are left out for all. Stand-ins are written
+for this benchmark, after the strategy of devices that are no crates.";
+
+fn main() -> io::Result<()> {
+    let mut report = Report::new("Entropy requests", "rng_requests", ABOUT);
+    let rounds = report.rounds(61, 11);
     raise_priority();
     pin(0);
 
@@ -400,51 +404,23 @@ fn main() {
         })
         .into();
 
-    let mut text = String::new();
-    let mut say = |part: &str| {
-        let _ = writeln!(text, "{part}");
-    };
-    say("# Entropy requests\n");
-    say(
-        "Written by `cargo bench -p vmm-devices-benches --bench rng_requests -- --write <this file>`: what was measured, on the",
-    );
-    say(
-        "machine it ran on. A column is what a driver asks for at once: `64 B` is one request of 64 bytes,",
-    );
-    say(
-        "`64 B, 256` is 256 of them for one notification, `16 x 128 B` is one request of 16 buffers.",
-    );
-    say(
-        "Medians of rounds in which all competitors take turns. Event fds and interrupts are left out for",
-    );
-    say(
-        "all. Stand-ins are written for this benchmark, after the strategy of devices that are no crates.\n",
-    );
-    say("## Times as long as the stand-in for Cloud Hypervisor\n");
+    report.say("## Times as long as the stand-in for Cloud Hypervisor\n");
     let ratio = |_: &Shape, r: &Results, name: &str| format!("{:.2}", r.ratio(name, CH));
-    say(&table(&results, "", ratio).to_string());
-    say("## Nanoseconds for a request, this run\n");
+    report.say(table(&results, "", ratio));
+    report.say("## Nanoseconds for a request, this run\n");
     let nanos = |_: &Shape, r: &Results, name: &str| format!("{:.0}", r.median(name));
-    say(&table(&results, "", nanos).to_string());
-    say("## GB/s, this run\n");
+    report.say(table(&results, "", nanos));
+    report.say("## GB/s, this run\n");
     let speed = |shape: &Shape, r: &Results, name: &str| {
         let bytes = f64::from(shape.len * u32::from(shape.buffers));
         format!("{:.2}", bytes / r.median(name))
     };
-    say(&table(&results, "", speed).to_string());
+    report.say(table(&results, "", speed));
 
-    say("## Targets\n");
-    let mut targets = Table::new(&["", "at most", "measured", ""]);
     let mut target = |shape: &str, name: &str, base: &str, at_most: f64| {
         let of = |(s, _): &&(Shape, Results)| s.name == shape;
         let measured = results.iter().find(of).unwrap().1.ratio(name, base);
-        let verdict = if measured <= at_most { "met" } else { "missed" };
-        targets.row(&[
-            &format!("{shape}: {name} / {base}"),
-            &format!("{at_most:.3}"),
-            &format!("{measured:.3}"),
-            verdict,
-        ]);
+        report.target(&format!("{shape}: {name} / {base}"), at_most, measured);
     };
     target("64 B", OURS_KERNEL, CH, 1.0);
     target("64 B", OURS_FAST, CH, 0.2);
@@ -457,10 +433,5 @@ fn main() {
         target(shape, OURS_FAST, FC, 1.0);
     }
     target("16 x 128 B", OURS_FAST, CH, 0.1);
-    say(&targets.to_string());
-
-    println!("{text}");
-    if let Some(file) = file {
-        std::fs::write(file, text).unwrap();
-    }
+    report.finish()
 }

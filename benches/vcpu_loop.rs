@@ -29,9 +29,12 @@
 #[path = "vcpu_loop/x86_64.rs"]
 mod x86_64;
 
+#[cfg(target_arch = "x86_64")]
+fn main() -> std::io::Result<()> {
+    x86_64::main()
+}
+
+#[cfg(not(target_arch = "x86_64"))]
 fn main() {
-    #[cfg(target_arch = "x86_64")]
-    x86_64::main();
-    #[cfg(not(target_arch = "x86_64"))]
     println!("skipped: the guest of this benchmark is x86-64 code");
 }

@@ -4,7 +4,6 @@
 //! The guest, the competing loops, and the tables.
 
 use std::arch::x86_64::_rdtsc;
-use std::fmt::Write as _;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex};
@@ -20,7 +19,7 @@ use vcpu_runner::{
 use vm_device::bus::{MmioAddress, MmioAddressOffset, MmioRange};
 use vm_device::device_manager::{IoManager, MmioManager};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
-use vmm_devices_benches::{Case, Results, Table, interleave, pin, raise_priority};
+use vmm_devices_benches::{Case, Report, Results, Table, interleave, pin, raise_priority};
 
 const BASE: u64 = 0xd000_0000;
 const SIZE: u64 = 0x1000;
@@ -342,29 +341,23 @@ fn tick() -> f64 {
     start.elapsed().as_nanos() as f64 / clock().wrapping_sub(ticks) as f64
 }
 
-pub(crate) fn main() {
-    let args: Vec<String> = std::env::args().collect();
-    let quick = args.iter().any(|arg| arg == "--quick");
-    let file = args.iter().skip_while(|arg| *arg != "--write").nth(1);
+/// How to read the report.
+const ABOUT: &str = "\
+The guest reads four bytes from one address; medians of rounds in which all competitors take turns.";
+
+pub(crate) fn main() -> io::Result<()> {
+    let mut report = Report::new("The run loop", "vcpu_loop", ABOUT);
     if let Err(error) = Kvm::new() {
         println!("skipped: no usable /dev/kvm: {error}");
-        return;
+        return Ok(());
     }
     raise_priority();
     pin(0);
 
-    let results = exits(if quick { 41 } else { 201 });
-    let places = in_place(if quick { 20 } else { 100 });
+    let results = exits(report.rounds(201, 41));
+    let places = in_place(report.rounds(100, 20));
 
-    let mut text = String::new();
-    let _ = writeln!(
-        text,
-        "# The run loop\n\n\
-         Written by `cargo bench -p vmm-devices-benches --bench vcpu_loop -- --write <this file>`: what was measured, on\n\
-         the machine it ran on. The guest reads four bytes from one address; medians of rounds in\n\
-         which all competitors take turns.\n\n\
-         ## A whole exit\n"
-    );
+    report.say("## A whole exit\n");
     let mut table = Table::new(&["", "times kvm-ioctls", "*ns, this run*"]);
     for name in results.names() {
         table.row(&[
@@ -373,10 +366,8 @@ pub(crate) fn main() {
             format!("*{:.0}*", results.median(name)),
         ]);
     }
-    let _ = writeln!(
-        text,
-        "{table}\n## Between two runs of the vCPU, measured in place\n"
-    );
+    report.say(table);
+    report.say("## Between two runs of the vCPU, measured in place\n");
     let tick = tick();
     let overhead = middle(
         std::iter::repeat_with(|| {
@@ -391,23 +382,12 @@ pub(crate) fn main() {
         let nanos = (middle(ticks) - overhead).max(0.0) * tick;
         table.row(&[name.to_owned(), format!("{nanos:.0}")]);
     }
-    let _ = writeln!(text, "{table}\n## Targets\n");
-    let mut table = Table::new(&["", "target", "measured", ""]);
+    report.say(table);
     for (what, name, at_most) in [
         ("empty handler to kvm-ioctls", EMPTY, 1.01),
         ("32 devices to kvm-ioctls", BUS, 1.02),
     ] {
-        let measured = results.ratio(name, BARE);
-        table.row(&[
-            what,
-            &format!("<= {at_most:.2}"),
-            &format!("{measured:.3}"),
-            if measured <= at_most { "met" } else { "missed" },
-        ]);
+        report.target(what, at_most, results.ratio(name, BARE));
     }
-    let _ = writeln!(text, "{table}");
-    print!("{text}");
-    if let Some(file) = file {
-        std::fs::write(file, text).unwrap();
-    }
+    report.finish()
 }

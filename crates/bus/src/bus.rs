@@ -6,13 +6,17 @@
 use std::fmt;
 use std::mem;
 use std::sync::{Arc, Weak};
+use std::thread::sleep;
+use std::time::Duration;
 
-use crate::access::Io;
-use crate::device::Device;
-use crate::map::Map;
-use crate::nesting;
-use crate::shared::{Generation, Shared};
-use crate::sync::{Mutex, Ordering, barrier_in_all_threads, fence, lock, thread_token, wait_while};
+use crate::device::{Device, Outcome};
+use crate::nesting::{ACCESS, Listed};
+use crate::region::{self, Map};
+use crate::shared::Shared;
+use crate::sync::{
+    Mutex, Ordering, address, barrier_in_all_threads, fence, lock, thread_token, yield_now,
+};
+use crate::view::Io;
 use crate::{
     Access, AccessError, Address, BusError, BusRange, BusView, Region, RegionId, RegionInfo,
 };
@@ -54,8 +58,13 @@ pub type PioBus = Bus<u16>;
 /// A device that holds a handle of the bus it is on keeps the bus, and so itself, from ever being
 /// dropped. Let such a device hold a [`WeakBus`].
 #[derive(Clone, Debug)]
-pub struct Bus<K: Address> {
+pub struct Bus<K: Address>(Arc<Inner<K>>);
+
+#[derive(Debug)]
+struct Inner<K: Address> {
     shared: Arc<Shared<K>>,
+    /// For accesses without a view.
+    spare: Mutex<Vec<BusView<K>>>,
 }
 
 /// A handle of a bus that does not keep it, for devices that access other devices.
@@ -84,14 +93,12 @@ pub struct Bus<K: Address> {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct WeakBus<K> {
-    shared: Weak<Shared<K>>,
-}
+pub struct WeakBus<K: Address>(Weak<Inner<K>>);
 
 impl<K: Address> WeakBus<K> {
-    /// The bus, unless all its handles and views are gone.
+    /// The bus, unless all its handles are gone. Views are no handles.
     pub fn upgrade(&self) -> Option<Bus<K>> {
-        self.shared.upgrade().map(|shared| Bus { shared })
+        self.0.upgrade().map(Bus)
     }
 }
 
@@ -126,7 +133,7 @@ impl<K: Address> BusBuilder<K> {
     /// What each byte of a read is when no device sets it. The default is `0xff`, as on a bus
     /// whose lines are pulled up.
     pub fn fill(mut self, fill: u8) -> Self {
-        self.0.fill = [fill; 8];
+        self.0.fill = u32::from_ne_bytes([fill; 4]);
         self
     }
 
@@ -143,22 +150,17 @@ impl<K: Address> BusBuilder<K> {
     /// For processes whose seccomp filter will forbid that system call. Where it is forbidden or
     /// missing when the bus is built, this is chosen without being asked for.
     pub fn fenced(mut self) -> Self {
-        self.0.fenced = true;
+        self.0.barrier = None;
         self
     }
 
     /// A bus without devices.
-    pub fn build(self) -> Bus<K> {
-        let mut shared = self.0;
-        if shared.fenced || !barrier_in_all_threads() {
-            shared.fenced = true;
-            shared.barrier_of_remover = || {
-                fence(Ordering::SeqCst);
-                true
-            };
-        }
-        let shared = Arc::new(shared);
-        Bus { shared }
+    pub fn build(mut self) -> Bus<K> {
+        self.0.barrier = self.0.barrier.filter(|barrier| barrier());
+        Bus(Arc::new(Inner {
+            shared: Arc::new(self.0),
+            spare: Mutex::default(),
+        }))
     }
 }
 
@@ -171,13 +173,10 @@ impl<K: Address> Bus<K> {
     /// A bus with other properties than the usual ones.
     pub fn builder() -> BusBuilder<K> {
         BusBuilder(Shared {
-            generation: Generation::default(),
-            fenced: false,
-            barrier_of_remover: barrier_in_all_threads,
-            fill: [0xff; 8],
+            barrier: Some(barrier_in_all_threads),
+            fill: u32::MAX,
             observer: None,
             state: Mutex::default(),
-            spare: Mutex::default(),
         })
     }
 
@@ -204,10 +203,10 @@ impl<K: Address> Bus<K> {
         region: Region<K>,
     ) -> Result<RegionId, BusError<K>> {
         let region = region.with(device)?;
-        let id = region.id();
-        let mut state = lock(&self.shared.state);
-        Arc::make_mut(&mut state.map).insert(region)?;
-        self.shared.publish();
+        let id = region.id;
+        let mut state = lock(&self.0.shared.state);
+        region::insert(Arc::make_mut(&mut state.map), region)?;
+        state.publish();
         Ok(id)
     }
 
@@ -224,38 +223,41 @@ impl<K: Address> Bus<K> {
     ///
     /// [`BusError::NoSuchRegion`], [`BusError::InsideDevice`] or [`BusError::Barrier`].
     pub fn remove(&self, id: RegionId) -> Result<Device, BusError<K>> {
-        let shared = &*self.shared;
+        let Inner { shared, spare } = &*self.0;
         let mut state = lock(&shared.state);
         let mut map = Map::clone(&state.map);
-        let region = map.remove(id)?;
-        let (thread, device) = (thread_token(), region.meta.device.address());
-        if nesting::holds(device) || state.is_circle(thread, device) {
-            return Err(BusError::InsideDevice {
-                range: region.range,
-                name: region.meta.asked.name.clone(),
-            });
+        let region = region::remove(&mut map, id)?;
+        let (thread, device) = (thread_token(), address(&*region.device));
+        let goes = |inside| inside == device || state.leaving.contains(&inside);
+        let mut views = state.views.iter().map(|view| view.place());
+        if views.any(|(inside, device)| inside == thread && goes(device)) {
+            return Err(BusError::InsideDevice(region));
         }
 
-        let before = mem::replace(&mut state.map, Arc::new(map));
-        shared.publish();
-        if !(shared.barrier_of_remover)() {
-            // No view could fetch the new map while the lock was held: nobody has seen it.
-            state.map = before;
-            shared.publish();
+        // From here on views need the lock to find a device, so they miss nothing.
+        state.publish();
+        fence(Ordering::SeqCst);
+        if !shared.barrier.is_none_or(|barrier| barrier()) {
             return Err(BusError::Barrier);
         }
-
+        state.map = Arc::new(map);
+        state.leaving.push(device);
         let views = state.views.clone();
-        state.waits.push((thread, device));
         drop(state);
         for view in views {
-            wait_while(|| view.is_inside(device));
+            while matches!(view.place(), (1.., inside) if inside == device) {
+                yield_now();
+                sleep(Duration::from_micros(20));
+            }
         }
-        lock(&shared.state).waits.retain(|wait| wait.0 != thread);
-        // They may hold the last reference to the device.
-        let spare = mem::take(&mut *lock(&shared.spare));
+        let mut state = lock(&shared.state);
+        let place = state.leaving.iter().position(|other| *other == device);
+        place.map(|place| state.leaving.swap_remove(place));
+        drop(state);
+        // These may hold the last reference to the device.
+        let spare = mem::take(&mut *lock(spare));
         drop(spare);
-        Ok(Arc::clone(&region.meta.device))
+        Ok(region.device)
     }
 
     /// Moves a region to another base, with the same length, name, rules and counters.
@@ -268,35 +270,34 @@ impl<K: Address> Bus<K> {
     ///
     /// [`BusError::NoSuchRegion`], [`BusError::BeyondEnd`] or [`BusError::Overlap`].
     pub fn relocate(&self, id: RegionId, base: K) -> Result<(), BusError<K>> {
-        let mut state = lock(&self.shared.state);
+        let mut state = lock(&self.0.shared.state);
         let mut map = Map::clone(&state.map);
-        let mut region = map.remove(id)?;
+        let mut region = region::remove(&mut map, id)?;
         region.range = BusRange::new(base, region.range.size())?;
-        map.insert(region)?;
+        region::insert(&mut map, region)?;
         state.map = Arc::new(map);
-        self.shared.publish();
+        state.publish();
         Ok(())
     }
 
     /// The region that `addr` is in.
     pub fn find(&self, addr: K) -> Option<RegionInfo<K>> {
-        self.shared.current().0.find(addr, &mut 0).cloned()
+        region::find(&lock(&self.0.shared.state).map, addr, &mut 0).cloned()
     }
 
     /// All regions in the order of their addresses, as they are now.
     pub fn regions(&self) -> Vec<RegionInfo<K>> {
-        self.shared.current().0.regions.clone()
+        lock(&self.0.shared.state).map.to_vec()
     }
 
     /// A handle that does not keep the bus.
     pub fn downgrade(&self) -> WeakBus<K> {
-        let shared = Arc::downgrade(&self.shared);
-        WeakBus { shared }
+        WeakBus(Arc::downgrade(&self.0))
     }
 
     /// A way to access the devices that takes no locks: one for each vCPU.
     pub fn view(&self) -> BusView<K> {
-        BusView::new(Arc::clone(&self.shared))
+        BusView::new(Arc::clone(&self.0.shared))
     }
 
     /// Reads from the device at `addr`, like [`BusView::read`] but slower.
@@ -306,7 +307,7 @@ impl<K: Address> Bus<K> {
     /// As [`BusView::read`]. Accesses without a view can be nested in one another at least 16
     /// deep; too deep a one gets [`AccessError::Reentrant`].
     pub fn read(&self, addr: K, data: &mut [u8]) -> Result<(), AccessError> {
-        self.shared.access(addr, Io::Read(data))
+        self.access(addr, Io::Read(data))
     }
 
     /// Writes to the device at `addr`, like [`BusView::write`] but slower.
@@ -315,7 +316,18 @@ impl<K: Address> Bus<K> {
     ///
     /// As [`Self::read`].
     pub fn write(&self, addr: K, data: &[u8]) -> Result<(), AccessError> {
-        self.shared.access(addr, Io::Write(data))
+        self.access(addr, Io::Write(data))
+    }
+
+    /// An access with a view that was used in this way before, or a new one.
+    fn access(&self, addr: K, io: Io<'_>) -> Outcome {
+        let nested = Listed::new(ACCESS);
+        let spare = lock(&self.0.spare).pop();
+        let mut view = spare.unwrap_or_else(|| self.view());
+        let allowed = nested.as_ref().map_or_else(|error| Err(*error), |_| Ok(()));
+        let outcome = view.access_any(addr, io, allowed);
+        lock(&self.0.spare).push(view);
+        outcome
     }
 }
 
@@ -340,13 +352,17 @@ mod tests {
     use super::*;
     use crate::BusDeviceSync;
 
+    struct Nothing;
+    impl BusDeviceSync for Nothing {}
+
     #[test]
     fn remove_that_cannot_be_told_to_views_changes_nothing() {
-        struct Nothing;
-        impl BusDeviceSync for Nothing {}
-
-        let mut bus = Bus::<u64>::builder().fenced().build();
-        Arc::get_mut(&mut bus.shared).unwrap().barrier_of_remover = || false;
+        let mut builder = Bus::<u64>::builder();
+        builder.0.barrier = Some(|| false);
+        let bus = Bus(Arc::new(Inner {
+            shared: Arc::new(builder.0),
+            spare: Mutex::default(),
+        }));
         let id = bus.insert(Arc::new(Nothing), 0x1000, 4).unwrap();
         let mut view = bus.view();
         for _ in 0..3 {
@@ -358,9 +374,9 @@ mod tests {
         assert_eq!(view.read(0x1000, &mut [0]), Err(AccessError::Unclaimed));
     }
 
-    #[cfg(all(target_os = "linux", not(miri)))]
+    #[cfg(target_os = "linux")]
     #[test]
     fn linux_has_the_better_barrier() {
-        assert!(!Bus::<u64>::new().shared.fenced);
+        assert!(Bus::<u64>::new().0.shared.barrier.is_some());
     }
 }

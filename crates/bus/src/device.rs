@@ -6,8 +6,8 @@
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
-use crate::access::Outcome;
 use crate::nesting::Listed;
+use crate::sync::address;
 
 /// Why an access did not reach a device, or was refused by it.
 ///
@@ -112,16 +112,11 @@ pub trait BusDeviceSync: Send + Sync {
     }
 }
 
+/// What comes of an access.
+pub(crate) type Outcome = Result<(), AccessError>;
+
 /// A device as the bus holds it.
 pub(crate) type Device = Arc<dyn BusDeviceSync>;
-
-impl dyn BusDeviceSync + '_ {
-    /// Tells devices apart.
-    #[inline]
-    pub(crate) fn address(&self) -> usize {
-        std::ptr::from_ref(self).cast::<()>().addr()
-    }
-}
 
 /// Says no more than that there is a device.
 impl fmt::Debug for dyn BusDeviceSync {
@@ -130,35 +125,24 @@ impl fmt::Debug for dyn BusDeviceSync {
     }
 }
 
-impl<T: BusDevice + ?Sized> BusDevice for Box<T> {
-    fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
-        (**self).read(offset, data)
-    }
+/// Passes accesses on to what a pointer points to.
+macro_rules! pass_on {
+    ($trait:ident for $pointer:ident, $self:ident: $receiver:ty) => {
+        impl<T: $trait + ?Sized> $trait for $pointer<T> {
+            fn read($self: $receiver, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
+                (**$self).read(offset, data)
+            }
 
-    fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
-        (**self).write(offset, data)
-    }
+            fn write($self: $receiver, offset: u64, data: &[u8]) -> Result<(), AccessError> {
+                (**$self).write(offset, data)
+            }
+        }
+    };
 }
 
-impl<T: BusDeviceSync + ?Sized> BusDeviceSync for Box<T> {
-    fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
-        (**self).read(offset, data)
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
-        (**self).write(offset, data)
-    }
-}
-
-impl<T: BusDeviceSync + ?Sized> BusDeviceSync for Arc<T> {
-    fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
-        (**self).read(offset, data)
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
-        (**self).write(offset, data)
-    }
-}
+pass_on!(BusDevice for Box, self: &mut Self);
+pass_on!(BusDeviceSync for Box, self: &Self);
+pass_on!(BusDeviceSync for Arc, self: &Self);
 
 /// Locks the device during each access.
 ///
@@ -177,7 +161,7 @@ impl<T: BusDevice + ?Sized> BusDeviceSync for Mutex<T> {
 /// Calls a device under its lock, unless this thread holds that already.
 #[inline(always)]
 fn locked<T: ?Sized>(mutex: &Mutex<T>, call: impl FnOnce(&mut T) -> Outcome) -> Outcome {
-    let _listed = Listed::new(std::ptr::from_ref(mutex).cast::<()>().addr())?;
+    let _listed = Listed::new(address(mutex))?;
     let mut device = mutex.lock().map_err(|_| AccessError::Panicked)?;
     call(&mut device)
 }

@@ -3,11 +3,9 @@
 
 //! Why the bus did not change as asked.
 
-use std::borrow::Cow;
-use std::error::Error;
 use std::fmt;
 
-use crate::{Address, BusRange, RegionId};
+use crate::{Address, RegionId, RegionInfo};
 
 /// Why a bus was not changed. A call that returns one of these has changed nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,29 +25,17 @@ pub enum BusError<K> {
     },
     /// Another region claims a part of the range.
     Overlap {
-        /// The range that was asked for.
-        range: BusRange<K>,
-        /// The name it was asked for under.
-        name: Cow<'static, str>,
-        /// The range it collides with.
-        existing: BusRange<K>,
-        /// The name of the region it collides with.
-        existing_name: Cow<'static, str>,
+        /// The region as it would have become, with the device that was passed.
+        new: RegionInfo<K>,
+        /// The first region that it collides with.
+        existing: RegionInfo<K>,
     },
     /// The bus has no such region: it has been removed, or belongs to another bus.
-    NoSuchRegion {
-        /// The identifier that was passed.
-        id: RegionId,
-    },
-    /// The calling thread is inside a handler of the device, so that waiting for the device to be
-    /// left would never end; or it is inside of another device, which a thread inside of this one
-    /// waits to remove.
-    InsideDevice {
-        /// The range that was to be removed.
-        range: BusRange<K>,
-        /// The name of its region.
-        name: Cow<'static, str>,
-    },
+    NoSuchRegion(RegionId),
+    /// The calling thread is inside a handler of the device of this region, so that waiting for
+    /// the device to be left would never end; or it is inside of a device that another thread
+    /// waits to remove, and might keep that from ending.
+    InsideDevice(RegionInfo<K>),
     /// The operating system refused `membarrier(2)`, which it had granted to this process before.
     Barrier,
 }
@@ -59,17 +45,12 @@ impl<K: Address> fmt::Display for BusError<K> {
         match self {
             Self::EmptyRange { base } => write!(f, "range at {base:#x} is empty"),
             Self::BeyondEnd { base, len } => write!(f, "{len:#x} bytes at {base:#x} do not fit"),
-            Self::Overlap {
-                range,
-                name,
-                existing,
-                existing_name,
-            } => write!(f, "{range} ({name}) overlaps {existing} ({existing_name})"),
-            Self::NoSuchRegion { id } => write!(f, "no region #{} on this bus", id.0),
-            Self::InsideDevice { range, name } => write!(f, "called from inside {range} ({name})"),
+            Self::Overlap { new, existing } => write!(f, "({new}) overlaps ({existing})"),
+            Self::NoSuchRegion(id) => write!(f, "no region #{} on this bus", id.0),
+            Self::InsideDevice(region) => write!(f, "called from inside ({region})"),
             Self::Barrier => f.write_str("membarrier(2) failed"),
         }
     }
 }
 
-impl<K: Address> Error for BusError<K> {}
+impl<K: Address> std::error::Error for BusError<K> {}

@@ -51,6 +51,6 @@ impl Drop for Listed {
 
 /// Whether this thread holds the lock at this address.
 #[cold]
-pub(crate) fn holds(lock: usize) -> bool {
+fn holds(lock: usize) -> bool {
     LIST.with(|list| list.iter().take(DEPTH.get()).any(|item| item.get() == lock))
 }

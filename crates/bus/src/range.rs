@@ -7,38 +7,17 @@ use std::fmt::{self, Debug, LowerHex};
 
 use crate::BusError;
 
-mod sealed {
-    pub trait Sealed: Default {}
-    impl Sealed for u16 {}
-    impl Sealed for u64 {}
-}
-
 /// An address of a bus: `u64` for memory-mapped I/O, `u16` for ports.
 ///
-/// The type keeps the two address spaces apart. It cannot be implemented outside of this crate.
+/// The type keeps the two address spaces apart. A VMM may implement this for an address type of its
+/// own, whose values are ordered like the numbers that they convert to.
 pub trait Address:
-    Copy + Ord + Debug + LowerHex + Into<u64> + TryFrom<u64> + Send + Sync + 'static + sealed::Sealed
+    Copy + Ord + Default + Debug + LowerHex + Into<u64> + TryFrom<u64> + Send + Sync + 'static
 {
-    /// The last address of the space.
-    const MAX: Self;
-    /// How many hexadecimal digits an address is printed with, at least.
-    const DIGITS: usize;
-
-    /// The address `by` bytes further on, unless that is beyond [`Self::MAX`].
-    fn checked_add(self, by: u64) -> Option<Self> {
-        self.into().checked_add(by)?.try_into().ok()
-    }
 }
 
-impl Address for u64 {
-    const MAX: Self = Self::MAX;
-    const DIGITS: usize = 8;
-}
-
-impl Address for u16 {
-    const MAX: Self = Self::MAX;
-    const DIGITS: usize = 4;
-}
+impl Address for u64 {}
+impl Address for u16 {}
 
 /// A range of addresses that is never empty and never wraps, both by construction.
 ///
@@ -69,9 +48,9 @@ impl<K: Address> BusRange<K> {
     /// into the address space.
     pub fn new(base: K, len: u64) -> Result<Self, BusError<K>> {
         let reach = len.checked_sub(1).ok_or(BusError::EmptyRange { base })?;
-        let last = base
-            .checked_add(reach)
-            .ok_or(BusError::BeyondEnd { base, len })?;
+        let last = base.into().checked_add(reach);
+        let last = last.and_then(|last| last.try_into().ok());
+        let last = last.ok_or(BusError::BeyondEnd { base, len })?;
         Ok(Self { first: base, last })
     }
 
@@ -105,7 +84,7 @@ impl<K: Address> BusRange<K> {
 /// `first-last` in hexadecimal, as in `/proc/iomem` and `/proc/ioports`.
 impl<K: Address> fmt::Display for BusRange<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let digits = K::DIGITS;
+        let digits = 2 * size_of::<K>().min(4);
         write!(f, "{:0digits$x}-{:0digits$x}", self.first, self.last)
     }
 }

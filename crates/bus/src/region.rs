@@ -1,56 +1,18 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! What a device claims, and under which rules.
+//! What a device claims, under which rules, and the table of all claims.
 
 use std::borrow::Cow;
 use std::fmt;
-use std::ops::BitOr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::access::Outcome;
 use crate::device::Device;
-use crate::{AccessError, Address, BusError, BusRange, Direction};
+use crate::{Access, AccessError, Address, BusDeviceSync, BusError, BusRange};
 
-/// A set of access widths in bytes: one or more of 1, 2, 4 and 8.
-///
-/// ```
-/// use bus::Widths;
-///
-/// let widths = Widths::W1 | Widths::W4;
-/// assert!(widths.contains(4));
-/// assert!(!widths.contains(2));
-/// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Widths(u8);
-
-impl Widths {
-    /// One byte.
-    pub const W1: Self = Self(1);
-    /// Two bytes.
-    pub const W2: Self = Self(2);
-    /// Four bytes.
-    pub const W4: Self = Self(4);
-    /// Eight bytes.
-    pub const W8: Self = Self(8);
-    /// Every width a bus carries.
-    pub const ANY: Self = Self(15);
-
-    /// Whether accesses of `width` bytes are in the set.
-    pub fn contains(self, width: usize) -> bool {
-        // Each width is its own bit, so only a single bit can be a width.
-        width.is_power_of_two() && width & usize::from(self.0) != 0
-    }
-}
-
-impl BitOr for Widths {
-    type Output = Self;
-
-    fn bitor(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-}
+/// The widths that a bus carries, in bytes.
+const WIDTHS: &[usize] = &[1, 2, 4, 8];
 
 /// Names one insertion of one device; never used again, neither by this bus nor by another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -62,7 +24,7 @@ pub struct RegionId(pub(crate) u64);
 /// every alignment.
 ///
 /// ```
-/// use bus::{AccessError, BusDevice, MmioBus, Region, Widths};
+/// use bus::{AccessError, BusDevice, MmioBus, Region};
 /// use std::sync::{Arc, Mutex};
 ///
 /// struct Register(u32);
@@ -74,7 +36,7 @@ pub struct RegionId(pub(crate) u64);
 /// }
 ///
 /// let bus = MmioBus::new();
-/// let region = Region::new(0x1000, 4).named("register").widths(Widths::W4);
+/// let region = Region::new(0x1000, 4).named("register").widths(&[4]);
 /// bus.insert_region(Arc::new(Mutex::new(Register(7))), region)?;
 /// assert_eq!(bus.read(0x1000, &mut [0; 2]), Err(AccessError::Width));
 /// assert_eq!(bus.to_string(), "00001000-00001003 : register\n");
@@ -85,8 +47,8 @@ pub struct RegionId(pub(crate) u64);
 pub struct Region<K> {
     base: K,
     len: u64,
-    pub(crate) name: Cow<'static, str>,
-    widths: Widths,
+    name: Cow<'static, str>,
+    widths: &'static [usize],
     aligned: bool,
     counted: bool,
 }
@@ -98,7 +60,7 @@ impl<K: Address> Region<K> {
             base,
             len,
             name: Cow::Borrowed("device"),
-            widths: Widths::ANY,
+            widths: WIDTHS,
             aligned: false,
             counted: false,
         }
@@ -110,8 +72,9 @@ impl<K: Address> Region<K> {
         self
     }
 
-    /// Refuses all other widths before the device sees them, with [`AccessError::Width`].
-    pub const fn widths(mut self, widths: Widths) -> Self {
+    /// Refuses all other widths before the device sees them, with [`AccessError::Width`]. A bus
+    /// carries no other widths than 1, 2, 4 and 8 bytes.
+    pub const fn widths(mut self, widths: &'static [usize]) -> Self {
         self.widths = widths;
         self
     }
@@ -134,97 +97,81 @@ impl<K: Address> Region<K> {
     /// The region as it goes into the map of a bus.
     pub(crate) fn with(self, device: Device) -> Result<RegionInfo<K>, BusError<K>> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
-        let range = BusRange::new(self.base, self.len)?;
-        let meta = Arc::new(Meta {
+        Ok(RegionInfo {
             id: RegionId(NEXT_ID.fetch_add(1, Ordering::Relaxed)),
-            asked: self,
-            counts: Default::default(),
-            panicked: AtomicBool::new(false),
+            range: BusRange::new(self.base, self.len)?,
             device,
-        });
-        Ok(RegionInfo { range, meta })
+            meta: Arc::new(Meta {
+                asked: self,
+                counts: Counts::default(),
+                panicked: AtomicBool::new(false),
+            }),
+        })
     }
 }
 
 /// How often a region was accessed, whatever came of it, and how often the access failed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+///
+/// These are the counters themselves: they go on counting.
+#[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Counts {
     /// Reads that started in the region.
-    pub reads: u64,
+    pub reads: AtomicU64,
     /// Writes that started in the region.
-    pub writes: u64,
+    pub writes: AtomicU64,
     /// Those of both that failed: refused by the bus or by the device.
-    pub refused: u64,
+    pub refused: AtomicU64,
 }
 
 /// A region of a bus as it was at the moment of asking.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct RegionInfo<K> {
-    pub(crate) range: BusRange<K>,
+    /// What [`Bus::remove`](crate::Bus::remove) and [`Bus::relocate`](crate::Bus::relocate) take.
+    pub id: RegionId,
+    /// The addresses of the region.
+    pub range: BusRange<K>,
+    /// The device of the region.
+    pub device: Arc<dyn BusDeviceSync>,
     pub(crate) meta: Arc<Meta<K>>,
 }
 
 /// What stays the same about a region while it moves.
 #[derive(Debug)]
 pub(crate) struct Meta<K> {
-    id: RegionId,
     /// What the device was inserted with. Its base is where the region was then.
-    pub(crate) asked: Region<K>,
-    /// Reads, writes, and refused ones of both.
-    counts: [AtomicU64; 3],
+    asked: Region<K>,
+    counts: Counts,
     /// Whether the device has panicked, and is not to be called any more.
     pub(crate) panicked: AtomicBool,
-    pub(crate) device: Device,
 }
 
 impl<K: Address> RegionInfo<K> {
-    /// What [`Bus::remove`](crate::Bus::remove) and [`Bus::relocate`](crate::Bus::relocate) take.
-    pub fn id(&self) -> RegionId {
-        self.meta.id
-    }
-
-    /// The addresses of the region.
-    pub fn range(&self) -> BusRange<K> {
-        self.range
-    }
-
     /// The name of the region.
     pub fn name(&self) -> &str {
         &self.meta.asked.name
     }
 
-    /// The device of the region.
-    pub fn device(&self) -> &Device {
-        &self.meta.device
+    /// How often the region has been accessed; all 0 unless it is [`counted`](Region::counted).
+    pub fn counts(&self) -> &Counts {
+        &self.meta.counts
     }
 
-    /// How often the region has been accessed so far; all 0 unless it is
-    /// [`counted`](Region::counted).
-    pub fn counts(&self) -> Counts {
-        let counts = self.meta.counts.each_ref();
-        let [reads, writes, refused] = counts.map(|count| count.load(Ordering::Relaxed));
-        Counts {
-            reads,
-            writes,
-            refused,
-        }
-    }
-
-    /// Whether the end of the range is the only rule, and nothing is counted.
+    /// Whether accesses of one width are only limited by the end, and nothing is counted.
     pub(crate) fn is_plain(&self) -> bool {
-        let asked = &self.meta.asked;
-        asked.widths == Widths::ANY && !asked.aligned && !asked.counted
+        !self.meta.asked.aligned && !self.meta.asked.counted
     }
 
     /// The offset of an access that starts inside of the region, if the region takes it.
     pub(crate) fn route(&self, addr: K, width: usize) -> Result<u64, AccessError> {
+        let asked = &self.meta.asked;
         let offset = addr.into() - self.range.first().into();
-        if width as u64 > self.range.size() - offset {
-            Err(AccessError::CrossesEnd)
-        } else if !self.meta.asked.widths.contains(width) {
+        if !WIDTHS.contains(&width) || !asked.widths.contains(&width) {
             Err(AccessError::Width)
-        } else if self.meta.asked.aligned && offset % width as u64 != 0 {
+        } else if width as u64 > self.range.size() - offset {
+            Err(AccessError::CrossesEnd)
+        } else if asked.aligned && offset % width as u64 != 0 {
             Err(AccessError::Misaligned)
         } else if self.meta.panicked.load(Ordering::Relaxed) {
             Err(AccessError::Panicked)
@@ -233,22 +180,66 @@ impl<K: Address> RegionInfo<K> {
         }
     }
 
-    pub(crate) fn count(&self, direction: Direction, outcome: Outcome) {
+    pub(crate) fn count(&self, access: &Access<'_, K>) {
         if self.meta.asked.counted {
-            let [reads, writes, refused] = &self.meta.counts;
-            let way = match direction {
-                Direction::Read => reads,
-                Direction::Write => writes,
-            };
+            let counts = &self.meta.counts;
+            let ways = (&counts.reads, &counts.writes);
+            let way = if access.is_write { ways.1 } else { ways.0 };
             way.fetch_add(1, Ordering::Relaxed);
-            refused.fetch_add(outcome.is_err().into(), Ordering::Relaxed);
+            let refused = access.outcome.is_err().into();
+            counts.refused.fetch_add(refused, Ordering::Relaxed);
         }
     }
 }
+
+/// Whether this is the same region at the same place.
+impl<K: PartialEq> PartialEq for RegionInfo<K> {
+    fn eq(&self, other: &Self) -> bool {
+        self.id == other.id && self.range == other.range
+    }
+}
+
+impl<K: Eq> Eq for RegionInfo<K> {}
 
 /// A line of the map: the range and the name.
 impl<K: Address> fmt::Display for RegionInfo<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} : {}", self.range, self.name())
     }
+}
+
+/// All regions in the order of their addresses. Published maps are never changed, only replaced.
+pub(crate) type Map<K> = Vec<RegionInfo<K>>;
+
+/// The region that `addr` is in. `hint` is a guess at its index, and the truth afterwards.
+pub(crate) fn find<'a, K: Address>(
+    map: &'a [RegionInfo<K>],
+    addr: K,
+    hint: &mut usize,
+) -> Option<&'a RegionInfo<K>> {
+    let get = |index: usize| map.get(index).filter(|region| region.range.contains(addr));
+    get(*hint).or_else(|| {
+        // This search compiles to conditional moves: guests' addresses are hard to predict.
+        let behind = map.partition_point(|region| region.range.first() <= addr);
+        *hint = behind.checked_sub(1)?;
+        get(*hint)
+    })
+}
+
+pub(crate) fn insert<K: Address>(map: &mut Map<K>, new: RegionInfo<K>) -> Result<(), BusError<K>> {
+    let place = map.partition_point(|old| old.range.last() < new.range.first());
+    let existing = map.get(place).cloned();
+    if let Some(existing) = existing.filter(|old| old.range.overlaps(&new.range)) {
+        return Err(BusError::Overlap { new, existing });
+    }
+    map.insert(place, new);
+    Ok(())
+}
+
+pub(crate) fn remove<K>(map: &mut Map<K>, id: RegionId) -> Result<RegionInfo<K>, BusError<K>> {
+    let place = map.iter().position(|region| region.id == id);
+    place.map_or_else(
+        || Err(BusError::NoSuchRegion(id)),
+        |place| Ok(map.remove(place)),
+    )
 }

@@ -5,8 +5,7 @@
 
 use std::cell::Cell;
 use std::sync::PoisonError;
-use std::thread::sleep;
-use std::time::Duration;
+use std::sync::atomic::compiler_fence;
 
 #[cfg(loom)]
 use loom as real_or_model;
@@ -15,9 +14,9 @@ use std as real_or_model;
 
 pub(crate) use real_or_model::sync::{
     Mutex, MutexGuard,
-    atomic::{AtomicU64, AtomicUsize, Ordering, fence},
+    atomic::{AtomicBool, AtomicUsize, Ordering, fence},
 };
-use real_or_model::thread;
+pub(crate) use real_or_model::thread::yield_now;
 
 /// Locks; nothing in this crate panics while it holds a lock of its own.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -41,30 +40,34 @@ pub(crate) fn thread_token() -> usize {
     TOKEN.with(|token| std::ptr::from_ref::<Cell<u8>>(token).addr())
 }
 
-/// Waits, in steps that are short at first.
-pub(crate) fn wait_while(condition: impl Fn() -> bool) {
-    let mut round = 0_u64;
-    while condition() {
-        round += 1;
-        match round {
-            0..256 => thread::yield_now(),
-            _ => sleep(Duration::from_micros(50)),
-        }
+/// Tells objects apart.
+#[inline]
+pub(crate) fn address<T: ?Sized>(object: &T) -> usize {
+    std::ptr::from_ref(object).cast::<()>().addr()
+}
+
+/// The half of an asymmetric barrier that costs nothing; the other half is a fence and then
+/// [`barrier_in_all_threads`].
+#[inline(always)]
+pub(crate) fn light_barrier() {
+    if cfg!(any(loom, miri)) {
+        // They know no such system call; it is as if it had made this a fence.
+        fence(Ordering::SeqCst);
+    } else {
+        compiler_fence(Ordering::SeqCst);
     }
 }
 
 /// Makes every running thread of the process execute a memory barrier; `false` if that failed.
 ///
 /// Registers the process on the first call, and again in a child process.
-#[cfg(all(target_os = "linux", not(any(loom, miri))))]
 pub(crate) fn barrier_in_all_threads() -> bool {
-    use rustix::thread::{MembarrierCommand, membarrier};
-
-    let barrier = || membarrier(MembarrierCommand::PrivateExpedited).is_ok();
-    barrier() || (membarrier(MembarrierCommand::RegisterPrivateExpedited).is_ok() && barrier())
-}
-
-#[cfg(not(all(target_os = "linux", not(any(loom, miri)))))]
-pub(crate) fn barrier_in_all_threads() -> bool {
-    false
+    #[cfg(all(target_os = "linux", not(any(loom, miri))))]
+    return {
+        use rustix::thread::{MembarrierCommand, membarrier};
+        let barrier = || membarrier(MembarrierCommand::PrivateExpedited).is_ok();
+        barrier() || (membarrier(MembarrierCommand::RegisterPrivateExpedited).is_ok() && barrier())
+    };
+    #[cfg(not(all(target_os = "linux", not(any(loom, miri)))))]
+    cfg!(any(loom, miri))
 }

@@ -4,15 +4,70 @@
 //! Access to the devices: the path that every exit of a vCPU takes.
 
 use std::fmt;
+use std::mem::replace;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use crate::access::{Io, Outcome};
-use crate::device::Device;
-use crate::map::Map;
+use crate::device::{Device, Outcome};
+use crate::region::{Map, find};
 use crate::shared::{Presence, Shared};
-use crate::sync::Ordering;
-use crate::{AccessError, Address, BusDeviceSync, RegionId, Widths};
+use crate::sync::{Ordering, address, fence, light_barrier, lock, thread_token};
+use crate::{AccessError, Address, BusDeviceSync, RegionId, RegionInfo};
+
+/// How many guesses a view keeps where regions are.
+const HINTS: usize = 1024;
+
+/// One finished access, as an observer sees it.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Access<'a, K> {
+    /// Where the access started.
+    pub addr: K,
+    /// How many bytes it was for: whatever the caller passed, also 0 or more than 8.
+    pub width: usize,
+    /// Whether the guest wrote; otherwise it read.
+    pub is_write: bool,
+    /// The region that it started in.
+    pub region: Option<&'a RegionInfo<K>>,
+    /// What came of it.
+    pub outcome: Result<(), AccessError>,
+}
+
+/// The data of an access.
+pub(crate) enum Io<'a> {
+    Read(&'a mut [u8]),
+    Write(&'a [u8]),
+}
+
+impl Io<'_> {
+    #[inline(always)]
+    fn width(&self) -> usize {
+        match self {
+            Self::Read(data) => data.len(),
+            Self::Write(data) => data.len(),
+        }
+    }
+
+    /// Overwrites what the reader is going to see.
+    #[inline(always)]
+    fn fill(&mut self, fill: u32) {
+        if let Self::Read(data) = self {
+            // A single store for the usual width.
+            match <&mut [u8; 4]>::try_from(&mut **data) {
+                Ok(word) => *word = fill.to_ne_bytes(),
+                Err(_) => data.fill(fill.to_ne_bytes()[0]),
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn call(&mut self, device: &dyn BusDeviceSync, offset: u64) -> Outcome {
+        match self {
+            Self::Read(data) => device.read(offset, data),
+            Self::Write(data) => device.write(offset, data),
+        }
+    }
+}
 
 /// One vCPU's view of the bus for memory-mapped I/O.
 pub type MmioView = BusView<u64>;
@@ -27,13 +82,49 @@ pub type PioView = BusView<u16>;
 /// thread makes its own, with [`Bus::view`](crate::Bus::view).
 pub struct BusView<K: Address> {
     shared: Arc<Shared<K>>,
-    lookup: Lookup<K>,
+    presence: Arc<Presence>,
+    fill: u32,
+    map: Arc<Map<K>>,
+    /// For each page of addresses, or for several: the index of a region that was found there.
+    hints: Vec<usize>,
+    /// The region of the last access that went the long way.
+    last: Option<RegionId>,
+    hit: Hit,
 }
 
+/// What the short way needs to know about the region that is accessed again and again.
+struct Hit {
+    base: u64,
+    /// The largest offset for accesses of this width.
+    reach: u64,
+    /// Larger than any, as long as there is no such region.
+    width: usize,
+    device: Device,
+}
+
+/// Refuses all accesses, in the place of a device that was removed.
+impl BusDeviceSync for Presence {}
 impl<K: Address> BusView<K> {
     pub(crate) fn new(shared: Arc<Shared<K>>) -> Self {
-        let lookup = Lookup::new(&shared);
-        Self { shared, lookup }
+        let presence = Arc::<Presence>::default();
+        let mut state = lock(&shared.state);
+        // Forgets the views that are gone.
+        state.views.retain_mut(|view| Arc::get_mut(view).is_none());
+        state.views.push(Arc::clone(&presence));
+        Self {
+            shared: Arc::clone(&shared),
+            hit: Hit {
+                base: 0,
+                reach: 0,
+                width: usize::MAX,
+                device: Arc::clone(&presence) as _,
+            },
+            presence,
+            fill: shared.fill,
+            map: Arc::clone(&state.map),
+            hints: vec![0; HINTS],
+            last: None,
+        }
     }
 
     /// Reads `data.len()` bytes, which must be 1, 2, 4 or 8, from the device at `addr`.
@@ -43,14 +134,13 @@ impl<K: Address> BusView<K> {
     ///
     /// # Errors
     ///
-    /// In this order: [`AccessError::Width`] for any other length; [`AccessError::CrossesEnd`]
-    /// beyond the end of the address space; [`AccessError::Unclaimed`] if `addr` is in no region;
-    /// [`AccessError::CrossesEnd`] beyond the end of the region; [`AccessError::Width`] or
-    /// [`AccessError::Misaligned`] by the rules of the region; what the device returns. If the
-    /// handler panics, [`AccessError::Panicked`], now and for each later access.
+    /// In this order: [`AccessError::Unclaimed`] if `addr` is in no region; [`AccessError::Width`]
+    /// for another length, or one that the region does not take; [`AccessError::CrossesEnd`] beyond
+    /// the end of the region; [`AccessError::Misaligned`] if the region minds; what the device
+    /// returns. If the handler panics, [`AccessError::Panicked`], now and for each later access.
     #[inline]
     pub fn read(&mut self, addr: K, data: &mut [u8]) -> Result<(), AccessError> {
-        self.lookup.access(&self.shared, addr, Io::Read(data))
+        self.access(addr, Io::Read(data))
     }
 
     /// Writes `data`, which must be 1, 2, 4 or 8 bytes, to the device at `addr`.
@@ -60,7 +150,7 @@ impl<K: Address> BusView<K> {
     /// As [`Self::read`].
     #[inline]
     pub fn write(&mut self, addr: K, data: &[u8]) -> Result<(), AccessError> {
-        self.lookup.access(&self.shared, addr, Io::Write(data))
+        self.access(addr, Io::Write(data))
     }
 
     /// Lets go of devices that have been removed since the last access.
@@ -68,145 +158,126 @@ impl<K: Address> BusView<K> {
     /// Never needed for a right answer: each access does this first. A vCPU that rests for long
     /// may call it, so that a removed device is dropped early.
     pub fn refresh(&mut self) {
-        self.lookup.refresh(&self.shared);
+        if self.presence.is_stale.load(Ordering::Acquire) {
+            self.hit.width = usize::MAX;
+            self.hit.device = Arc::clone(&self.presence) as _;
+            let state = lock(&self.shared.state);
+            self.presence.is_stale.store(false, Ordering::Relaxed);
+            // Nothing is dropped under the lock.
+            let old = replace(&mut self.map, Arc::clone(&state.map));
+            drop(state);
+            drop(old);
+        }
+    }
+
+    /// The short way is for what is accessed most.
+    #[inline(always)]
+    fn access(&mut self, addr: K, mut io: Io<'_>) -> Outcome {
+        let hit = &self.hit;
+        let offset = addr.into().wrapping_sub(hit.base);
+        if io.width() == hit.width && offset <= hit.reach {
+            io.fill(self.fill);
+            if let Some(outcome) = self.visit(false, &*hit.device, offset, &mut io) {
+                return outcome;
+            }
+        }
+        self.access_any(addr, io, Ok(()))
+    }
+
+    /// The long way, for all accesses that are allowed to reach a device.
+    #[inline(never)]
+    pub(crate) fn access_any(&mut self, addr: K, mut io: Io<'_>, allowed: Outcome) -> Outcome {
+        let width = io.width();
+        io.fill(self.fill);
+        let (region, outcome) = loop {
+            self.refresh();
+            let page = usize::try_from(addr.into() >> 12).unwrap_or(0);
+            let hint = self.hints.get_mut(page % HINTS);
+            let Some(region) = hint.and_then(|hint| find(&self.map, addr, hint)) else {
+                break (None, Err(AccessError::Unclaimed));
+            };
+            let offset = match allowed.and_then(|()| region.route(addr, width)) {
+                Ok(offset) => offset,
+                Err(refused) => break (Some(region), Err(refused)),
+            };
+            let device = &region.device;
+            self.enter(device);
+            let is_fenced = self.shared.barrier.is_none();
+            let Some(outcome) = self.visit(is_fenced, &**device, offset, &mut io) else {
+                continue;
+            };
+            // The short way is for a region that was found twice in a row. Not sooner, because
+            // taking it writes to the reference count of the device.
+            if self.last != Some(region.id) {
+                self.last = Some(region.id);
+            } else if region.is_plain() && self.shared.is_plain() {
+                self.hit = Hit {
+                    base: region.range.first().into(),
+                    reach: region.range.size() - width as u64,
+                    width,
+                    device: Arc::clone(device),
+                };
+            }
+            // The short way relies on this.
+            self.enter(&self.hit.device);
+            break (Some(region), outcome);
+        };
+        let access = Access {
+            addr,
+            width,
+            is_write: matches!(io, Io::Write(_)),
+            region,
+            outcome,
+        };
+        region.inspect(|region| region.count(&access));
+        let observer = self.shared.observer.as_ref();
+        observer.inspect(|observer| observer(&access));
+        outcome
+    }
+
+    /// Says which device is going to be called. Not to be called inside of one.
+    fn enter(&self, device: &Device) {
+        let device = address(&**device);
+        self.presence.device.store(device, Ordering::Release);
+    }
+
+    /// Calls the device; `None` if the map has become out of date.
+    #[inline(always)]
+    fn visit(
+        &self,
+        is_fenced: bool,
+        device: &dyn BusDeviceSync,
+        offset: u64,
+        io: &mut Io<'_>,
+    ) -> Option<Outcome> {
+        // Release: who sees this view in its next access has seen all of the one before.
+        self.presence
+            .thread
+            .store(thread_token(), Ordering::Release);
+        light_barrier();
+        if is_fenced {
+            fence(Ordering::SeqCst);
+        }
+        let is_current = !self.presence.is_stale.load(Ordering::Acquire);
+        // Costs nothing as long as nobody panics. What the handler may have left half-done is not
+        // used: the buffer is filled anew, and the device is given up.
+        let called = is_current.then(|| catch_unwind(AssertUnwindSafe(|| io.call(device, offset))));
+        self.presence.thread.store(0, Ordering::Release);
+        let outcome = match called? {
+            Ok(Ok(())) => return Some(Ok(())),
+            Ok(refused) => refused,
+            Err(payload) => {
+                let device = self.presence.device.load(Ordering::Relaxed);
+                self.shared.give_up(device, payload)
+            }
+        };
+        io.fill(self.fill);
+        Some(outcome)
     }
 }
 
 impl<K: Address> fmt::Debug for BusView<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.shared.fmt(f)
-    }
-}
-
-/// How many guesses a view keeps where regions are.
-const HINTS: usize = 1024;
-
-/// A map, and the region of it that is accessed again and again.
-pub(crate) struct Lookup<K> {
-    hit: Option<Hit>,
-    generation: u64,
-    presence: Arc<Presence>,
-    map: Arc<Map<K>>,
-    /// For each page of addresses, or for several: the index of a region that was found there.
-    hints: Vec<usize>,
-    /// The region of the last access that went the long way.
-    last: Option<RegionId>,
-}
-
-/// What the short way needs to know about a region.
-struct Hit {
-    base: u64,
-    size: u64,
-    device: Device,
-}
-
-impl<K: Address> Lookup<K> {
-    pub(crate) fn new(shared: &Shared<K>) -> Self {
-        let presence = shared.register();
-        let (map, generation) = shared.current();
-        Self {
-            hit: None,
-            generation,
-            presence,
-            map,
-            hints: vec![0; HINTS],
-            last: None,
-        }
-    }
-
-    /// An access from the outside. The short way is for the region that is accessed most.
-    #[inline(always)]
-    pub(crate) fn access(&mut self, shared: &Shared<K>, addr: K, mut io: Io<'_>) -> Outcome {
-        if let Some(hit) = &self.hit {
-            let offset = addr.into().wrapping_sub(hit.base);
-            let room = hit.size.checked_sub(io.width() as u64);
-            if room.is_some_and(|room| offset <= room) && Widths::ANY.contains(io.width()) {
-                io.fill(shared.fill);
-                if let Some(outcome) = self.visit(shared, &*hit.device, offset, &mut io) {
-                    return outcome;
-                }
-            }
-        }
-        self.access_any(shared, addr, io)
-    }
-
-    /// The long way, for all accesses.
-    #[inline(never)]
-    fn access_any(&mut self, shared: &Shared<K>, addr: K, mut io: Io<'_>) -> Outcome {
-        let width = io.width();
-        io.fill(shared.fill);
-        loop {
-            self.refresh(shared);
-            let page = usize::try_from(addr.into() >> 12).unwrap_or(0);
-            let hint = self.hints.get_mut(page % HINTS);
-            let region = hint.and_then(|hint| self.map.find(addr, hint));
-            let route = match region {
-                _ if !Widths::ANY.contains(width) => Err(AccessError::Width),
-                _ if addr.checked_add(width as u64 - 1).is_none() => Err(AccessError::CrossesEnd),
-                Some(region) => region.route(addr, width).map(|offset| (region, offset)),
-                None => Err(AccessError::Unclaimed),
-            };
-            let outcome = match route {
-                Err(refused) => Err(refused),
-                Ok((region, offset)) => {
-                    let device = &region.meta.device;
-                    self.presence.set_device(device);
-                    let Some(outcome) = self.visit(shared, &**device, offset, &mut io) else {
-                        continue;
-                    };
-                    // The short way is for a region that was found twice in a row. Not sooner,
-                    // because taking it writes to the reference count of the device.
-                    if self.last != Some(region.id()) {
-                        self.last = Some(region.id());
-                    } else if region.is_plain() && shared.observer.is_none() {
-                        self.hit = Some(Hit {
-                            base: region.range.first().into(),
-                            size: region.range.size(),
-                            device: Arc::clone(device),
-                        });
-                    }
-                    // The short way relies on this.
-                    if let Some(hit) = &self.hit {
-                        self.presence.set_device(&hit.device);
-                    }
-                    outcome
-                }
-            };
-            shared.report(&io.seen(addr, region, outcome));
-            return outcome;
-        }
-    }
-
-    /// Calls a device; `None` if the map has become out of date.
-    #[inline(always)]
-    fn visit(
-        &self,
-        shared: &Shared<K>,
-        device: &dyn BusDeviceSync,
-        offset: u64,
-        io: &mut Io<'_>,
-    ) -> Option<Outcome> {
-        self.presence.enter();
-        shared.barrier_of_view();
-        let is_current = shared.generation.0.load(Ordering::Acquire) == self.generation;
-        // Costs nothing as long as nobody panics. What the handler may have left half-done is not
-        // used: the buffer is filled anew, and the device is given up.
-        let called = is_current.then(|| catch_unwind(AssertUnwindSafe(|| io.call(device, offset))));
-        self.presence.leave();
-        let outcome = match called? {
-            Ok(Ok(())) => return Some(Ok(())),
-            Ok(refused) => refused,
-            Err(payload) => shared.give_up(device.address(), payload),
-        };
-        io.fill(shared.fill);
-        Some(outcome)
-    }
-
-    /// Fetches the current map unless this is the current one.
-    pub(crate) fn refresh(&mut self, shared: &Shared<K>) {
-        if shared.generation.0.load(Ordering::Acquire) != self.generation {
-            self.hit = None;
-            (self.map, self.generation) = shared.current();
-        }
     }
 }

@@ -219,6 +219,91 @@ fn soak_no_access_reaches_a_device_after_remove_has_returned() {
     }
 }
 
+/// Binds this thread to the `nth` of the processors that it may run on, if there are so many.
+#[cfg(target_os = "linux")]
+fn pin(nth: usize) {
+    use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+    let allowed = sched_getaffinity(None).unwrap();
+    if let Some(cpu) = (0..CpuSet::MAX_CPU)
+        .filter(|cpu| allowed.is_set(*cpu))
+        .nth(nth)
+    {
+        let mut only = CpuSet::new();
+        only.set(cpu);
+        sched_setaffinity(None, &only).unwrap();
+    }
+}
+
+/// A processor makes its stores visible late, and loads early. Here a view says that it enters the
+/// device right after many stores that miss the cache, so that it is called long before anybody can
+/// see that; unless `remove` makes the processor of the vCPU wait for its stores.
+#[test]
+#[cfg(all(target_os = "linux", not(miri)))]
+fn remove_sees_a_view_whose_stores_are_late() {
+    #[derive(Default)]
+    struct Late {
+        calls: AtomicUsize,
+        removed: AtomicBool,
+    }
+    impl BusDeviceSync for Late {
+        // No instruction that waits for stores, such as an atomic addition.
+        fn write(&self, _offset: u64, _data: &[u8]) -> Result<(), AccessError> {
+            let calls = self.calls.load(Ordering::Relaxed);
+            self.calls.store(calls + 1, Ordering::Relaxed);
+            let mut was_removed = false;
+            // Long enough for `remove` to return meanwhile.
+            for _ in 0..5000 {
+                was_removed |= self.removed.load(Ordering::Relaxed);
+            }
+            match was_removed {
+                true => Err(AccessError::Failed),
+                false => Ok(()),
+            }
+        }
+    }
+
+    for bus in buses() {
+        let (stop, too_late) = (AtomicBool::new(false), AtomicUsize::new(0));
+        let scratch: Vec<AtomicUsize> = (0..8 << 20).map(AtomicUsize::new).collect();
+        std::thread::scope(|scope| {
+            let (stop, too_late, mut view) = (&stop, &too_late, bus.view());
+            scope.spawn(move || {
+                pin(1);
+                let mut place = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    for _ in 0..60 {
+                        // Over pages and cache lines, in an order that no processor foresees.
+                        place = (place * 5 + 12_345) % scratch.len();
+                        scratch[place].store(place, Ordering::Relaxed);
+                    }
+                    if view.write(0x1000, &[0]) == Err(AccessError::Failed) {
+                        too_late.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+            });
+            let _stop = Stop(stop);
+            pin(0);
+            let start = Instant::now();
+            let mut round = 0;
+            while start.elapsed() < Duration::from_secs(1) {
+                round += 1;
+                let device = Arc::new(Late::default());
+                let id = bus.insert(device.clone(), 0x1000, 4).unwrap();
+                let calls = || device.calls.load(Ordering::Relaxed);
+                while calls() < 3 && start.elapsed() < Duration::from_secs(1) {
+                    std::hint::spin_loop();
+                }
+                for _ in 0..round % 97 * 8 {
+                    std::hint::spin_loop();
+                }
+                bus.remove(id).unwrap();
+                device.removed.store(true, Ordering::Relaxed);
+            }
+        });
+        assert_eq!(too_late.into_inner(), 0);
+    }
+}
+
 #[test]
 fn look_ups_during_a_move_see_the_old_or_the_new_place() {
     for bus in buses() {

@@ -312,10 +312,10 @@ fn handler_cannot_remove_its_own_device() {
         for (offset, base) in [(0, 0x1000), (1, 0x2000)] {
             assert_eq!(view.write(0x1000 + offset, &[0]), Ok(()));
             let error = device.lock().unwrap().error.take();
-            let Some(BusError::InsideDevice { range, .. }) = error else {
+            let Some(BusError::InsideDevice(region)) = error else {
                 panic!("{error:?}");
             };
-            assert_eq!(range.first(), base);
+            assert_eq!(region.range.first(), base);
             assert_eq!(bus.write(0x2000 + offset, &[0]), Ok(()));
             assert!(device.lock().unwrap().error.take().is_some());
         }
@@ -341,7 +341,7 @@ fn shared_device_cannot_remove_itself_either() {
         let device =
             handler(
                 move |_, _| match inner.upgrade().unwrap().remove(*own.get().unwrap()) {
-                    Err(BusError::InsideDevice { .. }) => Ok(()),
+                    Err(BusError::InsideDevice(_)) => Ok(()),
                     _ => Err(AccessError::Failed),
                 },
             );
@@ -373,7 +373,7 @@ fn handlers_that_remove_each_other_do_not_wait_for_each_other() {
                 both_inside.wait();
                 let removed = bus.upgrade().unwrap().remove(ids.get().unwrap()[other]);
                 if let Err(error) = &removed {
-                    assert!(matches!(error, BusError::InsideDevice { .. }));
+                    assert!(matches!(error, BusError::InsideDevice(_)));
                 }
                 outcomes.lock().unwrap().push(removed.is_ok());
                 Ok(())

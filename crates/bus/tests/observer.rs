@@ -7,18 +7,13 @@
 
 mod support;
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
-use bus::{AccessError, Bus, Direction, MmioBus, PioBus, Region, Widths};
+use bus::{AccessError, Bus, MmioBus, PioBus, Region, RegionInfo};
 use support::{Tag, handler};
 
-type Seen = (
-    u64,
-    usize,
-    Direction,
-    Option<String>,
-    Result<(), AccessError>,
-);
+type Seen = (u64, usize, bool, Option<String>, Result<(), AccessError>);
 
 #[test]
 fn observer_sees_every_access_once() {
@@ -29,12 +24,12 @@ fn observer_sees_every_access_once() {
             let name = a.region.map(|region| region.name().to_owned());
             sink.lock()
                 .unwrap()
-                .push((a.addr, a.width, a.direction, name, a.outcome));
+                .push((a.addr, a.width, a.is_write, name, a.outcome));
         })
         .build();
     bus.insert_region(Tag::new(1), Region::new(0x1000, 8).named("tag"))
         .unwrap();
-    let only_4 = Region::new(0x2000, 8).named("only 4").widths(Widths::W4);
+    let only_4 = Region::new(0x2000, 8).named("only 4").widths(&[4]);
     bus.insert_region(Tag::new(2), only_4).unwrap();
     let failing = handler(|_, _| Err(AccessError::Failed));
     bus.insert_region(failing, Region::new(0x3000, 8).named("failing"))
@@ -57,8 +52,8 @@ fn observer_sees_every_access_once() {
             assert_eq!(bus.write(addr, &data[..width]), outcome);
             let name = name.map(str::to_owned);
             let expected = vec![
-                (addr, width, Direction::Read, name.clone(), outcome),
-                (addr, width, Direction::Write, name, outcome),
+                (addr, width, false, name.clone(), outcome),
+                (addr, width, true, name, outcome),
             ];
             assert_eq!(std::mem::take(&mut *seen.lock().unwrap()), expected);
         }
@@ -73,7 +68,7 @@ fn observer_may_use_the_bus() {
         .observer(move |access| {
             let bus = inner.lock().unwrap().take();
             if let Some(bus) = bus {
-                let id = access.region.unwrap().id();
+                let id = access.region.unwrap().id;
                 // The access has ended, so the device can even be removed.
                 bus.remove(id).unwrap();
             }
@@ -104,11 +99,10 @@ fn counted_region_counts_what_starts_in_it() {
     // The counters move with the region.
     bus.relocate(id, 0x5000).unwrap();
     assert_eq!(view.read(0x5000, &mut [0]), Ok(()));
-    let counts = bus.find(0x5000).unwrap().counts();
-    assert_eq!((counts.reads, counts.writes, counts.refused), (7, 2, 2));
-    let uncounted = bus.find(0x2000).unwrap().counts();
-    assert_eq!(
-        (uncounted.reads, uncounted.writes, uncounted.refused),
-        (0, 0, 0)
-    );
+    let counts = |region: RegionInfo<u64>| {
+        let counts = region.counts();
+        [&counts.reads, &counts.writes, &counts.refused].map(|count| count.load(Ordering::Relaxed))
+    };
+    assert_eq!(counts(bus.find(0x5000).unwrap()), [7, 2, 2]);
+    assert_eq!(counts(bus.find(0x2000).unwrap()), [0, 0, 0]);
 }

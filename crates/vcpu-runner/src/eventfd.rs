@@ -105,7 +105,7 @@ impl IoEvent {
         doorbell: Doorbell,
         fd: EventFd,
     ) -> io::Result<Self> {
-        let range = region.range();
+        let range = region.range;
         let last = (range.first().checked_add(offset))
             .and_then(|first| first.checked_add(doorbell.width() - 1));
         if last.is_none_or(|last| last > range.last()) {
