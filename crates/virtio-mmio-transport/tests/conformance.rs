@@ -87,12 +87,14 @@ fn disk<E: Executor>(executor: E) -> RamDisk<Memory, E> {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "it takes too long")]
 fn virtio_rng_conforms() {
     let suite = rng_suite().with_heap(heap);
     suite.check(|parts| port(rng(parts.executor.clone()), parts));
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "it takes too long")]
 fn the_example_block_device_conforms() {
     let suite = disk_suite().with_heap(heap);
     suite.check(|parts| port(disk(parts.executor.clone()), parts));

@@ -422,13 +422,13 @@ fn run(program: &[Step]) {
 
 proptest! {
     #![proptest_config(ProptestConfig {
-        cases: if cfg!(miri) { 3 } else { 400 },
+        cases: if cfg!(miri) { 2 } else { 400 },
         failure_persistence: None,
         ..ProptestConfig::default()
     })]
 
     #[test]
-    fn register_programs_end_as_the_model_says(program in vec(steps(), 1..60)) {
+    fn register_programs_end_as_the_model_says(program in vec(steps(), 1..if cfg!(miri) { 16 } else { 60 })) {
         run(&program);
     }
 }
@@ -442,7 +442,7 @@ fn the_programs_reach_every_state() {
     let strategy = vec(steps(), 1..60);
     let mut seen = std::collections::BTreeSet::new();
     let (mut restarted, mut broken) = (0, 0);
-    for _ in 0..if cfg!(miri) { 2 } else { 300 } {
+    for _ in 0..if cfg!(miri) { 1 } else { 300 } {
         let program = strategy.new_tree(&mut runner).unwrap().current();
         let real = Fixture::with(Probe {
             features: NOTIFICATION_DATA | RING_RESET,

@@ -48,6 +48,9 @@ type Key = [u8; 32];
 ///
 /// # Speed
 ///
+/// Small reads are copies from bytes made ahead. It never waits, which
+/// [`Rng::with_prompt_source`](crate::Rng::with_prompt_source) makes use of.
+///
 /// On x86-64 the generator uses AES-NI. Building with `RUSTFLAGS='--cfg aes_backend="avx512"'` lets
 /// it use the wider VAES instructions as well, on processors that have them.
 ///
