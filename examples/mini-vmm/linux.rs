@@ -117,11 +117,12 @@ fn load(
         true => Some(virtio_rng_location().map_err(|error| error.to_string())?),
         false => None,
     };
-    let additions: Vec<_> = virtio
-        .filter(|_| !options.acpi)
-        .map(|location| location.kernel_argument())
-        .into_iter()
-        .collect();
+    let mut additions = Vec::new();
+    if !options.acpi {
+        // A kernel that looks for tables in vain may wait for interrupts it cannot get.
+        additions.push("acpi=off".to_owned());
+        additions.extend(virtio.map(|location| location.kernel_argument()));
+    }
     let line = parameters::command_line(&options.command_line, &additions, &kernel)?;
     let written = boot::write_tables(memory)
         .and_then(|()| {

@@ -7,7 +7,7 @@ use std::error::Error;
 use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bus::{BusDevice, BusError, MmioBus, PioBus, Region, Widths};
+use bus::{BusDevice, BusError, MmioBus, PioBus, Region};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Kvm, VmFd};
 use vcpu_runner::{BusIo, ExitCounters, IoEvent, IrqFd, KvmVcpu, VcpuGroup, VcpuRunner};
@@ -186,7 +186,7 @@ fn put(
     len: u64,
     name: &'static str,
 ) -> Result<(), BusError<u16>> {
-    let region = Region::new(base, len).named(name).widths(Widths::W1);
+    let region = Region::new(base, len).named(name).widths(&[1]);
     pio.insert_region(Arc::new(Mutex::new(device)), region.counted())?;
     Ok(())
 }

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt::Write;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bus::{Address, Bus};
@@ -57,7 +58,7 @@ fn merged<K: Address>(
         .map(|&(first, last, name)| (first, last, name.to_owned()));
     all.extend(kvm);
     all.extend(bus.regions().into_iter().map(|region| {
-        let range = region.range();
+        let range = region.range;
         (
             range.first().into(),
             range.last().into(),
@@ -136,9 +137,9 @@ fn accesses<K: Address>(bus: &Bus<K>, devices: &mut BTreeMap<String, Accesses>) 
     for region in bus.regions() {
         let counts = region.counts();
         let accesses = Accesses {
-            reads: counts.reads,
-            writes: counts.writes,
-            refused: counts.refused,
+            reads: counts.reads.load(Ordering::Relaxed),
+            writes: counts.writes.load(Ordering::Relaxed),
+            refused: counts.refused.load(Ordering::Relaxed),
         };
         devices.insert(region.name().to_owned(), accesses);
     }

@@ -34,7 +34,7 @@ impl Trace {
         self.line(vcpu, exit, || {
             let place = match bus.find(addr) {
                 Some(region) => {
-                    let offset = addr.into() - region.range().first().into();
+                    let offset = addr.into() - region.range.first().into();
                     format!("{}+{offset:#x}", region.name())
                 }
                 None => "nothing".to_owned(),
