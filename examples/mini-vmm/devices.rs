@@ -15,7 +15,7 @@ use vcpu_runner::{Doorbell, IoEvent, IrqFd};
 use virtio_device_core::WorkerThread;
 use virtio_mmio_transport::{Location, LocationError, MmioTransport, QUEUE_NOTIFY};
 use virtio_rng_device::{Rng, RngObserver};
-use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::boot::{self, Memory};
 use crate::entropy::Entropy;
@@ -58,7 +58,7 @@ pub(crate) fn insert_virtio_rng<O: RngObserver + 'static>(
     device: Rng<Entropy, WorkerThread, O>,
     memory: Arc<Memory>,
 ) -> Result<Wires, Box<dyn Error>> {
-    let irq = Arc::new(EventFd::new(0)?);
+    let irq = Arc::new(EventFd::new(EFD_NONBLOCK)?);
     let transport = MmioTransport::new(device, memory, irq.clone())?;
     let mut kicks = Vec::new();
     for (queue, kick) in transport.kicks() {
