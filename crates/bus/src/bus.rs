@@ -145,7 +145,7 @@ impl<K: Address> BusBuilder<K> {
         self
     }
 
-    /// Never uses `membarrier(2)`; each access executes a memory fence instead.
+    /// Never uses `membarrier(2)`; each access executes a memory fence instead, on the longer way.
     ///
     /// For processes whose seccomp filter will forbid that system call. Where it is forbidden or
     /// missing when the bus is built, this is chosen without being asked for.
@@ -183,7 +183,8 @@ impl<K: Address> Bus<K> {
     /// Puts a device on the bus, at the `len` addresses from `base` on.
     ///
     /// An `Arc<Mutex<D>>` of any [`BusDevice`](crate::BusDevice) is such a device, and so is an
-    /// `Arc<D>` of any [`BusDeviceSync`](crate::BusDeviceSync). The same device may be inserted more than once.
+    /// `Arc<D>` of any [`BusDeviceSync`](crate::BusDeviceSync). The same device may be inserted
+    /// more than once.
     ///
     /// # Errors
     ///
@@ -217,7 +218,8 @@ impl<K: Address> Bus<K> {
     /// used since may still hold references to it; see [`BusView::refresh`].
     ///
     /// A device cannot remove itself from inside its own handler, since that would wait for the
-    /// handler; nor may a handler wait for another device whose handler waits for this one.
+    /// handler. Nor can it remove another device while some thread waits for its own removal,
+    /// since the two could wait for each other.
     ///
     /// # Errors
     ///

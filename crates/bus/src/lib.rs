@@ -85,7 +85,8 @@
 //!   of its own thread, the access returns [`AccessError::Reentrant`]. Two locked devices that call
 //!   each other from two vCPUs at once can wait for each other, as any two locks can. Hold the bus
 //!   by a [`WeakBus`].
-//! * A handler may insert, move and remove regions; only its own device cannot be removed.
+//! * A handler may insert, move and remove regions, but neither remove its own device, nor any
+//!   other while its own is being removed: both return [`BusError::InsideDevice`].
 //! * A handler that panics is the end of its device and of nothing else: this access and each later
 //!   one returns [`AccessError::Panicked`]. (With `panic = "abort"` it is the end of the process.)
 //!
@@ -105,12 +106,16 @@
 //! # How it is fast
 //!
 //! The map of a bus is a sorted table that never changes. A view keeps a reference to it, and the
-//! region it was in last. An access compares one shared generation number, calls the device, and
-//! says so in a cache line that belongs to the view. To change something, a new map is published
-//! and the number goes up. To remove a device, the remover then makes all threads of the process
-//! execute a memory barrier, with `membarrier(2)`, and waits until no view is in the device: so
-//! all the cost of hot-plug is on its side. Where that system call is missing, views execute a
-//! fence for each access.
+//! region and width that it was asked for twice in a row. An access of that kind compares address
+//! and width, says in a cache line of the view's own where it goes, looks there whether the view is
+//! stale, and calls the device. Whoever changes the bus replaces the map, and marks all views stale.
+//! To remove a device, the remover then makes all threads of the process execute a memory barrier,
+//! with `membarrier(2)`, and waits until no view is in the device: so all the cost of hot-plug is
+//! on its side. Where that system call is missing, views execute a fence for each access.
+//!
+//! Accesses to regions with alignment or counters, and all on a bus with an observer or without
+//! `membarrier(2)`, take a longer way: a guess where the region is, then a binary search, and no
+//! lock either.
 //!
 //! # Features
 //!

@@ -235,8 +235,9 @@ fn device_that_sets_a_part_of_the_buffer_leaves_the_fill_in_the_rest() {
     });
     bus.insert(device, 0, 8).unwrap();
     let mut view = bus.view();
-    for _ in 0..2 {
-        for width in WIDTHS {
+    for width in WIDTHS {
+        // Often enough for the view to take its short way.
+        for _ in 0..4 {
             let mut data = [SECRET; 8];
             assert_eq!(view.read(0, &mut data[..width]), Ok(()));
             assert_eq!(data[0], 0x12);
@@ -256,7 +257,7 @@ fn device_that_refuses_after_writing_into_the_buffer_gives_the_fill() {
     });
     bus.insert(device, 0, 8).unwrap();
     let mut view = bus.view();
-    for _ in 0..2 {
+    for _ in 0..4 {
         let mut data = [SECRET; 4];
         assert_eq!(view.read(0, &mut data), Err(AccessError::Offset));
         assert_eq!(data, [0xff; 4]);

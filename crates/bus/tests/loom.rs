@@ -63,13 +63,14 @@ fn assert_one_of(tags: &[u8], outcome: Result<(), AccessError>, data: [u8; 1]) {
     }
 }
 
-/// `warm` accesses are made before, so that the next one goes the long or the short way.
-fn remove_while_a_view_reads(warm: usize) {
+/// `warm` accesses are made before: after none, the next one has to fetch the map; after one, it
+/// goes the long way; after two, the short one.
+fn remove_while_a_view_reads(new: fn() -> MmioBus, warm: usize) {
     model(move || {
-        let bus = MmioBus::new();
+        let bus = new();
+        let mut view = bus.view();
         let device = Mortal::new(1);
         let id = bus.insert(device.clone(), 0, 4).unwrap();
-        let mut view = bus.view();
         for _ in 0..warm {
             view.read(0, &mut [0]).unwrap();
         }
@@ -86,13 +87,19 @@ fn remove_while_a_view_reads(warm: usize) {
 }
 
 #[test]
+fn remove_waits_for_a_view_that_fetches_the_map() {
+    remove_while_a_view_reads(MmioBus::new, 0);
+}
+
+#[test]
 fn remove_waits_for_a_view_on_the_long_way() {
-    remove_while_a_view_reads(0);
+    remove_while_a_view_reads(MmioBus::new, 1);
+    remove_while_a_view_reads(|| MmioBus::builder().fenced().build(), 1);
 }
 
 #[test]
 fn remove_waits_for_a_view_on_the_short_way() {
-    remove_while_a_view_reads(2);
+    remove_while_a_view_reads(MmioBus::new, 2);
 }
 
 #[test]
