@@ -4,13 +4,13 @@
 //! A generator in this process, seeded by the kernel's.
 
 use std::fmt;
-use std::io::{self, Read};
+use std::io::{self, ErrorKind, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use aes::Aes256Enc;
-use ctr::Ctr64LE;
-use ctr::cipher::{KeyIvInit, StreamCipher};
+use aes::cipher::array::Array;
+use aes::cipher::{BlockCipherEncrypt, KeyInit};
+use aes::{Aes256Enc, Block};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::draw::wipe;
@@ -51,8 +51,9 @@ type Key = [u8; 32];
 /// Small reads are copies from bytes made ahead. It never waits, which
 /// [`Rng::with_prompt_source`](crate::Rng::with_prompt_source) makes use of.
 ///
-/// On x86-64 the generator uses AES-NI. Building with `RUSTFLAGS='--cfg aes_backend="avx512"'` lets
-/// it use the wider VAES instructions as well, on processors that have them.
+/// On x86-64 the generator uses AES-NI. With version 0.9.3 and later of the crate `aes`, which needs
+/// Rust 1.89, it uses the wider VAES instructions as well, on processors that have them, and is
+/// some four times as fast for large requests.
 ///
 /// ```
 /// use std::io::Read;
@@ -70,6 +71,7 @@ type Key = [u8; 32];
 pub struct FastEntropy {
     /// In a place of their own, so that no copy stays behind when the generator moves.
     secrets: Box<Secrets>,
+    counters: Counters,
     taken: usize,
     /// Bytes given since fresh entropy was mixed in.
     given: u64,
@@ -116,6 +118,7 @@ impl FastEntropy {
                 key: [0; 32],
                 stock: [0; STOCK],
             }),
+            counters: Counters::new(),
             taken: STOCK,
             given: 0,
             met: 0,
@@ -147,10 +150,11 @@ impl FastEntropy {
     }
 
     /// Gives from the stock, and makes a new one when it is used up.
-    fn take(&mut self, mut data: &mut [u8]) {
+    fn take(&mut self, mut data: &mut [u8]) -> io::Result<()> {
         while !data.is_empty() {
             if self.taken == STOCK {
-                squeeze(&mut self.secrets.key, &mut self.secrets.stock);
+                let Secrets { key, stock } = &mut *self.secrets;
+                self.counters.squeeze(key, stock)?;
                 self.taken = 0;
             }
             let stock = self.secrets.stock.get_mut(self.taken..).unwrap_or_default();
@@ -162,16 +166,49 @@ impl FastEntropy {
             self.taken += count;
             data = later;
         }
+        Ok(())
     }
 }
 
-/// Makes up to 64 KiB with the key, after the key has replaced itself.
-///
-/// Under a key that is used once, the counter may start at 0.
-fn squeeze(key: &mut Key, out: &mut [u8]) {
-    let mut stream = Ctr64LE::<Aes256Enc>::new((&*key).into(), &[0; 16].into());
-    stream.write_keystream(key);
-    stream.write_keystream(out);
+/// The blocks that are encrypted to make a stream: the numbers from 0 on. Nothing about them is
+/// secret, and to have them ready is quicker than to count.
+struct Counters(Box<[Block]>);
+
+impl Counters {
+    fn new() -> Self {
+        let blocks = (MOST_PER_KEY + size_of::<Key>()) / size_of::<Block>();
+        let counters = (0..blocks as u128).map(|number| number.to_le_bytes().into());
+        Self(counters.collect())
+    }
+
+    /// Makes up to 64 KiB with the key, after the key has replaced itself.
+    ///
+    /// Under a key that is used once, the counter may start at 0. An error says that `out` may not
+    /// have been filled.
+    fn squeeze(&self, key: &mut Key, out: &mut [u8]) -> io::Result<()> {
+        let cipher = Aes256Enc::new((&*key).into());
+        let mut left = &*self.0;
+        let mut encrypt = |blocks: &mut [Block]| {
+            let (now, later) = left
+                .split_at_checked(blocks.len())
+                .ok_or(ErrorKind::InvalidInput)?;
+            left = later;
+            let encrypted = cipher.encrypt_blocks_b2b(now, blocks);
+            encrypted.map_err(|_| ErrorKind::InvalidInput)
+        };
+        encrypt(Array::slice_as_chunks_mut(key).0)?;
+        let (blocks, rest) = Array::slice_as_chunks_mut(out);
+        encrypt(blocks)?;
+        if !rest.is_empty() {
+            let mut last = Block::default();
+            encrypt(std::slice::from_mut(&mut last))?;
+            for (byte, last) in rest.iter_mut().zip(&last) {
+                *byte = *last;
+            }
+            wipe(&mut last);
+        }
+        Ok(())
+    }
 }
 
 impl Read for FastEntropy {
@@ -182,10 +219,10 @@ impl Read for FastEntropy {
             self.reseed(demands)?;
         }
         if data.len() < DIRECT {
-            self.take(data);
+            self.take(data)?;
         } else {
             for part in data.chunks_mut(MOST_PER_KEY) {
-                squeeze(&mut self.secrets.key, part);
+                self.counters.squeeze(&mut self.secrets.key, part)?;
             }
         }
         self.given = self.given.saturating_add(data.len() as u64);
@@ -215,6 +252,9 @@ mod tests {
     use std::cell::Cell;
     use std::collections::HashSet;
 
+    use ctr::Ctr64LE;
+    use ctr::cipher::{KeyIvInit, StreamCipher};
+
     thread_local! {
         /// How often the kernel was asked; each answer is this number, over and over.
         static ASKED: Cell<u8> = const { Cell::new(0) };
@@ -223,7 +263,7 @@ mod tests {
 
     fn kernel(seed: &mut [u8]) -> io::Result<()> {
         if BROKEN.get() {
-            return Err(io::ErrorKind::Other.into());
+            return Err(ErrorKind::Other.into());
         }
         ASKED.set(ASKED.get() + 1);
         seed.fill(ASKED.get());
@@ -244,11 +284,14 @@ mod tests {
 
     #[test]
     fn the_stream_is_that_of_the_key_behind_its_successor() {
-        let mut expected = [0; 32 + 100];
-        Ctr64LE::<Aes256Enc>::new(&[1; 32].into(), &[0; 16].into()).apply_keystream(&mut expected);
-        let mut generator = generator();
-        assert_eq!(bytes(&mut generator, 100), expected[32..]);
-        assert_eq!(generator.secrets.key, expected[..32]);
+        for len in [100, DIRECT, DIRECT + 5, MOST_PER_KEY - 1, MOST_PER_KEY] {
+            let mut expected = vec![0; 32 + len];
+            Ctr64LE::<Aes256Enc>::new(&[1; 32].into(), &[0; 16].into())
+                .apply_keystream(&mut expected);
+            let mut generator = generator();
+            assert_eq!(bytes(&mut generator, len), expected[32..]);
+            assert_eq!(generator.secrets.key, expected[..32]);
+        }
     }
 
     #[test]
