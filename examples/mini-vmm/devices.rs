@@ -5,17 +5,17 @@
 //! generators.
 
 use std::error::Error;
-use std::io::Read;
-use std::sync::{Arc, Mutex};
+use std::io::{self, Read};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use bus::{BusError, MmioBus, Region, RegionId};
 use kvm_ioctls::{Kvm, VmFd};
 use mmio_rng_legacy::Rngboi1337;
-use vcpu_runner::{Doorbell, IoEvent, IrqFd};
-use virtio_device_core::WorkerThread;
+use vcpu_runner::{Doorbell, IoEvent};
+use virtio_device_core::{InterruptLine, WorkerThread};
 use virtio_mmio_transport::{Location, LocationError, MmioTransport, QUEUE_NOTIFY};
 use virtio_rng_device::{Rng, RngObserver};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::boot::{self, Memory};
 use crate::entropy::Entropy;
@@ -58,7 +58,7 @@ pub(crate) fn insert_virtio_rng<O: RngObserver + 'static>(
     device: Rng<Entropy, WorkerThread, O>,
     memory: Arc<Memory>,
 ) -> Result<Wires, Box<dyn Error>> {
-    let irq = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+    let irq = Arc::new(IrqLine::default());
     let transport = MmioTransport::new(device, memory, irq.clone())?;
     let mut kicks = Vec::new();
     for (queue, kick) in transport.kicks() {
@@ -73,22 +73,41 @@ pub(crate) fn insert_virtio_rng<O: RngObserver + 'static>(
 /// The ends of virtio-rng that KVM can take.
 #[derive(Debug)]
 pub(crate) struct Wires {
-    irq: Arc<EventFd>,
+    irq: Arc<IrqLine>,
     /// With the number of the queue that each is for.
     kicks: Vec<(u16, EventFd)>,
 }
 
 impl Wires {
-    /// Has KVM carry interrupts (by irqfd) and notifications (by ioeventfd), which then do not
-    /// leave the kernel. They do so until what is returned is dropped.
-    pub(crate) fn connect(&self, vm: &Arc<VmFd>) -> Result<(IrqFd, Vec<IoEvent>), Box<dyn Error>> {
-        let irq = IrqFd::new(vm, VIRTIO_GSI, self.irq.try_clone()?)?;
+    /// Connects the device with a virtual machine: interrupts go to KVM, and notifications come
+    /// from it by ioeventfd, so that neither leaves the kernel. Notifications come until what is
+    /// returned is dropped.
+    pub(crate) fn connect(&self, vm: &Arc<VmFd>) -> Result<Vec<IoEvent>, Box<dyn Error>> {
+        if self.irq.0.set(vm.clone()).is_err() {
+            return Err("virtio-rng is connected already".into());
+        }
         let mut doorbells = Vec::new();
         for (queue, kick) in &self.kicks {
             let doorbell = Doorbell::U32((*queue).into());
             let kick = kick.try_clone()?;
             doorbells.push(IoEvent::mmio(vm, VIRTIO_RNG, QUEUE_NOTIFY, doorbell, kick)?);
         }
-        Ok((irq, doorbells))
+        Ok(doorbells)
+    }
+}
+
+/// The interrupt line of virtio-rng, edge-triggered, once there is a virtual machine.
+///
+/// The thread that triggers it tells KVM by itself. With an irqfd it would not have to know of KVM,
+/// but KVM has a thread of its own raise the I/O APIC's pins for those, and to wait for that thread
+/// costs more than the call.
+#[derive(Debug, Default)]
+struct IrqLine(OnceLock<Arc<VmFd>>);
+
+impl InterruptLine for IrqLine {
+    fn trigger(&self) -> io::Result<()> {
+        let vm = self.0.get().ok_or(io::ErrorKind::NotConnected)?;
+        vm.set_irq_line(VIRTIO_GSI, true)?;
+        Ok(vm.set_irq_line(VIRTIO_GSI, false)?)
     }
 }

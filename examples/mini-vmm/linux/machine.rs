@@ -48,7 +48,7 @@ pub(crate) struct Machine {
 
 /// The virtual machine, and its connections with devices.
 pub(crate) struct Parts {
-    _irqs: Vec<IrqFd>,
+    _serial_irq: IrqFd,
     _doorbells: Vec<IoEvent>,
     _vm: Arc<VmFd>,
     /// Guest memory outlives the virtual machine.
@@ -118,13 +118,11 @@ impl Machine {
             flags: KVM_PIT_SPEAKER_DUMMY,
             ..kvm_pit_config::default()
         })?;
-        let mut irqs = vec![IrqFd::new(&vm, SERIAL_GSI, self.serial_irq.try_clone()?)?];
-        let mut doorbells = Vec::new();
-        if let Some(wires) = &self.wires {
-            let (irq, kicks) = wires.connect(&vm)?;
-            irqs.push(irq);
-            doorbells = kicks;
-        }
+        let serial_irq = IrqFd::new(&vm, SERIAL_GSI, self.serial_irq.try_clone()?)?;
+        let doorbells = match &self.wires {
+            Some(wires) => wires.connect(&vm)?,
+            None => Vec::new(),
+        };
 
         let trace = options
             .trace
@@ -138,7 +136,7 @@ impl Machine {
             group.add(VcpuRunner::new(KvmVcpu::new(vcpu)?, io).with_observer(observer));
         }
         let parts = Parts {
-            _irqs: irqs,
+            _serial_irq: serial_irq,
             _doorbells: doorbells,
             _vm: vm,
             _memory: self.memory.clone(),
