@@ -71,8 +71,6 @@ struct Batch<'a, S, O> {
     throttled: &'a mut bool,
     /// Looks that may still be taken at the available ring.
     budget: u16,
-    /// Whether a request has been given back.
-    used: bool,
 }
 
 impl<M, S, O> RequestQueue<M, S, O> {
@@ -115,7 +113,6 @@ where
             chain: &mut self.chain,
             throttled: &mut self.throttled,
             budget: QUEUE_SIZE,
-            used: false,
         };
         let mut drawn: Option<Drawn> = None;
         // The rings are looked up once: nothing below holds on to them beyond this view of memory.
@@ -133,7 +130,7 @@ where
                         }
                         Next::End(ending) => {
                             // One interrupt for the whole batch.
-                            if batch.used && queue.needs_interrupt(rings)? {
+                            if queue.needs_interrupt(rings)? {
                                 self.interrupt.used_buffers(index);
                             }
                             return Ok(Next::End(ending));
@@ -228,7 +225,6 @@ impl<S: Read, O: RngObserver> Batch<'_, S, O> {
             bytes => self.parts.observer.request_served(bytes),
         }
         *self.throttled = false;
-        self.used = true;
         Ok(())
     }
 
