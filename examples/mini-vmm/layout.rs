@@ -75,7 +75,9 @@ pub(crate) const COMMAND_LINE_SIZE: usize = 0x1_0000;
 pub(crate) const LOW_RAM_END: u64 = 0x9_fc00;
 /// ACPI tables; a kernel looks for the first of them here by itself.
 pub(crate) const ACPI: u64 = 0xe_0000;
-/// End of the room for ACPI tables, and start of the memory that kernels are loaded to.
+/// End of the room for ACPI tables, and where a processor begins that is reset: see `power.rs`.
+pub(crate) const RESET_VECTOR: u64 = 0xf_fff0;
+/// Start of the memory that kernels are loaded to.
 pub(crate) const KERNEL: u64 = 0x10_0000;
 
 /// The keyboard controller, whose only use is to reset the machine.

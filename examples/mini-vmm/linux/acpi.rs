@@ -19,8 +19,8 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::boot::Memory;
 use crate::layout::{
-    ACPI, I8042_COMMAND, I8042_RESET, IO_APIC, KERNEL, LOCAL_APIC, SERIAL, SERIAL_GSI, SERIAL_SIZE,
-    SLEEP, SLEEP_TYPE_OFF,
+    ACPI, I8042_COMMAND, I8042_RESET, IO_APIC, LOCAL_APIC, RESET_VECTOR, SERIAL, SERIAL_GSI,
+    SERIAL_SIZE, SLEEP, SLEEP_TYPE_OFF,
 };
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -41,7 +41,7 @@ pub(crate) fn write(memory: &Memory, cpus: u8, virtio: Option<Location>) -> Resu
         table.to_aml_bytes(&mut bytes);
         let address = next;
         next = (address + bytes.len() as u64).next_multiple_of(16);
-        if next > KERNEL {
+        if next > RESET_VECTOR {
             return Err("the ACPI tables do not fit".into());
         }
         memory.write_slice(&bytes, GuestAddress(address))?;

@@ -12,14 +12,15 @@ use linux_loader::loader::elf::start_info::{
     hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info,
 };
 use linux_loader::loader::{Cmdline, load_cmdline};
-use vm_memory::GuestAddress;
+use vm_memory::{Bytes, GuestAddress};
 
 use super::initrd::Initrd;
 use super::kernel::{Entry, Kernel};
+use super::power::RESET_CODE;
 use crate::boot::Memory;
 use crate::layout::{
     ACPI, COMMAND_LINE, COMMAND_LINE_SIZE, HIGH_RAM, KERNEL, LOW_RAM_END, MEMORY_MAP, MODULES,
-    START_INFO, WINDOW, ZERO_PAGE,
+    RESET_VECTOR, START_INFO, WINDOW, ZERO_PAGE,
 };
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -85,6 +86,7 @@ pub(crate) fn write(
     acpi: bool,
 ) -> Result<()> {
     load_cmdline(memory, GuestAddress(COMMAND_LINE), command_line)?;
+    memory.write_slice(&RESET_CODE, GuestAddress(RESET_VECTOR))?;
     let rsdp = if acpi { ACPI } else { 0 };
     match &kernel.entry {
         Entry::Long { header, .. } => {

@@ -7,7 +7,14 @@ use bus::{AccessError, BusDevice};
 use vm_superio::{I8042Device, Trigger};
 
 use super::bell::{Bell, End};
-use crate::layout::SLEEP_TYPE_OFF;
+use crate::layout::{I8042_RESET, SLEEP_TYPE_OFF};
+
+/// `mov al, 0xfe; out 0x64, al; hlt; jmp .-1`: all that is left of a BIOS.
+///
+/// A kernel on reduced ACPI hardware believes that there is EFI to restart the machine (Linux does).
+/// When it finds none, it jumps into the BIOS like in the old days, and not to the registers that
+/// ACPI names.
+pub(crate) const RESET_CODE: [u8; 7] = [0xb0, I8042_RESET, 0xe6, 0x64, 0xf4, 0xeb, 0xfd];
 
 /// Ends the machine when the keyboard controller is told to reset it.
 pub(crate) struct Reset(pub(crate) Bell);
