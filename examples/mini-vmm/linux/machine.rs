@@ -166,12 +166,9 @@ impl Machine {
         let mut troubles = Vec::new();
         for noted in &self.troubles {
             let noted = noted.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(trouble) = noted.as_ref().map(|trouble| source.describe(trouble))
-                && !troubles.contains(&trouble)
-            {
-                troubles.push(trouble);
-            }
+            troubles.extend(noted.as_ref().map(|trouble| source.describe(trouble)));
         }
+        troubles.dedup();
         troubles
     }
 }
