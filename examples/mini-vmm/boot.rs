@@ -66,12 +66,22 @@ fn mapping(len: usize) -> Result<MmapRegion> {
         others.push(MmapRegion::new(excess)?);
         mapping = MmapRegion::new(len)?;
     }
-    // SAFETY: all of the range is mapped, and this is no more than advice.
-    #[expect(unsafe_code, reason = "advice is given on addresses")]
-    let advised = unsafe { madvise(mapping.as_ptr().cast(), len, Advice::LinuxHugepage) };
-    // A kernel without huge pages does without.
-    let _ = advised;
     Ok(mapping)
+}
+
+/// Asks the host to back the guest with huge pages: good for a guest that uses much of its memory,
+/// while the first touch of each page takes longer.
+pub(crate) fn advise_huge_pages(memory: &Memory) -> Result<()> {
+    for region in memory.iter() {
+        let place = memory.get_host_address(region.start_addr())?.cast();
+        let len = usize::try_from(region.len())?;
+        // SAFETY: all of the range is mapped, and this is no more than advice.
+        #[expect(unsafe_code, reason = "advice is given on addresses")]
+        let advised = unsafe { madvise(place, len, Advice::LinuxHugepage) };
+        // A kernel without huge pages does without.
+        let _ = advised;
+    }
+    Ok(())
 }
 
 /// Writes the segment descriptors and the page tables that [`long_mode`] starts with.

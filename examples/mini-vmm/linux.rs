@@ -98,7 +98,9 @@ fn allocate(size: u64) -> Result<Memory, String> {
             usize::try_from(len).map_err(|error| error.to_string())?,
         ));
     }
-    boot::allocate(ranges).map_err(|error| format!("--memory: {} MiB: {error}", size >> 20))
+    boot::allocate(ranges)
+        .and_then(|memory| boot::advise_huge_pages(&memory).map(|()| memory))
+        .map_err(|error| format!("--memory: {} MiB: {error}", size >> 20))
 }
 
 /// Loads everything into guest memory that the kernel finds there.
