@@ -25,7 +25,7 @@
 //! let device = FromMmio::new(Theirs, 0x1000);
 //! bus.insert(Arc::new(Mutex::new(device)), 0x1000, 0x100)?;
 //! let mut data = [0];
-//! bus.read(0x1042, &mut data)?;
+//! bus.view().read(0x1042, &mut data)?;
 //! assert_eq!(data, [0x42]);
 //!
 //! /// A device that was written for this bus.
@@ -77,30 +77,6 @@ impl<D> FromMmio<D> {
     }
 }
 
-impl<D: MutDeviceMmio + Send> BusDevice for FromMmio<D> {
-    fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
-        self.device.mmio_read(self.base, offset, data);
-        Ok(())
-    }
-
-    fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
-        self.device.mmio_write(self.base, offset, data);
-        Ok(())
-    }
-}
-
-impl<D: DeviceMmio + Send + Sync> BusDeviceSync for FromMmio<D> {
-    fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
-        self.device.mmio_read(self.base, offset, data);
-        Ok(())
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
-        self.device.mmio_write(self.base, offset, data);
-        Ok(())
-    }
-}
-
 /// A port device of vm-device, as a device of this bus; otherwise like [`FromMmio`].
 #[derive(Clone, Debug)]
 pub struct FromPio<D> {
@@ -120,35 +96,6 @@ impl<D> FromPio<D> {
     /// The device.
     pub fn into_inner(self) -> D {
         self.device
-    }
-}
-
-/// An offset among ports; larger ones exist only on a bus for memory-mapped I/O.
-fn port(offset: u64) -> Result<PioAddressOffset, AccessError> {
-    offset.try_into().map_err(|_| AccessError::Offset)
-}
-
-impl<D: MutDevicePio + Send> BusDevice for FromPio<D> {
-    fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
-        self.device.pio_read(self.base, port(offset)?, data);
-        Ok(())
-    }
-
-    fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
-        self.device.pio_write(self.base, port(offset)?, data);
-        Ok(())
-    }
-}
-
-impl<D: DevicePio + Send + Sync> BusDeviceSync for FromPio<D> {
-    fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
-        self.device.pio_read(self.base, port(offset)?, data);
-        Ok(())
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
-        self.device.pio_write(self.base, port(offset)?, data);
-        Ok(())
     }
 }
 
@@ -172,50 +119,53 @@ impl<D> IntoVmDevice<D> {
     }
 }
 
-/// Reads with a defined answer, whatever the device does.
-fn read_or_ones(data: &mut [u8], read: impl FnOnce(&mut [u8]) -> Result<(), AccessError>) {
-    data.fill(0xff);
-    if read(data).is_err() {
-        data.fill(0xff);
-    }
+/// Passes accesses on between a trait of this bus and one of vm-device, both ways.
+macro_rules! pass_on {
+    ($Ours:ident, $From:ident, $Theirs:ident $(+ $auto:ident)*, $self:ident: $receiver:ty,
+     $read:ident, $write:ident, $Address:ident, $Offset:ident) => {
+        impl<D: $Theirs $(+ $auto)*> $Ours for $From<D> {
+            fn read($self: $receiver, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
+                // A bus for memory-mapped I/O has larger offsets than there are ports.
+                let offset = $Offset::try_from(offset).map_err(|_| AccessError::Offset)?;
+                $self.device.$read($self.base, offset, data);
+                Ok(())
+            }
+
+            fn write($self: $receiver, offset: u64, data: &[u8]) -> Result<(), AccessError> {
+                let offset = $Offset::try_from(offset).map_err(|_| AccessError::Offset)?;
+                $self.device.$write($self.base, offset, data);
+                Ok(())
+            }
+        }
+
+        impl<D: $Ours> $Theirs for IntoVmDevice<D> {
+            fn $read($self: $receiver, _base: $Address, offset: $Offset, data: &mut [u8]) {
+                data.fill(0xff);
+                if $self.0.read(offset.into(), data).is_err() {
+                    data.fill(0xff);
+                }
+            }
+
+            fn $write($self: $receiver, _base: $Address, offset: $Offset, data: &[u8]) {
+                let _ = $self.0.write(offset.into(), data);
+            }
+        }
+    };
 }
 
-impl<D: BusDevice> MutDeviceMmio for IntoVmDevice<D> {
-    fn mmio_read(&mut self, _base: MmioAddress, offset: MmioAddressOffset, data: &mut [u8]) {
-        read_or_ones(data, |data| self.0.read(offset, data));
-    }
-
-    fn mmio_write(&mut self, _base: MmioAddress, offset: MmioAddressOffset, data: &[u8]) {
-        let _ = self.0.write(offset, data);
-    }
-}
-
-impl<D: BusDevice> MutDevicePio for IntoVmDevice<D> {
-    fn pio_read(&mut self, _base: PioAddress, offset: PioAddressOffset, data: &mut [u8]) {
-        read_or_ones(data, |data| self.0.read(offset.into(), data));
-    }
-
-    fn pio_write(&mut self, _base: PioAddress, offset: PioAddressOffset, data: &[u8]) {
-        let _ = self.0.write(offset.into(), data);
-    }
-}
-
-impl<D: BusDeviceSync> DeviceMmio for IntoVmDevice<D> {
-    fn mmio_read(&self, _base: MmioAddress, offset: MmioAddressOffset, data: &mut [u8]) {
-        read_or_ones(data, |data| self.0.read(offset, data));
-    }
-
-    fn mmio_write(&self, _base: MmioAddress, offset: MmioAddressOffset, data: &[u8]) {
-        let _ = self.0.write(offset, data);
-    }
-}
-
-impl<D: BusDeviceSync> DevicePio for IntoVmDevice<D> {
-    fn pio_read(&self, _base: PioAddress, offset: PioAddressOffset, data: &mut [u8]) {
-        read_or_ones(data, |data| self.0.read(offset.into(), data));
-    }
-
-    fn pio_write(&self, _base: PioAddress, offset: PioAddressOffset, data: &[u8]) {
-        let _ = self.0.write(offset.into(), data);
-    }
-}
+pass_on!(
+    BusDevice, FromMmio, MutDeviceMmio + Send, self: &mut Self,
+    mmio_read, mmio_write, MmioAddress, MmioAddressOffset
+);
+pass_on!(
+    BusDeviceSync, FromMmio, DeviceMmio + Send + Sync, self: &Self,
+    mmio_read, mmio_write, MmioAddress, MmioAddressOffset
+);
+pass_on!(
+    BusDevice, FromPio, MutDevicePio + Send, self: &mut Self,
+    pio_read, pio_write, PioAddress, PioAddressOffset
+);
+pass_on!(
+    BusDeviceSync, FromPio, DevicePio + Send + Sync, self: &Self,
+    pio_read, pio_write, PioAddress, PioAddressOffset
+);
