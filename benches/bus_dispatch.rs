@@ -232,7 +232,7 @@ const MUTEX_DYN: &str = "limit: `Mutex<dyn>` call, device known";
 const VIEW: &str = "**vmm-bus**, view";
 const VIEW_MUTEX: &str = "**vmm-bus**, view, `Mutex` device";
 const VIEW_FENCED: &str = "**vmm-bus**, view, without `membarrier`";
-const NO_VIEW: &str = "**vmm-bus**, without a view";
+const NEW_VIEW: &str = "**vmm-bus**, a new view for each access";
 const VM_DEVICE: &str = "vm-device 0.1";
 const VM_DEVICE_MUTEX: &str = "vm-device 0.1, `Mutex` device";
 const VM_DEVICE_LOCKED: &str = "vm-device 0.1 in a `Mutex`, for hot-plug";
@@ -319,10 +319,10 @@ fn cases<const CHAINED: bool>(count: u64, pattern: Pattern, lists: &[Arc<[u64]>]
             read4!(|data| view.read(addr, data))
         })
     });
-    add(NO_VIEW, &|list| {
+    add(NEW_VIEW, &|list| {
         let bus = bus.clone();
         work::<CHAINED>(pattern, list, move |addr| {
-            read4!(|data| bus.read(addr, data))
+            read4!(|data| bus.view().read(addr, data))
         })
     });
 

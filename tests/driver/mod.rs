@@ -93,7 +93,7 @@ impl BusTransport {
 
     pub(crate) fn read(&self, offset: u64) -> u32 {
         let mut word = [0; 4];
-        self.bus
+        (self.bus.view())
             .read(self.base + offset, &mut word)
             .expect("the device is on the bus");
         u32::from_le_bytes(word)
@@ -101,7 +101,7 @@ impl BusTransport {
 
     pub(crate) fn write(&self, offset: u64, value: u32) {
         let word = value.to_le_bytes();
-        self.bus
+        (self.bus.view())
             .write(self.base + offset, &word)
             .expect("the device is on the bus");
     }
@@ -208,9 +208,8 @@ impl Transport for BusTransport {
 
     fn read_config_space<T: FromBytes + IntoBytes>(&self, offset: usize) -> Result<T> {
         let mut value = T::new_zeroed();
-        let read = self
-            .bus
-            .read(self.config::<T>(offset), value.as_mut_bytes());
+        let addr = self.config::<T>(offset);
+        let read = self.bus.view().read(addr, value.as_mut_bytes());
         read.map_err(|_| Error::ConfigSpaceMissing)?;
         Ok(value)
     }
@@ -220,7 +219,8 @@ impl Transport for BusTransport {
         offset: usize,
         value: T,
     ) -> Result<()> {
-        let written = self.bus.write(self.config::<T>(offset), value.as_bytes());
+        let addr = self.config::<T>(offset);
+        let written = self.bus.view().write(addr, value.as_bytes());
         written.map_err(|_| Error::ConfigSpaceMissing)
     }
 }

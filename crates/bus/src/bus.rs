@@ -4,22 +4,14 @@
 //! The bus itself: what is on it, and how that changes.
 
 use std::fmt;
-use std::mem;
-use std::sync::{Arc, Weak};
-use std::thread::sleep;
-use std::time::Duration;
+use std::sync::Arc;
 
-use crate::device::{Device, Outcome};
-use crate::nesting::{ACCESS, Listed};
-use crate::region::{self, Map};
-use crate::shared::Shared;
-use crate::sync::{
-    Mutex, Ordering, address, barrier_in_all_threads, fence, lock, thread_token, yield_now,
-};
-use crate::view::Io;
-use crate::{
-    Access, AccessError, Address, BusError, BusRange, BusView, Region, RegionId, RegionInfo,
-};
+use crate::device::Device;
+use crate::region::Map;
+use crate::sync::{Mutex, Ordering, address, barrier_in_all_threads, fence, lock, yield_now};
+use crate::thread::thread_token;
+use crate::view::Presence;
+use crate::{Access, Address, BusError, BusRange, BusView, Region, RegionId, RegionInfo};
 
 /// The bus for memory-mapped I/O.
 pub type MmioBus = Bus<u64>;
@@ -50,55 +42,73 @@ pub type PioBus = Bus<u16>;
 /// bus.insert(Arc::new(Mutex::new(Scratch([7; 8]))), 0x8000_0000, 8)?;
 ///
 /// let mut data = [0; 4];
-/// bus.read(0x8000_0004, &mut data)?;
+/// bus.view().read(0x8000_0004, &mut data)?;
 /// assert_eq!(data, [7; 4]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
 /// A device that holds a handle of the bus it is on keeps the bus, and so itself, from ever being
-/// dropped. Let such a device hold a [`WeakBus`].
-#[derive(Clone, Debug)]
-pub struct Bus<K: Address>(Arc<Inner<K>>);
-
-#[derive(Debug)]
-struct Inner<K: Address> {
-    shared: Arc<Shared<K>>,
-    /// For accesses without a view.
-    spare: Mutex<Vec<BusView<K>>>,
-}
-
-/// A handle of a bus that does not keep it, for devices that access other devices.
+/// dropped. Let it hold a [`Weak`](std::sync::Weak):
 ///
 /// ```
-/// use bus::{AccessError, BusDevice, MmioBus, WeakBus};
-/// use std::sync::{Arc, Mutex};
+/// use bus::{AccessError, BusDevice, MmioBus};
+/// use std::sync::{Arc, Mutex, Weak};
 ///
 /// /// Shows the bytes from `base` on at another place.
 /// struct Mirror {
-///     bus: WeakBus<u64>,
+///     bus: Weak<MmioBus>,
 ///     base: u64,
 /// }
 ///
 /// impl BusDevice for Mirror {
 ///     fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
 ///         let bus = self.bus.upgrade().ok_or(AccessError::Failed)?;
-///         bus.read(self.base + offset, data)
+///         bus.view().read(self.base + offset, data)
 ///     }
 /// }
 ///
-/// let bus = MmioBus::new();
-/// let mirror = Mirror { bus: bus.downgrade(), base: 0x1000 };
+/// let bus = Arc::new(MmioBus::new());
+/// let mirror = Mirror { bus: Arc::downgrade(&bus), base: 0x1000 };
 /// bus.insert(Arc::new(Mutex::new(mirror)), 0x2000, 0x100)?;
-/// assert_eq!(bus.read(0x2000, &mut [0]), Err(AccessError::Unclaimed));
+/// assert_eq!(bus.view().read(0x2000, &mut [0]), Err(AccessError::Unclaimed));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug)]
-pub struct WeakBus<K: Address>(Weak<Inner<K>>);
+pub struct Bus<K: Address>(Arc<Shared<K>>);
 
-impl<K: Address> WeakBus<K> {
-    /// The bus, unless all its handles are gone. Views are no handles.
-    pub fn upgrade(&self) -> Option<Bus<K>> {
-        self.0.upgrade().map(Bus)
+pub(crate) type Observer<K> = dyn Fn(&Access<'_, K>) + Send + Sync;
+
+/// What a bus and its views have in common.
+pub(crate) struct Shared<K> {
+    /// What a remover calls to make all views execute a barrier; `false` if that failed. Without
+    /// it, views execute a fence for each access.
+    pub(crate) barrier: Option<fn() -> bool>,
+    /// What a read gives without a device, in each byte.
+    pub(crate) fill: u8,
+    pub(crate) observer: Option<Box<Observer<K>>>,
+    pub(crate) state: Mutex<State<K>>,
+}
+
+impl<K: Address> fmt::Debug for Shared<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(&lock(&self.state).map.0).finish()
+    }
+}
+
+/// No device is called or dropped while this is locked.
+#[derive(Default)]
+pub(crate) struct State<K> {
+    pub(crate) map: Arc<Map<K>>,
+    pub(crate) views: Vec<Arc<Presence>>,
+    /// The devices that removers wait for, which they want everybody to leave.
+    leaving: Vec<usize>,
+}
+
+impl<K> State<K> {
+    /// Makes every view fetch the map before its next access. As it needs the lock for that, the
+    /// map may be changed before or after.
+    pub(crate) fn publish(&self) {
+        (self.views.iter()).for_each(|view| view.is_stale.store(true, Ordering::Release));
     }
 }
 
@@ -121,7 +131,7 @@ impl<K: Address> WeakBus<K> {
 ///     .build();
 ///
 /// let mut data = [0xaa];
-/// assert!(bus.read(0x60, &mut data).is_err());
+/// assert!(bus.view().read(0x60, &mut data).is_err());
 /// assert_eq!(data, [0]);
 /// assert_eq!(unclaimed.load(Ordering::Relaxed), 1);
 /// ```
@@ -133,13 +143,14 @@ impl<K: Address> BusBuilder<K> {
     /// What each byte of a read is when no device sets it. The default is `0xff`, as on a bus
     /// whose lines are pulled up.
     pub fn fill(mut self, fill: u8) -> Self {
-        self.0.fill = u32::from_ne_bytes([fill; 4]);
+        self.0.fill = fill;
         self
     }
 
     /// Calls `observer` after each access, on the thread that made it.
     ///
-    /// The guest decides how often that is. Accesses to a bus with an observer take longer.
+    /// The guest decides how often that is. Accesses to a bus with an observer take longer. What
+    /// the observer accesses on this bus is observed as well.
     pub fn observer(mut self, observer: impl Fn(&Access<'_, K>) + Send + Sync + 'static) -> Self {
         self.0.observer = Some(Box::new(observer));
         self
@@ -157,10 +168,7 @@ impl<K: Address> BusBuilder<K> {
     /// A bus without devices.
     pub fn build(mut self) -> Bus<K> {
         self.0.barrier = self.0.barrier.filter(|barrier| barrier());
-        Bus(Arc::new(Inner {
-            shared: Arc::new(self.0),
-            spare: Mutex::default(),
-        }))
+        Bus(Arc::new(self.0))
     }
 }
 
@@ -174,7 +182,7 @@ impl<K: Address> Bus<K> {
     pub fn builder() -> BusBuilder<K> {
         BusBuilder(Shared {
             barrier: Some(barrier_in_all_threads),
-            fill: u32::MAX,
+            fill: 0xff,
             observer: None,
             state: Mutex::default(),
         })
@@ -188,7 +196,7 @@ impl<K: Address> Bus<K> {
     ///
     /// # Errors
     ///
-    /// [`BusError::EmptyRange`], [`BusError::BeyondEnd`] or [`BusError::Overlap`].
+    /// [`BusError::InvalidRange`] or [`BusError::Overlap`].
     pub fn insert(&self, device: Device, base: K, len: u64) -> Result<RegionId, BusError<K>> {
         self.insert_region(device, Region::new(base, len))
     }
@@ -198,15 +206,11 @@ impl<K: Address> Bus<K> {
     /// # Errors
     ///
     /// As [`Self::insert`].
-    pub fn insert_region(
-        &self,
-        device: Device,
-        region: Region<K>,
-    ) -> Result<RegionId, BusError<K>> {
-        let region = region.with(device)?;
+    pub fn insert_region(&self, device: Device, at: Region<K>) -> Result<RegionId, BusError<K>> {
+        let region = at.with(device)?;
         let id = region.id;
-        let mut state = lock(&self.0.shared.state);
-        region::insert(Arc::make_mut(&mut state.map), region)?;
+        let mut state = lock(&self.0.state);
+        Arc::make_mut(&mut state.map).insert(region)?;
         state.publish();
         Ok(id)
     }
@@ -225,10 +229,9 @@ impl<K: Address> Bus<K> {
     ///
     /// [`BusError::NoSuchRegion`], [`BusError::InsideDevice`] or [`BusError::Barrier`].
     pub fn remove(&self, id: RegionId) -> Result<Device, BusError<K>> {
-        let Inner { shared, spare } = &*self.0;
-        let mut state = lock(&shared.state);
+        let mut state = lock(&self.0.state);
         let mut map = Map::clone(&state.map);
-        let region = region::remove(&mut map, id)?;
+        let region = map.remove(id)?;
         let (thread, device) = (thread_token(), address(&*region.device));
         let goes = |inside| inside == device || state.leaving.contains(&inside);
         let mut views = state.views.iter().map(|view| view.place());
@@ -239,7 +242,7 @@ impl<K: Address> Bus<K> {
         // From here on views need the lock to find a device, so they miss nothing.
         state.publish();
         fence(Ordering::SeqCst);
-        if !shared.barrier.is_none_or(|barrier| barrier()) {
+        if !self.0.barrier.is_none_or(|barrier| barrier()) {
             return Err(BusError::Barrier);
         }
         state.map = Arc::new(map);
@@ -249,16 +252,12 @@ impl<K: Address> Bus<K> {
         for view in views {
             while matches!(view.place(), (1.., inside) if inside == device) {
                 yield_now();
-                sleep(Duration::from_micros(20));
+                std::thread::sleep(std::time::Duration::from_micros(20));
             }
         }
-        let mut state = lock(&shared.state);
+        let mut state = lock(&self.0.state);
         let place = state.leaving.iter().position(|other| *other == device);
         place.map(|place| state.leaving.swap_remove(place));
-        drop(state);
-        // These may hold the last reference to the device.
-        let spare = mem::take(&mut *lock(spare));
-        drop(spare);
         Ok(region.device)
     }
 
@@ -270,13 +269,13 @@ impl<K: Address> Bus<K> {
     ///
     /// # Errors
     ///
-    /// [`BusError::NoSuchRegion`], [`BusError::BeyondEnd`] or [`BusError::Overlap`].
+    /// [`BusError::NoSuchRegion`], [`BusError::InvalidRange`] or [`BusError::Overlap`].
     pub fn relocate(&self, id: RegionId, base: K) -> Result<(), BusError<K>> {
-        let mut state = lock(&self.0.shared.state);
+        let mut state = lock(&self.0.state);
         let mut map = Map::clone(&state.map);
-        let mut region = region::remove(&mut map, id)?;
+        let mut region = map.remove(id)?;
         region.range = BusRange::new(base, region.range.size())?;
-        region::insert(&mut map, region)?;
+        map.insert(region)?;
         state.map = Arc::new(map);
         state.publish();
         Ok(())
@@ -284,52 +283,17 @@ impl<K: Address> Bus<K> {
 
     /// The region that `addr` is in.
     pub fn find(&self, addr: K) -> Option<RegionInfo<K>> {
-        region::find(&lock(&self.0.shared.state).map, addr, &mut 0).cloned()
+        lock(&self.0.state).map.find(addr, &mut 0).cloned()
     }
 
     /// All regions in the order of their addresses, as they are now.
     pub fn regions(&self) -> Vec<RegionInfo<K>> {
-        lock(&self.0.shared.state).map.to_vec()
-    }
-
-    /// A handle that does not keep the bus.
-    pub fn downgrade(&self) -> WeakBus<K> {
-        WeakBus(Arc::downgrade(&self.0))
+        lock(&self.0.state).map.0.clone()
     }
 
     /// A way to access the devices that takes no locks: one for each vCPU.
     pub fn view(&self) -> BusView<K> {
-        BusView::new(Arc::clone(&self.0.shared))
-    }
-
-    /// Reads from the device at `addr`, like [`BusView::read`] but slower.
-    ///
-    /// # Errors
-    ///
-    /// As [`BusView::read`]. Accesses without a view can be nested in one another at least 16
-    /// deep; too deep a one gets [`AccessError::Reentrant`].
-    pub fn read(&self, addr: K, data: &mut [u8]) -> Result<(), AccessError> {
-        self.access(addr, Io::Read(data))
-    }
-
-    /// Writes to the device at `addr`, like [`BusView::write`] but slower.
-    ///
-    /// # Errors
-    ///
-    /// As [`Self::read`].
-    pub fn write(&self, addr: K, data: &[u8]) -> Result<(), AccessError> {
-        self.access(addr, Io::Write(data))
-    }
-
-    /// An access with a view that was used in this way before, or a new one.
-    fn access(&self, addr: K, io: Io<'_>) -> Outcome {
-        let nested = Listed::new(ACCESS);
-        let spare = lock(&self.0.spare).pop();
-        let mut view = spare.unwrap_or_else(|| self.view());
-        let allowed = nested.as_ref().map_or_else(|error| Err(*error), |_| Ok(()));
-        let outcome = view.access_any(addr, io, allowed);
-        lock(&self.0.spare).push(view);
-        outcome
+        BusView::new(Arc::clone(&self.0))
     }
 }
 
@@ -342,9 +306,8 @@ impl<K: Address> Default for Bus<K> {
 /// The map of the bus, a line for each region, as in `/proc/iomem` and `/proc/ioports`.
 impl<K: Address> fmt::Display for Bus<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.regions()
-            .iter()
-            .try_for_each(|region| writeln!(f, "{region}"))
+        let regions = self.regions();
+        (regions.iter()).try_for_each(|region| writeln!(f, "{region}"))
     }
 }
 
@@ -352,7 +315,7 @@ impl<K: Address> fmt::Display for Bus<K> {
 #[cfg(not(loom))]
 mod tests {
     use super::*;
-    use crate::BusDeviceSync;
+    use crate::{AccessError, BusDeviceSync};
 
     struct Nothing;
     impl BusDeviceSync for Nothing {}
@@ -361,15 +324,12 @@ mod tests {
     fn remove_that_cannot_be_told_to_views_changes_nothing() {
         let mut builder = Bus::<u64>::builder();
         builder.0.barrier = Some(|| false);
-        let bus = Bus(Arc::new(Inner {
-            shared: Arc::new(builder.0),
-            spare: Mutex::default(),
-        }));
+        let bus = Bus(Arc::new(builder.0));
         let id = bus.insert(Arc::new(Nothing), 0x1000, 4).unwrap();
         let mut view = bus.view();
         for _ in 0..3 {
             assert_eq!(view.read(0x1000, &mut [0]), Err(AccessError::Refused));
-            assert_eq!(bus.remove(id).err(), Some(BusError::Barrier));
+            assert!(matches!(bus.remove(id), Err(BusError::Barrier)));
             assert_eq!(bus.regions().len(), 1);
         }
         bus.relocate(id, 0x2000).unwrap();
@@ -379,6 +339,6 @@ mod tests {
     #[cfg(target_os = "linux")]
     #[test]
     fn linux_has_the_better_barrier() {
-        assert!(Bus::<u64>::new().0.shared.barrier.is_some());
+        assert!(Bus::<u64>::new().0.barrier.is_some());
     }
 }

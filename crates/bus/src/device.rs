@@ -6,8 +6,8 @@
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
-use crate::nesting::Listed;
 use crate::sync::address;
+use crate::thread::Listed;
 
 /// Why an access did not reach a device, or was refused by it.
 ///
@@ -65,6 +65,7 @@ impl std::error::Error for AccessError {}
 /// `offset` counts from the base of the region the device was inserted at, so a device does not
 /// know where it lives. `data` has the width of the access, 1 to 8 bytes, in guest (little-endian)
 /// order. The defaults refuse.
+#[expect(unused_variables, reason = "the defaults refuse, whatever it is")]
 pub trait BusDevice: Send {
     /// Answers a guest's read by filling `data`, which arrives filled with the bus's fill value.
     ///
@@ -72,7 +73,6 @@ pub trait BusDevice: Send {
     ///
     /// The reason why the device did not answer; the bus then hands out its fill value.
     fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
-        let _ = (offset, data);
         Err(AccessError::Refused)
     }
 
@@ -82,7 +82,6 @@ pub trait BusDevice: Send {
     ///
     /// The reason why the device ignored the write.
     fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
-        let _ = (offset, data);
         Err(AccessError::Refused)
     }
 }
@@ -90,6 +89,7 @@ pub trait BusDevice: Send {
 /// A device that is accessed through `&self` from several vCPUs at once and does its own locking.
 ///
 /// The same contract as [`BusDevice`]. A `Mutex<T>` around any [`BusDevice`] is one of these.
+#[expect(unused_variables, reason = "the defaults refuse, whatever it is")]
 pub trait BusDeviceSync: Send + Sync {
     /// Answers a guest's read; see [`BusDevice::read`].
     ///
@@ -97,7 +97,6 @@ pub trait BusDeviceSync: Send + Sync {
     ///
     /// As [`BusDevice::read`].
     fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
-        let _ = (offset, data);
         Err(AccessError::Refused)
     }
 
@@ -107,7 +106,6 @@ pub trait BusDeviceSync: Send + Sync {
     ///
     /// As [`BusDevice::write`].
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
-        let _ = (offset, data);
         Err(AccessError::Refused)
     }
 }

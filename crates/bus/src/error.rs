@@ -8,16 +8,11 @@ use std::fmt;
 use crate::{Address, RegionId, RegionInfo};
 
 /// Why a bus was not changed. A call that returns one of these has changed nothing.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum BusError<K> {
-    /// The range has no address in it.
-    EmptyRange {
-        /// Where the range was to begin.
-        base: K,
-    },
-    /// The range does not fit into the address space.
-    BeyondEnd {
+    /// The range is empty, or does not fit into the address space.
+    InvalidRange {
         /// Where the range was to begin.
         base: K,
         /// How many addresses it was to have.
@@ -43,8 +38,7 @@ pub enum BusError<K> {
 impl<K: Address> fmt::Display for BusError<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::EmptyRange { base } => write!(f, "range at {base:#x} is empty"),
-            Self::BeyondEnd { base, len } => write!(f, "{len:#x} bytes at {base:#x} do not fit"),
+            Self::InvalidRange { base, len } => write!(f, "no range: {len:#x} bytes at {base:#x}"),
             Self::Overlap { new, existing } => write!(f, "({new}) overlaps ({existing})"),
             Self::NoSuchRegion(id) => write!(f, "no region #{} on this bus", id.0),
             Self::InsideDevice(region) => write!(f, "called from inside ({region})"),

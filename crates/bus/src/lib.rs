@@ -83,8 +83,8 @@
 //!   bytes leaves the others defined; who returns an error answers none.
 //! * A handler may call the bus, and reach any other device. If that leads back to a locked device
 //!   of its own thread, the access returns [`AccessError::Reentrant`]. Two locked devices that call
-//!   each other from two vCPUs at once can wait for each other, as any two locks can. Hold the bus
-//!   by a [`WeakBus`].
+//!   each other from two vCPUs at once can wait for each other, as any two locks can. A device that
+//!   holds its own bus keeps both for ever; let it hold a `Weak<MmioBus>`.
 //! * A handler may insert, move and remove regions, but neither remove its own device, nor any
 //!   other while its own is being removed: both return [`BusError::InsideDevice`].
 //! * A handler that panics is the end of its device and of nothing else: this access and each later
@@ -93,7 +93,7 @@
 //! # For authors of VMMs
 //!
 //! * [`MmioBus`] and [`PioBus`] are the same bus with other addresses. Give each vCPU thread a
-//!   [view](Bus::view) of both. [`Bus::read`] and [`Bus::write`] do without, but take a lock.
+//!   [view](Bus::view) of both. A handler that accesses other devices can make one each time.
 //! * [`Bus::remove`] returns when no thread is inside of the device, and none will be. Views may
 //!   hold the last reference to it until their next access; [`BusView::refresh`] lets go at once.
 //! * Pass each element of a string instruction on its own: widths other than 1, 2, 4 and 8 are
@@ -128,16 +128,15 @@
 mod bus;
 mod device;
 mod error;
-mod nesting;
 mod range;
 mod region;
-mod shared;
 mod sync;
+mod thread;
 mod view;
 #[cfg(feature = "vm-device")]
 pub mod vm_device;
 
-pub use bus::{Bus, BusBuilder, MmioBus, PioBus, WeakBus};
+pub use bus::{Bus, BusBuilder, MmioBus, PioBus};
 pub use device::{AccessError, BusDevice, BusDeviceSync};
 pub use error::BusError;
 pub use range::{Address, BusRange};

@@ -44,13 +44,11 @@ impl<K: Address> BusRange<K> {
     ///
     /// # Errors
     ///
-    /// [`BusError::EmptyRange`] if `len` is 0, [`BusError::BeyondEnd`] if the range does not fit
-    /// into the address space.
+    /// [`BusError::InvalidRange`] if `len` is 0, or the range does not fit into the address space.
     pub fn new(base: K, len: u64) -> Result<Self, BusError<K>> {
-        let reach = len.checked_sub(1).ok_or(BusError::EmptyRange { base })?;
-        let last = base.into().checked_add(reach);
+        let last = (len.checked_sub(1)).and_then(|reach| base.into().checked_add(reach));
         let last = last.and_then(|last| last.try_into().ok());
-        let last = last.ok_or(BusError::BeyondEnd { base, len })?;
+        let last = last.ok_or(BusError::InvalidRange { base, len })?;
         Ok(Self { first: base, last })
     }
 

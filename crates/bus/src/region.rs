@@ -38,11 +38,11 @@ pub struct RegionId(pub(crate) u64);
 /// let bus = MmioBus::new();
 /// let region = Region::new(0x1000, 4).named("register").widths(&[4]);
 /// bus.insert_region(Arc::new(Mutex::new(Register(7))), region)?;
-/// assert_eq!(bus.read(0x1000, &mut [0; 2]), Err(AccessError::Width));
+/// assert_eq!(bus.view().read(0x1000, &mut [0; 2]), Err(AccessError::Width));
 /// assert_eq!(bus.to_string(), "00001000-00001003 : register\n");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 #[must_use]
 pub struct Region<K> {
     base: K,
@@ -51,6 +51,10 @@ pub struct Region<K> {
     widths: &'static [usize],
     aligned: bool,
     counted: bool,
+    /// Reads, writes, and those of both that failed.
+    counts: [AtomicU64; 3],
+    /// Whether the device has panicked, and is not to be called any more.
+    pub(crate) panicked: AtomicBool,
 }
 
 impl<K: Address> Region<K> {
@@ -63,6 +67,8 @@ impl<K: Address> Region<K> {
             widths: WIDTHS,
             aligned: false,
             counted: false,
+            counts: [const { AtomicU64::new(0) }; 3],
+            panicked: AtomicBool::new(false),
         }
     }
 
@@ -101,27 +107,21 @@ impl<K: Address> Region<K> {
             id: RegionId(NEXT_ID.fetch_add(1, Ordering::Relaxed)),
             range: BusRange::new(self.base, self.len)?,
             device,
-            meta: Arc::new(Meta {
-                asked: self,
-                counts: Counts::default(),
-                panicked: AtomicBool::new(false),
-            }),
+            region: Arc::new(self),
         })
     }
 }
 
-/// How often a region was accessed, whatever came of it, and how often the access failed.
-///
-/// These are the counters themselves: they go on counting.
-#[derive(Debug, Default)]
+/// How often a region had been accessed, whatever came of it, at the moment of asking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counts {
     /// Reads that started in the region.
-    pub reads: AtomicU64,
+    pub reads: u64,
     /// Writes that started in the region.
-    pub writes: AtomicU64,
+    pub writes: u64,
     /// Those of both that failed: refused by the bus or by the device.
-    pub refused: AtomicU64,
+    pub refused: u64,
 }
 
 /// A region of a bus as it was at the moment of asking.
@@ -134,46 +134,43 @@ pub struct RegionInfo<K> {
     pub range: BusRange<K>,
     /// The device of the region.
     pub device: Arc<dyn BusDeviceSync>,
-    pub(crate) meta: Arc<Meta<K>>,
-}
-
-/// What stays the same about a region while it moves.
-#[derive(Debug)]
-pub(crate) struct Meta<K> {
-    /// What the device was inserted with. Its base is where the region was then.
-    asked: Region<K>,
-    counts: Counts,
-    /// Whether the device has panicked, and is not to be called any more.
-    pub(crate) panicked: AtomicBool,
+    /// What stays the same about the region while it moves. Its base is where it was at first.
+    pub(crate) region: Arc<Region<K>>,
 }
 
 impl<K: Address> RegionInfo<K> {
     /// The name of the region.
     pub fn name(&self) -> &str {
-        &self.meta.asked.name
+        &self.region.name
     }
 
     /// How often the region has been accessed; all 0 unless it is [`counted`](Region::counted).
-    pub fn counts(&self) -> &Counts {
-        &self.meta.counts
+    pub fn counts(&self) -> Counts {
+        let counts = self.region.counts.each_ref();
+        let [reads, writes, refused] = counts.map(|count| count.load(Ordering::Relaxed));
+        Counts {
+            reads,
+            writes,
+            refused,
+        }
     }
 
     /// Whether accesses of one width are only limited by the end, and nothing is counted.
     pub(crate) fn is_plain(&self) -> bool {
-        !self.meta.asked.aligned && !self.meta.asked.counted
+        !self.region.aligned && !self.region.counted
     }
 
     /// The offset of an access that starts inside of the region, if the region takes it.
     pub(crate) fn route(&self, addr: K, width: usize) -> Result<u64, AccessError> {
-        let asked = &self.meta.asked;
+        let rules = &*self.region;
         let offset = addr.into() - self.range.first().into();
-        if !WIDTHS.contains(&width) || !asked.widths.contains(&width) {
+        if !WIDTHS.contains(&width) || !rules.widths.contains(&width) {
             Err(AccessError::Width)
         } else if width as u64 > self.range.size() - offset {
             Err(AccessError::CrossesEnd)
-        } else if asked.aligned && offset % width as u64 != 0 {
+        } else if rules.aligned && offset % width as u64 != 0 {
             Err(AccessError::Misaligned)
-        } else if self.meta.panicked.load(Ordering::Relaxed) {
+        } else if rules.panicked.load(Ordering::Relaxed) {
             Err(AccessError::Panicked)
         } else {
             Ok(offset)
@@ -181,25 +178,14 @@ impl<K: Address> RegionInfo<K> {
     }
 
     pub(crate) fn count(&self, access: &Access<'_, K>) {
-        if self.meta.asked.counted {
-            let counts = &self.meta.counts;
-            let ways = (&counts.reads, &counts.writes);
-            let way = if access.is_write { ways.1 } else { ways.0 };
+        if self.region.counted {
+            let [reads, writes, refused] = &self.region.counts;
+            let way = if access.is_write { writes } else { reads };
             way.fetch_add(1, Ordering::Relaxed);
-            let refused = access.outcome.is_err().into();
-            counts.refused.fetch_add(refused, Ordering::Relaxed);
+            refused.fetch_add(access.outcome.is_err().into(), Ordering::Relaxed);
         }
     }
 }
-
-/// Whether this is the same region at the same place.
-impl<K: PartialEq> PartialEq for RegionInfo<K> {
-    fn eq(&self, other: &Self) -> bool {
-        self.id == other.id && self.range == other.range
-    }
-}
-
-impl<K: Eq> Eq for RegionInfo<K> {}
 
 /// A line of the map: the range and the name.
 impl<K: Address> fmt::Display for RegionInfo<K> {
@@ -209,37 +195,35 @@ impl<K: Address> fmt::Display for RegionInfo<K> {
 }
 
 /// All regions in the order of their addresses. Published maps are never changed, only replaced.
-pub(crate) type Map<K> = Vec<RegionInfo<K>>;
+#[derive(Clone, Default)]
+pub(crate) struct Map<K>(pub(crate) Vec<RegionInfo<K>>);
 
-/// The region that `addr` is in. `hint` is a guess at its index, and the truth afterwards.
-pub(crate) fn find<'a, K: Address>(
-    map: &'a [RegionInfo<K>],
-    addr: K,
-    hint: &mut usize,
-) -> Option<&'a RegionInfo<K>> {
-    let get = |index: usize| map.get(index).filter(|region| region.range.contains(addr));
-    get(*hint).or_else(|| {
-        // This search compiles to conditional moves: guests' addresses are hard to predict.
-        let behind = map.partition_point(|region| region.range.first() <= addr);
-        *hint = behind.checked_sub(1)?;
-        get(*hint)
-    })
-}
-
-pub(crate) fn insert<K: Address>(map: &mut Map<K>, new: RegionInfo<K>) -> Result<(), BusError<K>> {
-    let place = map.partition_point(|old| old.range.last() < new.range.first());
-    let existing = map.get(place).cloned();
-    if let Some(existing) = existing.filter(|old| old.range.overlaps(&new.range)) {
-        return Err(BusError::Overlap { new, existing });
+impl<K: Address> Map<K> {
+    /// The region that `addr` is in. `hint` is a guess at its index, and the truth afterwards.
+    pub(crate) fn find(&self, addr: K, hint: &mut usize) -> Option<&RegionInfo<K>> {
+        let get = |index: usize| (self.0.get(index)).filter(|region| region.range.contains(addr));
+        get(*hint).or_else(|| {
+            // This search compiles to conditional moves: guests' addresses are hard to predict.
+            let map = &self.0;
+            let behind = map.partition_point(|region| region.range.first() <= addr);
+            *hint = behind.checked_sub(1)?;
+            get(*hint)
+        })
     }
-    map.insert(place, new);
-    Ok(())
-}
 
-pub(crate) fn remove<K>(map: &mut Map<K>, id: RegionId) -> Result<RegionInfo<K>, BusError<K>> {
-    let place = map.iter().position(|region| region.id == id);
-    place.map_or_else(
-        || Err(BusError::NoSuchRegion(id)),
-        |place| Ok(map.remove(place)),
-    )
+    pub(crate) fn insert(&mut self, new: RegionInfo<K>) -> Result<(), BusError<K>> {
+        let map = &mut self.0;
+        let place = map.partition_point(|old| old.range.last() < new.range.first());
+        let mut existing = map.get(place).into_iter().cloned();
+        if let Some(existing) = existing.find(|old| old.range.overlaps(&new.range)) {
+            return Err(BusError::Overlap { new, existing });
+        }
+        map.insert(place, new);
+        Ok(())
+    }
+
+    pub(crate) fn remove(&mut self, id: RegionId) -> Result<RegionInfo<K>, BusError<K>> {
+        let place = self.0.iter().position(|region| region.id == id);
+        Ok(self.0.remove(place.ok_or(BusError::NoSuchRegion(id))?))
+    }
 }

@@ -3,7 +3,6 @@
 
 //! Synchronisation: the real thing, or loom's when models are checked.
 
-use std::cell::Cell;
 use std::sync::PoisonError;
 use std::sync::atomic::compiler_fence;
 
@@ -23,35 +22,18 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-#[cfg(not(loom))]
-std::thread_local! {
-    // A cell, so that every thread must have its own.
-    static TOKEN: Cell<u8> = const { Cell::new(0) };
-}
-#[cfg(loom)]
-loom::thread_local! {
-    // Never freed: loom does not know that who gets memory comes after who gave it back.
-    static TOKEN: &'static Cell<u8> = Box::leak(Box::new(Cell::new(0)));
-}
-
-/// A number that no other thread has as long as this one lives.
-#[inline]
-pub(crate) fn thread_token() -> usize {
-    TOKEN.with(|token| std::ptr::from_ref::<Cell<u8>>(token).addr())
-}
-
 /// Tells objects apart.
 #[inline]
 pub(crate) fn address<T: ?Sized>(object: &T) -> usize {
     std::ptr::from_ref(object).cast::<()>().addr()
 }
 
-/// The half of an asymmetric barrier that costs nothing; the other half is a fence and then
-/// [`barrier_in_all_threads`].
+/// A fence, or else the half of an asymmetric barrier that costs nothing; the other half is a fence
+/// and then [`barrier_in_all_threads`].
 #[inline(always)]
-pub(crate) fn light_barrier() {
-    if cfg!(any(loom, miri)) {
-        // They know no such system call; it is as if it had made this a fence.
+pub(crate) fn light_barrier(is_fenced: bool) {
+    // Loom and Miri know no such system call; it is as if it had made this a fence.
+    if is_fenced || cfg!(any(loom, miri)) {
         fence(Ordering::SeqCst);
     } else {
         compiler_fence(Ordering::SeqCst);

@@ -3,16 +3,21 @@
 
 //! Access to the devices: the path that every exit of a vCPU takes.
 
+use std::any::Any;
+use std::array::from_fn;
 use std::fmt;
-use std::mem::replace;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use crate::bus::Shared;
 use crate::device::{Device, Outcome};
-use crate::region::{Map, find};
-use crate::shared::{Presence, Shared};
-use crate::sync::{Ordering, address, fence, light_barrier, lock, thread_token};
+use crate::region::Map;
+use crate::sync::{AtomicBool, AtomicUsize, Ordering, address, light_barrier, lock};
+use crate::thread::{ACCESS, Listed, thread_token};
 use crate::{AccessError, Address, BusDeviceSync, RegionId, RegionInfo};
+
+/// How an access calls a device: with an offset.
+type Call<'a> = &'a mut dyn FnMut(&Device, u64) -> Outcome;
 
 /// How many guesses a view keeps where regions are.
 const HINTS: usize = 1024;
@@ -33,42 +38,6 @@ pub struct Access<'a, K> {
     pub outcome: Result<(), AccessError>,
 }
 
-/// The data of an access.
-pub(crate) enum Io<'a> {
-    Read(&'a mut [u8]),
-    Write(&'a [u8]),
-}
-
-impl Io<'_> {
-    #[inline(always)]
-    fn width(&self) -> usize {
-        match self {
-            Self::Read(data) => data.len(),
-            Self::Write(data) => data.len(),
-        }
-    }
-
-    /// Overwrites what the reader is going to see.
-    #[inline(always)]
-    fn fill(&mut self, fill: u32) {
-        if let Self::Read(data) = self {
-            // A single store for the usual width.
-            match <&mut [u8; 4]>::try_from(&mut **data) {
-                Ok(word) => *word = fill.to_ne_bytes(),
-                Err(_) => data.fill(fill.to_ne_bytes()[0]),
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn call(&mut self, device: &dyn BusDeviceSync, offset: u64) -> Outcome {
-        match self {
-            Self::Read(data) => device.read(offset, data),
-            Self::Write(data) => device.write(offset, data),
-        }
-    }
-}
-
 /// One vCPU's view of the bus for memory-mapped I/O.
 pub type MmioView = BusView<u64>;
 
@@ -83,6 +52,7 @@ pub type PioView = BusView<u16>;
 pub struct BusView<K: Address> {
     shared: Arc<Shared<K>>,
     presence: Arc<Presence>,
+    /// The same byte four times.
     fill: u32,
     map: Arc<Map<K>>,
     /// For each page of addresses, or for several: the index of a region that was found there.
@@ -95,15 +65,54 @@ pub struct BusView<K: Address> {
 /// What the short way needs to know about the region that is accessed again and again.
 struct Hit {
     base: u64,
-    /// The largest offset for accesses of this width.
-    reach: u64,
-    /// Larger than any, as long as there is no such region.
-    width: usize,
+    /// What the offset of an access has to be less than, for each width.
+    limits: [u64; 9],
     device: Device,
 }
 
-/// Refuses all accesses, in the place of a device that was removed.
-impl BusDeviceSync for Presence {}
+/// The device of no region.
+struct Nothing;
+
+impl BusDeviceSync for Nothing {}
+
+impl Default for Hit {
+    fn default() -> Self {
+        Self {
+            base: 0,
+            limits: [0; 9],
+            device: Arc::new(Nothing),
+        }
+    }
+}
+
+/// What a view and those who change the bus tell each other, on cache lines of its own (two,
+/// because they are fetched in pairs).
+#[derive(Default)]
+#[repr(align(128))]
+pub(crate) struct Presence {
+    /// The thread that is in the device or about to call it, or 0. The view writes this.
+    thread: AtomicUsize,
+    /// The address of the device, while there is a thread. The view writes this.
+    device: AtomicUsize,
+    /// Whether the bus has changed since the view has looked.
+    pub(crate) is_stale: AtomicBool,
+}
+
+impl Presence {
+    /// The thread, or 0, and the device.
+    pub(crate) fn place(&self) -> (usize, usize) {
+        // In this order: the device is at least as new as the thread, and a newer one is seen only
+        // after the access is over.
+        let thread = self.thread.load(Ordering::Acquire);
+        (thread, self.device.load(Ordering::Acquire))
+    }
+
+    /// Says which device is going to be called. Not to be called inside of one.
+    fn announce(&self, device: &Device) {
+        self.device.store(address(&**device), Ordering::Release);
+    }
+}
+
 impl<K: Address> BusView<K> {
     pub(crate) fn new(shared: Arc<Shared<K>>) -> Self {
         let presence = Arc::<Presence>::default();
@@ -113,17 +122,12 @@ impl<K: Address> BusView<K> {
         state.views.push(Arc::clone(&presence));
         Self {
             shared: Arc::clone(&shared),
-            hit: Hit {
-                base: 0,
-                reach: 0,
-                width: usize::MAX,
-                device: Arc::clone(&presence) as _,
-            },
             presence,
-            fill: shared.fill,
+            fill: u32::from_ne_bytes([shared.fill; 4]),
             map: Arc::clone(&state.map),
             hints: vec![0; HINTS],
             last: None,
+            hit: Hit::default(),
         }
     }
 
@@ -138,9 +142,16 @@ impl<K: Address> BusView<K> {
     /// for another length, or one that the region does not take; [`AccessError::CrossesEnd`] beyond
     /// the end of the region; [`AccessError::Misaligned`] if the region minds; what the device
     /// returns. If the handler panics, [`AccessError::Panicked`], now and for each later access.
-    #[inline]
+    #[inline(always)]
     pub fn read(&mut self, addr: K, data: &mut [u8]) -> Result<(), AccessError> {
-        self.access(addr, Io::Read(data))
+        overwrite(data, self.fill);
+        let outcome = self.access(addr, data.len(), false, &mut |device, at| {
+            device.read(at, data)
+        });
+        if outcome.is_err() {
+            overwrite_again(data, self.fill);
+        }
+        outcome
     }
 
     /// Writes `data`, which must be 1, 2, 4 or 8 bytes, to the device at `addr`.
@@ -148,9 +159,11 @@ impl<K: Address> BusView<K> {
     /// # Errors
     ///
     /// As [`Self::read`].
-    #[inline]
+    #[inline(always)]
     pub fn write(&mut self, addr: K, data: &[u8]) -> Result<(), AccessError> {
-        self.access(addr, Io::Write(data))
+        self.access(addr, data.len(), true, &mut |device, at| {
+            device.write(at, data)
+        })
     }
 
     /// Lets go of devices that have been removed since the last access.
@@ -159,122 +172,124 @@ impl<K: Address> BusView<K> {
     /// may call it, so that a removed device is dropped early.
     pub fn refresh(&mut self) {
         if self.presence.is_stale.load(Ordering::Acquire) {
-            self.hit.width = usize::MAX;
-            self.hit.device = Arc::clone(&self.presence) as _;
+            self.hit = Hit::default();
             let state = lock(&self.shared.state);
             self.presence.is_stale.store(false, Ordering::Relaxed);
+            let map = Arc::clone(&state.map);
             // Nothing is dropped under the lock.
-            let old = replace(&mut self.map, Arc::clone(&state.map));
             drop(state);
-            drop(old);
+            self.map = map;
         }
     }
 
     /// The short way is for what is accessed most.
     #[inline(always)]
-    fn access(&mut self, addr: K, mut io: Io<'_>) -> Outcome {
+    fn access(&mut self, addr: K, width: usize, is_write: bool, call: Call<'_>) -> Outcome {
         let hit = &self.hit;
         let offset = addr.into().wrapping_sub(hit.base);
-        if io.width() == hit.width && offset <= hit.reach {
-            io.fill(self.fill);
-            if let Some(outcome) = self.visit(false, &*hit.device, offset, &mut io) {
+        if (hit.limits.get(width)).is_some_and(|limit| offset < *limit) {
+            if let Some(outcome) = self.visit(false, || call(&hit.device, offset)) {
                 return outcome;
             }
         }
-        self.access_any(addr, io, Ok(()))
+        self.look_up(addr, width, is_write, call)
     }
 
-    /// The long way, for all accesses that are allowed to reach a device.
+    /// The long way is for all accesses; cold, so that the short one is straight code, too.
+    #[cold]
     #[inline(never)]
-    pub(crate) fn access_any(&mut self, addr: K, mut io: Io<'_>, allowed: Outcome) -> Outcome {
-        let width = io.width();
-        io.fill(self.fill);
+    fn look_up(&mut self, addr: K, width: usize, is_write: bool, call: Call<'_>) -> Outcome {
+        let is_fenced = self.shared.barrier.is_none();
         let (region, outcome) = loop {
             self.refresh();
             let page = usize::try_from(addr.into() >> 12).unwrap_or(0);
             let hint = self.hints.get_mut(page % HINTS);
-            let Some(region) = hint.and_then(|hint| find(&self.map, addr, hint)) else {
+            let Some(region) = hint.and_then(|hint| self.map.find(addr, hint)) else {
                 break (None, Err(AccessError::Unclaimed));
             };
-            let offset = match allowed.and_then(|()| region.route(addr, width)) {
-                Ok(offset) => offset,
+            let routed = Listed::new(ACCESS).and_then(|l| Ok((l, region.route(addr, width)?)));
+            let (_listed, offset) = match routed {
+                Ok(routed) => routed,
                 Err(refused) => break (Some(region), Err(refused)),
             };
             let device = &region.device;
-            self.enter(device);
-            let is_fenced = self.shared.barrier.is_none();
-            let Some(outcome) = self.visit(is_fenced, &**device, offset, &mut io) else {
+            self.presence.announce(device);
+            let Some(outcome) = self.visit(is_fenced, || call(device, offset)) else {
                 continue;
             };
             // The short way is for a region that was found twice in a row. Not sooner, because
             // taking it writes to the reference count of the device.
-            if self.last != Some(region.id) {
-                self.last = Some(region.id);
-            } else if region.is_plain() && self.shared.is_plain() {
+            let is_same = self.last.replace(region.id) == Some(region.id);
+            if is_same && region.is_plain() && self.shared.observer.is_none() && !is_fenced {
+                let limit = region.range.size() - (width as u64 - 1);
                 self.hit = Hit {
                     base: region.range.first().into(),
-                    reach: region.range.size() - width as u64,
-                    width,
+                    limits: from_fn(|of| if of == width { limit } else { 0 }),
                     device: Arc::clone(device),
                 };
             }
             // The short way relies on this.
-            self.enter(&self.hit.device);
+            self.presence.announce(&self.hit.device);
             break (Some(region), outcome);
         };
         let access = Access {
             addr,
             width,
-            is_write: matches!(io, Io::Write(_)),
+            is_write,
             region,
             outcome,
         };
         region.inspect(|region| region.count(&access));
-        let observer = self.shared.observer.as_ref();
-        observer.inspect(|observer| observer(&access));
+        (self.shared.observer.iter()).for_each(|observer| observer(&access));
         outcome
-    }
-
-    /// Says which device is going to be called. Not to be called inside of one.
-    fn enter(&self, device: &Device) {
-        let device = address(&**device);
-        self.presence.device.store(device, Ordering::Release);
     }
 
     /// Calls the device; `None` if the map has become out of date.
     #[inline(always)]
-    fn visit(
-        &self,
-        is_fenced: bool,
-        device: &dyn BusDeviceSync,
-        offset: u64,
-        io: &mut Io<'_>,
-    ) -> Option<Outcome> {
+    fn visit(&self, is_fenced: bool, call: impl FnOnce() -> Outcome) -> Option<Outcome> {
+        let presence = &*self.presence;
         // Release: who sees this view in its next access has seen all of the one before.
-        self.presence
-            .thread
-            .store(thread_token(), Ordering::Release);
-        if is_fenced {
-            fence(Ordering::SeqCst);
-        } else {
-            light_barrier();
-        }
-        let is_current = !self.presence.is_stale.load(Ordering::Acquire);
+        presence.thread.store(thread_token(), Ordering::Release);
+        light_barrier(is_fenced);
+        let is_current = !presence.is_stale.load(Ordering::Acquire);
         // Costs nothing as long as nobody panics. What the handler may have left half-done is not
         // used: the buffer is filled anew, and the device is given up.
-        let called = is_current.then(|| catch_unwind(AssertUnwindSafe(|| io.call(device, offset))));
-        self.presence.thread.store(0, Ordering::Release);
-        let outcome = match called? {
-            Ok(Ok(())) => return Some(Ok(())),
-            Ok(refused) => refused,
-            Err(payload) => {
-                let device = self.presence.device.load(Ordering::Relaxed);
-                self.shared.give_up(device, payload)
-            }
-        };
-        io.fill(self.fill);
-        Some(outcome)
+        let called = is_current.then(|| catch_unwind(AssertUnwindSafe(call)));
+        presence.thread.store(0, Ordering::Release);
+        Some(called?.unwrap_or_else(|payload| self.give_up(payload)))
     }
+
+    /// Sees to it that the device that panicked is not called again.
+    #[cold]
+    fn give_up(&self, payload: Box<dyn Any + Send>) -> Outcome {
+        // What a handler panicked with could panic again when it is dropped.
+        let dropped = catch_unwind(AssertUnwindSafe(|| drop(payload)));
+        std::mem::forget(dropped.err());
+        let (_, device) = self.presence.place();
+        let state = lock(&self.shared.state);
+        for region in (state.map.0.iter()).filter(|region| address(&*region.device) == device) {
+            region.region.panicked.store(true, Ordering::Relaxed);
+        }
+        state.publish();
+        Err(AccessError::Panicked)
+    }
+}
+
+/// Sets all bytes that a guest is going to see.
+#[inline(always)]
+fn overwrite(data: &mut [u8], fill: u32) {
+    // A single store for the usual width.
+    match <&mut [u8; 4]>::try_from(&mut *data) {
+        Ok(word) => *word = fill.to_ne_bytes(),
+        Err(_) => data.fill(fill.to_ne_bytes()[0]),
+    }
+}
+
+/// The same, for the few accesses that fail; cold, so that the others are straight code.
+#[cold]
+#[inline(never)]
+fn overwrite_again(data: &mut [u8], fill: u32) {
+    overwrite(data, fill);
 }
 
 impl<K: Address> fmt::Debug for BusView<K> {
@@ -289,9 +304,6 @@ mod tests {
     use super::*;
     use crate::{Bus, MmioBus};
 
-    struct Nothing;
-    impl BusDeviceSync for Nothing {}
-
     #[test]
     fn short_way_is_for_views_that_need_no_fence() {
         for (bus, is_short) in [
@@ -303,7 +315,14 @@ mod tests {
             for _ in 0..3 {
                 view.write(0, &[0]).unwrap_err();
             }
-            assert_eq!(view.hit.width == 1, is_short);
+            assert_eq!(
+                view.hit.limits,
+                if is_short {
+                    [0, 4, 0, 0, 0, 0, 0, 0, 0]
+                } else {
+                    [0; 9]
+                }
+            );
         }
     }
 }

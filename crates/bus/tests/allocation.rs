@@ -21,8 +21,6 @@ fn a_million_accesses_allocate_nothing() {
             .counted();
         bus.insert_region(Tag::new(2), region).unwrap();
         let mut view = bus.view();
-        // The first access without a view makes one.
-        bus.read(0, &mut [0]).unwrap_err();
         let allocated = allocation_counter::measure(|| {
             let mut data = [0; 8];
             for i in 0..250_000 {
@@ -30,7 +28,7 @@ fn a_million_accesses_allocate_nothing() {
                     view.read(0x9000 + i, &mut data),
                     Err(AccessError::Unclaimed)
                 );
-                assert_eq!(bus.write(0x9000 + i, &data), Err(AccessError::Unclaimed));
+                assert_eq!(view.write(0x9000 + i, &data), Err(AccessError::Unclaimed));
                 assert_eq!(view.write(0x100c, &data), Err(AccessError::CrossesEnd));
                 assert_eq!(view.read(0x2000, &mut data), Err(AccessError::Width));
                 assert_eq!(view.read(0x1000 + i % 2 * 0x1000, &mut data[..4]), Ok(()));

@@ -41,11 +41,11 @@ fn mutable_device_gets_offset_and_data() {
     let mut view = bus.view();
     for _ in 0..3 {
         assert_eq!(view.write(0xd000_0008, &[1, 2, 3, 4]), Ok(()));
-        assert_eq!(bus.write(0xd000_000c, &[5, 6]), Ok(()));
+        assert_eq!(bus.view().write(0xd000_000c, &[5, 6]), Ok(()));
         let mut data = [0; 8];
         assert_eq!(view.read(0xd000_0008, &mut data), Ok(()));
         assert_eq!(data, [1, 2, 3, 4, 5, 6, 0, 0]);
-        assert_eq!(bus.read(0xd000_0008, &mut data), Ok(()));
+        assert_eq!(bus.view().read(0xd000_0008, &mut data), Ok(()));
         assert_eq!(data, [1, 2, 3, 4, 5, 6, 0, 0]);
         memory.lock().unwrap().0.fill(0);
     }
@@ -93,13 +93,13 @@ fn look_up_is_exact_at_the_edges() {
             match tag {
                 Some(tag) => {
                     assert_eq!(view.read(addr, &mut data), Ok(()));
-                    assert_eq!(bus.read(addr, &mut direct), Ok(()));
+                    assert_eq!(bus.view().read(addr, &mut direct), Ok(()));
                     assert_eq!((data, direct), ([tag], [tag]), "{addr:#x} after {first:#x}");
                     assert!(bus.find(addr).unwrap().range.contains(addr));
                 }
                 None => {
                     assert_eq!(view.read(addr, &mut data), Err(AccessError::Unclaimed));
-                    assert_eq!(bus.write(addr, &direct), Err(AccessError::Unclaimed));
+                    assert_eq!(bus.view().write(addr, &direct), Err(AccessError::Unclaimed));
                     assert_eq!(data, [0xff]);
                     assert!(bus.find(addr).is_none());
                 }
@@ -190,7 +190,7 @@ fn only_widths_of_1_2_4_and_8_reach_a_device() {
             let refused = Err(AccessError::Width);
             assert_eq!((outcome, device.calls()), (refused, before));
             assert_eq!(view.write(0x100, &data[..width]), refused);
-            assert_eq!(bus.read(0x100, &mut data[..width]), refused);
+            assert_eq!(bus.view().read(0x100, &mut data[..width]), refused);
             let unclaimed = Err(AccessError::Unclaimed);
             assert_eq!(view.read(0x9999, &mut data[..width]), unclaimed);
             assert_eq!(&data[..width], &[0xff; 64][..width]);
@@ -207,12 +207,6 @@ fn unclaimed_read_is_filled() {
         let mut data = [SECRET; 8];
         assert_eq!(
             bus.view().read(0x10, &mut data[..width]),
-            Err(AccessError::Unclaimed)
-        );
-        assert_eq!(&data[..width], &[0xff; 8][..width]);
-        data = [SECRET; 8];
-        assert_eq!(
-            bus.read(0x10, &mut data[..width]),
             Err(AccessError::Unclaimed)
         );
         assert_eq!(&data[..width], &[0xff; 8][..width]);
@@ -308,7 +302,7 @@ fn devices_refuse_what_they_do_not_implement() {
     bus.insert(Arc::new(Mutex::new(Box::new(Nothing))), 1, 1)
         .unwrap();
     for port in [0, 1] {
-        assert_eq!(bus.read(port, &mut [0]), Err(AccessError::Refused));
-        assert_eq!(bus.write(port, &[0]), Err(AccessError::Refused));
+        assert_eq!(bus.view().read(port, &mut [0]), Err(AccessError::Refused));
+        assert_eq!(bus.view().write(port, &[0]), Err(AccessError::Refused));
     }
 }

@@ -15,12 +15,10 @@ mod support;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Barrier, Mutex, OnceLock};
+use std::sync::{Arc, Barrier, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
-use bus::{
-    AccessError, Bus, BusDevice, BusDeviceSync, BusError, MmioBus, MmioView, RegionId, WeakBus,
-};
+use bus::{AccessError, Bus, BusDevice, BusDeviceSync, BusError, MmioBus, MmioView, RegionId};
 use support::{Tag, handler};
 
 /// Fails the test instead of hanging it when something never returns.
@@ -71,7 +69,7 @@ fn device_that_panicked_is_never_called_again_and_others_go_on() {
                 // The second region has the same device, so it is gone as well.
                 assert_eq!(view.read(base, &mut data), Err(AccessError::Panicked));
                 assert_eq!(data, [0xff; 4], "round {round}");
-                assert_eq!(bus.write(base, &data), Err(AccessError::Panicked));
+                assert_eq!(bus.view().write(base, &data), Err(AccessError::Panicked));
                 assert_eq!((view.read(0x3000, &mut data), data), (Ok(()), [3; 4]));
             }
         }
@@ -79,7 +77,7 @@ fn device_that_panicked_is_never_called_again_and_others_go_on() {
         assert_eq!(bus.regions().len(), 3);
         // The region can still be moved and removed, and gives the real device back.
         bus.relocate(ids[0], 0x8000).unwrap();
-        assert_eq!(bus.write(0x8000, &[0]), Err(AccessError::Panicked));
+        assert_eq!(bus.view().write(0x8000, &[0]), Err(AccessError::Panicked));
         for id in ids {
             assert!(Arc::ptr_eq(
                 &bus.remove(id).unwrap(),
@@ -124,7 +122,7 @@ fn payload_that_panics_when_dropped_does_not_get_out() {
     let bus = MmioBus::new();
     bus.insert(handler(|_, _| std::panic::panic_any(Bomb)), 0, 1)
         .unwrap();
-    let outcome = catch_unwind(AssertUnwindSafe(|| bus.read(0, &mut [0])));
+    let outcome = catch_unwind(AssertUnwindSafe(|| bus.view().read(0, &mut [0])));
     assert_eq!(outcome.unwrap(), Err(AccessError::Panicked));
 }
 
@@ -135,7 +133,7 @@ fn observer_that_panics_leaves_the_bus_in_order() {
     let mut view = bus.view();
     for _ in 0..2 {
         assert!(catch_unwind(AssertUnwindSafe(|| view.write(0, &[1]))).is_err());
-        assert!(catch_unwind(AssertUnwindSafe(|| bus.write(0, &[1]))).is_err());
+        assert!(catch_unwind(AssertUnwindSafe(|| bus.view().write(0, &[1]))).is_err());
     }
     // Nobody is inside of the device, or this would wait for ever.
     finishes(move || bus.remove(id).unwrap());
@@ -143,26 +141,26 @@ fn observer_that_panics_leaves_the_bus_in_order() {
 
 /// A device that passes each access on to another address of its bus, or of another.
 struct Bridge {
-    bus: WeakBus<u64>,
+    bus: Weak<MmioBus>,
     target: u64,
 }
 
 impl BusDevice for Bridge {
     fn read(&mut self, _offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
-        self.bus.upgrade().unwrap().read(self.target, data)
+        self.bus.upgrade().unwrap().view().read(self.target, data)
     }
 
     fn write(&mut self, _offset: u64, data: &[u8]) -> Result<(), AccessError> {
-        self.bus.upgrade().unwrap().write(self.target, data)
+        self.bus.upgrade().unwrap().view().write(self.target, data)
     }
 }
 
 #[test]
 fn handler_reaches_another_device_and_not_itself() {
     finishes(|| {
-        let (bus, other) = (MmioBus::new(), MmioBus::new());
-        let bridge = |bus: &MmioBus, target| {
-            let bus = bus.downgrade();
+        let (bus, other) = (Arc::new(MmioBus::new()), Arc::new(MmioBus::new()));
+        let bridge = |bus: &Arc<MmioBus>, target| {
+            let bus = Arc::downgrade(bus);
             Arc::new(Mutex::new(Bridge { bus, target }))
         };
         bus.insert(Tag::new(7), 0x7000, 4).unwrap();
@@ -185,7 +183,7 @@ fn handler_reaches_another_device_and_not_itself() {
                 let mut data = [0xaa];
                 assert_eq!(view.read(base, &mut data), Err(AccessError::Reentrant));
                 assert_eq!(data, [0xff]);
-                assert_eq!(bus.write(base, &data), Err(AccessError::Reentrant));
+                assert_eq!(bus.view().write(base, &data), Err(AccessError::Reentrant));
             }
         }
     });
@@ -194,48 +192,48 @@ fn handler_reaches_another_device_and_not_itself() {
 #[test]
 fn reentrance_is_seen_through_wrappers_of_the_lock() {
     finishes(|| {
-        let bus = MmioBus::new();
+        let bus = Arc::new(MmioBus::new());
         let bridge = Bridge {
-            bus: bus.downgrade(),
+            bus: Arc::downgrade(&bus),
             target: 0,
         };
         let wrapped: Arc<Box<Arc<Mutex<Bridge>>>> =
             Arc::new(Box::new(Arc::new(Mutex::new(bridge))));
         bus.insert(wrapped, 0, 4).unwrap();
-        assert_eq!(bus.read(0, &mut [0]), Err(AccessError::Reentrant));
+        assert_eq!(bus.view().read(0, &mut [0]), Err(AccessError::Reentrant));
     });
 }
 
 #[test]
 fn nesting_without_end_is_refused_before_the_stack_overflows() {
-    let bus = MmioBus::new();
-    let inner = bus.downgrade();
+    let bus = Arc::new(MmioBus::new());
+    let inner = Arc::downgrade(&bus);
     let depth = Arc::new(AtomicUsize::new(0));
     let deepest = depth.clone();
     let device = handler(move |offset, data| {
         deepest.fetch_add(1, Ordering::SeqCst);
         match data {
-            Some(data) => inner.upgrade().unwrap().read(offset, data),
-            None => inner.upgrade().unwrap().write(offset, &[0]),
+            Some(data) => inner.upgrade().unwrap().view().read(offset, data),
+            None => inner.upgrade().unwrap().view().write(offset, &[0]),
         }
     });
     bus.insert(device, 0, 4).unwrap();
     let mut data = [0xaa];
-    assert_eq!(bus.read(0, &mut data), Err(AccessError::Reentrant));
+    assert_eq!(bus.view().read(0, &mut data), Err(AccessError::Reentrant));
     assert_eq!(data, [0xff]);
     let reached = depth.swap(0, Ordering::SeqCst);
     assert!((16..64).contains(&reached));
     // The depth is back where it was.
     assert_eq!(bus.view().write(0, &[0]), Err(AccessError::Reentrant));
-    assert_eq!(depth.load(Ordering::SeqCst), reached + 1);
+    assert_eq!(depth.load(Ordering::SeqCst), reached);
 }
 
 #[test]
 fn chain_of_locked_devices_longer_than_the_limit_is_refused() {
-    let bus = MmioBus::new();
+    let bus = Arc::new(MmioBus::new());
     for i in 0..40 {
         let target = (i + 1) * 0x10;
-        let bus_of_device = bus.downgrade();
+        let bus_of_device = Arc::downgrade(&bus);
         let bridge = Bridge {
             bus: bus_of_device,
             target,
@@ -244,9 +242,12 @@ fn chain_of_locked_devices_longer_than_the_limit_is_refused() {
             .unwrap();
     }
     bus.insert(Tag::new(1), 400 * 0x10, 0x10).unwrap();
-    assert_eq!(bus.read(0, &mut [0]), Err(AccessError::Reentrant));
+    assert_eq!(bus.view().read(0, &mut [0]), Err(AccessError::Reentrant));
     // Near enough to the end of the chain, which leads to nothing.
-    assert_eq!(bus.read(30 * 0x10, &mut [0]), Err(AccessError::Unclaimed));
+    assert_eq!(
+        bus.view().read(30 * 0x10, &mut [0]),
+        Err(AccessError::Unclaimed)
+    );
 }
 
 #[test]
@@ -284,7 +285,7 @@ fn two_vcpus_at_one_locked_device_take_turns() {
 #[test]
 fn handler_cannot_remove_its_own_device() {
     struct SelfRemoving {
-        bus: WeakBus<u64>,
+        bus: Weak<MmioBus>,
         ids: Vec<RegionId>,
         error: Option<BusError<u64>>,
     }
@@ -297,9 +298,9 @@ fn handler_cannot_remove_its_own_device() {
     }
 
     finishes(|| {
-        let bus = MmioBus::new();
+        let bus = Arc::new(MmioBus::new());
         let device = Arc::new(Mutex::new(SelfRemoving {
-            bus: bus.downgrade(),
+            bus: Arc::downgrade(&bus),
             ids: Vec::new(),
             error: None,
         }));
@@ -316,14 +317,14 @@ fn handler_cannot_remove_its_own_device() {
                 panic!("{error:?}");
             };
             assert_eq!(region.range.first(), base);
-            assert_eq!(bus.write(0x2000 + offset, &[0]), Ok(()));
+            assert_eq!(bus.view().write(0x2000 + offset, &[0]), Ok(()));
             assert!(device.lock().unwrap().error.take().is_some());
         }
         assert_eq!(bus.regions().len(), 3);
 
         // Another device is no problem, from a view or without.
         assert_eq!(view.write(0x1002, &[0]), Ok(()));
-        assert_eq!(device.lock().unwrap().error, None);
+        assert!(device.lock().unwrap().error.is_none());
         assert_eq!(view.read(0x3000, &mut [0]), Err(AccessError::Unclaimed));
         // From outside it goes.
         for id in ids {
@@ -335,9 +336,9 @@ fn handler_cannot_remove_its_own_device() {
 #[test]
 fn shared_device_cannot_remove_itself_either() {
     finishes(|| {
-        let bus = MmioBus::new();
+        let bus = Arc::new(MmioBus::new());
         let id = Arc::new(OnceLock::new());
-        let (inner, own) = (bus.downgrade(), id.clone());
+        let (inner, own) = (Arc::downgrade(&bus), id.clone());
         let device =
             handler(
                 move |_, _| match inner.upgrade().unwrap().remove(*own.get().unwrap()) {
@@ -349,7 +350,7 @@ fn shared_device_cannot_remove_itself_either() {
         let mut view = bus.view();
         for _ in 0..3 {
             assert_eq!(view.write(0, &[0]), Ok(()));
-            assert_eq!(bus.write(0, &[0]), Ok(()));
+            assert_eq!(bus.view().write(0, &[0]), Ok(()));
         }
         // After an access to another device, the view takes its short way to this one again.
         bus.insert(Tag::new(1), 8, 4).unwrap();
@@ -367,12 +368,12 @@ fn shared_device_cannot_remove_itself_either() {
 #[test]
 fn handlers_that_remove_each_other_do_not_wait_for_each_other() {
     finishes(|| {
-        let bus = MmioBus::new();
+        let bus = Arc::new(MmioBus::new());
         let ids: Arc<OnceLock<[RegionId; 2]>> = Arc::default();
         let both_inside = Arc::new(Barrier::new(2));
         let outcomes: Arc<Mutex<Vec<bool>>> = Arc::default();
         let device = |other: usize| {
-            let (bus, ids) = (bus.downgrade(), ids.clone());
+            let (bus, ids) = (Arc::downgrade(&bus), ids.clone());
             let (both_inside, outcomes) = (both_inside.clone(), outcomes.clone());
             handler(move |_, _| {
                 both_inside.wait();
@@ -405,14 +406,14 @@ fn handlers_that_remove_each_other_do_not_wait_for_each_other() {
 #[test]
 fn handler_may_change_the_rest_of_the_bus() {
     finishes(|| {
-        let bus = MmioBus::new();
+        let bus = Arc::new(MmioBus::new());
         let own = Arc::new(OnceLock::new());
-        let (weak, id) = (bus.downgrade(), own.clone());
+        let (weak, id) = (Arc::downgrade(&bus), own.clone());
         let device = handler(move |offset, _| {
             let inner = weak.upgrade().unwrap();
             let added = inner.insert(Tag::new(1), 0x9000, 4).unwrap();
             inner.relocate(added, 0xa000).unwrap();
-            assert_eq!(inner.read(0xa000, &mut [0]), Ok(()));
+            assert_eq!(inner.view().read(0xa000, &mut [0]), Ok(()));
             inner.remove(added).unwrap();
             // Also where it is itself, as a PCI function that gets a new base address does.
             inner.relocate(*id.get().unwrap(), 0x1000 + offset).unwrap();
@@ -422,7 +423,7 @@ fn handler_may_change_the_rest_of_the_bus() {
         let mut view = bus.view();
         assert_eq!(view.write(0x1010, &[0]), Ok(()));
         assert_eq!(view.write(0x1000, &[0]), Err(AccessError::Unclaimed));
-        assert_eq!(bus.write(0x1020, &[0]), Ok(()));
+        assert_eq!(bus.view().write(0x1020, &[0]), Ok(()));
         assert_eq!(view.write(0x110f, &[0]), Ok(()));
     });
 }

@@ -103,7 +103,7 @@ fn remove_waits_for_a_view_on_the_short_way() {
 }
 
 #[test]
-fn remove_waits_for_an_access_without_a_view() {
+fn remove_waits_for_a_view_made_for_one_access() {
     model(|| {
         let bus = MmioBus::new();
         let device = Mortal::new(1);
@@ -111,7 +111,7 @@ fn remove_waits_for_an_access_without_a_view() {
         let vcpu = bus.clone();
         let vcpu = thread::spawn(move || {
             let mut data = [0];
-            let outcome = vcpu.read(0, &mut data);
+            let outcome = vcpu.view().read(0, &mut data);
             assert_one_of(&[1], outcome, data);
         });
         bus.remove(id).unwrap();
@@ -136,6 +136,29 @@ fn remove_waits_for_the_first_of_several_accesses() {
                 assert_one_of(&[tag], outcome, data);
                 assert!(addr == 0 || outcome.is_ok());
             }
+        });
+        bus.remove(id).unwrap();
+        let calls = device.bury();
+        vcpu.join().unwrap();
+        assert_eq!(device.bury(), calls);
+    });
+}
+
+#[test]
+fn remove_waits_for_the_short_way_after_another_device() {
+    model(|| {
+        let bus = MmioBus::new();
+        let device = Mortal::new(1);
+        let id = bus.insert(device.clone(), 0, 4).unwrap();
+        bus.insert(Mortal::new(2), 4, 4).unwrap();
+        let mut view = bus.view();
+        for addr in [0, 0, 4] {
+            view.read(addr, &mut [0]).unwrap();
+        }
+        let vcpu = thread::spawn(move || {
+            let mut data = [0];
+            let outcome = view.read(0, &mut data);
+            assert_one_of(&[1], outcome, data);
         });
         bus.remove(id).unwrap();
         let calls = device.bury();

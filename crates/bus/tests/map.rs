@@ -26,7 +26,7 @@ fn empty_range_is_refused() {
     let before = snapshot(&bus);
     for base in [0, 0x1000, 0x1800, u64::MAX] {
         let error = bus.insert(Tag::new(2), base, 0).unwrap_err();
-        assert_eq!(error, BusError::EmptyRange { base });
+        assert!(matches!(error, BusError::InvalidRange { base: b, len: 0 } if b == base));
     }
     assert_eq!(snapshot(&bus), before);
 }
@@ -36,7 +36,9 @@ fn range_beyond_the_address_space_is_refused_and_one_up_to_its_end_is_not() {
     for (base, len) in [(u64::MAX, 2), (2, u64::MAX), (1 << 63, (1 << 63) + 1)] {
         let bus = MmioBus::new();
         let error = bus.insert(Tag::new(1), base, len).unwrap_err();
-        assert_eq!(error, BusError::BeyondEnd { base, len });
+        assert!(
+            matches!(error, BusError::InvalidRange { base: b, len: l } if (b, l) == (base, len))
+        );
         assert!(bus.regions().is_empty());
     }
     for (base, len) in [
@@ -50,17 +52,19 @@ fn range_beyond_the_address_space_is_refused_and_one_up_to_its_end_is_not() {
         let range = bus.regions()[0].range;
         assert_eq!((range.first(), range.last()), (base, base + (len - 1)));
         assert_eq!(range.size(), len);
-        assert_eq!(bus.read(base, &mut [0]), Ok(()));
+        assert_eq!(bus.view().read(base, &mut [0]), Ok(()));
         assert_eq!(bus.view().read(range.last(), &mut [0]), Ok(()));
     }
 
     let ports = PioBus::new();
     for (base, len) in [(0xffff, 2), (0, 0x1_0001), (1, u64::MAX)] {
         let error = ports.insert(Tag::new(1), base, len).unwrap_err();
-        assert_eq!(error, BusError::BeyondEnd { base, len });
+        assert!(
+            matches!(error, BusError::InvalidRange { base: b, len: l } if (b, l) == (base, len))
+        );
     }
     ports.insert(Tag::new(1), 0, 0x1_0000).unwrap();
-    assert_eq!(ports.read(0xffff, &mut [0]), Ok(()));
+    assert_eq!(ports.view().read(0xffff, &mut [0]), Ok(()));
 }
 
 #[test]
@@ -101,15 +105,15 @@ fn region_is_removed_once_and_only_by_its_own_identifier() {
     let id = bus.insert(device.clone(), 0x1000, 0x100).unwrap();
     let foreign = other.insert(Tag::new(2), 0x1000, 0x100).unwrap();
     let before = snapshot(&bus);
-    let missing = bus.remove(foreign).err().unwrap();
-    assert_eq!(missing, BusError::NoSuchRegion(foreign));
+    let missing = |error| matches!(error, BusError::NoSuchRegion(_));
+    assert!(bus.remove(foreign).is_err_and(missing));
     assert_eq!(snapshot(&bus), before);
 
     let removed = bus.remove(id).unwrap();
     assert_eq!(removed.read(0, &mut [0]), Ok(()));
     assert_eq!(device.calls(), 1);
-    assert_eq!(bus.remove(id).err().unwrap(), BusError::NoSuchRegion(id));
-    assert_eq!(bus.relocate(id, 0).unwrap_err(), BusError::NoSuchRegion(id));
+    assert!(bus.remove(id).is_err_and(missing));
+    assert!(bus.relocate(id, 0).is_err_and(missing));
     assert!(bus.regions().is_empty());
     assert_eq!(other.regions().len(), 1);
 }
@@ -126,7 +130,8 @@ fn stale_identifier_never_means_the_next_device() {
 
     let new = bus.insert(Tag::new(2), 0x1000, 0x100).unwrap();
     assert_ne!(old, new);
-    assert_eq!(bus.remove(old).unwrap_err(), BusError::NoSuchRegion(old));
+    let error = bus.remove(old).err().unwrap();
+    assert!(matches!(error, BusError::NoSuchRegion(id) if id == old));
     assert!(bus.relocate(old, 0x8000).is_err());
     assert_eq!((view.read(0x1000, &mut data), data), (Ok(()), [2]));
     assert_eq!(bus.find(0x1000).unwrap().id, new);
@@ -148,13 +153,13 @@ fn region_moves_as_a_whole_or_not_at_all() {
     let onto_b = bus.relocate(id, 0x3080).unwrap_err();
     assert!(matches!(onto_b, BusError::Overlap { existing, .. } if existing.name() == "b"));
     let beyond = bus.relocate(id, u64::MAX).unwrap_err();
-    assert_eq!(
+    assert!(matches!(
         beyond,
-        BusError::BeyondEnd {
+        BusError::InvalidRange {
             base: u64::MAX,
             len: 0x100
         }
-    );
+    ));
     assert_eq!(snapshot(&bus), before);
     assert_eq!((view.read(0x20ff, &mut data), data), (Ok(()), [1]));
 
@@ -207,7 +212,7 @@ fn clones_are_the_same_bus() {
     let bus = MmioBus::new();
     let clone = bus.clone();
     bus.insert(Tag::new(1), 0, 1).unwrap();
-    assert_eq!(clone.read(0, &mut [0]), Ok(()));
+    assert_eq!(clone.view().read(0, &mut [0]), Ok(()));
     let mut view = clone.view();
     drop((bus, clone));
     assert_eq!(view.read(0, &mut [0]), Ok(()));

@@ -83,8 +83,8 @@ fn verdict(
     let (base, end) = (u128::from(base), u128::from(base) + u128::from(len));
     let overlaps = |i: &Interval| Some(i.id) != except && i.base < end && base < i.end();
     match len {
-        0 => "empty",
-        _ if end > u128::from(max) + 1 => "beyond",
+        0 => "no range",
+        _ if end > u128::from(max) + 1 => "no range",
         _ if list.iter().any(overlaps) => "overlap",
         _ => "ok",
     }
@@ -93,8 +93,7 @@ fn verdict(
 fn kind<T, K>(result: &Result<T, BusError<K>>) -> &'static str {
     match result {
         Ok(_) => "ok",
-        Err(BusError::EmptyRange { .. }) => "empty",
-        Err(BusError::BeyondEnd { .. }) => "beyond",
+        Err(BusError::InvalidRange { .. }) => "no range",
         Err(BusError::Overlap { .. }) => "overlap",
         Err(_) => "other",
     }

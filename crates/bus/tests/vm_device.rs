@@ -81,8 +81,8 @@ fn their_memory_mapped_device_on_our_bus() {
     let ours = bus.insert(ours, 0x3000, 0x10).unwrap();
     for round in 0..2 {
         let mut data = [0; 4];
-        assert_eq!((bus.read(0x3005, &mut data), data), (Ok(()), [8; 4]));
-        assert_eq!(bus.write(0x3006, &[1, 2]), Ok(()));
+        assert_eq!((bus.view().read(0x3005, &mut data), data), (Ok(()), [8; 4]));
+        assert_eq!(bus.view().write(0x3006, &[1, 2]), Ok(()));
         assert_eq!(std::mem::take(&mut *log.lock().unwrap()), expected_log());
         if round == 0 {
             bus.remove(ours).unwrap();
@@ -100,14 +100,14 @@ fn their_port_device_on_our_bus() {
         .insert(Arc::new(Mutex::new(device)), 0x3000, 0x10)
         .unwrap();
     let mut data = [0; 2];
-    assert_eq!((bus.read(0x3005, &mut data), data), (Ok(()), [8; 2]));
-    assert_eq!(bus.write(0x3006, &[1, 2]), Ok(()));
+    assert_eq!((bus.view().read(0x3005, &mut data), data), (Ok(()), [8; 2]));
+    assert_eq!(bus.view().write(0x3006, &[1, 2]), Ok(()));
     assert_eq!(*log.lock().unwrap(), expected_log());
     bus.remove(id).unwrap();
 
     let device = FromPio::new(Mutex::new(Theirs(log.clone())), 0);
     bus.insert(Arc::new(device), 0, 0x10).unwrap();
-    assert_eq!((bus.read(5, &mut data), data), (Ok(()), [5; 2]));
+    assert_eq!((bus.view().read(5, &mut data), data), (Ok(()), [5; 2]));
 
     // A port device has no place beyond the last port.
     let memory = MmioBus::new();
@@ -115,7 +115,10 @@ fn their_port_device_on_our_bus() {
     memory
         .insert(Arc::new(Mutex::new(device)), 0, 0x2_0000)
         .unwrap();
-    assert_eq!(memory.read(0x1_0000, &mut data), Err(AccessError::Offset));
+    assert_eq!(
+        memory.view().read(0x1_0000, &mut data),
+        Err(AccessError::Offset)
+    );
 }
 
 #[test]
@@ -165,8 +168,8 @@ fn device_that_crosses_over_and_back_is_the_same() {
     let device = Arc::new(Mutex::new(there_and_back));
     bus.insert(device.clone(), 0x3000, 0x10).unwrap();
     let mut data = [0; 4];
-    assert_eq!((bus.read(0x3005, &mut data), data), (Ok(()), [5; 4]));
-    assert_eq!(bus.write(0x3006, &[1, 2]), Ok(()));
+    assert_eq!((bus.view().read(0x3005, &mut data), data), (Ok(()), [5; 4]));
+    assert_eq!(bus.view().write(0x3006, &[1, 2]), Ok(()));
     assert_eq!(*log.lock().unwrap(), expected_log());
     drop(bus);
 

@@ -197,7 +197,7 @@ fn on_a_bus_the_guest_never_reads_old_bytes() {
     let device = Arc::new(Mutex::new(Rngboi1337::new(&[7; 4][..])));
     bus.insert(device, BASE, REGION_SIZE).unwrap();
     let mut data = [0; 4];
-    bus.read(BASE, &mut data).unwrap();
+    bus.view().read(BASE, &mut data).unwrap();
     assert_eq!(data, [7; 4]);
     // The source is at its end; then across the end of the region, and beside the register.
     for (addr, len) in [
@@ -208,7 +208,7 @@ fn on_a_bus_the_guest_never_reads_old_bytes() {
         (BASE, 8),
     ] {
         let mut data = [0xa5; 8];
-        bus.read(addr, &mut data[..len]).unwrap_err();
+        bus.view().read(addr, &mut data[..len]).unwrap_err();
         assert!(data[..len].iter().all(|&byte| byte != 7 && byte != 0xa5));
     }
 }

@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt::Write;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bus::{Address, Bus};
@@ -137,9 +136,9 @@ fn accesses<K: Address>(bus: &Bus<K>, devices: &mut BTreeMap<String, Accesses>) 
     for region in bus.regions() {
         let counts = region.counts();
         let accesses = Accesses {
-            reads: counts.reads.load(Ordering::Relaxed),
-            writes: counts.writes.load(Ordering::Relaxed),
-            refused: counts.refused.load(Ordering::Relaxed),
+            reads: counts.reads,
+            writes: counts.writes,
+            refused: counts.refused,
         };
         devices.insert(region.name().to_owned(), accesses);
     }

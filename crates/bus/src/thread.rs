@@ -1,0 +1,63 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What a thread is in the middle of.
+//!
+//! A device's handler may call a bus. If that leads back to the device, taking its lock again would
+//! never end, so each thread keeps a short list of the device locks that it holds. Accesses that
+//! look for their device are on it too, so that they do not nest until the stack overflows.
+
+use std::cell::Cell;
+
+use crate::AccessError;
+use crate::sync::address;
+
+/// Stands for an access, which no lock has the address of.
+pub(crate) const ACCESS: usize = 0;
+
+/// How many locks and accesses there are, and they, from the outermost to the innermost. A nested
+/// access to a locked device takes two places.
+type Thread = (Cell<usize>, [Cell<usize>; 32]);
+
+#[cfg(not(loom))]
+std::thread_local! {
+    static THREAD: Thread = const { (Cell::new(0), [const { Cell::new(0) }; 32]) };
+}
+#[cfg(loom)]
+loom::thread_local! {
+    // Never freed: loom does not know that who gets memory comes after who gave it back.
+    static THREAD: &'static Thread = Box::leak(Box::default());
+}
+
+/// A number that no other thread has as long as this one lives.
+#[inline]
+pub(crate) fn thread_token() -> usize {
+    THREAD.with(|(depth, _)| address(depth))
+}
+
+/// Keeps something on the list of this thread, also when a handler panics.
+pub(crate) struct Listed {
+    place: usize,
+}
+
+impl Listed {
+    /// Lists an access or, before it is taken, the lock at an address.
+    #[inline]
+    pub(crate) fn new(item: usize) -> Result<Self, AccessError> {
+        THREAD.with(|(depth, list)| {
+            let (place, mut held) = (depth.get(), list.iter().take(depth.get()));
+            let is_held = item != ACCESS && held.any(|held| held.get() == item);
+            let free = list.get(place).filter(|_| !is_held);
+            free.ok_or(AccessError::Reentrant)?.set(item);
+            depth.set(place + 1);
+            Ok(Self { place })
+        })
+    }
+}
+
+impl Drop for Listed {
+    #[inline]
+    fn drop(&mut self) {
+        THREAD.with(|(depth, _)| depth.set(self.place));
+    }
+}
