@@ -46,6 +46,12 @@ impl Case {
         }
     }
 
+    /// What the case is called in tables.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Nanoseconds for each operation of one thread, on average over the threads.
     fn sample(&mut self, count: u64) -> f64 {
         if let [work] = &mut self.work[..] {
@@ -107,6 +113,14 @@ pub fn interleave(mut cases: Vec<Case>, rounds: usize, count: u64) -> Results {
 }
 
 impl Results {
+    /// These and others, of as many rounds.
+    #[must_use]
+    pub fn and(mut self, others: Self) -> Self {
+        self.names.extend(others.names);
+        self.rounds.extend(others.rounds);
+        self
+    }
+
     /// The names of the cases in their order.
     #[must_use]
     pub fn names(&self) -> &[String] {
