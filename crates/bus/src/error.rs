@@ -38,7 +38,9 @@ pub enum BusError<K> {
 impl<K: Address> fmt::Display for BusError<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::InvalidRange { base, len } => write!(f, "no range: {len:#x} bytes at {base:#x}"),
+            Self::InvalidRange { base, len } => {
+                write!(f, "invalid range: {len:#x} bytes at {base:#x}")
+            }
             Self::Overlap { new, existing } => write!(f, "({new}) overlaps ({existing})"),
             Self::NoSuchRegion(id) => write!(f, "no region #{} on this bus", id.0),
             Self::InsideDevice(region) => write!(f, "called from inside ({region})"),
