@@ -292,6 +292,8 @@ impl<K: Address> Bus<K> {
     }
 
     /// A way to access the devices that takes no locks: one for each vCPU.
+    ///
+    /// Making a view takes a lock and some KiB of memory, so that vCPUs do it once.
     pub fn view(&self) -> BusView<K> {
         BusView::new(Arc::clone(&self.0))
     }
