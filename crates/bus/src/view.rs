@@ -314,9 +314,9 @@ mod tests {
         ] {
             bus.insert(Arc::new(Nothing), 0, 4).unwrap();
             let mut view = bus.view();
-            for _ in 0..3 {
-                view.write(0, &[0]).unwrap_err();
-            }
+            view.write(0, &[0]).unwrap_err();
+            assert_eq!(view.hit.limits, [0; 9], "not before the second access");
+            view.write(0, &[0]).unwrap_err();
             assert_eq!(
                 view.hit.limits,
                 if is_short {

@@ -326,10 +326,15 @@ fn handler_cannot_remove_its_own_device() {
         assert_eq!(view.write(0x1002, &[0]), Ok(()));
         assert!(device.lock().unwrap().error.is_none());
         assert_eq!(view.read(0x3000, &mut [0]), Err(AccessError::Unclaimed));
-        // From outside it goes.
+        // From outside it goes; and once it is back, it can remove others again.
         for id in ids {
             bus.remove(id).unwrap();
         }
+        bus.insert(device.clone(), 0x1000, 4).unwrap();
+        let fourth = bus.insert(Tag::new(1), 0x3000, 4).unwrap();
+        device.lock().unwrap().ids = vec![fourth];
+        assert_eq!(view.write(0x1000, &[0]), Ok(()));
+        assert!(device.lock().unwrap().error.is_none());
     });
 }
 

@@ -204,7 +204,9 @@ fn map_prints_like_proc_iomem_and_proc_ioports() {
     ports.insert(Tag::new(1), 0x60, 1).unwrap();
     assert_eq!(ports.to_string(), "0060-0060 : device\n");
     assert_eq!(MmioBus::new().to_string(), "");
-    assert!(format!("{bus:?}").contains("\"low\""));
+    for debug in [format!("{bus:?}"), format!("{:?}", bus.view())] {
+        assert!(debug.contains("\"low\"") && debug.contains("dyn BusDeviceSync"));
+    }
 }
 
 #[test]
