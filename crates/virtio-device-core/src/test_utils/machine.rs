@@ -302,6 +302,16 @@ impl<P: Port> Machine<P> {
         assert_eq!(self.line.raised(), raised);
     }
 
+    /// Checks that the device uses nothing of a queue that it works on: no byte, no interrupt, but
+    /// for what the used ring says of the notifications that the device wants.
+    pub fn nothing_is_used(&self, queue: &mut Queue) {
+        let (image, raised) = (self.image(), self.line.raised());
+        self.settle();
+        self.same_but_used_ring(&image, queue);
+        assert_eq!(queue.take_used(), []);
+        assert_eq!(self.line.raised(), raised);
+    }
+
     /// Checks that the device has failed as it should: it asks for a reset, has interrupted once
     /// for that, has counted the broken ring and nothing else, and is quiet from then on.
     pub fn ring_has_faulted(&mut self, before: &EventCounts, raised_before: u32) {

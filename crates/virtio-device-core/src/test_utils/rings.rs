@@ -38,7 +38,7 @@ pub(super) fn event_indices<P: Port>(machine: &mut Machine<P>) {
         });
         machine.port.acknowledge(1);
     }
-    machine.nothing_happens();
+    machine.nothing_is_used(&mut queue);
     let raised = machine.line.raised() - raised;
     assert!(
         (1..=5).contains(&raised),

@@ -175,7 +175,7 @@ fn notifications<P: Port>(machine: &mut Machine<P>) {
     for &queue in queues.iter().cycle().take(100) {
         machine.port.notify(queue);
     }
-    machine.nothing_happens();
+    machine.nothing_is_used(&mut queue);
     assert_eq!(machine.port.status(), 15);
 }
 
