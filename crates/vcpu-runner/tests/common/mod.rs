@@ -31,7 +31,7 @@ pub use guests::{Guest, rounds};
 pub use limit::{Limit, SOON, join, receive, wait_until};
 #[cfg(target_arch = "x86_64")]
 pub use machine::{ENTRY, MMIO, Machine, RAM};
-pub use skip::skip;
+pub(crate) use skip::skip;
 
 /// KVM for one test, and a limit to how long that takes.
 pub struct TestKvm {

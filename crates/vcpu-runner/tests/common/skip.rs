@@ -16,7 +16,7 @@ use std::{env, thread};
 static SKIPPED: AtomicUsize = AtomicUsize::new(0);
 
 /// Says that the calling test does nothing, and why; the count follows at the program's end.
-pub fn skip(reason: impl Display) {
+pub(crate) fn skip(reason: impl Display) {
     let thread = thread::current();
     say(&format!(
         "skipped {}: {reason}\n",
@@ -34,7 +34,7 @@ extern "C" fn count() {
     // Cargo has appended a hash.
     let name = name.rsplit_once('-').map_or(&*name, |(name, _)| name);
     say(&format!(
-        "{name}: {} tests skipped\n",
+        "{name}: tests skipped: {}\n",
         SKIPPED.load(Ordering::Relaxed)
     ));
 }
