@@ -3,6 +3,15 @@
 
 //! Waiting with a bound, so that a test that hangs fails and says what it waited for.
 
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::allow_attributes,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "each test program uses its own part of this"
+)]
+
 use std::io::{self, Write};
 use std::process;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
