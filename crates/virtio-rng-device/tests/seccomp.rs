@@ -154,6 +154,7 @@ fn end_of(mut command: Command) -> ExitStatus {
         std::thread::sleep(Duration::from_millis(5));
     }
     let _ = child.kill();
+    let _ = child.wait();
     panic!("the child waits for an interrupt that does not come");
 }
 
