@@ -10,6 +10,8 @@
 )]
 
 mod driver;
+#[path = "../crates/vcpu-runner/tests/common/limit.rs"]
+mod limit;
 
 use std::sync::{Arc, Mutex};
 
@@ -52,6 +54,7 @@ fn pattern(seed: usize, len: usize) -> Vec<u8> {
 
 #[test]
 fn sectors_come_back_as_they_were_written() {
+    let _limit = limit::Limit::new("the driver, which polls");
     let machine = machine();
     let mut driver = driver(&machine);
     assert_eq!(driver.capacity(), SECTORS as u64);
@@ -75,6 +78,7 @@ fn sectors_come_back_as_they_were_written() {
 
 #[test]
 fn sectors_that_the_disk_does_not_have_are_errors() {
+    let _limit = limit::Limit::new("the driver, which polls");
     let machine = machine();
     let mut driver = driver(&machine);
     let mut two = vec![0; 2 * SECTOR_SIZE];
@@ -86,6 +90,7 @@ fn sectors_that_the_disk_does_not_have_are_errors() {
 
 #[test]
 fn drivers_come_and_go() {
+    let _limit = limit::Limit::new("the driver, which polls");
     let machine = machine();
     for round in 0..10 {
         let mut driver = driver(&machine);

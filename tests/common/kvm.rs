@@ -3,7 +3,12 @@
 
 //! Whether there is KVM to test with.
 
-use std::fs::{self, File};
+#[path = "../../crates/vcpu-runner/tests/common/skip.rs"]
+mod skip;
+
+use std::fs::File;
+
+use skip::skip;
 
 /// Whether the tests that need KVM can run. With `REQUIRE_KVM` set they must.
 pub(crate) fn kvm() -> bool {
@@ -13,9 +18,7 @@ pub(crate) fn kvm() -> bool {
             panic!("REQUIRE_KVM is set, but /dev/kvm: {error}")
         }
         Err(error) => {
-            // Straight to the terminal: the test runner keeps what a passing test prints.
-            let line = format!("tests of mini-vmm skipped: no usable /dev/kvm: {error}\n");
-            let _ = fs::write("/dev/stderr", line);
+            skip(format_args!("no usable /dev/kvm: {error}"));
             false
         }
     }

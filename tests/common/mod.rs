@@ -6,9 +6,14 @@
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::{Arc, Once};
 
-/// The program, which Cargo has built along with this test.
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+
+/// The program, which Cargo has built along with this test. No signal is ignored when it starts.
 pub(crate) fn mini_vmm() -> Command {
+    static SIGNALS: Once = Once::new();
+    SIGNALS.call_once(heed_signals);
     let built = || {
         let test = std::env::current_exe().unwrap();
         let profile = test.ancestors().nth(2).unwrap();
@@ -18,6 +23,22 @@ pub(crate) fn mini_vmm() -> Command {
     let remedy = "build it with `cargo build --example mini-vmm`";
     assert!(path.exists(), "{} is not there: {remedy}", path.display());
     Command::new(path)
+}
+
+/// Has programs that this one starts begin without ignored signals.
+///
+/// `nohup`, and the `&` of a script, start the tests with some signals ignored. A program inherits
+/// that, but not a handler: for it, the signal does again what it does by default.
+fn heed_signals() {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let mut lines = status.lines();
+    let ignored = lines.find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+    let ignored = u64::from_str_radix(ignored.trim(), 16).unwrap();
+    for signal in [SIGHUP, SIGINT, SIGQUIT, SIGTERM] {
+        if ignored >> (signal - 1) & 1 == 1 {
+            signal_hook::flag::register(signal, Arc::default()).unwrap();
+        }
+    }
 }
 
 /// A folder of the test's own.

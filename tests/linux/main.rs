@@ -14,6 +14,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../../crates/vcpu-runner/tests/common/skip.rs"]
+mod skip;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -53,10 +55,9 @@ fn ready() -> bool {
     } else {
         return true;
     };
-    let line = format!("Linux tests skipped: {missing}; tests/linux/run gets what they need\n");
+    let line = format!("{missing}; tests/linux/run gets what it needs");
     assert!(env::var_os("REQUIRE_LINUX").is_none(), "{line}");
-    // Straight to the terminal: the test runner keeps what a passing test prints.
-    let _ = fs::write("/dev/stderr", line);
+    skip::skip(line);
     false
 }
 
@@ -103,10 +104,15 @@ fn run(cases: &[&str]) -> BTreeMap<String, Run> {
         }
         files += &format!(" {}:guest/entropy", entropy.display());
         command = Command::new(root.join(".ci/nested/runner"));
-        command.arg(inside).env("NESTED_FILES", files).env(
+        command.arg(inside).env("NESTED_FILES", files);
+        // Emulated SVM loses the guest's deadline timer now and then, whatever the monitor: the
+        // guest then sits idle for ever. The older timer of the local APIC is never lost.
+        command.env(
             "NESTED_ENV",
-            "MINI_VMM=/guest/mini-vmm GUEST=/guest ENTROPY=/guest/entropy",
+            "MINI_VMM=/guest/mini-vmm GUEST=/guest ENTROPY=/guest/entropy \
+             KERNEL_PARAMETERS=lapic=notscdeadline",
         );
+        command.env("NESTED_TIMEOUT", "3600");
     }
     let output = command.args(cases).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);

@@ -18,7 +18,7 @@ use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use bus::{AccessError, Bus, BusDeviceSync, MmioBus};
-use support::{Tag, handler};
+use support::{Limit, Tag, handler};
 
 /// Both ways in which a remover can find out where views are.
 fn buses() -> [MmioBus; 2] {
@@ -29,6 +29,7 @@ const ROUNDS: usize = if cfg!(miri) { 10 } else { 1000 };
 
 #[test]
 fn of_overlapping_inserts_exactly_one_wins() {
+    let _limit = Limit::new("both inserts");
     for _ in 0..ROUNDS {
         let bus = MmioBus::new();
         let start = Barrier::new(2);
@@ -51,6 +52,7 @@ fn of_overlapping_inserts_exactly_one_wins() {
 
 #[test]
 fn remove_waits_for_a_handler_that_is_running() {
+    let _limit = Limit::new("access and removal");
     for bus in buses() {
         let (entered, wait_entered) = channel();
         let (release, wait_release) = channel();
@@ -200,6 +202,7 @@ fn remove_under_load(bus: &MmioBus, until: impl Fn(usize) -> bool) {
 
 #[test]
 fn no_access_reaches_a_device_after_remove_has_returned() {
+    let _limit = Limit::new("every removal");
     for bus in buses() {
         remove_under_load(&bus, |round| round == ROUNDS);
     }
@@ -208,6 +211,7 @@ fn no_access_reaches_a_device_after_remove_has_returned() {
 #[test]
 #[ignore = "soak: takes a minute"]
 fn soak_no_access_reaches_a_device_after_remove_has_returned() {
+    let _limit = Limit::new("every removal");
     for bus in buses() {
         let start = Instant::now();
         remove_under_load(&bus, |_| start.elapsed() > Duration::from_secs(30));
@@ -235,6 +239,7 @@ fn pin(nth: usize) {
 #[test]
 #[cfg(all(target_os = "linux", not(miri)))]
 fn remove_sees_a_view_whose_stores_are_late() {
+    let _limit = Limit::new("every removal");
     #[derive(Default)]
     struct Late {
         calls: AtomicUsize,
@@ -301,6 +306,7 @@ fn remove_sees_a_view_whose_stores_are_late() {
 
 #[test]
 fn look_ups_during_a_move_see_the_old_or_the_new_place() {
+    let _limit = Limit::new("every move");
     for bus in buses() {
         let id = bus.insert(Tag::new(1), 0x1000, 0x100).unwrap();
         bus.insert(Tag::new(2), 0x3000, 0x100).unwrap();
@@ -341,6 +347,7 @@ fn look_ups_during_a_move_see_the_old_or_the_new_place() {
 
 #[test]
 fn views_come_and_go_while_devices_do() {
+    let _limit = Limit::new("every removal");
     for bus in buses() {
         std::thread::scope(|scope| {
             for thread in 0..3_u64 {

@@ -19,18 +19,18 @@ use std::sync::{Arc, Barrier, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
 use bus::{AccessError, Bus, BusDevice, BusDeviceSync, BusError, MmioBus, MmioView, RegionId};
-use support::{Tag, handler};
+use support::{Limit, Tag, handler};
 
 /// Fails the test instead of hanging it when something never returns.
 fn finishes<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static) -> T {
     let thread = std::thread::spawn(test);
-    for _ in 0..2000 {
+    for _ in 0..6000 {
         if thread.is_finished() {
             return thread.join().unwrap();
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    panic!("deadlock");
+    panic!("deadlock: not over within a minute");
 }
 
 /// A device that counts its calls and panics in all of them.
@@ -254,20 +254,26 @@ fn chain_of_locked_devices_longer_than_the_limit_is_refused() {
 fn two_vcpus_at_one_locked_device_take_turns() {
     struct Slow {
         inside: Arc<AtomicBool>,
+        calls: usize,
     }
     impl BusDevice for Slow {
         fn write(&mut self, _offset: u64, _data: &[u8]) -> Result<(), AccessError> {
             assert!(!self.inside.swap(true, Ordering::SeqCst));
-            std::thread::yield_now();
+            // Now and then: on a busy machine, each time takes milliseconds.
+            self.calls += 1;
+            if self.calls % 32 == 0 {
+                std::thread::yield_now();
+            }
             self.inside.store(false, Ordering::SeqCst);
             Ok(())
         }
     }
 
+    let _limit = Limit::new("both vCPUs");
     let bus = MmioBus::new();
     let inside = Arc::new(AtomicBool::new(false));
-    bus.insert(Arc::new(Mutex::new(Slow { inside })), 0, 4)
-        .unwrap();
+    let device = Slow { inside, calls: 0 };
+    bus.insert(Arc::new(Mutex::new(device)), 0, 4).unwrap();
     let rounds = if cfg!(miri) { 20 } else { 10_000 };
     std::thread::scope(|scope| {
         for _ in 0..2 {

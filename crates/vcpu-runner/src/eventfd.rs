@@ -24,6 +24,7 @@ pub enum Doorbell {
     U64(u64),
 }
 
+#[cfg(feature = "bus")]
 impl Doorbell {
     /// Bytes that a matching write touches at least.
     const fn width(self) -> u64 {

@@ -12,7 +12,7 @@ use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Nothing, SOON, wait_until};
+use common::{Nothing, SOON, join, receive, wait_until};
 use kvm_bindings as kvm;
 use vcpu_runner::{
     Control, ControlError, Error, Fault, GroupError, GuestIo, JoinError, MockStep, MockVcpu,
@@ -92,7 +92,7 @@ fn pause_and_resume_are_idempotent() {
             );
             handle.resume().unwrap();
             handle.resume().unwrap();
-            wait_until(|| log.runs() > runs);
+            wait_until("the vCPU runs again", || log.runs() > runs);
         }
         handle.stop();
         handle.stop();
@@ -133,14 +133,14 @@ fn a_pause_completes_every_part_of_an_access() {
         }
     });
     let mut handle = VcpuRunner::new(vcpu, devices).spawn("parts").unwrap();
-    is_entered.recv().unwrap();
+    receive("the first part", &is_entered);
     assert_eq!(handle.pause(SHORT), Err(ControlError::Timeout));
     assert_eq!(handle.control().state(), State::Running);
     go.send(()).unwrap();
     handle.pause(SOON).unwrap();
     assert_eq!(log.completed().len(), 3, "three parts, and not the write");
     handle.resume().unwrap();
-    wait_until(|| log.completed().len() == 4);
+    wait_until("the write", || log.completed().len() == 4);
     handle.stop();
     handle.join(SOON).unwrap();
 }
@@ -156,13 +156,11 @@ fn no_lock_is_held_while_a_request_waits() {
             drop(lock.lock().unwrap());
         }
     });
-    let mut handle = VcpuRunner::new(flooding(), devices).spawn("lock").unwrap();
-    let control = handle.control().clone();
-
     // The embedder's mistake: it waits with a lock that the device needs. The result is an error.
     let held = lock.lock().unwrap();
-    while is_entered.try_recv().is_ok() {}
-    is_entered.recv().unwrap();
+    let mut handle = VcpuRunner::new(flooding(), devices).spawn("lock").unwrap();
+    let control = handle.control().clone();
+    receive("the device is called", &is_entered);
     assert_eq!(handle.pause(SHORT), Err(ControlError::Timeout));
 
     // Meanwhile others get through: there is no lock of ours in their way.
@@ -174,7 +172,11 @@ fn no_lock_is_held_while_a_request_waits() {
     let since = Instant::now();
     assert_eq!(control.state(), State::Running);
     control.kick();
-    control.resume().unwrap();
+    // More than once, for the other thread may be late to ask.
+    wait_until("the pause is taken back", || {
+        control.resume().unwrap();
+        waiting.is_finished()
+    });
     assert_eq!(waiting.join().unwrap(), Err(ControlError::Superseded));
     control.stop();
     assert!(since.elapsed() < SOON / 2);
@@ -232,7 +234,7 @@ fn a_loop_can_begin_with_a_pause() {
     handle.pause(SOON).unwrap();
     assert_eq!(log.runs(), 0);
     handle.resume().unwrap();
-    wait_until(|| log.runs() == 1);
+    wait_until("the vCPU runs", || log.runs() == 1);
     handle.stop();
     handle.join(SOON).unwrap();
 }
@@ -253,12 +255,12 @@ fn a_stop_ends_a_pause() {
     });
     let handle = VcpuRunner::new(flooding(), devices).spawn("stuck").unwrap();
     // Not sooner: a vCPU that has not made an access yet can pause at once.
-    entered.recv_timeout(SOON).unwrap();
+    receive("the device is called", &entered);
     let control = handle.control().clone();
     let waiting = thread::spawn(move || control.pause(SOON));
     thread::sleep(SHORT);
     handle.stop();
-    let error = waiting.join().unwrap().unwrap_err();
+    let error = join("the pause fails", waiting).unwrap_err();
     assert!(
         matches!(error, ControlError::Superseded | ControlError::NotRunning),
         "{error}"
@@ -349,7 +351,7 @@ fn a_stuck_device_does_not_make_anybody_hang() {
         let _ = may_go.recv();
     });
     let mut handle = VcpuRunner::new(flooding(), devices).spawn("stuck").unwrap();
-    is_entered.recv().unwrap();
+    receive("the device is called", &is_entered);
     handle.stop();
     let since = Instant::now();
     assert!(matches!(handle.join(SHORT), Err(JoinError::Timeout)));
@@ -357,7 +359,7 @@ fn a_stuck_device_does_not_make_anybody_hang() {
     assert!(!handle.is_finished());
     // Dropping gives it up after a second.
     drop(handle);
-    assert!(since.elapsed() < Duration::from_secs(5));
+    assert!(since.elapsed() < SOON);
     drop(go);
 }
 
@@ -489,12 +491,12 @@ fn none_enters_the_guest_before_all_are_ready() {
                 .unwrap()
         }
     });
-    wait_until(|| names.lock().unwrap().len() == 4);
+    wait_until("four hooks", || names.lock().unwrap().len() == 4);
     thread::sleep(SHORT);
     assert!(logs.iter().all(|log| log.runs() == 0));
     gate.wait();
-    let running = starter.join().unwrap();
-    wait_until(|| logs.iter().all(|log| log.runs() > 0));
+    let running = join("the group starts", starter);
+    wait_until("all run", || logs.iter().all(|log| log.runs() > 0));
     drop(running);
     let mut names = names.lock().unwrap().clone();
     names.sort();
@@ -629,16 +631,20 @@ fn a_hook_that_hangs_is_a_timeout() {
 
 #[test]
 fn a_member_that_is_stuck_is_a_timeout_and_can_be_joined_again() {
+    let (entered, is_entered) = mpsc::channel();
     let (go, may_go) = mpsc::channel::<()>();
     let mut stuck = group([spinning()]);
     stuck.add(VcpuRunner::new(
         flooding(),
         Does(move || {
+            let _ = entered.send(());
             let _ = may_go.recv();
         }),
     ));
     let mut running = stuck.start(SOON).unwrap();
-    thread::sleep(SHORT);
+    receive("the device is called", &is_entered);
+    // The other one is not late, however busy the machine is.
+    running.vcpus()[0].pause(SOON).unwrap();
     match running.pause(SHORT) {
         Err(GroupError::Control {
             index: 1,
@@ -648,6 +654,7 @@ fn a_member_that_is_stuck_is_a_timeout_and_can_be_joined_again() {
     }
     running.resume().unwrap();
     running.stop();
+    wait_until("the other one ends", || running.vcpus()[0].is_finished());
     match running.join(SHORT) {
         Err(GroupError::Vcpu {
             index: 1,
@@ -664,7 +671,9 @@ fn dropping_a_group_ends_its_threads() {
     let vcpus: Vec<MockVcpu> = (0..3).map(|_| flooding()).collect();
     let logs: Vec<_> = vcpus.iter().map(MockVcpu::log).collect();
     let running = group(vcpus).start(SOON).unwrap();
-    wait_until(|| logs.iter().all(|log| log.bound() == 1));
+    wait_until("all threads are there", || {
+        logs.iter().all(|log| log.bound() == 1)
+    });
     drop(running);
     assert!(logs.iter().all(|log| log.bound() == 0));
     // A group that never started has no threads.

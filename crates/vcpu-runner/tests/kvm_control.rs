@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use common::{ENTRY, Guest, Machine, Nothing, SOON, rounds, wait_until};
+use common::{ENTRY, Guest, Machine, Nothing, SOON, join, receive, rounds, wait_until};
 use vcpu_runner::{
     Control, ControlError, ExitCounters, ExitKind, GroupError, GuestIo, JoinError, KickSignal,
     KvmVcpu, Outcome, State, VcpuGroup, VcpuHandle, VcpuRunner,
@@ -27,11 +27,8 @@ fn a_paused_guest_stands_still() {
             .spawn("still")
             .unwrap();
         for _ in 0..20 {
-            wait_until({
-                let before = rounds(&machine);
-                let machine = &machine;
-                move || rounds(machine) != before
-            });
+            let before = rounds(&machine);
+            wait_until("the guest goes on", || rounds(&machine) != before);
             handle.pause(SOON).unwrap();
             let before = rounds(&machine);
             let regs = |vcpu: &mut KvmVcpu| vcpu.fd().get_regs().unwrap();
@@ -89,7 +86,7 @@ fn a_pause_completes_the_access_that_is_in_progress() {
         let mut handle = VcpuRunner::new(machine.vcpu(0), Slow { begun, next: 1 })
             .spawn("slow")
             .unwrap();
-        has_begun.recv().unwrap();
+        receive("the first access", &has_begun);
         handle.pause(SOON).unwrap();
         // What a snapshot would take: the instruction is over, with its result.
         let regs = handle
@@ -123,7 +120,7 @@ fn a_pause_in_the_middle_of_a_string_loses_nothing() {
         .spawn("string")
         .unwrap();
     let mut pauses = 0;
-    while has_begun.recv().is_ok() {
+    while has_begun.recv_timeout(SOON).is_ok() {
         match handle.pause(SOON) {
             Ok(()) => pauses += 1,
             // The guest is done.
@@ -180,12 +177,14 @@ fn kicks_from_many_threads_do_no_harm() {
         }
     });
     let before = rounds(&machine);
-    wait_until(|| rounds(&machine) != before);
+    wait_until("the guest goes on", || rounds(&machine) != before);
     // Nothing is left over: with no more requests there are no more interruptions.
-    thread::sleep(Duration::from_millis(5));
-    let settled = counters.get(ExitKind::Interrupted);
-    thread::sleep(Duration::from_millis(20));
-    assert_eq!(counters.get(ExitKind::Interrupted), settled);
+    let mut settled = 0;
+    wait_until("no more interruptions", || {
+        settled = counters.get(ExitKind::Interrupted);
+        thread::sleep(Duration::from_millis(20));
+        counters.get(ExitKind::Interrupted) == settled
+    });
     assert!(settled <= 2 * (sent.load(Ordering::Relaxed) + 500));
     handle.stop();
     assert_eq!(handle.join(SOON).unwrap(), Outcome::Stopped);
@@ -205,7 +204,9 @@ fn each_pause_costs_at_most_one_spurious_exit() {
             let before = counters.get(ExitKind::Interrupted);
             handle.pause(SOON).unwrap();
             handle.resume().unwrap();
-            wait_until(|| handle.control().state() == State::Running);
+            wait_until("the vCPU runs", || {
+                handle.control().state() == State::Running
+            });
             thread::sleep(Duration::from_micros(300));
             let exits = counters.get(ExitKind::Interrupted) - before;
             assert!(exits <= 2, "{exits} interruptions");
@@ -228,13 +229,13 @@ fn a_thread_may_block_the_signal_and_gets_its_mask_back() {
         done.send((outcome, common::signal::is_blocked(signal.number())))
             .unwrap();
     });
-    wait_until(|| rounds(&machine) > 100);
+    wait_until("100 rounds", || rounds(&machine) > 100);
     control.stop();
     assert_eq!(
-        is_done.recv_timeout(SOON).unwrap(),
+        receive("the end of the loop", &is_done),
         (Outcome::Stopped, true)
     );
-    thread.join().unwrap();
+    join("the end of its thread", thread);
     // The thread is gone; kicks go nowhere.
     for _ in 0..100 {
         control.kick();
@@ -271,16 +272,16 @@ fn a_foreign_signal_is_not_a_request() {
         id.send(common::signal::thread_id()).unwrap();
         runner.run().unwrap()
     });
-    let id = has_id.recv().unwrap();
-    wait_until(|| rounds(&machine) > 0);
+    let id = receive("the thread's number", &has_id);
+    wait_until("the guest runs", || rounds(&machine) > 0);
     for _ in 0..1_000 {
         common::signal::send(id, signal.number());
     }
     assert_eq!(control.state(), State::Running);
     let before = rounds(&machine);
-    wait_until(|| rounds(&machine) != before);
+    wait_until("the guest goes on", || rounds(&machine) != before);
     control.stop();
-    assert_eq!(thread.join().unwrap(), Outcome::Stopped);
+    assert_eq!(join("the end of the loop", thread), Outcome::Stopped);
 }
 
 /// A register that ends the machine: 1 is a reset, anything else powers it off.

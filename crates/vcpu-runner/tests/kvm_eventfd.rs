@@ -20,7 +20,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 fn collected_writes_come_before_the_exit_that_follows_them() {
     let Some(kvm) = common::kvm() else { return };
     if !kvm.check_extension(Cap::CoalescedMmio) {
-        println!("skipped: no coalesced MMIO");
+        common::skip("no coalesced MMIO");
         return;
     }
     #[rustfmt::skip]
@@ -62,7 +62,7 @@ fn collected_writes_come_before_the_exit_that_follows_them() {
 fn collected_writes_come_before_a_pause() {
     let Some(kvm) = common::kvm() else { return };
     if !kvm.check_extension(Cap::CoalescedMmio) {
-        println!("skipped: no coalesced MMIO");
+        common::skip("no coalesced MMIO");
         return;
     }
     #[rustfmt::skip]
@@ -87,9 +87,9 @@ fn collected_writes_come_before_a_pause() {
         .with_coalesced_mmio(ring)
         .spawn("coalesced")
         .unwrap();
-    while machine.read::<1>(0x5000) != [0x77] {
-        std::thread::yield_now();
-    }
+    common::wait_until("the guest has written", || {
+        machine.read::<1>(0x5000) == [0x77]
+    });
     handle.pause(SOON).unwrap();
     assert_eq!(devices.log(), [Access::MmioWrite(0x8000_0000, vec![0x77])]);
     handle.stop();
@@ -234,9 +234,9 @@ fn an_irqfd_needs_an_interrupt_controller_and_wakes_a_halted_guest() {
     let mut handle = VcpuRunner::new(vcpu, devices.clone()).spawn("irq").unwrap();
     let wrote =
         |port| move |access: &Access| matches!(access, Access::PioWrite(p, _) if *p == port);
-    common::wait_until(|| devices.log().iter().any(wrote(0x98)));
+    common::wait_until("the guest waits", || devices.log().iter().any(wrote(0x98)));
     line.trigger().unwrap();
-    common::wait_until(|| devices.log().iter().any(wrote(0x99)));
+    common::wait_until("the interrupt", || devices.log().iter().any(wrote(0x99)));
     handle.stop();
     assert_eq!(handle.join(SOON).unwrap(), Outcome::Stopped);
 }

@@ -19,7 +19,10 @@ use common::{Guest, Nothing, SOON, rounds, signal, wait_until};
 use vcpu_runner::{ExitCounters, ExitKind, Outcome, State, VcpuRunner};
 
 /// How long a pause may take, not counting how long its threads wait for a processor.
-const LIMIT: Duration = Duration::from_millis(50);
+///
+/// An outlier is no fault: the machine may itself be virtual and get no processor for a while, which
+/// nothing here shows.
+const LIMIT: Duration = Duration::from_secs(1);
 /// How long all but two in a hundred may take.
 const USUAL: Duration = Duration::from_millis(10);
 
@@ -35,10 +38,13 @@ fn queued(threads: &[libc::pid_t]) -> Duration {
 
 #[test]
 fn ten_thousand_pauses() {
-    let Some(kvm) = common::kvm() else { return };
+    let Some(mut kvm) = common::kvm() else { return };
     let asked_for: Option<u32> = std::env::var("PAUSES").ok().map(|n| n.parse().unwrap());
     let (most, budget) = match asked_for {
-        Some(pairs) => (pairs, Duration::MAX),
+        Some(pairs) => {
+            kvm.lift_limit();
+            (pairs, Duration::MAX)
+        }
         None => (10_000, Duration::from_secs(20)),
     };
     for guest in [Guest::Spins, Guest::Floods, Guest::Halts] {
@@ -103,7 +109,7 @@ fn ten_thousand_pauses() {
         // The last resume is not lost.
         if guest != Guest::Halts {
             let before = rounds(&machine);
-            wait_until(|| rounds(&machine) != before);
+            wait_until("the guest goes on", || rounds(&machine) != before);
         }
         handle.stop();
         assert_eq!(handle.join(SOON).unwrap(), Outcome::Stopped);

@@ -6,13 +6,17 @@
 //!
 //! The tests run this program again, as children that may be killed.
 #![cfg(all(target_arch = "x86_64", not(miri)))]
-#![expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test stops at the unexpected"
+)]
 
 use std::io::{self, Read};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, ExitStatus};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use virtio_device_core::test_utils::DriverQueue;
@@ -135,7 +139,23 @@ fn run(name: &str) -> ExitStatus {
     command
         .args(["--exact", name, "--nocapture"])
         .env(CHILD, name);
-    command.output().unwrap().status
+    end_of(command)
+}
+
+/// The end of a child, which is killed if it does not come.
+fn end_of(mut command: Command) -> ExitStatus {
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while Instant::now() < deadline {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+    panic!("the child waits for an interrupt that does not come");
 }
 
 fn is_child() -> bool {
@@ -192,7 +212,7 @@ fn each_call_is_needed() {
         let mut command = Command::new(program);
         command.args(["--exact", "each_call_is_needed", "--nocapture"]);
         command.env(CHILD, "1").env(WITHOUT, call.to_string());
-        let status = command.output().unwrap().status;
+        let status = end_of(command);
         assert_eq!(status.signal(), Some(SIGSYS), "without {call}: {status}");
     }
 }

@@ -5,14 +5,19 @@
 
 #![allow(
     dead_code,
+    unused_imports,
     clippy::allow_attributes,
     reason = "each test binary uses its own part of this"
 )]
+
+mod limit;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bus::{AccessError, BusDeviceSync};
+
+pub(crate) use limit::Limit;
 
 /// Answers every read with its tag in each byte, and counts how often it was called.
 #[derive(Debug)]

@@ -14,33 +14,58 @@
 
 #[cfg(target_arch = "x86_64")]
 mod guests;
+mod limit;
 #[cfg(target_arch = "x86_64")]
 mod machine;
 pub mod signal;
+mod skip;
 
+use std::ops::Deref;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use kvm_ioctls::Kvm;
 use vcpu_runner::GuestIo;
 
 #[cfg(target_arch = "x86_64")]
 pub use guests::{Guest, rounds};
+pub use limit::{Limit, SOON, join, receive, wait_until};
 #[cfg(target_arch = "x86_64")]
 pub use machine::{ENTRY, MMIO, Machine, RAM};
+pub(crate) use skip::skip;
 
-/// Longer than anything takes that is not stuck.
-pub const SOON: Duration = Duration::from_secs(10);
+/// KVM for one test, and a limit to how long that takes.
+pub struct TestKvm {
+    kvm: Kvm,
+    limit: Option<Limit>,
+}
+
+impl TestKvm {
+    /// Lets the test take as long as it wants.
+    pub fn lift_limit(&mut self) {
+        self.limit = None;
+    }
+}
+
+impl Deref for TestKvm {
+    type Target = Kvm;
+
+    fn deref(&self) -> &Kvm {
+        &self.kvm
+    }
+}
 
 /// KVM, or a visible line that the test did nothing; with `REQUIRE_KVM=1` that is a failure.
-pub fn kvm() -> Option<Kvm> {
+pub fn kvm() -> Option<TestKvm> {
     match Kvm::new() {
-        Ok(kvm) => Some(kvm),
+        Ok(kvm) => Some(TestKvm {
+            kvm,
+            limit: Some(Limit::new("the end of the guest")),
+        }),
         Err(error) if std::env::var("REQUIRE_KVM").as_deref() == Ok("1") => {
             panic!("no usable /dev/kvm: {error}")
         }
-        Err(_) => {
-            println!("skipped: no usable /dev/kvm");
+        Err(error) => {
+            skip(format_args!("no usable /dev/kvm: {error}"));
             None
         }
     }
@@ -113,13 +138,4 @@ impl GuestIo for Nothing {
     fn mmio_write(&mut self, _: u64, _: &[u8]) {}
     fn pio_read(&mut self, _: u16, _: &mut [u8]) {}
     fn pio_write(&mut self, _: u16, _: &[u8]) {}
-}
-
-/// Waits for something that happens soon.
-pub fn wait_until(mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + SOON;
-    while !condition() {
-        assert!(Instant::now() < deadline, "it did not happen");
-        std::thread::sleep(Duration::from_millis(1));
-    }
 }
