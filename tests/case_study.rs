@@ -157,7 +157,7 @@ fn start(args: &[&str]) -> Child {
 }
 
 /// A size that takes seconds.
-const LONG: &str = "1048576";
+const LONG: &str = "16777216";
 
 #[test]
 fn rows_are_printed_as_they_are_measured_and_an_interrupt_keeps_them() {
@@ -243,7 +243,7 @@ fn a_source_that_runs_out_during_the_run_is_a_clear_error() {
         return;
     }
     let folder = Folder::new("out");
-    let file = folder.file("entropy", &known_bytes(1 << 20));
+    let file = folder.file("entropy", &known_bytes(16 << 20));
     let mut child = start(&["--bytes", &format!("64,{LONG}"), "--entropy", with(&file)]);
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let table: Vec<_> = lines.by_ref().take(4).map(Result::unwrap).collect();

@@ -71,7 +71,7 @@ pub(crate) fn insert_virtio_rng<O: RngObserver + 'static>(
     let transport = MmioTransport::new(device, memory, irq.clone())?;
     let mut kicks = Vec::new();
     for (queue, kick) in transport.kicks() {
-        kicks.push((queue, kick.try_clone()?));
+        kicks.push((queue, kick.try_clone().map_err(call("dup"))?));
     }
     let region = Region::new(VIRTIO_RNG, virtio_mmio_transport::REGION_SIZE);
     let transport = Arc::new(Mutex::new(transport));
@@ -98,7 +98,7 @@ impl Wires {
         let mut doorbells = Vec::new();
         for (queue, kick) in &self.kicks {
             let doorbell = Doorbell::U32((*queue).into());
-            let kick = kick.try_clone()?;
+            let kick = kick.try_clone().map_err(call("dup"))?;
             let ioevent = IoEvent::mmio(vm, VIRTIO_RNG, QUEUE_NOTIFY, doorbell, kick);
             doorbells.push(ioevent.map_err(call("KVM_IOEVENTFD"))?);
         }

@@ -39,7 +39,7 @@ pub(crate) fn open() -> Result<Kvm, String> {
     Ok(kvm)
 }
 
-/// Names the call of KVM that failed: for `map_err`.
+/// Names the call of KVM, or of the system, that failed: for `map_err`.
 pub(crate) fn call<E: Into<io::Error>>(name: &str) -> impl Fn(E) -> String {
     move |error| format!("{name}: {}", error.into())
 }

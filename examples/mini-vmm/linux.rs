@@ -157,7 +157,7 @@ fn boot(machine: &Machine, kernel: &Kernel, options: &Options) -> Result<ExitCod
         complain(doubt);
     }
     let (_parts, group) = machine.assemble(&kvm, kernel, options)?;
-    let terminal = Terminal::find()?;
+    let terminal = Terminal::find().map_err(kvm::call("the terminal"))?;
     signals::watch(
         machine.bell().clone(),
         terminal.as_ref().map(Terminal::modes),
@@ -180,10 +180,11 @@ fn play(
     terminal: Option<Terminal>,
 ) -> Result<Ending, Box<dyn Error>> {
     if let Some(terminal) = &terminal {
-        terminal.modes().take()?;
+        terminal.modes().take().map_err(kvm::call("the terminal"))?;
     }
     let mut group = group.start(START)?;
-    input::start(machine.serial(), machine.bell().clone(), terminal.is_some())?;
+    input::start(machine.serial(), machine.bell().clone(), terminal.is_some())
+        .map_err(kvm::call("thread"))?;
     await_end(machine);
     machine.output.release();
     machine.errors.release();

@@ -46,6 +46,7 @@ fn files_that_are_no_kernels_are_refused() {
         image[at..at + bytes.len()].copy_from_slice(bytes);
         image
     };
+    let zeros = |image: &[u8]| changed(image, image.len() - 16, &[0; 16]);
     let mut cases: Vec<(&str, Vec<u8>, &str)> = vec![
         ("empty", Vec::new(), "empty"),
         ("short", vec![b'x'; 3], "truncated"),
@@ -104,6 +105,12 @@ fn files_that_are_no_kernels_are_refused() {
             "bz-wraps",
             changed(&image, 0x258, &[0xff; 12]),
             "below 2048 MiB",
+        ),
+        ("bz-zeros", zeros(&image), "no code"),
+        (
+            "elf-zeros",
+            [&vmlinux[..0x1000], &vec![0; vmlinux.len() - 0x1000]].concat(),
+            "no code",
         ),
         (
             "elf-no-code",

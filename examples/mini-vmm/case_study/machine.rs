@@ -104,7 +104,7 @@ pub(crate) fn run(
     let vcpu = KvmVcpu::new(vcpu).map_err(call("mmap of the vCPU's run record"))?;
     let runner =
         VcpuRunner::new(vcpu, BusIo::new(mmio.view(), pio.view())).with_observer(counters.clone());
-    let mut vcpu = runner.spawn("vcpu0")?;
+    let mut vcpu = runner.spawn("vcpu0").map_err(call("thread"))?;
 
     let mut phases = Vec::new();
     let mut progress = Progress::new(&counters);

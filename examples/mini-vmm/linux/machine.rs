@@ -71,10 +71,10 @@ impl Machine {
             // Nobody can follow what the guest does any more.
             move |error: &io::Error| bell.end(End::Console(failed_stdout(error)))
         };
-        let output = Output::start("stdout", stdout(), &bell, fail)?;
+        let output = Output::start("stdout", stdout(), &bell, fail).map_err(call("thread"))?;
         // Messages that nobody can read are not worth ending the guest for.
-        let errors = Output::start("stderr", stderr(), &bell, |_| {})?;
-        let serial_irq = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+        let errors = Output::start("stderr", stderr(), &bell, |_| {}).map_err(call("thread"))?;
+        let serial_irq = Arc::new(EventFd::new(EFD_NONBLOCK).map_err(call("eventfd"))?);
         let serial = SerialPort::new(serial_irq.clone(), output.clone(), errors.clone());
         let pio = PioBus::new();
         put(&pio, serial.clone(), SERIAL, SERIAL_SIZE, "serial")?;
@@ -138,8 +138,8 @@ impl Machine {
             ..kvm_pit_config::default()
         };
         vm.create_pit2(timer).map_err(call("KVM_CREATE_PIT2"))?;
-        let serial_irq =
-            IrqFd::new(&vm, SERIAL_GSI, self.serial_irq.try_clone()?).map_err(call("KVM_IRQFD"))?;
+        let event = self.serial_irq.try_clone().map_err(call("dup"))?;
+        let serial_irq = IrqFd::new(&vm, SERIAL_GSI, event).map_err(call("KVM_IRQFD"))?;
         let doorbells = match &self.wires {
             Some(wires) => wires.connect(&vm)?,
             None => Vec::new(),

@@ -98,7 +98,7 @@ fn load_bzimage<F: Read + ReadVolatile + Seek>(
         return Err("is truncated".to_owned());
     }
     let loaded = image.len().saturating_sub(setup);
-    if code.min(loaded) <= ENTRY_64 {
+    if code.min(loaded) <= ENTRY_64 || !is_code(image, setup + ENTRY_64)? {
         return Err("has no code at its entry point".to_owned());
     }
     let start = u64::from(header.code32_start);
@@ -186,7 +186,8 @@ fn load_elf<F: Read + ReadVolatile + Seek>(
         },
     };
     let (Entry::Pvh { address } | Entry::Long { address, .. }) = entry;
-    if !loaded().any(|segment| segment.holds_code_at(address)) {
+    let offset = loaded().find_map(|segment| segment.file_offset(address));
+    if !offset.is_some_and(|offset| matches!(is_code(image, offset), Ok(true))) {
         return Err(format!(
             "has no code at its entry point, which is {address:#x}"
         ));
@@ -225,12 +226,11 @@ impl Segment {
         self.kind == LOAD && self.file_size > 0
     }
 
-    /// Whether what is loaded to `address` comes from the file.
-    const fn holds_code_at(&self, address: u64) -> bool {
-        match address.checked_sub(self.address) {
-            Some(offset) => offset < self.file_size,
-            None => false,
-        }
+    /// Where in the file the byte is that is loaded to `address`, if it comes from there.
+    fn file_offset(&self, address: u64) -> Option<u64> {
+        let offset = address.checked_sub(self.address)?;
+        let within = offset < self.file_size;
+        within.then(|| self.offset.saturating_add(offset))
     }
 }
 
@@ -267,6 +267,13 @@ fn segments<F: Read + Seek>(image: &mut Image<F>) -> Result<Vec<Segment>, String
         })
         .filter(|segment| matches!(segment.kind, LOAD | NOTE))
         .collect())
+}
+
+/// Whether there can be code at an offset: zeros are none that a processor gets through.
+fn is_code<F: Read + Seek>(image: &mut Image<F>, offset: u64) -> Result<bool, String> {
+    let len = image.len().saturating_sub(offset).min(16);
+    let bytes = image.at(offset, usize::try_from(len).unwrap_or(0))?;
+    Ok(bytes.iter().any(|byte| *byte != 0))
 }
 
 fn first_word(bytes: &[u8]) -> u32 {
