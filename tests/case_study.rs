@@ -13,12 +13,16 @@ mod common;
 mod kvm;
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 
 use common::{Folder, mini_vmm};
 use kvm::kvm;
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::Value;
 
 /// Runs the program to its end.
@@ -141,14 +145,134 @@ fn the_kernel_gives_both_devices_different_bytes() {
     }
 }
 
+/// Starts the program with pipes on its standard streams.
+fn start(args: &[&str]) -> Child {
+    mini_vmm()
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+/// A size that takes seconds.
+const LONG: &str = "16777216";
+
+#[test]
+fn rows_are_printed_as_they_are_measured_and_an_interrupt_keeps_them() {
+    if !kvm() {
+        return;
+    }
+    let mut child = start(&["--bytes", &format!("64,{LONG}")]);
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut table: Vec<_> = lines.by_ref().take(4).map(Result::unwrap).collect();
+    assert!(child.try_wait().unwrap().is_none(), "{table:?}");
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    table.extend(lines.map(Result::unwrap));
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.signal(), Some(Signal::TERM.as_raw()));
+    assert_eq!(table.len(), 4, "{table:?}");
+    assert!(table[1].starts_with("mmio-rng-legacy"), "{table:?}");
+    assert!(table[2].starts_with("virtio-rng"), "{table:?}");
+    // A terminal would have been shown how far it is; this is none.
+    assert!(output.stderr.is_empty(), "{output:?}");
+}
+
+#[test]
+fn a_terminal_is_shown_how_far_a_long_size_is() {
+    if !kvm() {
+        return;
+    }
+    let screen = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&screen).unwrap();
+    unlockpt(&screen).unwrap();
+    let path = ptsname(&screen, Vec::new()).unwrap();
+    let terminal = File::options()
+        .read(true)
+        .write(true)
+        .open(path.to_str().unwrap())
+        .unwrap();
+    let mut child = mini_vmm()
+        .args(["--bytes", LONG])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(terminal)
+        .spawn()
+        .unwrap();
+    let mut shown = String::new();
+    let mut screen = File::from(screen);
+    while !shown.contains(" %") {
+        let mut piece = [0; 256];
+        let len = screen.read(&mut piece).unwrap();
+        shown.push_str(std::str::from_utf8(&piece[..len]).unwrap());
+    }
+    child.kill().unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.stdout.is_empty(), "{output:?}");
+    assert!(
+        shown.contains(&format!("{LONG} bytes from the ")),
+        "{shown}"
+    );
+}
+
+#[test]
+fn the_slower_device_is_the_one_that_takes_a_multiple() {
+    if !kvm() {
+        return;
+    }
+    // One read against a request with an interrupt: the register wins.
+    let output = run(["--bytes", "4"]);
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        table.contains("the register cost 1 exit, the queue 2;"),
+        "{table}"
+    );
+    for nonsense in [" 0 times", " 0.", "1 exits"] {
+        let said = table.lines().filter(|line| !line.contains("-rng"));
+        assert!(
+            !said.into_iter().any(|line| line.contains(nonsense)),
+            "{table}"
+        );
+    }
+}
+
 #[test]
 fn a_source_that_runs_out_during_the_run_is_a_clear_error() {
     if !kvm() {
         return;
     }
-    // Its length cannot be seen before it is read.
-    let output = run(["--bytes", "2048", "--entropy", "/dev/null"]);
-    assert_complaint(&output, 1, "has run out: 0 bytes, 2048 wanted");
+    let folder = Folder::new("out");
+    let file = folder.file("entropy", &known_bytes(16 << 20));
+    let mut child = start(&["--bytes", &format!("64,{LONG}"), "--entropy", with(&file)]);
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let table: Vec<_> = lines.by_ref().take(4).map(Result::unwrap).collect();
+    fs::write(&file, []).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let complaint = String::from_utf8(output.stderr).unwrap();
+    let file = with(&file);
+    assert!(
+        complaint.starts_with(&format!("mini-vmm: --entropy: {file}: has run out: ")),
+        "{complaint}"
+    );
+    assert_eq!(complaint.lines().count(), 1, "{complaint}");
+    assert_eq!(table.len(), 4);
+}
+
+#[test]
+fn a_source_without_data_is_the_same_error_whatever_it_is() {
+    let folder = Folder::new("dry");
+    let empty = folder.file("empty", b"");
+    for file in [with(&empty), "/dev/null"] {
+        let wanted = format!("--entropy: {file}: has run out: 0 bytes, 2048 wanted");
+        assert_complaint(&run(["--bytes", "2048", "--entropy", file]), 2, &wanted);
+        let wanted = format!("--entropy: {file}: has run out: 0 bytes, 1 wanted");
+        assert_complaint(&run(["--map", "--entropy", file]), 2, &wanted);
+    }
+    let one = folder.file("one", b"x");
+    let output = run(["--bytes", "2048", "--entropy", with(&one)]);
+    assert_complaint(&output, 2, "has run out: 1 byte, 2048 wanted");
 }
 
 /// One line on standard error, nothing on standard output.
@@ -194,6 +318,10 @@ fn wrong_command_lines_are_refused_in_one_line() {
         (&["--entropy", with(&short)], "60 bytes"),
         (&["--dump", with(&short)], "--dump"),
         (&["--json=yes"], "--json"),
+        (&["--json", "--json"], "--json is given twice"),
+        (&["--bytes=4", "--bytes=8"], "--bytes is given twice"),
+        (&["--dump=a", "--dump=a"], "--dump is given twice"),
+        (&["--entropy=a", "--entropy=b"], "--entropy is given twice"),
     ];
     for (args, about) in cases {
         assert_complaint(&run(*args), 2, about);

@@ -41,7 +41,8 @@ run is shown:
 With a kernel, the guest's first serial port is standard input and output:
       --kernel FILE     Boot this bzImage or vmlinux (x86-64)
       --initrd FILE     Give the kernel this initramfs
-      --cmdline STRING  The kernel's command line (default: console=ttyS0 panic=-1)
+      --cmdline STRING  The kernel's command line (default: console=ttyS0 panic=-1);
+                        PCI is switched off in it unless it has a pci= of its own
       --memory MIB      Size of guest memory, 64 to 1048576 (default: 512)
       --cpus N          Number of vCPUs, 1 to 8 (default: 1)
       --rate-limit N    Have virtio-rng serve at most N bytes a second
@@ -57,7 +58,7 @@ With a kernel, the guest's first serial port is standard input and output:
 On a terminal, Ctrl-A x ends the program, and Ctrl-A Ctrl-A sends one Ctrl-A.
 
 Exit status: 0 if all went well: the guest powered off, or Ctrl-A x was typed;
-1 if the run failed; 2 if the command line, or a file it names, is wrong; 3 if
+1 if the run failed, or standard output cannot be written; 2 if the command line, or a file it names, is wrong; 3 if
 the guest asked for a reset, which panic=-1 does after a panic; 4 if the guest
 crashed by a triple fault; 128 + N on signal N.
 ";
@@ -116,8 +117,12 @@ struct Given {
 pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String> {
     let mut parser = Parser::from_args(args);
     let mut given = Given::default();
+    let mut seen = BTreeSet::new();
     while let Some(arg) = parser.next().map_err(|error| error.to_string())? {
         match arg {
+            Arg::Long(option) if !seen.insert(option.to_owned()) => {
+                return Err(format!("--{option} is given twice"));
+            }
             Arg::Short('h') | Arg::Long("help") => return Ok(Command::Help),
             Arg::Short('V') | Arg::Long("version") => return Ok(Command::Version),
             Arg::Long("json") => given.json = true,
@@ -170,31 +175,44 @@ impl Given {
         Ok(())
     }
 
+    /// Refuses what makes no sense beside the other options.
+    fn refuse_misfits(&self) -> Result<(), String> {
+        let case_study = [
+            ("--bytes", self.bytes.is_some()),
+            ("--dump", self.dump.is_some()),
+        ];
+        let machine = [
+            ("--memory", self.memory.is_some()),
+            ("--cpus", self.cpus.is_some()),
+            ("--rate-limit", self.rate_limit.is_some()),
+            ("--legacy-rng", self.legacy_rng.is_some()),
+            ("--virtio-rng", self.virtio_rng.is_some()),
+            ("--acpi", self.acpi.is_some()),
+        ];
+        let kernel = [
+            ("--initrd", self.initrd.is_some()),
+            ("--cmdline", self.command_line.is_some()),
+            ("--trace", self.trace.is_some()),
+            ("--json", self.json && self.map),
+        ];
+        let (foreign, condition): (Vec<_>, _) = match (&self.kernel, self.map) {
+            (Some(_), _) => (case_study.into(), "without --kernel"),
+            (None, true) if case_study.iter().any(|(_, given)| *given) => {
+                (case_study.into(), "without --map")
+            }
+            (None, true) => (kernel.into(), "with --kernel"),
+            (None, false) => ([&machine[..], &kernel].concat(), "with --kernel"),
+        };
+        match foreign.iter().find(|(_, given)| *given) {
+            Some((option, _)) => Err(format!("{option} only makes sense {condition}")),
+            None => Ok(()),
+        }
+    }
+
     /// Sorts out what is asked for, and whether everything given fits it.
     fn check(self) -> Result<Command, String> {
+        self.refuse_misfits()?;
         let linux = self.kernel.is_some() || self.map;
-        let foreign: &[(&str, bool)] = if linux {
-            &[
-                ("--bytes", self.bytes.is_some()),
-                ("--dump", self.dump.is_some()),
-            ]
-        } else {
-            &[
-                ("--initrd", self.initrd.is_some()),
-                ("--cmdline", self.command_line.is_some()),
-                ("--memory", self.memory.is_some()),
-                ("--cpus", self.cpus.is_some()),
-                ("--rate-limit", self.rate_limit.is_some()),
-                ("--legacy-rng", self.legacy_rng.is_some()),
-                ("--virtio-rng", self.virtio_rng.is_some()),
-                ("--acpi", self.acpi.is_some()),
-                ("--trace", self.trace.is_some()),
-            ]
-        };
-        if let Some((option, _)) = foreign.iter().find(|(_, given)| *given) {
-            let with = if linux { "without" } else { "with" };
-            return Err(format!("{option} only makes sense {with} --kernel"));
-        }
         if !linux {
             return Ok(Command::CaseStudy(case_study::Options {
                 bytes: self.bytes.unwrap_or_else(|| DEFAULT_BYTES.to_vec()),
@@ -205,9 +223,17 @@ impl Given {
         }
         let (cpus, acpi) = (self.cpus.unwrap_or(1), self.acpi.unwrap_or(true));
         if cpus > 1 && !acpi {
-            return Err("--cpus: without ACPI, a kernel finds one vCPU only".to_owned());
+            return Err(format!(
+                "--cpus {cpus} makes no sense with --acpi off: without ACPI, a kernel finds one vCPU"
+            ));
         }
+        let legacy_rng = self.legacy_rng.unwrap_or(true);
         let virtio_rng = self.virtio_rng.unwrap_or(true);
+        if matches!(self.source, Source::File(_)) && !legacy_rng && !virtio_rng {
+            return Err(
+                "--entropy makes no sense with --legacy-rng off and --virtio-rng off".to_owned(),
+            );
+        }
         if self.rate_limit.is_some() && !virtio_rng {
             return Err("--rate-limit makes no sense with --virtio-rng off".to_owned());
         }
@@ -221,7 +247,7 @@ impl Given {
             cpus,
             source: self.source,
             rate_limit: self.rate_limit,
-            legacy_rng: self.legacy_rng.unwrap_or(true),
+            legacy_rng,
             virtio_rng,
             acpi,
             trace: self.trace,

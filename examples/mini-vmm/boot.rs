@@ -11,6 +11,7 @@ use vm_memory::{
     GuestRegionMmap, MmapRegion,
 };
 
+use crate::kvm::call;
 use crate::layout::{CODE_SELECTOR, DATA_SELECTOR, GDT, PAGE_TABLES, STACK_TOP};
 
 /// The one kind of error here: something that has no remedy but to be read.
@@ -127,7 +128,8 @@ pub(crate) fn map_memory(vm: &VmFd, memory: &Memory) -> Result<()> {
         let mapped = unsafe { vm.set_user_memory_region(mapping) };
         mapped.map_err(|error| {
             let (mib, start) = (region.len() >> 20, start.raw_value());
-            format!("KVM does not take {mib} MiB of memory at {start:#x}: {error}")
+            let failed = call("KVM_SET_USER_MEMORY_REGION")(error);
+            format!("{failed}, for {mib} MiB of memory at {start:#x}")
         })?;
     }
     Ok(())
@@ -135,7 +137,7 @@ pub(crate) fn map_memory(vm: &VmFd, memory: &Memory) -> Result<()> {
 
 /// Puts the vCPU into 64-bit mode, with `registers` and the tables of [`write_tables`].
 pub(crate) fn long_mode(vcpu: &VcpuFd, registers: kvm_regs) -> Result<()> {
-    let mut sregs = vcpu.get_sregs()?;
+    let mut sregs = vcpu.get_sregs().map_err(call("KVM_GET_SREGS"))?;
     sregs.cs = segment(CODE_SELECTOR, SEGMENT_CODE, Width::Long);
     let data = segment(DATA_SELECTOR, SEGMENT_DATA, Width::Protected);
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
@@ -145,13 +147,13 @@ pub(crate) fn long_mode(vcpu: &VcpuFd, registers: kvm_regs) -> Result<()> {
     sregs.cr3 = PAGE_TABLES;
     sregs.cr4 |= CR4_PAE;
     sregs.efer |= EFER_LME | EFER_LMA;
-    vcpu.set_sregs(&sregs)?;
+    vcpu.set_sregs(&sregs).map_err(call("KVM_SET_SREGS"))?;
     set_registers(vcpu, registers)
 }
 
 /// Puts the vCPU into 32-bit protected mode without paging, with `registers`.
 pub(crate) fn protected_mode(vcpu: &VcpuFd, registers: kvm_regs) -> Result<()> {
-    let mut sregs = vcpu.get_sregs()?;
+    let mut sregs = vcpu.get_sregs().map_err(call("KVM_GET_SREGS"))?;
     sregs.cs = segment(CODE_SELECTOR, SEGMENT_CODE, Width::Protected);
     let data = segment(DATA_SELECTOR, SEGMENT_DATA, Width::Protected);
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
@@ -164,17 +166,18 @@ pub(crate) fn protected_mode(vcpu: &VcpuFd, registers: kvm_regs) -> Result<()> {
     };
     sregs.cr0 = CR0_PE;
     sregs.cr4 = 0;
-    vcpu.set_sregs(&sregs)?;
+    vcpu.set_sregs(&sregs).map_err(call("KVM_SET_SREGS"))?;
     set_registers(vcpu, registers)
 }
 
 fn set_registers(vcpu: &VcpuFd, registers: kvm_regs) -> Result<()> {
-    vcpu.set_regs(&kvm_regs {
+    let registers = kvm_regs {
         rsp: STACK_TOP,
         // Bit 1 is always set.
         rflags: 2,
         ..registers
-    })?;
+    };
+    vcpu.set_regs(&registers).map_err(call("KVM_SET_REGS"))?;
     Ok(())
 }
 

@@ -6,12 +6,14 @@
 //! * `guest.rs`: the guest's program, a real driver for both devices;
 //! * `machine.rs`: the wiring of virtual machine, buses, devices and vCPU;
 //! * `announce.rs`: what the guest reports;
-//! * `output.rs`: the results.
+//! * `output.rs`: the results;
+//! * `progress.rs`: how far a long run is, for whoever watches.
 
 mod announce;
 mod guest;
 mod machine;
 mod output;
+mod progress;
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -20,9 +22,11 @@ use std::time::{Duration, Instant};
 use kvm_ioctls::Kvm;
 
 use crate::entropy::Source;
-use crate::{Failure, open_kvm, print};
+use crate::stdio::print;
+use crate::{Failure, kvm};
 use guest::Device;
 use output::Comparison;
+use progress::Progress;
 
 /// How often a size is run, to show what the devices cost and not what else the host was doing.
 const RUNS: usize = 3;
@@ -57,22 +61,29 @@ fn prepare(options: &Options) -> Result<(), String> {
 }
 
 fn measure(options: &Options) -> Result<(), Box<dyn Error>> {
-    let kvm = open_kvm()?;
+    let kvm = kvm::open()?;
     let mut comparisons = Vec::new();
     for &bytes in &options.bytes {
         let (comparison, last) = compare(&kvm, bytes, options)?;
-        comparisons.push(comparison);
         if let Some(dir) = &options.dump {
             for device in [Device::Legacy, Device::Virtio] {
                 write_dump(dir, device, bytes, &last.buffer(device)?)?;
             }
         }
+        if !options.json {
+            // Each size as soon as it is measured: whoever interrupts the rest keeps it.
+            if comparisons.is_empty() {
+                print(&output::head())?;
+            }
+            print(&output::rows(&comparison))?;
+        }
+        comparisons.push(comparison);
     }
-    if options.json {
-        print(&output::json(&comparisons)?)
-    } else {
-        print(&output::table(&comparisons))
-    }
+    let end = match options.json {
+        true => output::json(&comparisons)?,
+        false => output::summary(&comparisons),
+    };
+    Ok(print(&end)?)
 }
 
 /// Runs one size a few times. Returns the fastest phase of each device, and the last run.
@@ -82,7 +93,8 @@ fn compare(
     options: &Options,
 ) -> Result<(Comparison, machine::Run), Box<dyn Error>> {
     let once = || -> Result<_, Box<dyn Error>> {
-        let mut run = machine::run(kvm, bytes, &options.source)?;
+        let mut progress = Progress::new(bytes);
+        let mut run = machine::run(kvm, bytes, &options.source, |exits| progress.show(exits))?;
         let comparison = Comparison::new(bytes, std::mem::take(&mut run.phases))
             .ok_or("the guest did not announce one phase for each device")?;
         Ok((comparison, run))
@@ -102,5 +114,5 @@ fn compare(
 
 fn write_dump(dir: &Path, device: Device, bytes: u64, data: &[u8]) -> Result<(), String> {
     let path: PathBuf = dir.join(format!("{device}-{bytes}.bin"));
-    std::fs::write(&path, data).map_err(|error| format!("{}: {error}", path.display()))
+    std::fs::write(&path, data).map_err(|error| format!("--dump: {}: {error}", path.display()))
 }

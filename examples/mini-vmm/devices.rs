@@ -5,8 +5,9 @@
 //! generators.
 
 use std::error::Error;
+use std::fmt;
 use std::io::{self, Read};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, Once, OnceLock};
 
 use bus::{BusError, MmioBus, Region, RegionId};
 use kvm_ioctls::{Kvm, VmFd};
@@ -19,15 +20,17 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::boot::{self, Memory};
 use crate::entropy::Entropy;
+use crate::kvm::call;
 use crate::layout::{RNG0, TSS_ADDRESS, VIRTIO_GSI, VIRTIO_RNG};
 
 /// Makes a virtual machine with `memory` and the kernel's interrupt controllers.
 ///
 /// The caller keeps `memory` for as long as the virtual machine lives.
 pub(crate) fn create_vm(kvm: &Kvm, memory: &Memory) -> Result<VmFd, Box<dyn Error>> {
-    let vm = kvm.create_vm()?;
-    vm.set_tss_address(TSS_ADDRESS)?;
-    vm.create_irq_chip()?;
+    let vm = kvm.create_vm().map_err(call("KVM_CREATE_VM"))?;
+    vm.set_tss_address(TSS_ADDRESS)
+        .map_err(call("KVM_SET_TSS_ADDR"))?;
+    vm.create_irq_chip().map_err(call("KVM_CREATE_IRQCHIP"))?;
     boot::map_memory(&vm, memory)?;
     Ok(vm)
 }
@@ -52,17 +55,23 @@ pub(crate) const fn virtio_rng_location() -> Result<Location, LocationError> {
     Location::new(VIRTIO_RNG, VIRTIO_GSI)
 }
 
-/// Gives virtio-rng its registers and puts it on the bus. Its interrupt leads nowhere yet.
+/// Gives virtio-rng its registers and puts it on the bus. Its interrupt leads nowhere yet; if it ever
+/// fails, `tell` is called with a line that says so.
 pub(crate) fn insert_virtio_rng<O: RngObserver + 'static>(
     mmio: &MmioBus,
     device: Rng<Entropy, WorkerThread, O>,
     memory: Arc<Memory>,
+    tell: impl Fn(String) + Send + Sync + 'static,
 ) -> Result<Wires, Box<dyn Error>> {
-    let irq = Arc::new(IrqLine::default());
+    let irq = Arc::new(IrqLine {
+        vm: OnceLock::new(),
+        told: Once::new(),
+        tell: Box::new(tell),
+    });
     let transport = MmioTransport::new(device, memory, irq.clone())?;
     let mut kicks = Vec::new();
     for (queue, kick) in transport.kicks() {
-        kicks.push((queue, kick.try_clone()?));
+        kicks.push((queue, kick.try_clone().map_err(call("dup"))?));
     }
     let region = Region::new(VIRTIO_RNG, virtio_mmio_transport::REGION_SIZE);
     let transport = Arc::new(Mutex::new(transport));
@@ -83,14 +92,15 @@ impl Wires {
     /// from it by ioeventfd, so that neither leaves the kernel. Notifications come until what is
     /// returned is dropped.
     pub(crate) fn connect(&self, vm: &Arc<VmFd>) -> Result<Vec<IoEvent>, Box<dyn Error>> {
-        if self.irq.0.set(vm.clone()).is_err() {
+        if self.irq.vm.set(vm.clone()).is_err() {
             return Err("virtio-rng is connected already".into());
         }
         let mut doorbells = Vec::new();
         for (queue, kick) in &self.kicks {
             let doorbell = Doorbell::U32((*queue).into());
-            let kick = kick.try_clone()?;
-            doorbells.push(IoEvent::mmio(vm, VIRTIO_RNG, QUEUE_NOTIFY, doorbell, kick)?);
+            let kick = kick.try_clone().map_err(call("dup"))?;
+            let ioevent = IoEvent::mmio(vm, VIRTIO_RNG, QUEUE_NOTIFY, doorbell, kick);
+            doorbells.push(ioevent.map_err(call("KVM_IOEVENTFD"))?);
         }
         Ok(doorbells)
     }
@@ -101,13 +111,36 @@ impl Wires {
 /// The thread that triggers it tells KVM by itself. With an irqfd it would not have to know of KVM,
 /// but KVM has a thread of its own raise the I/O APIC's pins for those, and to wait for that thread
 /// costs more than the call.
-#[derive(Debug, Default)]
-struct IrqLine(OnceLock<Arc<VmFd>>);
+struct IrqLine {
+    vm: OnceLock<Arc<VmFd>>,
+    told: Once,
+    tell: Box<dyn Fn(String) + Send + Sync>,
+}
+
+impl IrqLine {
+    fn pulse(&self) -> Result<(), String> {
+        let vm = self.vm.get().ok_or("it is not connected")?;
+        for level in [true, false] {
+            vm.set_irq_line(VIRTIO_GSI, level)
+                .map_err(call("KVM_IRQ_LINE"))?;
+        }
+        Ok(())
+    }
+}
 
 impl InterruptLine for IrqLine {
     fn trigger(&self) -> io::Result<()> {
-        let vm = self.0.get().ok_or(io::ErrorKind::NotConnected)?;
-        vm.set_irq_line(VIRTIO_GSI, true)?;
-        Ok(vm.set_irq_line(VIRTIO_GSI, false)?)
+        self.pulse().map_err(|error| {
+            let message = format!("virtio-rng: its interrupt line {VIRTIO_GSI} failed: {error}");
+            // A guest could have it fail for ever; the first time says it all.
+            self.told.call_once(|| (self.tell)(message.clone()));
+            io::Error::other(message)
+        })
+    }
+}
+
+impl fmt::Debug for IrqLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IrqLine").finish_non_exhaustive()
     }
 }

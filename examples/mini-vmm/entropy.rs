@@ -3,13 +3,17 @@
 
 //! Where both devices take their randomness from.
 
+use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, Read};
-use std::os::unix::fs::FileTypeExt;
+use std::io::{self, ErrorKind, Read};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rustix::fs::OFlags;
 use virtio_rng_device::KernelEntropy;
+
+use crate::stdio::count;
 
 /// What `--entropy` says.
 #[derive(Clone, Debug, Default)]
@@ -23,10 +27,17 @@ pub(crate) enum Source {
 
 impl Source {
     /// Opens the source for one device.
-    pub(crate) fn open(&self) -> io::Result<Entropy> {
+    ///
+    /// # Errors
+    ///
+    /// One line that names the source and says why that failed.
+    pub(crate) fn open(&self) -> Result<Entropy, String> {
         let reader: Box<dyn Read + Send> = match self {
             Self::Kernel => Box::new(KernelEntropy),
-            Self::File(path) => Box::new(File::open(path)?),
+            Self::File(path) => match File::open(path) {
+                Ok(file) => Box::new(file),
+                Err(error) => return Err(format!("{self}: {error}")),
+            },
         };
         Ok(Entropy {
             reader,
@@ -40,55 +51,81 @@ impl Source {
         let Self::File(path) = self else {
             return Ok(());
         };
-        let wrong = |what: &str| Err(format!("--entropy: {}: {what}", path.display()));
-        let metadata = match fs::metadata(path) {
-            Ok(metadata) => metadata,
-            Err(error) => return wrong(&error.to_string()),
-        };
-        if metadata.is_dir() {
-            return wrong("is a directory");
+        match available(path, bytes) {
+            Ok(given) if given < bytes => Err(self.too_short(given, bytes)),
+            Ok(_) => Ok(()),
+            Err(what) => Err(format!("{self}: {what}")),
         }
-        if metadata.file_type().is_fifo() {
-            return wrong("is a pipe, which two devices cannot both read from its start");
-        }
-        if let Err(error) = File::open(path) {
-            return wrong(&error.to_string());
-        }
-        if metadata.is_file() && metadata.len() < bytes {
-            return Err(too_short(path, metadata.len(), bytes));
-        }
-        Ok(())
     }
 
     /// Puts what has befallen the source into words, when `bytes` bytes were wanted of it.
     pub(crate) fn explain(&self, trouble: &Trouble, bytes: u64) -> String {
-        match (self, trouble) {
-            (Self::File(path), Trouble::Ended { given }) => too_short(path, *given, bytes),
-            _ => self.describe(trouble),
+        match trouble {
+            Trouble::Ended { given } => self.too_short(*given, bytes),
+            Trouble::Failed(_) => self.describe(trouble),
         }
     }
 
     /// Puts what has befallen the source into words.
     pub(crate) fn describe(&self, trouble: &Trouble) -> String {
-        match (self, trouble) {
-            (Self::File(path), Trouble::Ended { given }) => {
-                let path = path.display();
-                format!("entropy file {path} has run out after {given} bytes")
+        match trouble {
+            Trouble::Ended { given } => {
+                format!("{self}: has run out after {}", count(*given, "byte"))
             }
-            (Self::File(path), Trouble::Failed(error)) => {
-                format!("entropy file {}: {error}", path.display())
-            }
-            (Self::Kernel, Trouble::Failed(error)) => format!("kernel entropy: {error}"),
-            (Self::Kernel, Trouble::Ended { .. }) => "kernel entropy has ended".to_owned(),
+            Trouble::Failed(error) => format!("{self}: {error}"),
+        }
+    }
+
+    fn too_short(&self, given: u64, wanted: u64) -> String {
+        let given = count(given, "byte");
+        format!("{self}: has run out: {given}, {wanted} wanted")
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kernel => f.write_str("the kernel's random number generator"),
+            Self::File(path) => write!(f, "--entropy: {}", path.display()),
         }
     }
 }
 
-fn too_short(path: &Path, given: u64, wanted: u64) -> String {
-    format!(
-        "entropy file {} has run out: {given} bytes, {wanted} wanted",
-        path.display()
-    )
+/// How many bytes a file gives, as far as can be told without waiting and without reading more than
+/// `wanted` of them.
+fn available(path: &Path, wanted: u64) -> Result<u64, String> {
+    let metadata = fs::metadata(path).map_err(|error| error.to_string())?;
+    let kind = metadata.file_type();
+    if kind.is_dir() {
+        return Err("is a directory".to_owned());
+    }
+    if kind.is_fifo() {
+        return Err("is a pipe, which two devices cannot both read from its start".to_owned());
+    }
+    let non_blocking = i32::try_from(OFlags::NONBLOCK.bits()).unwrap_or(0);
+    let mut file = File::options()
+        .read(true)
+        .custom_flags(non_blocking)
+        .open(path)
+        .map_err(|error| error.to_string())?;
+    if kind.is_file() {
+        if metadata.len() >= wanted {
+            return Ok(wanted);
+        }
+        // The files of /proc do not say how long they are.
+        return io::copy(&mut file.take(wanted), &mut io::sink())
+            .map_err(|error| error.to_string());
+    }
+    match file.read(&mut [0]) {
+        // A device that has a byte may have any number of them.
+        Ok(1..) => Ok(wanted),
+        Ok(0) => Ok(0),
+        // One that has none now may get some.
+        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+            Ok(wanted)
+        }
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// Why a source gave no more.
@@ -128,7 +165,7 @@ impl Read for Entropy {
                 self.given += count as u64;
                 return Ok(count);
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(error),
+            Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
             Err(error) => self.note(Trouble::Failed(error)),
         }
         // Whatever it was is told where it can be understood.

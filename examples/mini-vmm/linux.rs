@@ -3,23 +3,24 @@
 
 //! Boots Linux: the same two devices, and everything that Linux needs beyond them.
 //!
-//! * `files.rs`, `kernel.rs`, `initrd.rs`: what is loaded into guest memory;
+//! * `files.rs`, `loader/`: what is loaded into guest memory;
 //! * `parameters.rs`, `acpi.rs`: what the kernel is told;
 //! * `cpu.rs`: the processors' first state;
 //! * `machine.rs`: the wiring of virtual machine, buses, devices and vCPUs;
 //! * `serial.rs`, `power.rs`: the devices that are no random number generators;
-//! * `console.rs`, `terminal.rs`, `signals.rs`, `bell.rs`, `ending.rs`: the user's side, and the end;
+//! * `input.rs`, `output.rs`, `terminal.rs`, `signals.rs`: the user's side;
+//! * `bell.rs`, `ending.rs`: the end;
 //! * `trace.rs`, `report.rs`: what can be seen of it all.
 
 mod acpi;
 mod bell;
-mod console;
 mod cpu;
 mod ending;
 mod files;
-mod initrd;
-mod kernel;
+mod input;
+mod loader;
 mod machine;
+mod output;
 mod parameters;
 mod power;
 mod report;
@@ -29,26 +30,32 @@ mod terminal;
 mod trace;
 
 use std::error::Error;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vcpu_runner::{GroupError, JoinError};
+use vcpu_runner::VcpuGroup;
 use virtio_rng_device::RateLimit;
 
 use crate::boot::{self, Memory};
 use crate::devices::virtio_rng_location;
 use crate::entropy::Source;
-use crate::layout::WINDOW;
-use crate::{Failure, complain, open_kvm, print};
-use console::Console;
+use crate::layout::{KERNEL, WINDOW};
+use crate::stdio::{complain, print};
+use crate::{Failure, kvm};
+use bell::End;
 use ending::Ending;
+use loader::{Kernel, Room, load_initrd, load_kernel};
 use machine::Machine;
 use terminal::Terminal;
 
-/// How long the vCPUs may take to start, and to stop.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long the vCPUs may take to start, on however busy a host.
+const START: Duration = Duration::from_secs(60);
+/// How long they may take to stop. One that takes longer waits for a device, and is left alone.
+const STOP: Duration = Duration::from_secs(5);
+/// A guest that has not exited once in this time may be one that KVM cannot run.
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// How to boot Linux.
 #[derive(Debug)]
@@ -104,28 +111,32 @@ fn allocate(size: u64) -> Result<Memory, String> {
 }
 
 /// Loads everything into guest memory that the kernel finds there.
-fn load(
-    path: &std::path::Path,
-    options: &Options,
-    memory: &Memory,
-) -> Result<kernel::Kernel, String> {
-    let low_end = options.memory.min(WINDOW);
-    let kernel = kernel::load(path, memory, low_end)?;
+fn load(path: &Path, options: &Options, memory: &Memory) -> Result<Kernel, String> {
+    let room = Room {
+        start: KERNEL,
+        end: options.memory.min(WINDOW),
+        limit: WINDOW,
+    };
+    let kernel = files::load("--kernel", path, |image| load_kernel(image, memory, room))?;
     let initrd = match &options.initrd {
-        Some(path) => Some(initrd::load(path, &kernel, memory, low_end)?),
+        Some(path) => Some(files::load("--initrd", path, |image| {
+            load_initrd(image, &kernel, memory, room)
+        })?),
         None => None,
     };
     let virtio = match options.virtio_rng {
         true => Some(virtio_rng_location().map_err(|error| error.to_string())?),
         false => None,
     };
-    let mut additions = Vec::new();
+    let mut needed = Vec::new();
     if !options.acpi {
         // A kernel that looks for tables in vain may wait for interrupts it cannot get.
-        additions.push("acpi=off".to_owned());
-        additions.extend(virtio.map(|location| location.kernel_argument()));
+        if !parameters::names(&options.command_line, "acpi") {
+            needed.push("acpi=off".to_owned());
+        }
+        needed.extend(virtio.map(|location| location.kernel_argument()));
     }
-    let line = parameters::command_line(&options.command_line, &additions, &kernel)?;
+    let line = parameters::command_line(&options.command_line, &needed, &kernel)?;
     let written = boot::write_tables(memory)
         .and_then(|()| {
             let (size, acpi) = (options.memory, options.acpi);
@@ -140,48 +151,104 @@ fn load(
 }
 
 /// Runs the machine until it comes to its end.
-fn boot(
-    machine: &Machine,
-    kernel: &kernel::Kernel,
-    options: &Options,
-) -> Result<ExitCode, Box<dyn Error>> {
-    let kvm = open_kvm()?;
-    let (parts, group) = machine.assemble(&kvm, kernel, options)?;
-    let bell = machine.bell();
-    let terminal = Terminal::take()?;
-    signals::watch(bell.clone(), terminal.as_ref().map(Terminal::modes))?;
+fn boot(machine: &Machine, kernel: &Kernel, options: &Options) -> Result<ExitCode, Box<dyn Error>> {
+    let kvm = kvm::open()?;
+    if let Some(doubt) = kvm::doubt() {
+        complain(doubt);
+    }
+    let (_parts, group) = machine.assemble(&kvm, kernel, options)?;
+    let terminal = Terminal::find().map_err(kvm::call("the terminal"))?;
+    signals::watch(
+        machine.bell().clone(),
+        terminal.as_ref().map(Terminal::modes),
+    )?;
+    // From here on a signal ends the machine, and so nothing below waits without an end to it.
 
     let began = Instant::now();
-    let mut group = group.start(PATIENCE)?;
-    let mut console = Console::new(machine.serial(), bell.clone(), terminal.is_some());
-    let end = console.serve();
+    let played = play(machine, group, terminal);
+    let elapsed = began.elapsed();
+    let ending = played.unwrap_or_else(|error| Ending::failed(error.to_string()));
+    let status = report(machine, options, &ending, elapsed);
+    // A worker may wait for its source for ever, and nobody is to wait for the worker.
+    std::process::exit(status.into())
+}
+
+/// Runs the vCPUs until the machine comes to its end, with the terminal in the guest's hands.
+fn play(
+    machine: &Machine,
+    group: VcpuGroup,
+    terminal: Option<Terminal>,
+) -> Result<Ending, Box<dyn Error>> {
+    if let Some(terminal) = &terminal {
+        terminal.modes().take().map_err(kvm::call("the terminal"))?;
+    }
+    let mut group = group.start(START)?;
+    input::start(machine.serial(), machine.bell().clone(), terminal.is_some())
+        .map_err(kvm::call("thread"))?;
+    await_end(machine);
+    machine.output.release();
+    machine.errors.release();
+    group.stop();
+    let stopped = group.join(STOP);
+    machine.output.finish_line();
+    machine.output.drain();
     // Whatever is printed from now on is printed on a terminal as it was.
     drop(terminal);
-    group.stop();
-    let stopped = group.join(PATIENCE);
-    let elapsed = began.elapsed();
+    let end = machine
+        .bell()
+        .verdict()
+        .ok_or("nobody has ended the machine")?;
+    Ok(Ending::new(&end, &stopped))
+}
 
-    let ending = Ending::new(&end?, &stopped);
-    machine.finish_line();
+/// Waits for the end of the machine.
+fn await_end(machine: &Machine) {
+    let bell = machine.bell();
+    let began = Instant::now();
+    let mut watched = true;
+    while !bell.is_end() {
+        let time = watched.then(|| SILENCE.saturating_sub(began.elapsed()));
+        if bell.wait(time) {
+            continue;
+        }
+        watched = false;
+        if machine.total_exits() == 0 {
+            let seconds = SILENCE.as_secs();
+            machine.complain(&format!(
+                "the guest has not exited once in {seconds} seconds: this KVM may not be able to \
+                 run it"
+            ));
+        }
+    }
+}
+
+/// Says what has happened, and returns the exit status.
+fn report(machine: &Machine, options: &Options, ending: &Ending, elapsed: Duration) -> u8 {
     for trouble in machine.troubles(&options.source) {
-        complain(&trouble);
+        machine.complain(&trouble);
     }
     if let Some(message) = &ending.message {
-        complain(message);
+        machine.complain(message);
     }
-    if matches!(
-        stopped,
-        Err(GroupError::Vcpu {
-            error: JoinError::Timeout,
-            ..
-        })
-    ) {
-        // A vCPU waits for whoever reads standard output. It still uses guest memory.
-        std::process::exit(ending.status.into());
+    machine.errors.drain();
+    if !options.json {
+        return ending.status;
     }
-    if options.json {
-        print(&report::json(machine, &ending, elapsed)?)?;
+    match report::json(machine, ending, elapsed) {
+        Ok(json) => machine.output.push(json.as_bytes()),
+        Err(error) => machine.complain(&error.to_string()),
     }
-    drop((group, parts));
-    Ok(ExitCode::from(ending.status))
+    if machine.output.drain() {
+        return ending.status;
+    }
+    let lost = match machine.bell().verdict() {
+        Some(End::Signal(signal)) => return signals::status(signal),
+        Some(End::Console(message)) => message,
+        _ => "standard output: nobody reads it".to_owned(),
+    };
+    if ending.message.as_ref() != Some(&lost) {
+        machine.complain(&lost);
+        machine.errors.drain();
+    }
+    1
 }

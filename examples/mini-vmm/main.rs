@@ -8,12 +8,14 @@
 //! in exits and in time. With `--kernel` it boots Linux, which drives the same two devices.
 //!
 //! * `layout.rs`: the memory map;
+//! * `kvm.rs`: the way to KVM;
 //! * `boot.rs`: the first state of guest memory and of the vCPU;
 //! * `devices.rs`: the virtual machine, and the two devices on its bus;
 //! * `entropy.rs`: the devices' source;
 //! * `case_study.rs` and its folder: the built-in guest and its results;
 //! * `linux.rs` and its folder: everything that Linux needs beyond that;
-//! * `args.rs`: the command line.
+//! * `args.rs`: the command line;
+//! * `stdio.rs`: standard output and standard error.
 
 #[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
 compile_error!("mini-vmm runs on Linux on x86-64");
@@ -23,15 +25,16 @@ mod boot;
 mod case_study;
 mod devices;
 mod entropy;
+mod kvm;
 mod layout;
 mod linux;
+mod stdio;
 
 use std::error::Error;
-use std::io::{self, Write};
 use std::process::ExitCode;
 
 use args::Command;
-use kvm_ioctls::Kvm;
+use stdio::{complain, print};
 
 /// Why the program ends without having done its work.
 struct Failure {
@@ -46,10 +49,10 @@ impl Failure {
     }
 
     /// The run failed.
-    fn run(error: Box<dyn Error>) -> Self {
+    fn run(error: impl Into<Box<dyn Error>>) -> Self {
         Self {
             status: 1,
-            message: error.to_string(),
+            message: error.into().to_string(),
         }
     }
 }
@@ -64,7 +67,9 @@ fn main() -> ExitCode {
 }
 
 fn start() -> Result<ExitCode, Failure> {
-    match args::parse(std::env::args_os().skip(1)).map_err(Failure::usage)? {
+    let command = args::parse(std::env::args_os().skip(1)).map_err(Failure::usage)?;
+    stdio::check_stdout().map_err(Failure::run)?;
+    match command {
         Command::Help => print(args::HELP).map_err(Failure::run)?,
         Command::Version => {
             let version = concat!("mini-vmm ", env!("CARGO_PKG_VERSION"), "\n");
@@ -74,44 +79,4 @@ fn start() -> Result<ExitCode, Failure> {
         Command::Linux(options) => return linux::run(&options),
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Writes one line to standard error, whatever the message is made of; if nobody can read it,
-/// nobody does.
-fn complain(message: &str) {
-    let _ = writeln!(io::stderr(), "mini-vmm: {}", message.replace('\n', " "));
-}
-
-fn open_kvm() -> Result<Kvm, String> {
-    let kvm = Kvm::new().map_err(|error| {
-        let error = io::Error::from(error);
-        let remedy = match error.kind() {
-            io::ErrorKind::NotFound => {
-                "there is no KVM on this machine; enable virtualization in its firmware, and load \
-                 the kernel module kvm_intel or kvm_amd"
-            }
-            io::ErrorKind::PermissionDenied => {
-                "you may not use KVM; join the group that owns the device, often kvm"
-            }
-            _ => "KVM does not work on this machine",
-        };
-        format!("/dev/kvm: {error}: {remedy}")
-    })?;
-    match kvm.get_api_version() {
-        12 => Ok(kvm),
-        other => Err(format!(
-            "/dev/kvm: API version {other} where 12 is needed; is this KVM?"
-        )),
-    }
-}
-
-/// Prints to standard output; a reader that has gone away is no error.
-fn print(text: &str) -> Result<(), Box<dyn Error>> {
-    let mut out = io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(format!("standard output: {error}").into())
-        }
-        _ => Ok(()),
-    }
 }

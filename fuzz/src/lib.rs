@@ -1,11 +1,12 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! What the fuzz targets run: programs of a driver that means harm, and what must be true of the
-//! device all the same.
+//! What the fuzz targets run: programs of a driver that means harm, and files that are no kernels,
+//! and what must be true all the same.
 
 #![forbid(unsafe_code)]
 
+pub mod kernel;
 pub mod machine;
 pub mod model;
 pub mod registers;
@@ -29,6 +30,11 @@ mod tests {
             .collect();
             run(&P::arbitrary(&mut Unstructured::new(&bytes)).unwrap());
         }
+    }
+
+    #[test]
+    fn kernels_of_noise() {
+        on_noise(crate::kernel::run);
     }
 
     #[test]

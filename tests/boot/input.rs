@@ -6,7 +6,7 @@
 use std::process::Command;
 
 use crate::common::{Folder, mini_vmm};
-use crate::kernels::{Code, bzimage, elf};
+use crate::kernels::{Code, bzimage, elf, elf_pvh};
 use crate::{empty_archive, text};
 
 /// Runs the program, which must complain about `about` and do nothing else.
@@ -17,6 +17,15 @@ fn complains(args: &[&str], about: &str) {
     assert_eq!(complaint.lines().count(), 1, "{args:?}: {complaint}");
     assert!(complaint.contains(about), "{args:?}: {complaint}");
     assert!(output.stdout.is_empty(), "{args:?}");
+}
+
+/// Complains about the last argument, which names a file, and names it and its option.
+fn complains_about_file(args: &[&str], about: &str) {
+    complains(args, about);
+    let [.., option, file] = args else {
+        panic!("{args:?}");
+    };
+    complains(args, &format!("{option}: {file}: "));
 }
 
 #[test]
@@ -37,6 +46,7 @@ fn files_that_are_no_kernels_are_refused() {
         image[at..at + bytes.len()].copy_from_slice(bytes);
         image
     };
+    let zeros = |image: &[u8]| changed(image, image.len() - 16, &[0; 16]);
     let mut cases: Vec<(&str, Vec<u8>, &str)> = vec![
         ("empty", Vec::new(), "empty"),
         ("short", vec![b'x'; 3], "truncated"),
@@ -68,7 +78,7 @@ fn files_that_are_no_kernels_are_refused() {
         (
             "elf-high",
             changed(&vmlinux, 64 + 24, &[0, 0, 0, 0, 8]),
-            "2 GiB",
+            "2048 MiB",
         ),
         ("elf-entry", changed(&vmlinux, 24, &[0; 8]), "entry"),
         (
@@ -80,6 +90,40 @@ fn files_that_are_no_kernels_are_refused() {
         ("bz-setup", image[..0x230].to_vec(), "truncated"),
         ("bz-old", changed(&image, 0x206, &[0, 2]), "64-bit entry"),
         ("bz-32-bit", changed(&image, 0x236, &[0]), "64-bit entry"),
+        ("bz-zimage", changed(&image, 0x211, &[0]), "zImage"),
+        (
+            "bz-no-code",
+            changed(&image[..1024], 0x1f4, &[0; 4]),
+            "no code",
+        ),
+        (
+            "bz-no-entry",
+            changed(&image[..1024 + 512], 0x1f4, &[32, 0]),
+            "no code",
+        ),
+        (
+            "bz-wraps",
+            changed(&image, 0x258, &[0xff; 12]),
+            "below 2048 MiB",
+        ),
+        ("bz-zeros", zeros(&image), "no code"),
+        (
+            "elf-zeros",
+            [&vmlinux[..0x1000], &vec![0; vmlinux.len() - 0x1000]].concat(),
+            "no code",
+        ),
+        (
+            "elf-no-code",
+            changed(&vmlinux, 64 + 32, &[0; 8]),
+            "no code",
+        ),
+        ("elf-bss", changed(&vmlinux, 24, &[0xff]), "no code"),
+        (
+            "elf-note-wraps",
+            changed(&elf_pvh(&code), 64 + 56 + 8, &[0xff; 8]),
+            "segment",
+        ),
+        ("elf-many", changed(&vmlinux, 56, &[65]), "program headers"),
         ("bz-low", changed(&image, 0x214, &[0; 4]), "below 1 MiB"),
         (
             "bz-large",
@@ -89,12 +133,12 @@ fn files_that_are_no_kernels_are_refused() {
     ];
     for (name, content, about) in cases.drain(..) {
         let path = folder.file(name, &content);
-        complains(&["--kernel", text(&path), "--memory", "64"], about);
+        complains_about_file(&["--memory", "64", "--kernel", text(&path)], about);
     }
-    complains(&["--kernel", "/nonexistent"], "No such file");
-    complains(&["--kernel", text(&folder.0)], "directory");
-    complains(&["--kernel", text(&pipe)], "no regular file");
-    complains(&["--kernel", "/dev/zero"], "no regular file");
+    complains_about_file(&["--kernel", "/nonexistent"], "No such file");
+    complains_about_file(&["--kernel", text(&folder.0)], "directory");
+    complains_about_file(&["--kernel", text(&pipe)], "no regular file");
+    complains_about_file(&["--kernel", "/dev/zero"], "no regular file");
     complains(&["--kernel", ""], "path is empty");
 }
 
@@ -128,17 +172,10 @@ fn files_that_are_no_initramfs_are_refused() {
         ),
     ] {
         let path = folder.file(name, &content);
-        let args = [
-            "--kernel",
-            text(&kernel),
-            "--initrd",
-            text(&path),
-            "--memory",
-            "64",
-        ];
-        complains(&args, about);
+        let kernel = ["--memory", "64", "--kernel", text(&kernel)];
+        complains_about_file(&[&kernel[..], &["--initrd", text(&path)]].concat(), about);
     }
-    complains(
+    complains_about_file(
         &["--kernel", text(&kernel), "--initrd", "/nonexistent"],
         "No such file",
     );
@@ -180,6 +217,50 @@ fn options_that_make_no_sense_are_refused() {
         complains(&[&value], "with --kernel");
     }
     complains(&["--kernel"], "missing argument");
+    for (args, about) in [
+        (
+            vec!["--map", "--bytes", "64"],
+            "--bytes only makes sense without --map",
+        ),
+        (
+            vec!["--map", "--dump", "/tmp"],
+            "--dump only makes sense without --map",
+        ),
+        (
+            vec!["--map", "--initrd", "x"],
+            "--initrd only makes sense with --kernel",
+        ),
+        (
+            vec!["--map", "--json"],
+            "--json only makes sense with --kernel",
+        ),
+        (
+            vec!["--map", "--trace"],
+            "--trace only makes sense with --kernel",
+        ),
+        (
+            vec![
+                "--map",
+                "--entropy=x",
+                "--legacy-rng=off",
+                "--virtio-rng=off",
+            ],
+            "--entropy makes no sense",
+        ),
+        (
+            vec!["--acpi=off", "--map", "--cpus=2"],
+            "--cpus 2 makes no sense with --acpi off",
+        ),
+        (vec!["--map", "--map"], "--map is given twice"),
+        (
+            vec!["--memory=64", "--memory=128"],
+            "--memory is given twice",
+        ),
+        (vec!["--trace=1", "--trace"], "--trace is given twice"),
+        (vec!["--kernel=a", "--kernel=b"], "--kernel is given twice"),
+    ] {
+        complains(&args, about);
+    }
 }
 
 #[test]

@@ -76,6 +76,14 @@ impl Code {
         self.out(SERIAL, byte).with(&[0xee, 0xeb, 0xfd])
     }
 
+    /// Writes a byte so many times: `mov ecx, count; again: out dx, al; dec ecx; jnz again`
+    pub(crate) fn put_many(self, byte: u8, count: u32) -> Self {
+        let [a, b, c, d] = count.to_le_bytes();
+        self.with(&[0xb9, a, b, c, d])
+            .port(SERIAL)
+            .with(&[0xb0, byte, 0xee, 0xff, 0xc9, 0x75, 0xfb])
+    }
+
     /// Sends back what is received, up to and with a `q`.
     pub(crate) fn echo_until_q(self) -> Self {
         // again: in al, line status; test al, 1; jz again

@@ -6,18 +6,21 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, Termios, tcgetattr};
 
-use crate::common::{Folder, mini_vmm};
+use crate::common::Folder;
 use crate::kernels::{Code, elf};
 use crate::kvm::kvm;
-use crate::{PATIENCE, end_of, text};
+use crate::program::{PATIENCE, await_full, end_of, program};
+use crate::text;
 
 /// A terminal with mini-vmm on it, whose guest has written an `r` and does what `code` does next.
 struct Session {
@@ -30,40 +33,46 @@ struct Session {
 
 impl Session {
     fn start(name: &str, code: Code) -> Self {
-        let folder = Folder::new(name);
-        let kernel = folder.file("kernel", &elf(&code));
-        let keyboard = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
-        grantpt(&keyboard).unwrap();
-        unlockpt(&keyboard).unwrap();
-        let path = ptsname(&keyboard, Vec::new()).unwrap();
-        let terminal = File::options()
-            .read(true)
-            .write(true)
-            .open(path.to_str().unwrap())
-            .unwrap();
-        let before = tcgetattr(&terminal).unwrap();
-        let fd = || Stdio::from(OwnedFd::from(terminal.try_clone().unwrap()));
-        let child = mini_vmm()
-            .args(["--kernel", text(&kernel)])
-            .stdin(fd())
-            .stdout(fd())
-            .stderr(fd())
-            .spawn()
-            .unwrap();
-        let mut session = Self {
-            keyboard: File::from(keyboard),
-            terminal,
-            before,
-            child,
-            _folder: folder,
-        };
+        let mut session = Self::start_with(name, code, Stdio::null);
         session.expect(b"r");
         session
     }
 
+    /// Starts the program, but does not wait for the guest.
+    fn start_with(name: &str, code: Code, stderr: impl Fn() -> Stdio) -> Self {
+        let folder = Folder::new(name);
+        let kernel = folder.file("kernel", &elf(&code));
+        let (keyboard, terminal) = pair();
+        let before = tcgetattr(&terminal).unwrap();
+        let fd = || Stdio::from(OwnedFd::from(terminal.try_clone().unwrap()));
+        let child = program()
+            .args(["--kernel", text(&kernel)])
+            .stdin(fd())
+            .stdout(fd())
+            .stderr(stderr())
+            .spawn()
+            .unwrap();
+        Self {
+            keyboard,
+            terminal,
+            before,
+            child,
+            _folder: folder,
+        }
+    }
+
     fn expect(&mut self, wanted: &[u8]) {
         let mut read = vec![0; wanted.len()];
-        self.keyboard.read_exact(&mut read).unwrap();
+        let mut done = 0;
+        while done < read.len() {
+            let time = Timespec::try_from(PATIENCE).unwrap();
+            let ready = poll(
+                &mut [PollFd::new(&self.keyboard, PollFlags::IN)],
+                Some(&time),
+            );
+            assert_eq!(ready.unwrap(), 1, "waited for {wanted:?}, got {read:?}");
+            done += self.keyboard.read(&mut read[done..]).unwrap();
+        }
         assert_eq!(read, wanted);
     }
 
@@ -89,11 +98,43 @@ impl Session {
         }
     }
 
+    /// Waits for the end by a signal, which may have come before the program took care of it.
+    fn end_by(mut self, signal: Signal) {
+        let status = end_of(&mut self.child);
+        let by = status
+            .signal()
+            .or_else(|| status.code().map(|code| code - 128));
+        assert_eq!(by, Some(signal.as_raw()), "{status}");
+        assert!(self.is_as_before());
+    }
+
     /// Waits for the end with this status; the terminal must be as it was.
     fn end(mut self, status: i32) {
         assert_eq!(end_of(&mut self.child).code(), Some(status));
         assert!(self.is_as_before());
     }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // After a failed test, it may go on for ever.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Both ends of a terminal: the keyboard's and the program's.
+fn pair() -> (File, File) {
+    let keyboard = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&keyboard).unwrap();
+    unlockpt(&keyboard).unwrap();
+    let path = ptsname(&keyboard, Vec::new()).unwrap();
+    let terminal = File::options()
+        .read(true)
+        .write(true)
+        .open(path.to_str().unwrap())
+        .unwrap();
+    (File::from(keyboard), terminal)
 }
 
 /// A guest that echoes keys and switches itself off on `q`.
@@ -127,6 +168,64 @@ fn the_escape_sequence_ends_the_program() {
 }
 
 #[test]
+fn the_escape_sequence_ends_the_program_when_nobody_reads_its_output() {
+    if !kvm() {
+        return;
+    }
+    let mut session = Session::start("unread", Code::new().put(b'r').flood(b'x'));
+    await_full(&session.keyboard);
+    // An ordinary key first, which a guest that is stuck in its output cannot take.
+    session.press(b"a");
+    thread::sleep(Duration::from_millis(100));
+    session.press(b"\x01x");
+    session.end(0);
+}
+
+#[test]
+fn the_escape_sequence_ends_the_program_when_the_guest_takes_no_keys() {
+    if !kvm() {
+        return;
+    }
+    let mut session = Session::start("deaf", Code::new().put(b'r').spin());
+    // Many times what the port can hold.
+    for _ in 0..100 {
+        session.press(&[b'a'; 100]);
+    }
+    session.press(b"\x01x");
+    session.end(0);
+}
+
+#[test]
+fn the_escape_sequence_ends_the_program_when_a_trace_is_not_read_either() {
+    if !kvm() {
+        return;
+    }
+    let (name, code) = ("trace-unread", Code::new().flood(b'x'));
+    let (keyboard, terminal) = pair();
+    let folder = Folder::new(name);
+    let kernel = folder.file("kernel", &elf(&code));
+    let before = tcgetattr(&terminal).unwrap();
+    let fd = || Stdio::from(OwnedFd::from(terminal.try_clone().unwrap()));
+    let child = program()
+        .args(["--kernel", text(&kernel), "--trace=1000000", "--cpus", "2"])
+        .stdin(fd())
+        .stdout(fd())
+        .stderr(fd())
+        .spawn()
+        .unwrap();
+    let mut session = Session {
+        keyboard,
+        terminal,
+        before,
+        child,
+        _folder: folder,
+    };
+    await_full(&session.keyboard);
+    session.press(b"a\x01x");
+    session.end(0);
+}
+
+#[test]
 fn a_crash_of_the_guest_gives_the_terminal_back() {
     if !kvm() {
         return;
@@ -144,6 +243,31 @@ fn a_signal_gives_the_terminal_back() {
     assert!(!session.is_as_before());
     session.kill(Signal::TERM);
     session.end(143);
+}
+
+#[test]
+fn a_signal_at_any_moment_gives_the_terminal_back() {
+    if !kvm() {
+        return;
+    }
+    // From before the program has begun to long after the guest has: every half millisecond.
+    for moment in 0..60 {
+        let code = Code::new().put(b'r').spin();
+        let session = Session::start_with("moment", code, Stdio::null);
+        thread::sleep(Duration::from_micros(500 * moment));
+        session.kill(Signal::TERM);
+        session.end_by(Signal::TERM);
+    }
+    // And as soon as the terminal is taken.
+    for _ in 0..20 {
+        let code = Code::new().put(b'r').spin();
+        let session = Session::start_with("taken", code, Stdio::null);
+        while session.is_as_before() {
+            thread::yield_now();
+        }
+        session.kill(Signal::USR2);
+        session.end_by(Signal::USR2);
+    }
 }
 
 #[test]

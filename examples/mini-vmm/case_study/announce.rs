@@ -13,13 +13,15 @@ use vcpu_runner::{ExitCounters, ExitKind};
 use super::guest::Device;
 use crate::layout::{PORT_CHECK, PORT_END, PORT_START};
 
-/// Something the guest has announced.
+/// What the thread that watches over a run is told.
 #[derive(Debug)]
 pub(crate) enum Message {
     /// A phase is over.
     Phase(Phase),
     /// The guest is done: 0, or the number of the check that failed.
     Done(u32),
+    /// Not the guest's: its interrupt cannot be raised, for this reason.
+    LineFailed(String),
 }
 
 /// What one device took to deliver the bytes.

@@ -21,7 +21,7 @@ use crate::layout::{
 };
 
 /// Most bytes that the guest asks for in one virtio request.
-const MAX_REQUEST: u32 = 64 * 1024;
+pub(crate) const MAX_REQUEST: u32 = 64 * 1024;
 /// Number of descriptors in the guest's queue.
 const QUEUE_SIZE: u32 = 16;
 /// Offsets of the queue's parts.

@@ -20,6 +20,7 @@ use super::guest::{self, Device, check_name};
 use crate::boot::{self, Memory};
 use crate::devices;
 use crate::entropy::{Source, Trouble};
+use crate::kvm::call;
 use crate::layout::{PORT_START, PORTS_SIZE, RAM_SIZE};
 
 /// A guest that exits not once in this time hangs: it has lost an interrupt, for one.
@@ -52,7 +53,14 @@ impl Run {
 /// Makes a machine, has its guest fetch `bytes` bytes from each device, and takes it apart.
 ///
 /// A machine for every run: each device starts at the start of its source.
-pub(crate) fn run(kvm: &Kvm, bytes: u64, source: &Source) -> Result<Run, Box<dyn Error>> {
+///
+/// `watch` is called now and then with the exits so far.
+pub(crate) fn run(
+    kvm: &Kvm,
+    bytes: u64,
+    source: &Source,
+    mut watch: impl FnMut(&ExitCounters),
+) -> Result<Run, Box<dyn Error>> {
     // Made before the virtual machine, and so dropped after it.
     let memory = Arc::new(memory()?);
     let vm = Arc::new(devices::create_vm(kvm, &memory)?);
@@ -64,10 +72,14 @@ pub(crate) fn run(kvm: &Kvm, bytes: u64, source: &Source) -> Result<Run, Box<dyn
     let mmio = MmioBus::new();
     devices::insert_legacy_rng(&mmio, legacy)?;
     let virtio = Rng::new(virtio, devices::worker());
-    let _wires = devices::insert_virtio_rng(&mmio, virtio, memory.clone())?.connect(&vm)?;
+    let (sender, messages) = channel();
+    let failures = sender.clone();
+    // If nobody listens any more, the run is over.
+    let tell = move |failure| drop(failures.send(Message::LineFailed(failure)));
+    let wires = devices::insert_virtio_rng(&mmio, virtio, memory.clone(), tell)?;
+    let _connections = wires.connect(&vm)?;
 
     let counters = Arc::new(ExitCounters::default());
-    let (sender, messages) = channel();
     let pio = PioBus::new();
     let announcements = Arc::new(Mutex::new(Announcements::new(counters.clone(), sender)));
     pio.insert_region(
@@ -75,8 +87,11 @@ pub(crate) fn run(kvm: &Kvm, bytes: u64, source: &Source) -> Result<Run, Box<dyn
         Region::new(PORT_START, PORTS_SIZE).named("announcements"),
     )?;
 
-    let vcpu = vm.create_vcpu(0)?;
-    vcpu.set_cpuid2(&kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?)?;
+    let vcpu = vm.create_vcpu(0).map_err(call("KVM_CREATE_VCPU"))?;
+    let cpuid = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(call("KVM_GET_SUPPORTED_CPUID"))?;
+    vcpu.set_cpuid2(&cpuid).map_err(call("KVM_SET_CPUID2"))?;
     let (entry, _) = guest::image();
     boot::long_mode(
         &vcpu,
@@ -86,9 +101,10 @@ pub(crate) fn run(kvm: &Kvm, bytes: u64, source: &Source) -> Result<Run, Box<dyn
             ..Default::default()
         },
     )?;
-    let runner = VcpuRunner::new(KvmVcpu::new(vcpu)?, BusIo::new(mmio.view(), pio.view()))
-        .with_observer(counters.clone());
-    let mut vcpu = runner.spawn("vcpu0")?;
+    let vcpu = KvmVcpu::new(vcpu).map_err(call("mmap of the vCPU's run record"))?;
+    let runner =
+        VcpuRunner::new(vcpu, BusIo::new(mmio.view(), pio.view())).with_observer(counters.clone());
+    let mut vcpu = runner.spawn("vcpu0").map_err(call("thread"))?;
 
     let mut phases = Vec::new();
     let mut progress = Progress::new(&counters);
@@ -96,7 +112,9 @@ pub(crate) fn run(kvm: &Kvm, bytes: u64, source: &Source) -> Result<Run, Box<dyn
         match messages.recv_timeout(GLANCE) {
             Ok(Message::Phase(phase)) => phases.push(phase),
             Ok(Message::Done(check)) => break check,
+            Ok(Message::LineFailed(failure)) => return Err(failure.into()),
             Err(RecvTimeoutError::Timeout) => {
+                watch(&counters);
                 let silence = || silence(&mut vcpu, &mut progress, &counters);
                 if let Some(error) = explain(source, &troubles, bytes).or_else(silence) {
                     return Err(error.into());

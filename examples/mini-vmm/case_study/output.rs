@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::announce::{Exits, Phase};
 use super::guest::Device;
+use crate::stdio::count;
 
 /// What it took both devices to deliver the same number of bytes.
 #[derive(Debug)]
@@ -52,8 +53,31 @@ impl Comparison {
 
     /// How many times longer the register takes.
     fn time_ratio(&self) -> f64 {
-        self.legacy.elapsed.as_secs_f64() / self.virtio.elapsed.as_secs_f64()
+        let seconds = |phase: &Phase| phase.elapsed.max(Duration::from_nanos(1)).as_secs_f64();
+        seconds(&self.legacy) / seconds(&self.virtio)
     }
+
+    /// Which device is faster.
+    fn faster(&self) -> Faster {
+        let ratio = self.time_ratio();
+        let times = |ratio: f64| match ratio {
+            // Three digits are more than the measurement is worth already.
+            r if r < 100.0 => format!("{r:.1}"),
+            r => format!("{r:.0}"),
+        };
+        match (times(ratio), times(ratio.recip())) {
+            (times, _) if ratio > 1.0 && times != "1.0" => Faster::Queue(times),
+            (_, times) if ratio < 1.0 && times != "1.0" => Faster::Register(times),
+            _ => Faster::Neither,
+        }
+    }
+}
+
+/// Which device is faster, and how many times, as far as that can be told apart.
+enum Faster {
+    Queue(String),
+    Register(String),
+    Neither,
 }
 
 #[derive(Serialize)]
@@ -95,9 +119,9 @@ pub(crate) fn json(comparisons: &[Comparison]) -> serde_json::Result<String> {
     Ok(serde_json::to_string(&json)? + "\n")
 }
 
-/// The results as a table of at most 100 columns, with a sentence that sums them up.
-pub(crate) fn table(comparisons: &[Comparison]) -> String {
-    let mut table = format!(
+/// The head of a table of at most 100 columns.
+pub(crate) fn head() -> String {
+    format!(
         "{:15}{:>9}{:>9}{:>8}{:>10}{:>11}{:>6}{:>7}{:>4}{:>6}{:>9}{:>6}\n",
         "device",
         "bytes",
@@ -111,23 +135,31 @@ pub(crate) fn table(comparisons: &[Comparison]) -> String {
         "other",
         "time",
         "MB/s",
-    );
-    for comparison in comparisons {
-        for phase in [&comparison.legacy, &comparison.virtio] {
-            row(&mut table, comparison.bytes, phase);
-        }
-        let ratio = comparison.time_ratio();
-        let _ = writeln!(
-            table,
-            "{:17}the register takes {ratio:.1} times as long as the queue",
-            ""
-        );
+    )
+}
+
+/// The rows of one size.
+pub(crate) fn rows(comparison: &Comparison) -> String {
+    let mut rows = String::new();
+    for phase in [&comparison.legacy, &comparison.virtio] {
+        row(&mut rows, comparison.bytes, phase);
     }
-    if let Some(largest) = comparisons.iter().max_by_key(|comparison| comparison.bytes) {
-        table.push('\n');
-        table.push_str(&sentence(largest));
-    }
-    table
+    let verdict = match comparison.faster() {
+        Faster::Queue(times) => format!("the register takes {times} times as long as the queue"),
+        Faster::Register(times) => format!("the queue takes {times} times as long as the register"),
+        Faster::Neither => "the register takes as long as the queue".to_owned(),
+    };
+    // Formatting into a string does not fail.
+    let _ = writeln!(rows, "{:17}{verdict}", "");
+    rows
+}
+
+/// A sentence that sums up the table.
+pub(crate) fn summary(comparisons: &[Comparison]) -> String {
+    let largest = comparisons.iter().max_by_key(|comparison| comparison.bytes);
+    largest
+        .map(|largest| format!("\n{}", sentence(largest)))
+        .unwrap_or_default()
 }
 
 fn row(table: &mut String, bytes: u64, phase: &Phase) {
@@ -161,20 +193,22 @@ fn sentence(comparison: &Comparison) -> String {
         legacy,
         virtio,
     } = comparison;
-    let (register, queue) = (legacy.exits.total, virtio.exits.total);
-    let ratio = comparison.time_ratio();
-    format!(
-        "For {bytes} bytes the register cost {register} exits, the queue {queue}; \
-         the queue is {ratio:.0} times as fast.\n",
-    )
+    let (register, queue) = (count(legacy.exits.total, "exit"), virtio.exits.total);
+    let verdict = match comparison.faster() {
+        Faster::Queue(times) => format!("the queue is {times} times as fast"),
+        Faster::Register(times) => format!("the register is {times} times as fast"),
+        Faster::Neither => "both are equally fast".to_owned(),
+    };
+    format!("For {bytes} bytes the register cost {register}, the queue {queue}; {verdict}.\n")
 }
 
 /// A time with three digits that matter, in at most 8 columns.
 fn time(elapsed: Duration) -> String {
     let seconds = elapsed.as_secs_f64();
     match seconds {
-        s if s < 1e-3 => format!("{:.1} us", s * 1e6),
-        s if s < 1.0 => format!("{:.1} ms", s * 1e3),
+        // What would round to 1000 is the next unit's.
+        s if s < 0.999_95e-3 => format!("{:.1} us", s * 1e6),
+        s if s < 0.999_95 => format!("{:.1} ms", s * 1e3),
         s => format!("{s:.1} s"),
     }
 }
@@ -182,8 +216,8 @@ fn time(elapsed: Duration) -> String {
 /// Megabytes (10^6 bytes) in a second, in at most 5 columns.
 fn rate(bytes: u64, elapsed: Duration) -> String {
     #[expect(clippy::cast_precision_loss, reason = "at most 2^24 bytes")]
-    let rate = bytes as f64 / elapsed.as_secs_f64() / 1e6;
-    if rate < 100.0 {
+    let rate = bytes as f64 / elapsed.max(Duration::from_nanos(1)).as_secs_f64() / 1e6;
+    if rate < 99.995 {
         format!("{rate:.2}")
     } else {
         format!("{rate:.0}")

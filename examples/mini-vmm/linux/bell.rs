@@ -3,11 +3,8 @@
 
 //! How a machine comes to its end: whoever has a reason rings, and the main thread hears it.
 
-use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
-
-use rustix::event::{EventfdFlags, eventfd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// Why a machine comes to its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,53 +23,90 @@ pub(crate) enum End {
     Console(String),
 }
 
-/// Wakes the main thread. The first reason to end counts.
-#[derive(Clone, Debug)]
+impl End {
+    /// Whether somebody outside wants the program to end, whatever it is doing.
+    const fn is_urgent(&self) -> bool {
+        matches!(self, Self::Quit | Self::Signal(_))
+    }
+}
+
+/// Wakes the main thread.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Bell(Arc<Inner>);
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Inner {
-    event: OwnedFd,
-    end: Mutex<Option<End>>,
+    state: Mutex<State>,
+    rung: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    rung: bool,
+    first: Option<End>,
+    urgent: Option<End>,
+    console: Option<End>,
 }
 
 impl Bell {
-    pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self(Arc::new(Inner {
-            event: eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC)?,
-            end: Mutex::new(None),
-        })))
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Wakes the main thread to look at everything again.
     pub(crate) fn ring(&self) {
-        // It fails if it has been rung so often that it is awake anyway.
-        let _ = rustix::io::write(&self.0.event, &1u64.to_ne_bytes());
+        self.state().rung = true;
+        self.0.rung.notify_one();
     }
 
     /// Ends the machine.
     pub(crate) fn end(&self, end: End) {
-        let mut first = self.0.end.lock().unwrap_or_else(PoisonError::into_inner);
-        first.get_or_insert(end);
-        drop(first);
-        self.ring();
+        let mut state = self.state();
+        if end.is_urgent() {
+            state.urgent.get_or_insert_with(|| end.clone());
+        }
+        if matches!(end, End::Console(_)) {
+            state.console.get_or_insert_with(|| end.clone());
+        }
+        state.first.get_or_insert(end);
+        state.rung = true;
+        self.0.rung.notify_one();
     }
 
-    /// Stills the bell, and says why the machine is to end, if it is.
-    pub(crate) fn listen(&self) -> Option<End> {
-        let _ = rustix::io::read(&self.0.event, &mut [0; 8]);
-        self.reason()
+    /// Waits until the bell rings, or until the time is up; says whether it rang.
+    pub(crate) fn wait(&self, time: Option<Duration>) -> bool {
+        let mut state = self.state();
+        let quiet = |state: &mut State| !state.rung;
+        match time {
+            None => {
+                let woken = self.0.rung.wait_while(state, quiet);
+                state = woken.unwrap_or_else(PoisonError::into_inner);
+            }
+            Some(time) => {
+                let woken = self.0.rung.wait_timeout_while(state, time, quiet);
+                (state, _) = woken.unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+        std::mem::take(&mut state.rung)
     }
 
-    /// Why the machine is to end, if it is.
-    pub(crate) fn reason(&self) -> Option<End> {
-        let end = self.0.end.lock().unwrap_or_else(PoisonError::into_inner);
-        end.clone()
+    /// Whether the machine is to end.
+    pub(crate) fn is_end(&self) -> bool {
+        self.state().first.is_some()
     }
-}
 
-impl AsFd for Bell {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.event.as_fd()
+    /// Whether the program is not to wait for anything any more.
+    pub(crate) fn is_urgent(&self) -> bool {
+        self.state().urgent.is_some()
+    }
+
+    /// What the machine has come to, of all that has happened to it.
+    pub(crate) fn verdict(&self) -> Option<End> {
+        let state = self.state();
+        let signal = state.urgent.as_ref();
+        let signal = signal.filter(|end| matches!(end, End::Signal(_)));
+        let others = [&state.console, &state.urgent, &state.first];
+        let mut ends = others.into_iter().filter_map(Option::as_ref);
+        signal.or_else(|| ends.next()).cloned()
     }
 }

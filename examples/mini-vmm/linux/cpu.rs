@@ -6,8 +6,9 @@
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_fpu, kvm_msr_entry, kvm_regs};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
-use super::kernel::Entry;
+use super::loader::Entry;
 use crate::boot;
+use crate::kvm::call;
 use crate::layout::{START_INFO, ZERO_PAGE};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
@@ -27,21 +28,24 @@ const DELIVER_NMI: u32 = 4 << 8;
 
 /// Makes the vCPUs; the first one begins at the kernel's entry point, the others wait for it.
 pub(crate) fn create(kvm: &Kvm, vm: &VmFd, cpus: u8, entry: &Entry) -> Result<Vec<VcpuFd>> {
-    let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
+    let supported = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(call("KVM_GET_SUPPORTED_CPUID"))?;
     let deadline_timer = vm.check_extension(Cap::TscDeadlineTimer);
     let mut vcpus = Vec::new();
     for id in 0..cpus {
-        let vcpu = vm.create_vcpu(id.into())?;
+        let vcpu = vm.create_vcpu(id.into()).map_err(call("KVM_CREATE_VCPU"))?;
         let mut cpuid = supported.clone();
         describe(&mut cpuid, id, cpus, deadline_timer);
-        vcpu.set_cpuid2(&cpuid)?;
+        vcpu.set_cpuid2(&cpuid).map_err(call("KVM_SET_CPUID2"))?;
         set_msrs(&vcpu)?;
         // As a reset leaves it.
-        vcpu.set_fpu(&kvm_fpu {
+        let fpu = kvm_fpu {
             fcw: 0x37f,
             mxcsr: 0x1f80,
             ..kvm_fpu::default()
-        })?;
+        };
+        vcpu.set_fpu(&fpu).map_err(call("KVM_SET_FPU"))?;
         if id == 0 {
             connect_legacy_interrupts(&vcpu)?;
             start_at(&vcpu, entry)?;
@@ -132,7 +136,8 @@ fn set_msrs(vcpu: &VcpuFd) -> Result<()> {
             data,
             ..kvm_msr_entry::default()
         };
-        vcpu.set_msrs(&Msrs::from_entries(&[entry])?)?;
+        vcpu.set_msrs(&Msrs::from_entries(&[entry])?)
+            .map_err(call("KVM_SET_MSRS"))?;
     }
     Ok(())
 }
@@ -140,13 +145,13 @@ fn set_msrs(vcpu: &VcpuFd) -> Result<()> {
 /// Lets the old interrupt controller and NMIs through the first local APIC, for kernels that do
 /// not find the I/O APIC.
 fn connect_legacy_interrupts(vcpu: &VcpuFd) -> Result<()> {
-    let mut apic = vcpu.get_lapic()?;
+    let mut apic = vcpu.get_lapic().map_err(call("KVM_GET_LAPIC"))?;
     for (register, value) in [(LINT0, DELIVER_EXTINT), (LINT1, DELIVER_NMI)] {
         let bytes = apic.regs.iter_mut().skip(register);
         for (place, byte) in bytes.zip(value.to_le_bytes()) {
             *place = i8::from_ne_bytes([byte]);
         }
     }
-    vcpu.set_lapic(&apic)?;
+    vcpu.set_lapic(&apic).map_err(call("KVM_SET_LAPIC"))?;
     Ok(())
 }

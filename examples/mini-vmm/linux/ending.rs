@@ -6,6 +6,7 @@
 use vcpu_runner::{GroupError, Outcome};
 
 use super::bell::End;
+use super::signals;
 
 /// How the program ends.
 #[derive(Debug, PartialEq, Eq)]
@@ -32,19 +33,24 @@ impl Ending {
                 4,
                 Some("the guest crashed: triple fault".to_owned()),
             ),
-            (End::Signal(signal), _) => {
-                // Signals are numbered up to 64.
-                let status = u8::try_from(128 + signal).unwrap_or(u8::MAX);
-                ("signal", status, None)
-            }
-            (End::Console(message), _) => ("error", 1, Some(message.clone())),
-            (End::Vcpu, Ok(outcome)) => ("error", 1, Some(format!("unexpected: {outcome}"))),
-            (End::Vcpu, Err(error)) => ("error", 1, Some(error.to_string())),
+            (End::Signal(signal), _) => ("signal", signals::status(*signal), None),
+            (End::Console(message), _) => return Self::failed(message.clone()),
+            (End::Vcpu, Ok(outcome)) => return Self::failed(format!("unexpected: {outcome}")),
+            (End::Vcpu, Err(error)) => return Self::failed(error.to_string()),
         };
         Self {
             name,
             status,
             message,
+        }
+    }
+
+    /// The run failed for a reason of the program's own.
+    pub(crate) fn failed(message: String) -> Self {
+        Self {
+            name: "error",
+            status: 1,
+            message: Some(message),
         }
     }
 }

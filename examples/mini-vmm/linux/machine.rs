@@ -4,28 +4,32 @@
 //! The machine: buses with devices on them, and a virtual machine that is connected with them.
 
 use std::error::Error;
-use std::io::Write;
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bus::{BusDevice, BusError, MmioBus, PioBus, Region};
+use bus::{BusDeviceSync, BusError, MmioBus, PioBus, Region};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Kvm, VmFd};
+use rustix::stdio::{stderr, stdout};
 use vcpu_runner::{BusIo, ExitCounters, IoEvent, IrqFd, KvmVcpu, VcpuGroup, VcpuRunner};
 use virtio_rng_device::{Rng, RngCounters};
 use vm_superio::I8042Device;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::Options;
-use super::bell::Bell;
+use super::bell::{Bell, End};
 use super::cpu;
-use super::kernel::Kernel;
+use super::loader::Kernel;
+use super::output::Output;
 use super::power::{KeyboardController, Reset, SleepRegisters};
 use super::serial::SerialPort;
 use super::trace::{Io, OtherExits, Trace};
 use crate::boot::Memory;
 use crate::devices::{self, Wires};
 use crate::entropy::{Source, Trouble};
+use crate::kvm::call;
 use crate::layout::{I8042, I8042_SIZE, SERIAL, SERIAL_GSI, SERIAL_SIZE, SLEEP, SLEEP_SIZE};
+use crate::stdio::{complaint, failed_stdout};
 
 /// What has befallen an entropy source, if anything.
 type Noted = Arc<Mutex<Option<Trouble>>>;
@@ -42,6 +46,9 @@ pub(crate) struct Machine {
     wires: Option<Wires>,
     troubles: Vec<Noted>,
     bell: Bell,
+    /// Standard output and standard error.
+    pub(crate) output: Output,
+    pub(crate) errors: Output,
     serial: SerialPort,
     serial_irq: Arc<EventFd>,
 }
@@ -58,21 +65,24 @@ pub(crate) struct Parts {
 impl Machine {
     /// Puts the devices on their buses.
     pub(crate) fn new(options: &Options, memory: Arc<Memory>) -> Result<Self, Box<dyn Error>> {
-        let bell = Bell::new()?;
-        let serial_irq = Arc::new(EventFd::new(EFD_NONBLOCK)?);
-        let serial = SerialPort::new(serial_irq.clone(), &bell);
+        let bell = Bell::default();
+        let fail = {
+            let bell = bell.clone();
+            // Nobody can follow what the guest does any more.
+            move |error: &io::Error| bell.end(End::Console(failed_stdout(error)))
+        };
+        let output = Output::start("stdout", stdout(), &bell, fail).map_err(call("thread"))?;
+        // Messages that nobody can read are not worth ending the guest for.
+        let errors = Output::start("stderr", stderr(), &bell, |_| {}).map_err(call("thread"))?;
+        let serial_irq = Arc::new(EventFd::new(EFD_NONBLOCK).map_err(call("eventfd"))?);
+        let serial = SerialPort::new(serial_irq.clone(), output.clone(), errors.clone());
         let pio = PioBus::new();
         put(&pio, serial.clone(), SERIAL, SERIAL_SIZE, "serial")?;
         let keyboard = KeyboardController(I8042Device::new(Reset(bell.clone())));
-        put(&pio, keyboard, I8042, I8042_SIZE, "i8042")?;
+        put(&pio, Mutex::new(keyboard), I8042, I8042_SIZE, "i8042")?;
         if options.acpi {
-            put(
-                &pio,
-                SleepRegisters(bell.clone()),
-                SLEEP,
-                SLEEP_SIZE,
-                "acpi-sleep",
-            )?;
+            let sleep = Mutex::new(SleepRegisters(bell.clone()));
+            put(&pio, sleep, SLEEP, SLEEP_SIZE, "acpi-sleep")?;
         }
 
         let mmio = MmioBus::new();
@@ -89,7 +99,14 @@ impl Machine {
             let counters = Arc::new(RngCounters::default());
             let device = Rng::with_observer(entropy, devices::worker(), counters.clone());
             device.limits().set(options.rate_limit, None);
-            wires = Some(devices::insert_virtio_rng(&mmio, device, memory.clone())?);
+            let errors = errors.clone();
+            let tell = move |failure: String| errors.push(complaint(&failure).as_bytes());
+            wires = Some(devices::insert_virtio_rng(
+                &mmio,
+                device,
+                memory.clone(),
+                tell,
+            )?);
             rng = Some(counters);
         }
         Ok(Self {
@@ -101,6 +118,8 @@ impl Machine {
             wires,
             troubles,
             bell,
+            output,
+            errors,
             serial,
             serial_irq,
         })
@@ -114,11 +133,13 @@ impl Machine {
         options: &Options,
     ) -> Result<(Parts, VcpuGroup), Box<dyn Error>> {
         let vm = Arc::new(devices::create_vm(kvm, &self.memory)?);
-        vm.create_pit2(kvm_pit_config {
+        let timer = kvm_pit_config {
             flags: KVM_PIT_SPEAKER_DUMMY,
             ..kvm_pit_config::default()
-        })?;
-        let serial_irq = IrqFd::new(&vm, SERIAL_GSI, self.serial_irq.try_clone()?)?;
+        };
+        vm.create_pit2(timer).map_err(call("KVM_CREATE_PIT2"))?;
+        let event = self.serial_irq.try_clone().map_err(call("dup"))?;
+        let serial_irq = IrqFd::new(&vm, SERIAL_GSI, event).map_err(call("KVM_IRQFD"))?;
         let doorbells = match &self.wires {
             Some(wires) => wires.connect(&vm)?,
             None => Vec::new(),
@@ -126,14 +147,15 @@ impl Machine {
 
         let trace = options
             .trace
-            .map(|lines| Trace::new(lines, &self.mmio, &self.pio));
+            .map(|lines| Trace::new(lines, self.errors.clone(), &self.mmio, &self.pio));
         let vcpus = cpu::create(kvm, &vm, options.cpus, &kernel.entry)?;
         let mut group = VcpuGroup::new();
         for (id, (vcpu, exits)) in vcpus.into_iter().zip(&self.exits).enumerate() {
             let buses = BusIo::new(self.mmio.view(), self.pio.view());
             let io = Io::new(id, buses, trace.clone(), self.bell.clone());
             let observer = (exits.clone(), OtherExits::new(id, trace.clone()));
-            group.add(VcpuRunner::new(KvmVcpu::new(vcpu)?, io).with_observer(observer));
+            let vcpu = KvmVcpu::new(vcpu).map_err(call("mmap of a vCPU's run record"))?;
+            group.add(VcpuRunner::new(vcpu, io).with_observer(observer));
         }
         let parts = Parts {
             _serial_irq: serial_irq,
@@ -154,11 +176,14 @@ impl Machine {
         self.serial.clone()
     }
 
-    /// Ends the guest's last line of output, so that ours begins on a new one.
-    pub(crate) fn finish_line(&self) {
-        if self.serial.line_is_open() {
-            let _ = writeln!(std::io::stdout());
-        }
+    /// How often the guest has exited, on all vCPUs.
+    pub(crate) fn total_exits(&self) -> u64 {
+        self.exits.iter().map(|exits| exits.total()).sum()
+    }
+
+    /// Leaves a message for the user, without waiting for anybody to read it.
+    pub(crate) fn complain(&self, message: &str) {
+        self.errors.push(complaint(message).as_bytes());
     }
 
     /// What has befallen the entropy sources, each thing once.
@@ -176,12 +201,12 @@ impl Machine {
 /// Puts a device on the port bus whose registers are bytes.
 fn put(
     pio: &PioBus,
-    device: impl BusDevice + 'static,
+    device: impl BusDeviceSync + 'static,
     base: u16,
     len: u64,
     name: &'static str,
 ) -> Result<(), BusError<u16>> {
     let region = Region::new(base, len).named(name).widths(&[1]);
-    pio.insert_region(Arc::new(Mutex::new(device)), region.counted())?;
+    pio.insert_region(Arc::new(device), region.counted())?;
     Ok(())
 }

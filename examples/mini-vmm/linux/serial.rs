@@ -1,160 +1,150 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The first serial port: what the guest writes goes to standard output.
+//! The first serial port: what the guest writes goes to standard output, and what is typed is kept
+//! until the guest takes it.
 
-use std::io::{self, Write};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError};
 
-use bus::{AccessError, BusDevice};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
-use rustix::stdio::stdout;
+use bus::{AccessError, BusDeviceSync};
 use vm_superio::Trigger;
-use vm_superio::serial::{Error, Serial, SerialEvents};
+use vm_superio::serial::{Error, NoEvents, Serial};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::bell::{Bell, End};
+use super::output::Output;
+use crate::stdio::complaint;
 
-/// The port as the bus and the console share it.
+/// Most bytes of input that wait for the guest. A guest that does not look at its port loses what is
+/// typed beyond that.
+const MOST_INPUT: usize = 4096;
+
+/// The port as the bus and the user's side share it.
+///
+/// The lock is held for a register access at a time, and never while anything waits.
 #[derive(Clone)]
-pub(crate) struct SerialPort(Arc<Mutex<Port>>);
+pub(crate) struct SerialPort(Arc<Inner>);
 
-type Port = Serial<Line, Events, Output>;
+struct Inner {
+    state: Mutex<State>,
+    /// The guest has taken all input.
+    taken: Condvar,
+    output: Output,
+}
+
+struct State {
+    port: Serial<Line, NoEvents, Output>,
+    /// Typed, but not in the port's FIFO yet.
+    input: VecDeque<u8>,
+}
 
 /// The interrupt line.
-#[derive(Debug)]
-struct Line(Arc<EventFd>);
+struct Line {
+    event: Arc<EventFd>,
+    told: Once,
+    errors: Output,
+}
 
 impl Trigger for Line {
     type E = io::Error;
 
     fn trigger(&self) -> io::Result<()> {
-        self.0.write(1)
-    }
-}
-
-/// Wakes the console when the guest has read all that was typed.
-struct Events(Bell);
-
-impl SerialEvents for Events {
-    fn buffer_read(&self) {}
-
-    fn out_byte(&self) {}
-
-    fn tx_lost_byte(&self) {}
-
-    fn in_buffer_empty(&self) {
-        self.0.ring();
-    }
-}
-
-/// Standard output. When it fails, nobody can follow what the guest does, so the machine ends.
-struct Output {
-    bell: Bell,
-    line_open: bool,
-}
-
-impl Output {
-    /// Waits until somebody reads standard output, unless the machine comes to its end meanwhile.
-    fn wait(&self) -> io::Result<()> {
-        const GLANCE: Timespec = Timespec {
-            tv_sec: 0,
-            tv_nsec: 100_000_000,
-        };
-        let stdout = stdout();
-        loop {
-            let mut fds = [PollFd::new(&stdout, PollFlags::OUT)];
-            match poll(&mut fds, Some(&GLANCE)) {
-                Ok(0) | Err(Errno::INTR) if self.bell.reason().is_some() => {
-                    return Err(io::ErrorKind::TimedOut.into());
-                }
-                Ok(0) | Err(Errno::INTR) => {}
-                Ok(_) => return Ok(()),
-                Err(error) => return Err(error.into()),
+        self.event.write(1).inspect_err(|error| {
+            // A full event fd means that an interrupt is pending.
+            if error.kind() != io::ErrorKind::WouldBlock {
+                let message = format!("the serial port: its interrupt line failed: {error}");
+                self.told
+                    .call_once(|| self.errors.push(complaint(&message).as_bytes()));
             }
-        }
-    }
-}
-
-impl Write for Output {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        let mut out = io::stdout();
-        let written = self
-            .wait()
-            .and_then(|()| out.write_all(data))
-            .and_then(|()| out.flush());
-        if let Err(error) = &written {
-            let message = format!("standard output: {error}");
-            self.bell.end(End::Console(message));
-        }
-        if let Some(last) = data.last() {
-            self.line_open = *last != b'\n';
-        }
-        written.map(|()| data.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        })
     }
 }
 
 impl SerialPort {
-    /// A port that interrupts through `line`, and rings when it can take more input, and when
-    /// output fails.
-    pub(crate) fn new(line: Arc<EventFd>, bell: &Bell) -> Self {
-        let output = Output {
-            bell: bell.clone(),
-            line_open: false,
+    /// A port that interrupts through `event` and writes to `output`; if interrupts fail, a line in
+    /// `errors` says so.
+    pub(crate) fn new(event: Arc<EventFd>, output: Output, errors: Output) -> Self {
+        let line = Line {
+            event,
+            told: Once::new(),
+            errors,
         };
-        let port = Serial::with_events(Line(line), Events(bell.clone()), output);
-        Self(Arc::new(Mutex::new(port)))
+        let state = State {
+            port: Serial::new(line, output.clone()),
+            input: VecDeque::new(),
+        };
+        Self(Arc::new(Inner {
+            state: Mutex::new(state),
+            taken: Condvar::new(),
+            output,
+        }))
     }
 
-    fn port(&self) -> MutexGuard<'_, Port> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many bytes of input the port can take now.
-    pub(crate) fn room(&self) -> usize {
-        self.port().fifo_capacity()
+    /// Takes input, without waiting.
+    pub(crate) fn type_in(&self, input: &[u8]) {
+        let mut state = self.state();
+        let room = MOST_INPUT.saturating_sub(state.input.len());
+        state.input.extend(input.iter().take(room));
+        self.hand_on(&mut state);
     }
 
-    /// Takes input, and returns how much of it.
-    pub(crate) fn type_in(&self, input: &[u8]) -> usize {
-        match self.port().enqueue_raw_bytes(input) {
-            Ok(taken) => taken,
-            // The bytes are there; an interrupt that cannot be raised is pending.
-            Err(Error::Trigger(_)) => input.len(),
-            Err(_) => 0,
+    /// Waits until the guest has taken all input that there is.
+    pub(crate) fn wait_until_taken(&self) {
+        let left = |state: &mut State| !state.input.is_empty();
+        let state = self.0.taken.wait_while(self.state(), left);
+        drop(state.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Fills the FIFO from what was typed. In loopback mode the port takes nothing; the guest leaves
+    /// that by an access, after which this is called.
+    fn hand_on(&self, state: &mut State) {
+        while !state.input.is_empty() {
+            let (first, _) = state.input.as_slices();
+            let len = first.len().min(state.port.fifo_capacity());
+            let taken = match state.port.enqueue_raw_bytes(first) {
+                Ok(taken) => taken,
+                // The bytes are there; an interrupt that cannot be raised is pending.
+                Err(Error::Trigger(_)) => len,
+                Err(_) => 0,
+            };
+            if taken == 0 {
+                return;
+            }
+            state.input.drain(..taken);
         }
-    }
-
-    /// Whether the guest's last line of output has no end yet.
-    ///
-    /// Does not wait for a vCPU that is held up by standard output.
-    pub(crate) fn line_is_open(&self) -> bool {
-        self.0.try_lock().is_ok_and(|port| port.writer().line_open)
+        self.0.taken.notify_all();
     }
 }
 
-impl BusDevice for SerialPort {
-    fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
+impl BusDeviceSync for SerialPort {
+    fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
         let [byte] = data else {
             return Err(AccessError::Width);
         };
         let offset = u8::try_from(offset).map_err(|_| AccessError::Offset)?;
-        *byte = self.port().read(offset);
+        let mut state = self.state();
+        *byte = state.port.read(offset);
+        self.hand_on(&mut state);
         Ok(())
     }
 
-    fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
         let &[byte] = data else {
             return Err(AccessError::Width);
         };
         let offset = u8::try_from(offset).map_err(|_| AccessError::Offset)?;
-        match self.port().write(offset, byte) {
-            // A full event fd means that an interrupt is pending, and output has its own end.
+        let mut state = self.state();
+        let written = state.port.write(offset, byte);
+        self.hand_on(&mut state);
+        drop(state);
+        self.0.output.wait_for_room();
+        match written {
+            // A line that failed has been told of, and output does not fail here.
             Ok(()) | Err(Error::Trigger(_) | Error::IOError(_)) => Ok(()),
             Err(Error::FullFifo) => Err(AccessError::Failed),
         }

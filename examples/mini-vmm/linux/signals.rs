@@ -6,20 +6,29 @@
 use std::io;
 use std::thread;
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
+use signal_hook::consts::{
+    SIGABRT, SIGALRM, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGQUIT, SIGTERM, SIGTSTP, SIGUSR1, SIGUSR2,
+    SIGVTALRM, SIGXCPU, SIGXFSZ,
+};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
 
 use super::bell::{Bell, End};
 use super::terminal::Modes;
 
+/// Everything that would end the program and leave the terminal as it is, but for faults of the
+/// program's own; and what stops it.
+const WATCHED: [i32; 14] = [
+    SIGABRT, SIGALRM, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGQUIT, SIGTERM, SIGTSTP, SIGUSR1, SIGUSR2,
+    SIGVTALRM, SIGXCPU, SIGXFSZ,
+];
+
 /// Has a thread end the machine on signals, and give the terminal back while the program is
 /// stopped.
 pub(crate) fn watch(bell: Bell, terminal: Option<Modes>) -> io::Result<()> {
-    let wanted = [SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP];
     // Whoever started the program may want it to ignore some: nohup, for one.
     let ignored = ignored();
-    let wanted = wanted
+    let wanted = WATCHED
         .iter()
         .filter(|&&signal| ignored >> (signal - 1) & 1 == 0);
     let mut signals = Signals::new(wanted)?;
@@ -37,11 +46,17 @@ pub(crate) fn watch(bell: Bell, terminal: Option<Modes>) -> io::Result<()> {
                 // Comes back when the program is continued.
                 let _ = emulate_default_handler(signal);
                 if let Some(terminal) = &terminal {
-                    let _ = terminal.resume();
+                    terminal.resume();
                 }
             }
         })?;
     Ok(())
+}
+
+/// The exit status of a program that this signal has ended.
+pub(crate) fn status(signal: i32) -> u8 {
+    // Signals are numbered up to 64.
+    u8::try_from(128 + signal).unwrap_or(u8::MAX)
 }
 
 /// The set of signals that are ignored, as the kernel tells it.

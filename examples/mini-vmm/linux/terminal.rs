@@ -12,20 +12,22 @@ use rustix::termios::{
     tcsetattr,
 };
 
-/// A terminal that hands on every key as it is typed, until this is dropped.
+/// The terminal on standard input, which is as it was before when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Terminal(Modes);
 
 impl Terminal {
-    /// Takes over standard input, if that is a terminal.
-    pub(crate) fn take() -> io::Result<Option<Self>> {
+    /// Looks for a terminal, and changes nothing yet: whatever can end the program has to know of it
+    /// first.
+    pub(crate) fn find() -> io::Result<Option<Self>> {
         if !isatty(stdin()) {
             return Ok(None);
         }
-        let before = tcgetattr(stdin())?;
-        let terminal = Self(Modes(Arc::new(Mutex::new(Some(before)))));
-        terminal.0.resume()?;
-        Ok(Some(terminal))
+        let state = State {
+            before: tcgetattr(stdin())?,
+            phase: Phase::Found,
+        };
+        Ok(Some(Self(Modes(Arc::new(Mutex::new(state))))))
     }
 
     /// What changes the terminal's modes for as long as this lives.
@@ -36,36 +38,49 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        self.0.suspend();
-        // From now on nobody changes it any more.
-        *self.0.before() = None;
+        self.0.state().change(Phase::Over);
     }
 }
 
 /// Switches between the modes that the guest needs and those that the terminal had.
 #[derive(Clone, Debug)]
-pub(crate) struct Modes(Arc<Mutex<Option<Termios>>>);
+pub(crate) struct Modes(Arc<Mutex<State>>);
 
-impl Modes {
-    fn before(&self) -> MutexGuard<'_, Option<Termios>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+#[derive(Debug)]
+struct State {
+    before: Termios,
+    phase: Phase,
+}
 
-    /// Makes the terminal what it was before.
-    pub(crate) fn suspend(&self) {
-        if let Some(before) = self.before().as_ref() {
+/// What has become of the terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// It has its own modes still.
+    Found,
+    /// It hands on every key.
+    Taken,
+    /// It has its own modes while the program is stopped.
+    Suspended,
+    /// It has its own modes, and keeps them.
+    Over,
+}
+
+impl State {
+    /// Goes over to a phase in which the terminal has its own modes.
+    fn change(&mut self, phase: Phase) {
+        if self.phase == Phase::Taken {
             // There is nothing to be done for a terminal that has gone away.
-            let _ = tcsetattr(stdin(), OptionalActions::Now, before);
+            let _ = tcsetattr(stdin(), OptionalActions::Now, &self.before);
+        }
+        if self.phase == Phase::Taken || phase == Phase::Over {
+            self.phase = phase;
         }
     }
 
-    /// Has the terminal hand on every key. What is printed is still made fit for a terminal, because
-    /// the guest's output is not the only one.
-    pub(crate) fn resume(&self) -> io::Result<()> {
-        let guard = self.before();
-        let Some(mut raw) = guard.clone() else {
-            return Ok(());
-        };
+    /// The modes of a terminal that hands on every key. What is printed is still made fit for a
+    /// terminal, because the guest's output is not the only one.
+    fn raw(&self) -> Termios {
+        let mut raw = self.before.clone();
         raw.input_modes -= InputModes::BRKINT
             | InputModes::ICRNL
             | InputModes::IGNCR
@@ -76,6 +91,38 @@ impl Modes {
             LocalModes::ECHO | LocalModes::ICANON | LocalModes::IEXTEN | LocalModes::ISIG;
         raw.special_codes[SpecialCodeIndex::VMIN] = 1;
         raw.special_codes[SpecialCodeIndex::VTIME] = 0;
-        Ok(tcsetattr(stdin(), OptionalActions::Now, &raw)?)
+        raw
+    }
+}
+
+impl Modes {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the terminal hand on every key.
+    pub(crate) fn take(&self) -> io::Result<()> {
+        let mut state = self.state();
+        if state.phase == Phase::Found {
+            // Before the change: it may be made in part when it fails.
+            state.phase = Phase::Taken;
+            tcsetattr(stdin(), OptionalActions::Now, &state.raw())?;
+        }
+        Ok(())
+    }
+
+    /// Gives the terminal back for a while.
+    pub(crate) fn suspend(&self) {
+        self.state().change(Phase::Suspended);
+    }
+
+    /// Takes the terminal again that was given back for a while.
+    pub(crate) fn resume(&self) {
+        let mut state = self.state();
+        if state.phase == Phase::Suspended {
+            state.phase = Phase::Taken;
+            // There is nothing to be done for a terminal that has gone away.
+            let _ = tcsetattr(stdin(), OptionalActions::Now, &state.raw());
+        }
     }
 }

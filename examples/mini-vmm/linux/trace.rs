@@ -3,7 +3,6 @@
 
 //! The way of a vCPU's accesses to the buses, with a line for each if wanted.
 
-use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -11,19 +10,23 @@ use bus::{Address, Bus, MmioBus, PioBus};
 use vcpu_runner::{BusIo, ExitKind, ExitObserver, GuestIo};
 
 use super::bell::{Bell, End};
+use super::output::Output;
 
 /// What is still to be traced, for all vCPUs together.
 #[derive(Clone, Debug)]
 pub(crate) struct Trace {
     left: Arc<AtomicU32>,
+    output: Output,
     mmio: MmioBus,
     pio: PioBus,
 }
 
 impl Trace {
-    pub(crate) fn new(lines: u32, mmio: &MmioBus, pio: &PioBus) -> Self {
+    /// Writes at most so many lines to `output`.
+    pub(crate) fn new(lines: u32, output: Output, mmio: &MmioBus, pio: &PioBus) -> Self {
         Self {
             left: Arc::new(AtomicU32::new(lines)),
+            output,
             mmio: mmio.clone(),
             pio: pio.clone(),
         }
@@ -58,12 +61,12 @@ impl Trace {
         let Ok(left) = left else {
             return;
         };
-        let mut out = io::stderr().lock();
-        // A trace that nobody can read is not worth ending the guest for.
-        let _ = writeln!(out, "trace: vcpu{vcpu} {}{}", exit.name(), details());
+        let mut lines = format!("trace: vcpu{vcpu} {}{}\n", exit.name(), details());
         if left == 1 {
-            let _ = writeln!(out, "trace: this was the last line; the guest goes on");
+            lines += "trace: this was the last line; the guest goes on\n";
         }
+        self.output.push(lines.as_bytes());
+        self.output.wait_for_room();
     }
 }
 

@@ -1,16 +1,15 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Loads an initial RAM file system into guest memory.
+//! Loads an initial RAM disk into guest memory.
 
-use std::io::{Seek, SeekFrom};
-use std::path::Path;
+use std::io::{Read, Seek, SeekFrom};
 
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, ReadVolatile};
 
-use super::files::Input;
+use super::image::Image;
 use super::kernel::Kernel;
-use crate::boot::Memory;
+use super::{Memory, Room};
 
 const PAGE: u64 = 4096;
 
@@ -26,29 +25,28 @@ const COMPRESSED: [&[u8]; 8] = [
     b"\x1f\x9e",
 ];
 
-/// An initial RAM file system in guest memory.
+/// An initial RAM disk in guest memory.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Initrd {
     pub(crate) address: u64,
     pub(crate) size: u64,
 }
 
-/// Loads the file at `path` as high as the kernel allows into RAM that ends at `low_end`.
+/// Loads an initial RAM disk as high in `room` as the kernel allows.
 ///
 /// # Errors
 ///
-/// One line that says what is wrong with the file, or with the size of memory.
-pub(crate) fn load(
-    path: &Path,
+/// What is wrong with the file, or with the size of memory.
+pub(crate) fn load_initrd<F: Read + ReadVolatile + Seek>(
+    image: &mut Image<F>,
     kernel: &Kernel,
     memory: &Memory,
-    low_end: u64,
+    room: Room,
 ) -> Result<Initrd, String> {
-    let mut input = Input::open("--initrd", path)?;
-    let loaded = check(&mut input)
-        .and_then(|()| place(input.len(), kernel, low_end))
-        .and_then(|initrd| copy(&mut input, initrd, memory));
-    loaded.map_err(|error| input.wrong(&error))
+    check(image)?;
+    let initrd = place(image.len(), kernel, room.end)?;
+    copy(image, initrd, memory)?;
+    Ok(initrd)
 }
 
 /// The highest room for `size` bytes.
@@ -66,35 +64,38 @@ fn place(size: u64, kernel: &Kernel, low_end: u64) -> Result<Initrd, String> {
     }
 }
 
-fn copy(input: &mut Input, initrd: Initrd, memory: &Memory) -> Result<Initrd, String> {
+fn copy<F: ReadVolatile + Read + Seek>(
+    image: &mut Image<F>,
+    initrd: Initrd,
+    memory: &Memory,
+) -> Result<(), String> {
     let size = usize::try_from(initrd.size).map_err(|error| error.to_string())?;
-    let file = input.file();
-    file.seek(SeekFrom::Start(0))
+    let source = image.source();
+    source
+        .seek(SeekFrom::Start(0))
         .map_err(|error| error.to_string())?;
     memory
-        .read_exact_volatile_from(GuestAddress(initrd.address), file, size)
-        .map_err(|error| error.to_string())?;
-    Ok(initrd)
+        .read_exact_volatile_from(GuestAddress(initrd.address), source, size)
+        .map_err(|error| error.to_string())
 }
 
 /// Looks whether Linux would find an archive, and find it whole as far as that shows: a chain of
 /// plain archives is walked through, and what is compressed is only looked at where it begins.
-fn check(input: &mut Input) -> Result<(), String> {
+fn check<F: Read + Seek>(image: &mut Image<F>) -> Result<(), String> {
     let mut at = 0;
     let mut first = true;
-    while at < input.len() {
-        let len = input.len() - at;
-        let magic = input.at(at, usize::try_from(len.min(16)).unwrap_or(16))?;
+    while at < image.len() {
+        let len = image.len() - at;
+        let magic = image.at(at, usize::try_from(len.min(16)).unwrap_or(16))?;
         if compressed(&magic) {
             return Ok(());
         }
-        if magic.starts_with(b"0707") {
-            at = skip_archive(input, at)?;
+        if magic.starts_with(b"0707") && at % 4 == 0 {
+            at = skip_archive(image, at)?;
         } else if magic.first() == Some(&0) && !first {
-            // Archives may be followed by zeros, four at a time.
-            let some = input.at(at, usize::try_from(len.min(PAGE)).unwrap_or(1))?;
-            let zeros = some.iter().take_while(|&&byte| byte == 0).count() as u64;
-            at += (zeros / 4 * 4).max(4).min(len);
+            // Archives may be followed by zeros.
+            let some = image.at(at, usize::try_from(len.min(PAGE)).unwrap_or(1))?;
+            at += some.iter().take_while(|&&byte| byte == 0).count() as u64;
         } else if first {
             return Err("is no initramfs: neither a cpio archive nor a compressed one".to_owned());
         } else {
@@ -110,11 +111,11 @@ fn compressed(magic: &[u8]) -> bool {
 }
 
 /// Walks through a cpio archive in the format newc, and returns where it ends.
-fn skip_archive(input: &mut Input, start: u64) -> Result<u64, String> {
+fn skip_archive<F: Read + Seek>(image: &mut Image<F>, start: u64) -> Result<u64, String> {
     const HEADER: u64 = 110;
     let mut at = start;
     loop {
-        let header = input.at(at, 110)?;
+        let header = image.at(at, 110)?;
         if !header.starts_with(b"070701") && !header.starts_with(b"070702") {
             return Err(format!("has no valid archive header at byte {at}"));
         }
@@ -129,14 +130,14 @@ fn skip_archive(input: &mut Input, start: u64) -> Result<u64, String> {
         if name_size > PAGE {
             return Err(format!("has no valid archive header at byte {at}"));
         }
-        let name = input.at(at + HEADER, usize::try_from(name_size).unwrap_or(0))?;
+        let name = image.at(at + HEADER, usize::try_from(name_size).unwrap_or(0))?;
         // Both the name and the data end at a multiple of four bytes.
         let data = (at + HEADER + name_size).next_multiple_of(4);
         at = (data + size).next_multiple_of(4);
         if name == b"TRAILER!!!\0" {
-            return Ok(at.min(input.len()));
+            return Ok(at.min(image.len()));
         }
-        if at > input.len() {
+        if at > image.len() {
             return Err("is truncated".to_owned());
         }
     }

@@ -1,0 +1,48 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Loads a kernel and an initial RAM disk into guest memory.
+//!
+//! These are functions of a file's bytes and of guest memory, and of nothing else in this program:
+//! tests and fuzz targets include this folder as it is.
+
+mod image;
+mod initrd;
+mod kernel;
+
+use vm_memory::GuestMemoryMmap;
+
+pub(crate) use image::Image;
+pub(crate) use initrd::{Initrd, load_initrd};
+pub(crate) use kernel::{Entry, Kernel, load_kernel};
+
+/// Guest memory.
+type Memory = GuestMemoryMmap<()>;
+
+/// The RAM that kernels and RAM disks are loaded to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    /// Its first address.
+    pub(crate) start: u64,
+    /// The first address behind it.
+    pub(crate) end: u64,
+    /// The highest `end` that more memory could give.
+    pub(crate) limit: u64,
+}
+
+impl Room {
+    /// Checks that something that ends at `end` fits.
+    fn holds(self, end: u64) -> Result<(), String> {
+        if end <= self.end {
+            return Ok(());
+        }
+        if end > self.limit {
+            let limit = self.limit >> 20;
+            return Err(format!(
+                "does not fit below {limit} MiB, where the devices begin"
+            ));
+        }
+        let wanted = end.div_ceil(1 << 20);
+        Err(format!("needs more memory: --memory {wanted} at least"))
+    }
+}
