@@ -7,17 +7,17 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::device::Device;
-use crate::region::Map;
+use crate::region::{Entry, Map};
 use crate::sync::{Mutex, Ordering, address, barrier_in_all_threads, fence, lock, yield_now};
 use crate::thread::thread_token;
 use crate::view::Presence;
 use crate::{Access, Address, BusError, BusRange, BusView, Region, RegionId, RegionInfo};
 
 /// The bus for memory-mapped I/O.
-pub type MmioBus = Bus<u64>;
+pub type MmioBus<R = ()> = Bus<u64, R>;
 
 /// The bus for port I/O.
-pub type PioBus = Bus<u16>;
+pub type PioBus<R = ()> = Bus<u16, R>;
 
 /// A set of devices, each with the range of addresses it answers to.
 ///
@@ -73,38 +73,39 @@ pub type PioBus = Bus<u16>;
 /// assert_eq!(bus.view().read(0x2000, &mut [0]), Err(AccessError::Unclaimed));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Debug)]
-pub struct Bus<K: Address>(Arc<Shared<K>>);
+pub struct Bus<K: Address, R = ()>(Arc<Shared<K, R>>);
 
 pub(crate) type Observer<K> = dyn Fn(&Access<'_, K>) + Send + Sync;
 
 /// What a bus and its views have in common.
-pub(crate) struct Shared<K> {
+pub(crate) struct Shared<K, R> {
     /// What a remover calls to make all views execute a barrier; `false` if that failed. Without
     /// it, views execute a fence for each access.
     pub(crate) barrier: Option<fn() -> bool>,
     /// What a read gives without a device, in each byte.
     pub(crate) fill: u8,
     pub(crate) observer: Option<Box<Observer<K>>>,
-    pub(crate) state: Mutex<State<K>>,
+    pub(crate) state: Mutex<State<K, R>>,
 }
 
-impl<K: Address> fmt::Debug for Shared<K> {
+impl<K: Address, R> fmt::Debug for Shared<K, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(&lock(&self.state).map.0).finish()
+        let map = &lock(&self.state).map.0;
+        f.debug_set()
+            .entries(map.iter().map(|entry| &entry.info))
+            .finish()
     }
 }
 
 /// No device is called or dropped while this is locked.
-#[derive(Default)]
-pub(crate) struct State<K> {
-    pub(crate) map: Arc<Map<K>>,
+pub(crate) struct State<K, R> {
+    pub(crate) map: Arc<Map<K, R>>,
     pub(crate) views: Vec<Arc<Presence>>,
     /// The devices that removers wait for, which they want everybody to leave.
     leaving: Vec<usize>,
 }
 
-impl<K> State<K> {
+impl<K, R> State<K, R> {
     /// Makes every view fetch the map before its next access. As it needs the lock for that, the
     /// map may be changed before or after.
     pub(crate) fn publish(&self) {
@@ -135,11 +136,25 @@ impl<K> State<K> {
 /// assert_eq!(data, [0]);
 /// assert_eq!(unclaimed.load(Ordering::Relaxed), 1);
 /// ```
-#[derive(Debug)]
 #[must_use]
-pub struct BusBuilder<K: Address>(Shared<K>);
+pub struct BusBuilder<K: Address, R = ()>(Shared<K, R>);
 
-impl<K: Address> BusBuilder<K> {
+impl<K: Address, R> Default for BusBuilder<K, R> {
+    fn default() -> Self {
+        Self(Shared {
+            barrier: Some(barrier_in_all_threads),
+            fill: 0xff,
+            observer: None,
+            state: Mutex::new(State {
+                map: Arc::default(),
+                views: Vec::new(),
+                leaving: Vec::new(),
+            }),
+        })
+    }
+}
+
+impl<K: Address, R> BusBuilder<K, R> {
     /// What each byte of a read is when no device sets it. The default is `0xff`, as on a bus
     /// whose lines are pulled up.
     pub fn fill(mut self, fill: u8) -> Self {
@@ -166,7 +181,7 @@ impl<K: Address> BusBuilder<K> {
     }
 
     /// A bus without devices.
-    pub fn build(mut self) -> Bus<K> {
+    pub fn build(mut self) -> Bus<K, R> {
         self.0.barrier = self.0.barrier.filter(|barrier| barrier());
         Bus(Arc::new(self.0))
     }
@@ -174,20 +189,22 @@ impl<K: Address> BusBuilder<K> {
 
 impl<K: Address> Bus<K> {
     /// A bus without devices, on which reads of nothing give all ones.
+    ///
+    /// For devices that [answer](crate#answers-to-the-vmm), write `MmioBus::<Answer>::default()`.
     pub fn new() -> Self {
-        Self::builder().build()
+        Self::default()
     }
 
     /// A bus with other properties than the usual ones.
+    ///
+    /// For devices that [answer](crate#answers-to-the-vmm), write
+    /// `BusBuilder::<u64, Answer>::default()`.
     pub fn builder() -> BusBuilder<K> {
-        BusBuilder(Shared {
-            barrier: Some(barrier_in_all_threads),
-            fill: 0xff,
-            observer: None,
-            state: Mutex::default(),
-        })
+        BusBuilder::default()
     }
+}
 
+impl<K: Address, R> Bus<K, R> {
     /// Puts a device on the bus, at the `len` addresses from `base` on.
     ///
     /// An `Arc<Mutex<D>>` of any [`BusDevice`](crate::BusDevice) is such a device, and so is an
@@ -197,7 +214,7 @@ impl<K: Address> Bus<K> {
     /// # Errors
     ///
     /// [`BusError::InvalidRange`] or [`BusError::Overlap`].
-    pub fn insert(&self, device: Device, base: K, len: u64) -> Result<RegionId, BusError<K>> {
+    pub fn insert(&self, device: Device<R>, base: K, len: u64) -> Result<RegionId, BusError<K>> {
         self.insert_region(device, Region::new(base, len))
     }
 
@@ -206,11 +223,11 @@ impl<K: Address> Bus<K> {
     /// # Errors
     ///
     /// As [`Self::insert`].
-    pub fn insert_region(&self, device: Device, at: Region<K>) -> Result<RegionId, BusError<K>> {
-        let region = at.with(device)?;
-        let id = region.id;
+    pub fn insert_region(&self, device: Device<R>, at: Region<K>) -> Result<RegionId, BusError<K>> {
+        let entry = Entry::new(at, device)?;
+        let id = entry.info.id;
         let mut state = lock(&self.0.state);
-        Arc::make_mut(&mut state.map).insert(region)?;
+        Arc::make_mut(&mut state.map).insert(entry)?;
         state.publish();
         Ok(id)
     }
@@ -228,15 +245,15 @@ impl<K: Address> Bus<K> {
     /// # Errors
     ///
     /// [`BusError::NoSuchRegion`], [`BusError::InsideDevice`] or [`BusError::Barrier`].
-    pub fn remove(&self, id: RegionId) -> Result<Device, BusError<K>> {
+    pub fn remove(&self, id: RegionId) -> Result<Device<R>, BusError<K>> {
         let mut state = lock(&self.0.state);
         let mut map = Map::clone(&state.map);
-        let region = map.remove(id)?;
-        let (thread, device) = (thread_token(), address(&*region.device));
-        let goes = |inside| inside == device || state.leaving.contains(&inside);
+        let Entry { info, device } = map.remove(id)?;
+        let (thread, place) = (thread_token(), address(&*device));
+        let goes = |inside| inside == place || state.leaving.contains(&inside);
         let mut views = state.views.iter().map(|view| view.place());
         if views.any(|(inside, device)| inside == thread && goes(device)) {
-            return Err(BusError::InsideDevice(region));
+            return Err(BusError::InsideDevice(info));
         }
 
         // From here on views need the lock to find a device, so they miss nothing.
@@ -246,19 +263,19 @@ impl<K: Address> Bus<K> {
             return Err(BusError::Barrier);
         }
         state.map = Arc::new(map);
-        state.leaving.push(device);
+        state.leaving.push(place);
         let views = state.views.clone();
         drop(state);
         for view in views {
-            while matches!(view.place(), (1.., inside) if inside == device) {
+            while matches!(view.place(), (1.., inside) if inside == place) {
                 yield_now();
                 std::thread::sleep(std::time::Duration::from_micros(20));
             }
         }
         let mut state = lock(&self.0.state);
-        let place = state.leaving.iter().position(|other| *other == device);
+        let place = state.leaving.iter().position(|other| *other == place);
         place.map(|place| state.leaving.swap_remove(place));
-        Ok(region.device)
+        Ok(device)
     }
 
     /// Moves a region to another base, with the same length, name, rules and counters.
@@ -273,9 +290,9 @@ impl<K: Address> Bus<K> {
     pub fn relocate(&self, id: RegionId, base: K) -> Result<(), BusError<K>> {
         let mut state = lock(&self.0.state);
         let mut map = Map::clone(&state.map);
-        let mut region = map.remove(id)?;
-        region.range = BusRange::new(base, region.range.size())?;
-        map.insert(region)?;
+        let mut entry = map.remove(id)?;
+        entry.info.range = BusRange::new(base, entry.info.range.size())?;
+        map.insert(entry)?;
         state.map = Arc::new(map);
         state.publish();
         Ok(())
@@ -283,30 +300,50 @@ impl<K: Address> Bus<K> {
 
     /// The region that `addr` is in.
     pub fn find(&self, addr: K) -> Option<RegionInfo<K>> {
-        lock(&self.0.state).map.find(addr, &mut 0).cloned()
+        let state = lock(&self.0.state);
+        Some(state.map.find(addr, &mut 0)?.info.clone())
     }
 
     /// All regions in the order of their addresses, as they are now.
     pub fn regions(&self) -> Vec<RegionInfo<K>> {
-        lock(&self.0.state).map.0.clone()
+        let map = &lock(&self.0.state).map.0;
+        map.iter().map(|entry| entry.info.clone()).collect()
     }
 
     /// A way to access the devices that takes no locks: one for each vCPU.
     ///
     /// Making a view takes a lock and some KiB of memory, so that vCPUs do it once.
-    pub fn view(&self) -> BusView<K> {
+    pub fn view(&self) -> BusView<K, R> {
         BusView::new(Arc::clone(&self.0))
     }
 }
 
-impl<K: Address> Default for Bus<K> {
+impl<K: Address, R> Default for Bus<K, R> {
     fn default() -> Self {
-        Self::new()
+        BusBuilder::default().build()
+    }
+}
+
+impl<K: Address, R> Clone for Bus<K, R> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<K: Address, R> fmt::Debug for Bus<K, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl<K: Address, R> fmt::Debug for BusBuilder<K, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
     }
 }
 
 /// The map of the bus, a line for each region, as in `/proc/iomem` and `/proc/ioports`.
-impl<K: Address> fmt::Display for Bus<K> {
+impl<K: Address, R> fmt::Display for Bus<K, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let regions = self.regions();
         (regions.iter()).try_for_each(|region| writeln!(f, "{region}"))

@@ -66,13 +66,13 @@ impl std::error::Error for AccessError {}
 /// know where it lives. `data` has the width of the access, 1 to 8 bytes, in guest (little-endian)
 /// order. The defaults refuse.
 #[expect(unused_variables, reason = "the defaults refuse, whatever it is")]
-pub trait BusDevice: Send {
+pub trait BusDevice<R = ()>: Send {
     /// Answers a guest's read by filling `data`, which arrives filled with the bus's fill value.
     ///
     /// # Errors
     ///
     /// The reason why the device did not answer; the bus then hands out its fill value.
-    fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
+    fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<R, AccessError> {
         Err(AccessError::Refused)
     }
 
@@ -81,7 +81,7 @@ pub trait BusDevice: Send {
     /// # Errors
     ///
     /// The reason why the device ignored the write.
-    fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
+    fn write(&mut self, offset: u64, data: &[u8]) -> Result<R, AccessError> {
         Err(AccessError::Refused)
     }
 }
@@ -90,13 +90,13 @@ pub trait BusDevice: Send {
 ///
 /// The same contract as [`BusDevice`]. A `Mutex<T>` around any [`BusDevice`] is one of these.
 #[expect(unused_variables, reason = "the defaults refuse, whatever it is")]
-pub trait BusDeviceSync: Send + Sync {
+pub trait BusDeviceSync<R = ()>: Send + Sync {
     /// Answers a guest's read; see [`BusDevice::read`].
     ///
     /// # Errors
     ///
     /// As [`BusDevice::read`].
-    fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
+    fn read(&self, offset: u64, data: &mut [u8]) -> Result<R, AccessError> {
         Err(AccessError::Refused)
     }
 
@@ -105,19 +105,16 @@ pub trait BusDeviceSync: Send + Sync {
     /// # Errors
     ///
     /// As [`BusDevice::write`].
-    fn write(&self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
+    fn write(&self, offset: u64, data: &[u8]) -> Result<R, AccessError> {
         Err(AccessError::Refused)
     }
 }
 
-/// What comes of an access.
-pub(crate) type Outcome = Result<(), AccessError>;
-
 /// A device as the bus holds it.
-pub(crate) type Device = Arc<dyn BusDeviceSync>;
+pub(crate) type Device<R> = Arc<dyn BusDeviceSync<R>>;
 
 /// Says no more than that there is a device.
-impl fmt::Debug for dyn BusDeviceSync {
+impl<R> fmt::Debug for dyn BusDeviceSync<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("dyn BusDeviceSync")
     }
@@ -126,12 +123,12 @@ impl fmt::Debug for dyn BusDeviceSync {
 /// Passes accesses on to what a pointer points to.
 macro_rules! pass_on {
     ($trait:ident for $pointer:ident, $self:ident: $receiver:ty) => {
-        impl<T: $trait + ?Sized> $trait for $pointer<T> {
-            fn read($self: $receiver, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
+        impl<R, T: $trait<R> + ?Sized> $trait<R> for $pointer<T> {
+            fn read($self: $receiver, offset: u64, data: &mut [u8]) -> Result<R, AccessError> {
                 (**$self).read(offset, data)
             }
 
-            fn write($self: $receiver, offset: u64, data: &[u8]) -> Result<(), AccessError> {
+            fn write($self: $receiver, offset: u64, data: &[u8]) -> Result<R, AccessError> {
                 (**$self).write(offset, data)
             }
         }
@@ -146,20 +143,72 @@ pass_on!(BusDeviceSync for Arc, self: &Self);
 ///
 /// A poisoned lock means that the device panicked: it is not called any more. A handler that comes
 /// back to its own device, through whatever bus, gets [`AccessError::Reentrant`].
-impl<T: BusDevice + ?Sized> BusDeviceSync for Mutex<T> {
-    fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
+impl<R, T: BusDevice<R> + ?Sized> BusDeviceSync<R> for Mutex<T> {
+    fn read(&self, offset: u64, data: &mut [u8]) -> Result<R, AccessError> {
         locked(self, |device| device.read(offset, data))
     }
 
-    fn write(&self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
+    fn write(&self, offset: u64, data: &[u8]) -> Result<R, AccessError> {
         locked(self, |device| device.write(offset, data))
     }
 }
 
 /// Calls a device under its lock, unless this thread holds that already.
 #[inline(always)]
-fn locked<T: ?Sized>(mutex: &Mutex<T>, call: impl FnOnce(&mut T) -> Outcome) -> Outcome {
+fn locked<T: ?Sized, R>(
+    mutex: &Mutex<T>,
+    call: impl FnOnce(&mut T) -> Result<R, AccessError>,
+) -> Result<R, AccessError> {
     let _listed = Listed::new(address(mutex))?;
     let mut device = mutex.lock().map_err(|_| AccessError::Panicked)?;
     call(&mut device)
 }
+
+/// A device that answers nothing, on a bus whose devices [answer](crate#answers-to-the-vmm).
+///
+/// What the device takes is answered by `R::default()`.
+///
+/// ```
+/// use bus::{BusDevice, DefaultAnswer, MmioBus};
+/// use std::sync::{Arc, Mutex};
+///
+/// /// What devices want of this VMM.
+/// #[derive(Debug, Default, PartialEq)]
+/// enum Action {
+///     #[default]
+///     Nothing,
+///     Reset,
+/// }
+///
+/// struct Uart;
+/// impl BusDevice for Uart {
+///     fn write(&mut self, _offset: u64, _data: &[u8]) -> Result<(), bus::AccessError> {
+///         Ok(())
+///     }
+/// }
+///
+/// let bus = MmioBus::<Action>::default();
+/// bus.insert(Arc::new(Mutex::new(DefaultAnswer(Uart))), 0x1000, 8)?;
+/// assert_eq!(bus.view().write(0x1000, b"a"), Ok(Action::Nothing));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DefaultAnswer<D>(pub D);
+
+/// Answers for a device that does not.
+macro_rules! answer {
+    ($trait:ident, $self:ident: $receiver:ty) => {
+        impl<R: Default, D: $trait> $trait<R> for DefaultAnswer<D> {
+            fn read($self: $receiver, offset: u64, data: &mut [u8]) -> Result<R, AccessError> {
+                $self.0.read(offset, data).map(|()| R::default())
+            }
+
+            fn write($self: $receiver, offset: u64, data: &[u8]) -> Result<R, AccessError> {
+                $self.0.write(offset, data).map(|()| R::default())
+            }
+        }
+    };
+}
+
+answer!(BusDevice, self: &mut Self);
+answer!(BusDeviceSync, self: &Self);

@@ -20,7 +20,7 @@ pub enum BusError<K> {
     },
     /// Another region claims a part of the range.
     Overlap {
-        /// The region as it would have become, with the device that was passed.
+        /// The region as it would have become.
         new: RegionInfo<K>,
         /// The first region that it collides with.
         existing: RegionInfo<K>,

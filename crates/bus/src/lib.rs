@@ -103,6 +103,39 @@
 //! * A seccomp filter should allow `membarrier(2)` to threads that remove devices, or be told to
 //!   the bus: [`BusBuilder::fenced`].
 //!
+//! # Answers to the VMM
+//!
+//! A device cannot reset the machine, move itself on the bus or wait for a barrier while it is being
+//! called, so it asks the VMM to do that afterwards. What it says is of a type that the VMM chooses:
+//! `Bus<u64, R>`, whose devices are `BusDevice<R>`, and whose views give each access's `R` back when
+//! the access is complete and no lock is held. `R` is `()` unless chosen otherwise, and then costs
+//! nothing. [`DefaultAnswer`] puts a device that answers `()` on a bus with any `R: Default`.
+//!
+//! ```
+//! use bus::{AccessError, BusDevice, PioBus};
+//! use std::ops::ControlFlow::{self, Break, Continue};
+//! use std::sync::{Arc, Mutex};
+//!
+//! /// Resets the machine when a guest writes 1.
+//! struct ResetPort;
+//! impl BusDevice<ControlFlow<&'static str>> for ResetPort {
+//!     fn write(
+//!         &mut self,
+//!         _offset: u64,
+//!         data: &[u8],
+//!     ) -> Result<ControlFlow<&'static str>, AccessError> {
+//!         Ok(if data == [1] { Break("reset") } else { Continue(()) })
+//!     }
+//! }
+//!
+//! let bus = PioBus::<ControlFlow<&'static str>>::default();
+//! bus.insert(Arc::new(Mutex::new(ResetPort)), 0x604, 1)?;
+//! let mut view = bus.view();
+//! assert_eq!(view.write(0x604, &[0]), Ok(Continue(())));
+//! assert_eq!(view.write(0x604, &[1]), Ok(Break("reset")));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! # How it is fast
 //!
 //! The map of a bus is a sorted table that never changes. A view keeps a reference to it, and the
@@ -137,7 +170,7 @@ mod view;
 pub mod vm_device;
 
 pub use bus::{Bus, BusBuilder, MmioBus, PioBus};
-pub use device::{AccessError, BusDevice, BusDeviceSync};
+pub use device::{AccessError, BusDevice, BusDeviceSync, DefaultAnswer};
 pub use error::BusError;
 pub use range::{Address, BusRange};
 pub use region::{Counts, Region, RegionId, RegionInfo};

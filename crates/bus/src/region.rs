@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::device::Device;
-use crate::{Access, AccessError, Address, BusDeviceSync, BusError, BusRange};
+use crate::{Access, AccessError, Address, BusError, BusRange};
 
 /// The widths that a bus carries, in bytes.
 const WIDTHS: &[usize] = &[1, 2, 4, 8];
@@ -99,17 +99,6 @@ impl<K: Address> Region<K> {
         self.counted = true;
         self
     }
-
-    /// The region as it goes into the map of a bus.
-    pub(crate) fn with(self, device: Device) -> Result<RegionInfo<K>, BusError<K>> {
-        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
-        Ok(RegionInfo {
-            id: RegionId(NEXT_ID.fetch_add(1, Ordering::Relaxed)),
-            range: BusRange::new(self.base, self.len)?,
-            device,
-            region: Arc::new(self),
-        })
-    }
 }
 
 /// How often a region had been accessed, whatever came of it, at the moment of asking.
@@ -132,8 +121,6 @@ pub struct RegionInfo<K> {
     pub id: RegionId,
     /// The addresses of the region.
     pub range: BusRange<K>,
-    /// The device of the region.
-    pub device: Arc<dyn BusDeviceSync>,
     /// What stays the same about the region while it moves. Its base is where it was at first.
     pub(crate) region: Arc<Region<K>>,
 }
@@ -194,36 +181,75 @@ impl<K: Address> fmt::Display for RegionInfo<K> {
     }
 }
 
-/// All regions in the order of their addresses. Published maps are never changed, only replaced.
-#[derive(Clone, Default)]
-pub(crate) struct Map<K>(pub(crate) Vec<RegionInfo<K>>);
+/// A region together with its device.
+pub(crate) struct Entry<K, R> {
+    pub(crate) info: RegionInfo<K>,
+    pub(crate) device: Device<R>,
+}
 
-impl<K: Address> Map<K> {
-    /// The region that `addr` is in. `hint` is a guess at its index, and the truth afterwards.
-    pub(crate) fn find(&self, addr: K, hint: &mut usize) -> Option<&RegionInfo<K>> {
-        let get = |index: usize| (self.0.get(index)).filter(|region| region.range.contains(addr));
+impl<K: Address, R> Entry<K, R> {
+    pub(crate) fn new(at: Region<K>, device: Device<R>) -> Result<Self, BusError<K>> {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+        let info = RegionInfo {
+            id: RegionId(NEXT_ID.fetch_add(1, Ordering::Relaxed)),
+            range: BusRange::new(at.base, at.len)?,
+            region: Arc::new(at),
+        };
+        Ok(Self { info, device })
+    }
+}
+
+impl<K: Address, R> Clone for Entry<K, R> {
+    fn clone(&self) -> Self {
+        Self {
+            info: self.info.clone(),
+            device: Arc::clone(&self.device),
+        }
+    }
+}
+
+/// All regions in the order of their addresses. Published maps are never changed, only replaced.
+pub(crate) struct Map<K, R>(pub(crate) Vec<Entry<K, R>>);
+
+impl<K, R> Default for Map<K, R> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<K: Address, R> Clone for Map<K, R> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<K: Address, R> Map<K, R> {
+    /// The entry that `addr` is in. `hint` is a guess at its index, and the truth afterwards.
+    pub(crate) fn find(&self, addr: K, hint: &mut usize) -> Option<&Entry<K, R>> {
+        let get = |index: usize| (self.0.get(index)).filter(|e| e.info.range.contains(addr));
         get(*hint).or_else(|| {
             // This search compiles to conditional moves: guests' addresses are hard to predict.
             let map = &self.0;
-            let behind = map.partition_point(|region| region.range.first() <= addr);
+            let behind = map.partition_point(|entry| entry.info.range.first() <= addr);
             *hint = behind.checked_sub(1)?;
             get(*hint)
         })
     }
 
-    pub(crate) fn insert(&mut self, new: RegionInfo<K>) -> Result<(), BusError<K>> {
-        let map = &mut self.0;
-        let place = map.partition_point(|old| old.range.last() < new.range.first());
-        let mut existing = map.get(place).into_iter().cloned();
-        if let Some(existing) = existing.find(|old| old.range.overlaps(&new.range)) {
+    pub(crate) fn insert(&mut self, new: Entry<K, R>) -> Result<(), BusError<K>> {
+        let (map, range) = (&mut self.0, new.info.range);
+        let place = map.partition_point(|old| old.info.range.last() < range.first());
+        let existing = map.get(place).map(|old| old.info.clone());
+        if let Some(existing) = existing.filter(|old| old.range.overlaps(&range)) {
+            let new = new.info;
             return Err(BusError::Overlap { new, existing });
         }
         map.insert(place, new);
         Ok(())
     }
 
-    pub(crate) fn remove(&mut self, id: RegionId) -> Result<RegionInfo<K>, BusError<K>> {
-        let place = self.0.iter().position(|region| region.id == id);
+    pub(crate) fn remove(&mut self, id: RegionId) -> Result<Entry<K, R>, BusError<K>> {
+        let place = self.0.iter().position(|entry| entry.info.id == id);
         Ok(self.0.remove(place.ok_or(BusError::NoSuchRegion(id))?))
     }
 }

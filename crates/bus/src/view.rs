@@ -10,14 +10,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use crate::bus::Shared;
-use crate::device::{Device, Outcome};
-use crate::region::Map;
+use crate::device::Device;
+use crate::region::{Entry, Map};
 use crate::sync::{AtomicBool, AtomicUsize, Ordering, address, light_barrier, lock};
 use crate::thread::{ACCESS, Listed, thread_token};
 use crate::{AccessError, Address, BusDeviceSync, RegionId, RegionInfo};
 
 /// How an access calls a device: with an offset.
-type Call<'a> = &'a mut dyn FnMut(&Device, u64) -> Outcome;
+type Call<'a, R> = &'a mut dyn FnMut(&Device<R>, u64) -> Result<R, AccessError>;
 
 /// How many guesses a view keeps where regions are.
 const HINTS: usize = 1024;
@@ -39,43 +39,43 @@ pub struct Access<'a, K> {
 }
 
 /// One vCPU's view of the bus for memory-mapped I/O.
-pub type MmioView = BusView<u64>;
+pub type MmioView<R = ()> = BusView<u64, R>;
 
 /// One vCPU's view of the bus for port I/O.
-pub type PioView = BusView<u16>;
+pub type PioView<R = ()> = BusView<u16, R>;
 
 /// One vCPU's view of a bus.
 ///
 /// A view always acts on the bus as it is now, but remembers what it saw last: as long as the bus
 /// does not change, an access takes no lock and writes nothing that another thread uses. Each vCPU
 /// thread makes its own, with [`Bus::view`](crate::Bus::view).
-pub struct BusView<K: Address> {
-    shared: Arc<Shared<K>>,
+pub struct BusView<K: Address, R = ()> {
+    shared: Arc<Shared<K, R>>,
     presence: Arc<Presence>,
     /// The same byte four times.
     fill: u32,
-    map: Arc<Map<K>>,
+    map: Arc<Map<K, R>>,
     /// For each page of addresses, or for several: the index of a region that was found there.
     hints: Vec<usize>,
     /// The region of the last access that went the long way.
     last: Option<RegionId>,
-    hit: Hit,
+    hit: Hit<R>,
 }
 
 /// What the short way needs to know about the region that is accessed again and again.
-struct Hit {
+struct Hit<R> {
     base: u64,
     /// What the offset of an access has to be less than, for each width.
     limits: [u64; 9],
-    device: Device,
+    device: Device<R>,
 }
 
 /// The device of no region.
 struct Nothing;
 
-impl BusDeviceSync for Nothing {}
+impl<R> BusDeviceSync<R> for Nothing {}
 
-impl Default for Hit {
+impl<R> Default for Hit<R> {
     fn default() -> Self {
         Self {
             base: 0,
@@ -110,13 +110,13 @@ impl Presence {
     }
 
     /// Says which device is going to be called. Not to be called inside of one.
-    fn announce(&self, device: &Device) {
+    fn announce<R>(&self, device: &Device<R>) {
         self.device.store(address(&**device), Ordering::Release);
     }
 }
 
-impl<K: Address> BusView<K> {
-    pub(crate) fn new(shared: Arc<Shared<K>>) -> Self {
+impl<K: Address, R> BusView<K, R> {
+    pub(crate) fn new(shared: Arc<Shared<K, R>>) -> Self {
         let presence = Arc::<Presence>::default();
         let mut state = lock(&shared.state);
         // Forgets the views that are gone.
@@ -145,7 +145,7 @@ impl<K: Address> BusView<K> {
     /// the end of the region; [`AccessError::Misaligned`] if the region minds; what the device
     /// returns. If the handler panics, [`AccessError::Panicked`], now and for each later access.
     #[inline(always)]
-    pub fn read(&mut self, addr: K, data: &mut [u8]) -> Result<(), AccessError> {
+    pub fn read(&mut self, addr: K, data: &mut [u8]) -> Result<R, AccessError> {
         overwrite(data, self.fill);
         let outcome = self.access(addr, data.len(), false, &mut |device, at| {
             device.read(at, data)
@@ -162,7 +162,7 @@ impl<K: Address> BusView<K> {
     ///
     /// As [`Self::read`].
     #[inline(always)]
-    pub fn write(&mut self, addr: K, data: &[u8]) -> Result<(), AccessError> {
+    pub fn write(&mut self, addr: K, data: &[u8]) -> Result<R, AccessError> {
         self.access(addr, data.len(), true, &mut |device, at| {
             device.write(at, data)
         })
@@ -186,7 +186,13 @@ impl<K: Address> BusView<K> {
 
     /// The short way is for what is accessed most.
     #[inline(always)]
-    fn access(&mut self, addr: K, width: usize, is_write: bool, call: Call<'_>) -> Outcome {
+    fn access(
+        &mut self,
+        addr: K,
+        width: usize,
+        is_write: bool,
+        call: Call<'_, R>,
+    ) -> Result<R, AccessError> {
         let hit = &self.hit;
         let offset = addr.into().wrapping_sub(hit.base);
         if (hit.limits.get(width)).is_some_and(|limit| offset < *limit) {
@@ -200,46 +206,52 @@ impl<K: Address> BusView<K> {
     /// The long way is for all accesses; cold, so that the short one is straight code, too.
     #[cold]
     #[inline(never)]
-    fn look_up(&mut self, addr: K, width: usize, is_write: bool, call: Call<'_>) -> Outcome {
+    fn look_up(
+        &mut self,
+        addr: K,
+        width: usize,
+        is_write: bool,
+        call: Call<'_, R>,
+    ) -> Result<R, AccessError> {
         let is_fenced = self.shared.barrier.is_none();
         let (region, outcome) = loop {
             self.refresh();
             let page = usize::try_from(addr.into() >> 12).unwrap_or(0);
             let hint = self.hints.get_mut(page % HINTS);
-            let Some(region) = hint.and_then(|hint| self.map.find(addr, hint)) else {
+            let Some(Entry { info, device }) = hint.and_then(|hint| self.map.find(addr, hint))
+            else {
                 break (None, Err(AccessError::Unclaimed));
             };
-            let routed = Listed::new(ACCESS).and_then(|l| Ok((l, region.route(addr, width)?)));
+            let routed = Listed::new(ACCESS).and_then(|l| Ok((l, info.route(addr, width)?)));
             let (_listed, offset) = match routed {
                 Ok(routed) => routed,
-                Err(refused) => break (Some(region), Err(refused)),
+                Err(refused) => break (Some(info), Err(refused)),
             };
-            let device = &region.device;
             self.presence.announce(device);
             let Some(outcome) = self.visit(is_fenced, || call(device, offset)) else {
                 continue;
             };
             // The short way is for a region that was found twice in a row. Not sooner, because
             // taking it writes to the reference count of the device.
-            let is_same = self.last.replace(region.id) == Some(region.id);
-            if is_same && region.is_plain() && self.shared.observer.is_none() && !is_fenced {
-                let limit = region.range.size() - (width as u64 - 1);
+            let is_same = self.last.replace(info.id) == Some(info.id);
+            if is_same && info.is_plain() && self.shared.observer.is_none() && !is_fenced {
+                let limit = info.range.size() - (width as u64 - 1);
                 self.hit = Hit {
-                    base: region.range.first().into(),
+                    base: info.range.first().into(),
                     limits: from_fn(|of| if of == width { limit } else { 0 }),
                     device: Arc::clone(device),
                 };
             }
             // The short way relies on this.
             self.presence.announce(&self.hit.device);
-            break (Some(region), outcome);
+            break (Some(info), outcome);
         };
         let access = Access {
             addr,
             width,
             is_write,
             region,
-            outcome,
+            outcome: outcome.as_ref().map(drop).map_err(|error| *error),
         };
         region.inspect(|region| region.count(&access));
         (self.shared.observer.iter()).for_each(|observer| observer(&access));
@@ -248,7 +260,11 @@ impl<K: Address> BusView<K> {
 
     /// Calls the device; `None` if the map has become out of date.
     #[inline(always)]
-    fn visit(&self, is_fenced: bool, call: impl FnOnce() -> Outcome) -> Option<Outcome> {
+    fn visit(
+        &self,
+        is_fenced: bool,
+        call: impl FnOnce() -> Result<R, AccessError>,
+    ) -> Option<Result<R, AccessError>> {
         let presence = &*self.presence;
         // Release: who sees this view in its next access has seen all of the one before.
         presence.thread.store(thread_token(), Ordering::Release);
@@ -263,14 +279,14 @@ impl<K: Address> BusView<K> {
 
     /// Sees to it that the device that panicked is not called again.
     #[cold]
-    fn give_up(&self, payload: Box<dyn Any + Send>) -> Outcome {
+    fn give_up(&self, payload: Box<dyn Any + Send>) -> Result<R, AccessError> {
         // What a handler panicked with could panic again when it is dropped.
         let dropped = catch_unwind(AssertUnwindSafe(|| drop(payload)));
         std::mem::forget(dropped.err());
         let (_, device) = self.presence.place();
         let state = lock(&self.shared.state);
-        for region in (state.map.0.iter()).filter(|region| address(&*region.device) == device) {
-            region.region.panicked.store(true, Ordering::Relaxed);
+        for entry in (state.map.0.iter()).filter(|entry| address(&*entry.device) == device) {
+            entry.info.region.panicked.store(true, Ordering::Relaxed);
         }
         state.publish();
         Err(AccessError::Panicked)
@@ -294,7 +310,7 @@ fn overwrite_again(data: &mut [u8], fill: u32) {
     overwrite(data, fill);
 }
 
-impl<K: Address> fmt::Debug for BusView<K> {
+impl<K: Address, R> fmt::Debug for BusView<K, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.shared.fmt(f)
     }
@@ -308,10 +324,11 @@ mod tests {
 
     #[test]
     fn short_way_is_for_views_that_need_no_fence() {
-        for (bus, is_short) in [
+        let buses: [(MmioBus, bool); 2] = [
             (MmioBus::new(), cfg!(any(target_os = "linux", miri))),
             (Bus::builder().fenced().build(), false),
-        ] {
+        ];
+        for (bus, is_short) in buses {
             bus.insert(Arc::new(Nothing), 0, 4).unwrap();
             let mut view = bus.view();
             view.write(0, &[0]).unwrap_err();
