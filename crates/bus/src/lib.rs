@@ -13,7 +13,7 @@
 //! does not know where it lives, and data of 1, 2, 4 or 8 bytes in the guest's order.
 //!
 //! ```
-//! use bus::{AccessError, BusDevice, MmioBus, Region};
+//! use bus::{AccessError, BusDevice, MmioBus, Region, Width};
 //! use std::sync::{Arc, Mutex};
 //!
 //! /// A counter with two registers of 32 bits: the value at offset 0, the step at offset 4.
@@ -52,7 +52,7 @@
 //! // The VMM puts the device on its bus. Only accesses of four bytes are let through.
 //! let bus = MmioBus::new();
 //! let counter = Arc::new(Mutex::new(Counter { value: 0, step: 1 }));
-//! let region = Region::new(0xd000_0000, 8).named("counter").widths(&[4]);
+//! let region = Region::new(0xd000_0000, 8).named("counter").widths(&[Width::U32]);
 //! let id = bus.insert_region(counter, region)?;
 //! println!("{bus}"); // d0000000-d0000007 : counter
 //!
@@ -158,23 +158,30 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 
+mod access;
 mod bus;
 mod device;
 mod error;
+mod map;
 mod range;
 mod region;
+mod registry;
+mod shared;
 mod sync;
 mod thread;
+mod transaction;
 mod view;
 #[cfg(feature = "vm-device")]
 pub mod vm_device;
 
+pub use access::{Access, AccessError};
 pub use bus::{Bus, BusBuilder, MmioBus, PioBus};
-pub use device::{AccessError, BusDevice, BusDeviceSync, DefaultAnswer};
+pub use device::{BusDevice, BusDeviceSync, DefaultAnswer};
 pub use error::BusError;
 pub use range::{Address, BusRange};
-pub use region::{Counts, Region, RegionId, RegionInfo};
-pub use view::{Access, BusView, MmioView, PioView};
+pub use region::{Counts, Region, RegionId, RegionInfo, Width};
+pub use transaction::Transaction;
+pub use view::{BusView, MmioView, PioView};
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -1,22 +1,33 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! What a device claims, under which rules, and the table of all claims.
+//! What a device claims, and under which rules.
 
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use crate::device::Device;
+use crate::access::pieces;
 use crate::{Access, AccessError, Address, BusError, BusRange};
 
-/// The widths that a bus carries, in bytes.
-const WIDTHS: &[usize] = &[1, 2, 4, 8];
+/// How many bytes a device is accessed by at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Width {
+    /// One byte.
+    U8 = 1,
+    /// Two bytes.
+    U16 = 2,
+    /// Four bytes.
+    U32 = 4,
+    /// Eight bytes.
+    U64 = 8,
+}
 
 /// Names one insertion of one device; never used again, neither by this bus nor by another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RegionId(pub(crate) u64);
+pub struct RegionId(pub(crate) usize);
 
 /// A range to insert a device at, with a name and access rules.
 ///
@@ -24,7 +35,7 @@ pub struct RegionId(pub(crate) u64);
 /// every alignment.
 ///
 /// ```
-/// use bus::{AccessError, BusDevice, MmioBus, Region};
+/// use bus::{AccessError, BusDevice, MmioBus, Region, Width};
 /// use std::sync::{Arc, Mutex};
 ///
 /// struct Register(u32);
@@ -36,7 +47,7 @@ pub struct RegionId(pub(crate) u64);
 /// }
 ///
 /// let bus = MmioBus::new();
-/// let region = Region::new(0x1000, 4).named("register").widths(&[4]);
+/// let region = Region::new(0x1000, 4).named("register").widths(&[Width::U32]);
 /// bus.insert_region(Arc::new(Mutex::new(Register(7))), region)?;
 /// assert_eq!(bus.view().read(0x1000, &mut [0; 2]), Err(AccessError::Width));
 /// assert_eq!(bus.to_string(), "00001000-00001003 : register\n");
@@ -48,13 +59,12 @@ pub struct Region<K> {
     base: K,
     len: u64,
     name: Cow<'static, str>,
-    widths: &'static [usize],
+    /// The sum of the widths that are let through.
+    widths: usize,
     aligned: bool,
     counted: bool,
     /// Reads, writes, and those of both that failed.
     counts: [AtomicU64; 3],
-    /// Whether the device has panicked, and is not to be called any more.
-    pub(crate) panicked: AtomicBool,
 }
 
 impl<K: Address> Region<K> {
@@ -64,11 +74,10 @@ impl<K: Address> Region<K> {
             base,
             len,
             name: Cow::Borrowed("device"),
-            widths: WIDTHS,
+            widths: 1 + 2 + 4 + 8,
             aligned: false,
             counted: false,
             counts: [const { AtomicU64::new(0) }; 3],
-            panicked: AtomicBool::new(false),
         }
     }
 
@@ -78,15 +87,23 @@ impl<K: Address> Region<K> {
         self
     }
 
-    /// Refuses all other widths before the device sees them, with [`AccessError::Width`]. A bus
-    /// carries no other widths than 1, 2, 4 and 8 bytes.
-    pub const fn widths(mut self, widths: &'static [usize]) -> Self {
-        self.widths = widths;
+    /// Refuses all other widths before the device sees them, with [`AccessError::Width`].
+    ///
+    /// An access of 3, 5, 6 or 7 bytes is taken if the region takes all of its
+    /// [parts](crate#lengths). They are never of one width, so a region that takes only one width
+    /// never sees a part of an access.
+    pub const fn widths(mut self, mut widths: &[Width]) -> Self {
+        self.widths = 0;
+        while let [first, rest @ ..] = widths {
+            self.widths |= *first as usize;
+            widths = rest;
+        }
         self
     }
 
     /// Refuses accesses whose offset is no multiple of their width, with
-    /// [`AccessError::Misaligned`], before the device sees them.
+    /// [`AccessError::Misaligned`], before the device sees them. The [parts](crate#lengths) of an
+    /// access of 3, 5, 6 or 7 bytes are always aligned.
     pub const fn aligned(mut self) -> Self {
         self.aligned = true;
         self
@@ -98,6 +115,19 @@ impl<K: Address> Region<K> {
     pub const fn counted(mut self) -> Self {
         self.counted = true;
         self
+    }
+}
+
+impl<K: Address> TryFrom<Region<K>> for RegionInfo<K> {
+    type Error = BusError<K>;
+
+    fn try_from(at: Region<K>) -> Result<Self, BusError<K>> {
+        static NEXT_ID: AtomicUsize = AtomicUsize::new(1);
+        Ok(Self {
+            id: RegionId(NEXT_ID.fetch_add(1, Ordering::Relaxed)),
+            range: BusRange::new(at.base, at.len)?,
+            region: Arc::new(at),
+        })
     }
 }
 
@@ -151,14 +181,13 @@ impl<K: Address> RegionInfo<K> {
     pub(crate) fn route(&self, addr: K, width: usize) -> Result<u64, AccessError> {
         let rules = &*self.region;
         let offset = addr.into() - self.range.first().into();
-        if !WIDTHS.contains(&width) || !rules.widths.contains(&width) {
+        let is_taken = |piece: Range<usize>| piece.len() & rules.widths != 0;
+        if !(1..=8).contains(&width) || !pieces(offset, width).all(is_taken) {
             Err(AccessError::Width)
         } else if width as u64 > self.range.size() - offset {
             Err(AccessError::CrossesEnd)
-        } else if rules.aligned && offset % width as u64 != 0 {
+        } else if rules.aligned && width.is_power_of_two() && offset % width as u64 != 0 {
             Err(AccessError::Misaligned)
-        } else if rules.panicked.load(Ordering::Relaxed) {
-            Err(AccessError::Panicked)
         } else {
             Ok(offset)
         }
@@ -178,78 +207,5 @@ impl<K: Address> RegionInfo<K> {
 impl<K: Address> fmt::Display for RegionInfo<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} : {}", self.range, self.name())
-    }
-}
-
-/// A region together with its device.
-pub(crate) struct Entry<K, R> {
-    pub(crate) info: RegionInfo<K>,
-    pub(crate) device: Device<R>,
-}
-
-impl<K: Address, R> Entry<K, R> {
-    pub(crate) fn new(at: Region<K>, device: Device<R>) -> Result<Self, BusError<K>> {
-        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
-        let info = RegionInfo {
-            id: RegionId(NEXT_ID.fetch_add(1, Ordering::Relaxed)),
-            range: BusRange::new(at.base, at.len)?,
-            region: Arc::new(at),
-        };
-        Ok(Self { info, device })
-    }
-}
-
-impl<K: Address, R> Clone for Entry<K, R> {
-    fn clone(&self) -> Self {
-        Self {
-            info: self.info.clone(),
-            device: Arc::clone(&self.device),
-        }
-    }
-}
-
-/// All regions in the order of their addresses. Published maps are never changed, only replaced.
-pub(crate) struct Map<K, R>(pub(crate) Vec<Entry<K, R>>);
-
-impl<K, R> Default for Map<K, R> {
-    fn default() -> Self {
-        Self(Vec::new())
-    }
-}
-
-impl<K: Address, R> Clone for Map<K, R> {
-    fn clone(&self) -> Self {
-        Self(self.0.clone())
-    }
-}
-
-impl<K: Address, R> Map<K, R> {
-    /// The entry that `addr` is in. `hint` is a guess at its index, and the truth afterwards.
-    pub(crate) fn find(&self, addr: K, hint: &mut usize) -> Option<&Entry<K, R>> {
-        let get = |index: usize| (self.0.get(index)).filter(|e| e.info.range.contains(addr));
-        get(*hint).or_else(|| {
-            // This search compiles to conditional moves: guests' addresses are hard to predict.
-            let map = &self.0;
-            let behind = map.partition_point(|entry| entry.info.range.first() <= addr);
-            *hint = behind.checked_sub(1)?;
-            get(*hint)
-        })
-    }
-
-    pub(crate) fn insert(&mut self, new: Entry<K, R>) -> Result<(), BusError<K>> {
-        let (map, range) = (&mut self.0, new.info.range);
-        let place = map.partition_point(|old| old.info.range.last() < range.first());
-        let existing = map.get(place).map(|old| old.info.clone());
-        if let Some(existing) = existing.filter(|old| old.range.overlaps(&range)) {
-            let new = new.info;
-            return Err(BusError::Overlap { new, existing });
-        }
-        map.insert(place, new);
-        Ok(())
-    }
-
-    pub(crate) fn remove(&mut self, id: RegionId) -> Result<Entry<K, R>, BusError<K>> {
-        let place = self.0.iter().position(|entry| entry.info.id == id);
-        Ok(self.0.remove(place.ok_or(BusError::NoSuchRegion(id))?))
     }
 }

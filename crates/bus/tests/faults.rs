@@ -363,7 +363,7 @@ fn shared_device_cannot_remove_itself_either() {
             assert_eq!(view.write(0, &[0]), Ok(()));
             assert_eq!(bus.view().write(0, &[0]), Ok(()));
         }
-        // After an access to another device, the view takes its short way to this one again.
+        // After an access to another device, the view takes its fast path to this one again.
         bus.insert(Tag::new(1), 8, 4).unwrap();
         for addr in [0, 0, 0, 8, 0] {
             assert_eq!(view.write(addr, &[0]), Ok(()));
