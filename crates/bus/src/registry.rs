@@ -8,8 +8,8 @@
 //! device is contended. All other accesses do without.
 
 use std::sync::Arc;
-// Loom has no constants of its types.
-use std::sync::atomic::AtomicBool as StaticBool;
+// For what loom need not look at.
+use std::sync::atomic::{AtomicBool as PlainBool, AtomicUsize as PlainUsize};
 
 use crate::sync::{AtomicBool, AtomicUsize, Mutex, MutexGuard, Ordering, lock};
 use crate::thread::{DEPTH, held_locks, thread_token};
@@ -23,8 +23,8 @@ pub(crate) struct Presence {
     pub(crate) thread: AtomicUsize,
     /// The region that the device is called for, while there is a thread. The view writes this.
     region: AtomicUsize,
-    /// The address of the device, likewise.
-    device: AtomicUsize,
+    /// The address of the device, likewise; only of interest to the thread itself.
+    device: PlainUsize,
     /// Whether the bus may have changed since the view has looked.
     pub(crate) is_stale: AtomicBool,
     _padding: [u64; 8],
@@ -43,7 +43,7 @@ impl Presence {
         let presence = Arc::new(Self {
             thread: AtomicUsize::new(0),
             region: AtomicUsize::new(0),
-            device: AtomicUsize::new(0),
+            device: PlainUsize::new(0),
             is_stale: AtomicBool::new(true),
             _padding: [0; 8],
         });
@@ -66,7 +66,7 @@ impl Presence {
     pub(crate) fn place(&self) -> Place {
         Place {
             region: self.region.load(Ordering::Acquire),
-            device: self.device.load(Ordering::Acquire),
+            device: self.device.load(Ordering::Relaxed),
         }
     }
 
@@ -78,7 +78,7 @@ impl Presence {
     /// Says which device is going to be called. Not to be called inside of one.
     pub(crate) fn announce(&self, place: Place) {
         self.region.store(place.region, Ordering::Release);
-        self.device.store(place.device, Ordering::Release);
+        self.device.store(place.device, Ordering::Relaxed);
     }
 }
 
@@ -124,7 +124,7 @@ loom::lazy_static! {
 }
 
 /// Whether a device has ever panicked. It is seen by who sees a view marked as stale for that.
-static HAS_PANICKED: StaticBool = StaticBool::new(false);
+static HAS_PANICKED: PlainBool = PlainBool::new(false);
 
 /// The addresses of the devices that panicked, on whatever bus.
 pub(crate) fn panicked() -> Vec<usize> {
