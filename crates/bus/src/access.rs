@@ -1,11 +1,11 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! One access: what it is, how it is split, and what may come of it.
+//! One access: what it is, and what may come of it.
 
 use std::fmt;
-use std::ops::Range;
 
+use crate::width::pieces;
 use crate::{BusDeviceSync, RegionInfo};
 
 /// Why an access did not reach a device, or was refused by it.
@@ -77,23 +77,6 @@ pub struct Access<'a, K> {
     pub region: Option<&'a RegionInfo<K>>,
     /// What came of it.
     pub outcome: Result<(), AccessError>,
-}
-
-/// The naturally aligned pieces that a device gets of an access of `width` bytes at `offset`, in
-/// order: one piece, aligned or not, if the width is 1, 2, 4 or 8.
-#[inline(always)]
-pub(crate) fn pieces(offset: u64, width: usize) -> impl Iterator<Item = Range<usize>> {
-    let mut from = 0;
-    std::iter::from_fn(move || {
-        let left = (width - from).checked_ilog2()?;
-        let aligned = offset.wrapping_add(from as u64).trailing_zeros();
-        let len = match width.is_power_of_two() {
-            true => width,
-            false => 1 << left.min(aligned),
-        };
-        from += len;
-        Some(from - len..from)
-    })
 }
 
 /// The bytes of an access.

@@ -22,7 +22,7 @@ pub(crate) struct Entry<K, R> {
 impl<K: Address, R: 'static> Entry<K, R> {
     pub(crate) fn strong(at: Region<K>, device: Device<R>) -> Result<Self, BusError<K>> {
         Ok(Self {
-            info: at.try_into()?,
+            info: RegionInfo::new(BusRange::new(at.base, at.len)?, at),
             identity: Arc::downgrade(&device),
             device,
         })
@@ -33,7 +33,7 @@ impl<K: Address, R: 'static> Entry<K, R> {
         device: Weak<dyn BusDeviceSync<R>>,
     ) -> Result<Self, BusError<K>> {
         Ok(Self {
-            info: at.try_into()?,
+            info: RegionInfo::new(BusRange::new(at.base, at.len)?, at),
             identity: Weak::clone(&device),
             device: Arc::new(WeakDevice(device)),
         })

@@ -9,21 +9,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use crate::access::pieces;
-use crate::{Access, AccessError, Address, BusError, BusRange};
-
-/// How many bytes a device is accessed by at once.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Width {
-    /// One byte.
-    U8 = 1,
-    /// Two bytes.
-    U16 = 2,
-    /// Four bytes.
-    U32 = 4,
-    /// Eight bytes.
-    U64 = 8,
-}
+use crate::width::pieces;
+use crate::{AccessError, Address, BusRange, Width};
 
 /// Names one insertion of one device; never used again, neither by this bus nor by another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -56,8 +43,8 @@ pub struct RegionId(pub(crate) usize);
 #[derive(Debug)]
 #[must_use]
 pub struct Region<K> {
-    base: K,
-    len: u64,
+    pub(crate) base: K,
+    pub(crate) len: u64,
     name: Cow<'static, str>,
     /// The sum of the widths that are let through.
     widths: usize,
@@ -90,8 +77,8 @@ impl<K: Address> Region<K> {
     /// Refuses all other widths before the device sees them, with [`AccessError::Width`].
     ///
     /// An access of 3, 5, 6 or 7 bytes is taken if the region takes all of its
-    /// [parts](crate#lengths). They are never of one width, so a region that takes only one width
-    /// never sees a part of an access.
+    /// [pieces](crate#lengths). They are never of one width, so a region that takes only one width
+    /// never sees a piece of an access.
     pub const fn widths(mut self, mut widths: &[Width]) -> Self {
         self.widths = 0;
         while let [first, rest @ ..] = widths {
@@ -102,7 +89,7 @@ impl<K: Address> Region<K> {
     }
 
     /// Refuses accesses whose offset is no multiple of their width, with
-    /// [`AccessError::Misaligned`], before the device sees them. The [parts](crate#lengths) of an
+    /// [`AccessError::Misaligned`], before the device sees them. The [pieces](crate#lengths) of an
     /// access of 3, 5, 6 or 7 bytes are always aligned.
     pub const fn aligned(mut self) -> Self {
         self.aligned = true;
@@ -115,19 +102,6 @@ impl<K: Address> Region<K> {
     pub const fn counted(mut self) -> Self {
         self.counted = true;
         self
-    }
-}
-
-impl<K: Address> TryFrom<Region<K>> for RegionInfo<K> {
-    type Error = BusError<K>;
-
-    fn try_from(at: Region<K>) -> Result<Self, BusError<K>> {
-        static NEXT_ID: AtomicUsize = AtomicUsize::new(1);
-        Ok(Self {
-            id: RegionId(NEXT_ID.fetch_add(1, Ordering::Relaxed)),
-            range: BusRange::new(at.base, at.len)?,
-            region: Arc::new(at),
-        })
     }
 }
 
@@ -156,6 +130,16 @@ pub struct RegionInfo<K> {
 }
 
 impl<K: Address> RegionInfo<K> {
+    /// A region under a new identifier.
+    pub(crate) fn new(range: BusRange<K>, at: Region<K>) -> Self {
+        static NEXT_ID: AtomicUsize = AtomicUsize::new(1);
+        Self {
+            id: RegionId(NEXT_ID.fetch_add(1, Ordering::Relaxed)),
+            range,
+            region: Arc::new(at),
+        }
+    }
+
     /// The name of the region.
     pub fn name(&self) -> &str {
         &self.region.name
@@ -193,12 +177,12 @@ impl<K: Address> RegionInfo<K> {
         }
     }
 
-    pub(crate) fn count(&self, access: &Access<'_, K>) {
+    pub(crate) fn count(&self, is_write: bool, has_failed: bool) {
         if self.region.counted {
             let [reads, writes, refused] = &self.region.counts;
-            let way = if access.is_write { writes } else { reads };
+            let way = if is_write { writes } else { reads };
             way.fetch_add(1, Ordering::Relaxed);
-            refused.fetch_add(access.outcome.is_err().into(), Ordering::Relaxed);
+            refused.fetch_add(has_failed.into(), Ordering::Relaxed);
         }
     }
 }

@@ -265,7 +265,7 @@ impl<K: Address, R: 'static> BusView<K, R> {
             region,
             outcome: outcome.as_ref().map(drop).map_err(|error| *error),
         };
-        region.inspect(|region| region.count(&access));
+        region.inspect(|region| region.count(access.is_write, outcome.is_err()));
         (self.shared.observer.iter()).for_each(|observer| observer(&access));
         outcome
     }
