@@ -4,6 +4,7 @@
 //! One access: what it is, and what may come of it.
 
 use std::fmt;
+use std::ops::Range;
 
 use crate::width::pieces;
 use crate::{BusDeviceSync, RegionInfo};
@@ -95,7 +96,22 @@ impl Data<'_> {
 
     /// Calls the device for each piece. The first that fails ends the access; otherwise the answer
     /// to the last is the answer.
+    #[inline(always)]
     pub(crate) fn pass<R>(
+        &mut self,
+        device: &dyn BusDeviceSync<R>,
+        initiator: Option<u32>,
+        offset: u64,
+    ) -> Result<R, AccessError> {
+        match self.width().is_power_of_two() {
+            true => self.pass_piece(device, initiator, offset, 0..self.width()),
+            false => self.pass_split(device, initiator, offset),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn pass_split<R>(
         &mut self,
         device: &dyn BusDeviceSync<R>,
         initiator: Option<u32>,
@@ -104,20 +120,31 @@ impl Data<'_> {
         let mut outcome = Err(AccessError::Width);
         for piece in pieces(offset, self.width()) {
             let at = offset + piece.start as u64;
-            outcome = match self {
-                Self::Read(data) => {
-                    let data = data.get_mut(piece).unwrap_or_default();
-                    device.read_by(initiator, at, data)
-                }
-                Self::Write(data) => {
-                    let data = data.get(piece).unwrap_or_default();
-                    device.write_by(initiator, at, data)
-                }
-            };
+            outcome = self.pass_piece(device, initiator, at, piece);
             if outcome.is_err() {
                 break;
             }
         }
         outcome
+    }
+
+    #[inline(always)]
+    fn pass_piece<R>(
+        &mut self,
+        device: &dyn BusDeviceSync<R>,
+        initiator: Option<u32>,
+        offset: u64,
+        piece: Range<usize>,
+    ) -> Result<R, AccessError> {
+        match self {
+            Self::Read(data) => {
+                let data = data.get_mut(piece).unwrap_or_default();
+                device.read_by(initiator, offset, data)
+            }
+            Self::Write(data) => {
+                let data = data.get(piece).unwrap_or_default();
+                device.write_by(initiator, offset, data)
+            }
+        }
     }
 }

@@ -202,20 +202,21 @@ fn locked<T: ?Sized, R>(
     let _listed = Listed::new(address(mutex))?;
     let mut device = match mutex.try_lock() {
         Ok(device) => device,
-        Err(TryLockError::WouldBlock) => contended(mutex)?,
-        Err(TryLockError::Poisoned(_)) => return Err(AccessError::Panicked),
+        Err(_) => contended(mutex)?,
     };
     call(&mut device)
 }
 
 /// Waits for a lock, unless whoever holds it waits for this thread.
 #[cold]
+#[inline(never)]
 fn contended<T: ?Sized>(mutex: &Mutex<T>) -> Result<MutexGuard<'_, T>, AccessError> {
     // Most handlers are short: the lock is often free before this thread would be asleep.
     for _ in 0..100 {
-        std::hint::spin_loop();
-        if let Ok(device) = mutex.try_lock() {
-            return Ok(device);
+        match mutex.try_lock() {
+            Ok(device) => return Ok(device),
+            Err(TryLockError::Poisoned(_)) => return Err(AccessError::Panicked),
+            Err(TryLockError::WouldBlock) => std::hint::spin_loop(),
         }
     }
     let lock = Awaited::Lock(address(mutex));

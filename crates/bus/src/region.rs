@@ -5,7 +5,6 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -165,8 +164,12 @@ impl<K: Address> RegionInfo<K> {
     pub(crate) fn route(&self, addr: K, width: usize) -> Result<u64, AccessError> {
         let rules = &*self.region;
         let offset = addr.into() - self.range.first().into();
-        let is_taken = |piece: Range<usize>| piece.len() & rules.widths != 0;
-        if !(1..=8).contains(&width) || !pieces(offset, width).all(is_taken) {
+        let is_taken = match width {
+            1 | 2 | 4 | 8 => width & rules.widths != 0,
+            3 | 5 | 6 | 7 => pieces(offset, width).all(|piece| piece.len() & rules.widths != 0),
+            _ => false,
+        };
+        if !is_taken {
             Err(AccessError::Width)
         } else if width as u64 > self.range.size() - offset {
             Err(AccessError::CrossesEnd)
