@@ -202,7 +202,7 @@ fn locked<T: ?Sized, R>(
     let _listed = Listed::new(address(mutex))?;
     let mut device = match mutex.try_lock() {
         Ok(device) => device,
-        Err(_) => contended(mutex)?,
+        Err(failure) => contended(mutex, failure)?,
     };
     call(&mut device)
 }
@@ -210,13 +210,19 @@ fn locked<T: ?Sized, R>(
 /// Waits for a lock, unless whoever holds it waits for this thread.
 #[cold]
 #[inline(never)]
-fn contended<T: ?Sized>(mutex: &Mutex<T>) -> Result<MutexGuard<'_, T>, AccessError> {
+fn contended<'a, T: ?Sized>(
+    mutex: &'a Mutex<T>,
+    mut failure: TryLockError<MutexGuard<'a, T>>,
+) -> Result<MutexGuard<'a, T>, AccessError> {
     // Most handlers are short: the lock is often free before this thread would be asleep.
     for _ in 0..100 {
+        if let TryLockError::Poisoned(_) = failure {
+            return Err(AccessError::Panicked);
+        }
+        std::hint::spin_loop();
         match mutex.try_lock() {
             Ok(device) => return Ok(device),
-            Err(TryLockError::Poisoned(_)) => return Err(AccessError::Panicked),
-            Err(TryLockError::WouldBlock) => std::hint::spin_loop(),
+            Err(again) => failure = again,
         }
     }
     let lock = Awaited::Lock(address(mutex));
