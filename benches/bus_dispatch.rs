@@ -60,6 +60,20 @@ impl BusDeviceSync for Register {
     }
 }
 
+/// What the VMM is to do after an access.
+#[derive(Debug)]
+enum Wanted {
+    /// At a value of the register.
+    Wake(u32),
+}
+
+impl BusDeviceSync<Wanted> for Register {
+    fn read(&self, _offset: u64, data: &mut [u8]) -> Result<Wanted, AccessError> {
+        self.answer(data);
+        Ok(Wanted::Wake(self.value))
+    }
+}
+
 impl BusDevice for MutRegister {
     fn read(&mut self, _offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
         self.0.answer(data);
@@ -225,6 +239,7 @@ macro_rules! read4 {
 const DYN: &str = "limit: `dyn` call, device known";
 const MUTEX_DYN: &str = "limit: `Mutex<dyn>` call, device known";
 const VIEW: &str = "**vmm-bus**, view";
+const VIEW_ANSWER: &str = "**vmm-bus**, view, with an answer";
 const VIEW_MUTEX: &str = "**vmm-bus**, view, `Mutex` device";
 const VIEW_FENCED: &str = "**vmm-bus**, view, without `membarrier`";
 const NEW_VIEW: &str = "**vmm-bus**, a new view for each access";
@@ -285,10 +300,14 @@ fn cases<const SAME: bool, const CHAINED: bool>(count: u64, lists: &[Arc<[u64]>]
     });
 
     let bus = MmioBus::new();
+    let answering_bus = MmioBus::<Wanted>::default();
     let locked_bus = MmioBus::new();
     let fenced_bus = MmioBus::builder().fenced().build();
     for base in places() {
         bus.insert(Arc::<Register>::default(), base, SIZE).unwrap();
+        answering_bus
+            .insert(Arc::<Register>::default(), base, SIZE)
+            .unwrap();
         fenced_bus
             .insert(Arc::<Register>::default(), base, SIZE)
             .unwrap();
@@ -299,6 +318,17 @@ fn cases<const SAME: bool, const CHAINED: bool>(count: u64, lists: &[Arc<[u64]>]
     add(VIEW, &|list| {
         let mut view = bus.view();
         work::<SAME, CHAINED>(list, move |addr| read4!(|data| view.read(addr, data)))
+    });
+    add(VIEW_ANSWER, &|list| {
+        let mut view = answering_bus.view();
+        work::<SAME, CHAINED>(list, move |addr| {
+            read4!(
+                |data| if let Ok(Wanted::Wake(value)) = view.read(addr, data) {
+                    // The VMM looks at it.
+                    black_box(value);
+                }
+            )
+        })
     });
     add(VIEW_MUTEX, &|list| {
         let mut view = locked_bus.view();
@@ -547,6 +577,11 @@ fn main() -> std::io::Result<()> {
         "same, 32: view / dbs-device + `Cache`",
         1.0 / 3.0,
         s.ratio(VIEW, DBS_CACHE),
+    );
+    report.target(
+        "same, 32: view with an answer / `dyn` call",
+        2.5,
+        s.ratio(VIEW_ANSWER, DYN),
     );
     report.target(
         "same, 32, `Mutex` device: view / `Mutex<dyn>` call",

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use bus::{AccessError, BusDevice, MmioBus, Region};
+use bus::{AccessError, BusDevice, MmioBus, Region, Width};
 
 /// Counts how often it was read.
 #[derive(Default)]
@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     const BASE: u64 = 0xd000_0000;
     let bus = MmioBus::new();
     let counter = Arc::new(Mutex::new(Counter::default()));
-    let region = || Region::new(BASE, 4).named("counter").widths(&[4]);
+    let region = || Region::new(BASE, 4).named("counter").widths(&[Width::U32]);
     let id = bus.insert_region(counter.clone(), region())?;
     print!("{bus}");
 

@@ -4,20 +4,21 @@
 //! The bus itself: what is on it, and how that changes.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use crate::device::Device;
-use crate::region::Map;
-use crate::sync::{Mutex, Ordering, address, barrier_in_all_threads, fence, lock, yield_now};
-use crate::thread::thread_token;
-use crate::view::Presence;
-use crate::{Access, Address, BusError, BusRange, BusView, Region, RegionId, RegionInfo};
+use crate::map::Entry;
+use crate::shared::Shared;
+use crate::sync::{address, lock};
+use crate::{
+    Access, Address, BusDeviceSync, BusError, BusView, Region, RegionId, RegionInfo, Transaction,
+};
 
 /// The bus for memory-mapped I/O.
-pub type MmioBus = Bus<u64>;
+pub type MmioBus<R = ()> = Bus<u64, R>;
 
 /// The bus for port I/O.
-pub type PioBus = Bus<u16>;
+pub type PioBus<R = ()> = Bus<u16, R>;
 
 /// A set of devices, each with the range of addresses it answers to.
 ///
@@ -73,44 +74,7 @@ pub type PioBus = Bus<u16>;
 /// assert_eq!(bus.view().read(0x2000, &mut [0]), Err(AccessError::Unclaimed));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Clone, Debug)]
-pub struct Bus<K: Address>(Arc<Shared<K>>);
-
-pub(crate) type Observer<K> = dyn Fn(&Access<'_, K>) + Send + Sync;
-
-/// What a bus and its views have in common.
-pub(crate) struct Shared<K> {
-    /// What a remover calls to make all views execute a barrier; `false` if that failed. Without
-    /// it, views execute a fence for each access.
-    pub(crate) barrier: Option<fn() -> bool>,
-    /// What a read gives without a device, in each byte.
-    pub(crate) fill: u8,
-    pub(crate) observer: Option<Box<Observer<K>>>,
-    pub(crate) state: Mutex<State<K>>,
-}
-
-impl<K: Address> fmt::Debug for Shared<K> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(&lock(&self.state).map.0).finish()
-    }
-}
-
-/// No device is called or dropped while this is locked.
-#[derive(Default)]
-pub(crate) struct State<K> {
-    pub(crate) map: Arc<Map<K>>,
-    pub(crate) views: Vec<Arc<Presence>>,
-    /// The devices that removers wait for, which they want everybody to leave.
-    leaving: Vec<usize>,
-}
-
-impl<K> State<K> {
-    /// Makes every view fetch the map before its next access. As it needs the lock for that, the
-    /// map may be changed before or after.
-    pub(crate) fn publish(&self) {
-        (self.views.iter()).for_each(|view| view.is_stale.store(true, Ordering::Release));
-    }
-}
+pub struct Bus<K: Address, R = ()>(Arc<Shared<K, R>>);
 
 /// How a bus differs from [`Bus::new`].
 ///
@@ -135,11 +99,16 @@ impl<K> State<K> {
 /// assert_eq!(data, [0]);
 /// assert_eq!(unclaimed.load(Ordering::Relaxed), 1);
 /// ```
-#[derive(Debug)]
 #[must_use]
-pub struct BusBuilder<K: Address>(Shared<K>);
+pub struct BusBuilder<K: Address, R = ()>(Shared<K, R>);
 
-impl<K: Address> BusBuilder<K> {
+impl<K: Address, R> Default for BusBuilder<K, R> {
+    fn default() -> Self {
+        Self(Shared::default())
+    }
+}
+
+impl<K: Address, R> BusBuilder<K, R> {
     /// What each byte of a read is when no device sets it. The default is `0xff`, as on a bus
     /// whose lines are pulled up.
     pub fn fill(mut self, fill: u8) -> Self {
@@ -156,7 +125,7 @@ impl<K: Address> BusBuilder<K> {
         self
     }
 
-    /// Never uses `membarrier(2)`; each access executes a memory fence instead, on the longer way.
+    /// Never uses `membarrier(2)`; each access executes a memory fence instead, on the slow path.
     ///
     /// For processes whose seccomp filter will forbid that system call. Where it is forbidden or
     /// missing when the bus is built, this is chosen without being asked for.
@@ -166,7 +135,7 @@ impl<K: Address> BusBuilder<K> {
     }
 
     /// A bus without devices.
-    pub fn build(mut self) -> Bus<K> {
+    pub fn build(mut self) -> Bus<K, R> {
         self.0.barrier = self.0.barrier.filter(|barrier| barrier());
         Bus(Arc::new(self.0))
     }
@@ -174,20 +143,22 @@ impl<K: Address> BusBuilder<K> {
 
 impl<K: Address> Bus<K> {
     /// A bus without devices, on which reads of nothing give all ones.
+    ///
+    /// For devices that [answer](crate#answers-to-the-vmm), write `MmioBus::<Answer>::default()`.
     pub fn new() -> Self {
-        Self::builder().build()
+        Self::default()
     }
 
     /// A bus with other properties than the usual ones.
+    ///
+    /// For devices that [answer](crate#answers-to-the-vmm), write
+    /// `BusBuilder::<u64, Answer>::default()`.
     pub fn builder() -> BusBuilder<K> {
-        BusBuilder(Shared {
-            barrier: Some(barrier_in_all_threads),
-            fill: 0xff,
-            observer: None,
-            state: Mutex::default(),
-        })
+        BusBuilder::default()
     }
+}
 
+impl<K: Address, R: 'static> Bus<K, R> {
     /// Puts a device on the bus, at the `len` addresses from `base` on.
     ///
     /// An `Arc<Mutex<D>>` of any [`BusDevice`](crate::BusDevice) is such a device, and so is an
@@ -197,7 +168,7 @@ impl<K: Address> Bus<K> {
     /// # Errors
     ///
     /// [`BusError::InvalidRange`] or [`BusError::Overlap`].
-    pub fn insert(&self, device: Device, base: K, len: u64) -> Result<RegionId, BusError<K>> {
+    pub fn insert(&self, device: Device<R>, base: K, len: u64) -> Result<RegionId, BusError<K>> {
         self.insert_region(device, Region::new(base, len))
     }
 
@@ -206,59 +177,92 @@ impl<K: Address> Bus<K> {
     /// # Errors
     ///
     /// As [`Self::insert`].
-    pub fn insert_region(&self, device: Device, at: Region<K>) -> Result<RegionId, BusError<K>> {
-        let region = at.with(device)?;
-        let id = region.id;
-        let mut state = lock(&self.0.state);
-        Arc::make_mut(&mut state.map).insert(region)?;
-        state.publish();
-        Ok(id)
+    pub fn insert_region(&self, device: Device<R>, at: Region<K>) -> Result<RegionId, BusError<K>> {
+        self.change(|changes| changes.insert(device, at))
     }
 
-    /// Takes a region off the bus and waits until no thread is inside of its device any more.
+    /// Puts a device on the bus that belongs to somebody else, who keeps it alive.
     ///
-    /// When this returns, no access that came through this bus runs in the device or will ever
-    /// reach it, unless the device has other regions. Returns the device. Views that have not been
-    /// used since may still hold references to it; see [`BusView::refresh`].
+    /// Once the device is dropped, accesses return [`AccessError::Unclaimed`]; the region stays
+    /// until it is removed.
     ///
-    /// A device cannot remove itself from inside its own handler, since that would wait for the
-    /// handler. Nor can it remove another device while some thread waits for its own removal,
-    /// since the two could wait for each other.
+    /// [`AccessError::Unclaimed`]: crate::AccessError::Unclaimed
+    ///
+    /// ```
+    /// use bus::{AccessError, BusDevice, BusDeviceSync, MmioBus, Region};
+    /// use std::sync::{Arc, Mutex, Weak};
+    ///
+    /// struct Zeros;
+    /// impl BusDevice for Zeros {
+    ///     fn read(&mut self, _offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
+    ///         data.fill(0);
+    ///         Ok(())
+    ///     }
+    /// }
+    ///
+    /// let bus = MmioBus::new();
+    /// let device: Arc<dyn BusDeviceSync> = Arc::new(Mutex::new(Zeros));
+    /// bus.insert_weak(Arc::downgrade(&device), Region::new(0x1000, 4))?;
+    /// assert_eq!(bus.view().read(0x1000, &mut [0]), Ok(()));
+    /// drop(device);
+    /// assert_eq!(bus.view().read(0x1000, &mut [0]), Err(AccessError::Unclaimed));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     ///
-    /// [`BusError::NoSuchRegion`], [`BusError::InsideDevice`] or [`BusError::Barrier`].
-    pub fn remove(&self, id: RegionId) -> Result<Device, BusError<K>> {
-        let mut state = lock(&self.0.state);
-        let mut map = Map::clone(&state.map);
-        let region = map.remove(id)?;
-        let (thread, device) = (thread_token(), address(&*region.device));
-        let goes = |inside| inside == device || state.leaving.contains(&inside);
-        let mut views = state.views.iter().map(|view| view.place());
-        if views.any(|(inside, device)| inside == thread && goes(device)) {
-            return Err(BusError::InsideDevice(region));
-        }
+    /// As [`Self::insert`].
+    pub fn insert_weak(
+        &self,
+        device: Weak<dyn BusDeviceSync<R>>,
+        at: Region<K>,
+    ) -> Result<RegionId, BusError<K>> {
+        self.change(|changes| changes.insert_weak(device, at))
+    }
 
-        // From here on views need the lock to find a device, so they miss nothing.
-        state.publish();
-        fence(Ordering::SeqCst);
-        if !self.0.barrier.is_none_or(|barrier| barrier()) {
-            return Err(BusError::Barrier);
-        }
-        state.map = Arc::new(map);
-        state.leaving.push(device);
-        let views = state.views.clone();
-        drop(state);
-        for view in views {
-            while matches!(view.place(), (1.., inside) if inside == device) {
-                yield_now();
-                std::thread::sleep(std::time::Duration::from_micros(20));
-            }
-        }
-        let mut state = lock(&self.0.state);
-        let place = state.leaving.iter().position(|other| *other == device);
-        place.map(|place| state.leaving.swap_remove(place));
-        Ok(region.device)
+    /// Takes a region off the bus and waits until no thread is in it any more.
+    ///
+    /// When this returns, no access that came through this region runs in the device or will ever
+    /// reach it. Returns the device. Accesses of the same device through other regions, of this
+    /// bus or of another, go on. Views that have not been used since may still hold references to
+    /// the device; see [`BusView::refresh`].
+    ///
+    /// # Errors
+    ///
+    /// [`BusError::NoSuchRegion`]; [`BusError::InsideDevice`] if the calling thread is inside of
+    /// the device, by whatever bus, or waiting would never end for another reason;
+    /// [`BusError::Barrier`].
+    pub fn remove(&self, id: RegionId) -> Result<Device<R>, BusError<K>> {
+        let mut changes = self.transaction();
+        changes.remove(id);
+        changes.commit()?.pop().ok_or(BusError::NoSuchRegion(id))
+    }
+
+    /// Takes the region that `addr` is in off the bus, as [`Self::remove`] does.
+    ///
+    /// # Errors
+    ///
+    /// [`BusError::NoRegionAt`], otherwise as [`Self::remove`].
+    pub fn remove_at(&self, addr: K) -> Result<Device<R>, BusError<K>> {
+        self.remove(self.find(addr).ok_or(BusError::NoRegionAt(addr))?.id)
+    }
+
+    /// Takes all regions of a device off the bus at once, as [`Self::remove`] does, and returns
+    /// what they were.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::remove`].
+    pub fn remove_device<D: ?Sized>(
+        &self,
+        device: &Arc<D>,
+    ) -> Result<Vec<RegionInfo<K>>, BusError<K>> {
+        let regions = self.find_device(device);
+        self.change(|changes| {
+            (regions.iter()).for_each(|region| changes.remove(region.id));
+            Ok(())
+        })?;
+        Ok(regions)
     }
 
     /// Moves a region to another base, with the same length, name, rules and counters.
@@ -271,45 +275,88 @@ impl<K: Address> Bus<K> {
     ///
     /// [`BusError::NoSuchRegion`], [`BusError::InvalidRange`] or [`BusError::Overlap`].
     pub fn relocate(&self, id: RegionId, base: K) -> Result<(), BusError<K>> {
-        let mut state = lock(&self.0.state);
-        let mut map = Map::clone(&state.map);
-        let mut region = map.remove(id)?;
-        region.range = BusRange::new(base, region.range.size())?;
-        map.insert(region)?;
-        state.map = Arc::new(map);
-        state.publish();
-        Ok(())
+        self.change(|changes| {
+            changes.relocate(id, base);
+            Ok(())
+        })
+    }
+
+    /// Several changes that become visible together.
+    pub fn transaction(&self) -> Transaction<'_, K, R> {
+        Transaction::new(&self.0)
+    }
+
+    fn change<T>(
+        &self,
+        prepare: impl FnOnce(&mut Transaction<'_, K, R>) -> Result<T, BusError<K>>,
+    ) -> Result<T, BusError<K>> {
+        let mut changes = self.transaction();
+        let prepared = prepare(&mut changes)?;
+        changes.commit()?;
+        Ok(prepared)
     }
 
     /// The region that `addr` is in.
     pub fn find(&self, addr: K) -> Option<RegionInfo<K>> {
-        lock(&self.0.state).map.find(addr, &mut 0).cloned()
+        let map = lock(&self.0.map);
+        let (_, entry) = map.find(addr, 0)?;
+        Some(entry.info.clone())
+    }
+
+    /// The regions of a device in the order of their addresses: of what was inserted, not of what
+    /// that may wrap.
+    pub fn find_device<D: ?Sized>(&self, device: &Arc<D>) -> Vec<RegionInfo<K>> {
+        self.regions_if(|entry| entry.place().device == address(&**device))
     }
 
     /// All regions in the order of their addresses, as they are now.
     pub fn regions(&self) -> Vec<RegionInfo<K>> {
-        lock(&self.0.state).map.0.clone()
+        self.regions_if(|_| true)
+    }
+
+    fn regions_if(&self, is_wanted: impl Fn(&Entry<K, R>) -> bool) -> Vec<RegionInfo<K>> {
+        let map = Arc::clone(&lock(&self.0.map));
+        let wanted = map.0.iter().filter(|entry| is_wanted(entry));
+        wanted.map(|entry| entry.info.clone()).collect()
     }
 
     /// A way to access the devices that takes no locks: one for each vCPU.
     ///
-    /// Making a view takes a lock and some KiB of memory, so that vCPUs do it once.
-    pub fn view(&self) -> BusView<K> {
+    /// Making a view takes a lock and some memory, so that vCPUs do it once.
+    pub fn view(&self) -> BusView<K, R> {
         BusView::new(Arc::clone(&self.0))
     }
 }
 
-impl<K: Address> Default for Bus<K> {
+impl<K: Address, R> Default for Bus<K, R> {
     fn default() -> Self {
-        Self::new()
+        BusBuilder::default().build()
+    }
+}
+
+impl<K: Address, R> Clone for Bus<K, R> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<K: Address, R> fmt::Debug for Bus<K, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl<K: Address, R> fmt::Debug for BusBuilder<K, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
     }
 }
 
 /// The map of the bus, a line for each region, as in `/proc/iomem` and `/proc/ioports`.
-impl<K: Address> fmt::Display for Bus<K> {
+impl<K: Address, R> fmt::Display for Bus<K, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let regions = self.regions();
-        (regions.iter()).try_for_each(|region| writeln!(f, "{region}"))
+        let map = Arc::clone(&lock(&self.0.map));
+        (map.0.iter()).try_for_each(|entry| writeln!(f, "{}", entry.info))
     }
 }
 
@@ -324,7 +371,7 @@ mod tests {
 
     #[test]
     fn remove_that_cannot_be_told_to_views_changes_nothing() {
-        let mut builder = Bus::<u64>::builder();
+        let mut builder = MmioBus::builder();
         builder.0.barrier = Some(|| false);
         let bus = Bus(Arc::new(builder.0));
         let id = bus.insert(Arc::new(Nothing), 0x1000, 4).unwrap();

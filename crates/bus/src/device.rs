@@ -4,75 +4,29 @@
 //! What a device implements to be put on a bus.
 
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::ops::Deref;
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError, Weak};
 
+use crate::AccessError;
+use crate::registry::{Awaited, Waiting, registry};
 use crate::sync::address;
 use crate::thread::Listed;
-
-/// Why an access did not reach a device, or was refused by it.
-///
-/// An access that fails is never fatal: a read leaves the fill value of the bus in the buffer, a
-/// write is dropped, and the guest goes on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum AccessError {
-    /// No device claims the address.
-    Unclaimed,
-    /// The access starts inside a region and ends outside of it, or beyond the address space.
-    CrossesEnd,
-    /// The region or the device does not take accesses of this width.
-    Width,
-    /// The region or the device does not take accesses at this alignment.
-    Misaligned,
-    /// The device has nothing at this offset.
-    Offset,
-    /// The device's register at this offset cannot be written.
-    ReadOnly,
-    /// The device's register at this offset cannot be read.
-    WriteOnly,
-    /// The device takes no such access at all.
-    Refused,
-    /// The device could not answer, for a reason of its own.
-    Failed,
-    /// The device's handler panicked, now or earlier; it is not called any more.
-    Panicked,
-    /// The device was called again from inside its own handler.
-    Reentrant,
-}
-
-impl fmt::Display for AccessError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Unclaimed => "no device at this address",
-            Self::CrossesEnd => "access crosses the end of the region",
-            Self::Width => "access width not supported",
-            Self::Misaligned => "access not aligned",
-            Self::Offset => "no register at this offset",
-            Self::ReadOnly => "register is read-only",
-            Self::WriteOnly => "register is write-only",
-            Self::Refused => "device refuses the access",
-            Self::Failed => "device failed",
-            Self::Panicked => "device panicked",
-            Self::Reentrant => "device called from inside its own handler",
-        })
-    }
-}
-
-impl std::error::Error for AccessError {}
 
 /// A device that is accessed through `&mut self`: what most authors write.
 ///
 /// `offset` counts from the base of the region the device was inserted at, so a device does not
-/// know where it lives. `data` has the width of the access, 1 to 8 bytes, in guest (little-endian)
-/// order. The defaults refuse.
+/// know where it lives. `data` has 1, 2, 4 or 8 bytes in the guest's order; see also
+/// [longer and odd accesses](crate#lengths). The defaults refuse.
+///
+/// `R` is what the device [answers](crate#answers-to-the-vmm) the VMM.
 #[expect(unused_variables, reason = "the defaults refuse, whatever it is")]
-pub trait BusDevice: Send {
+pub trait BusDevice<R = ()>: Send {
     /// Answers a guest's read by filling `data`, which arrives filled with the bus's fill value.
     ///
     /// # Errors
     ///
     /// The reason why the device did not answer; the bus then hands out its fill value.
-    fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
+    fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<R, AccessError> {
         Err(AccessError::Refused)
     }
 
@@ -81,8 +35,41 @@ pub trait BusDevice: Send {
     /// # Errors
     ///
     /// The reason why the device ignored the write.
-    fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
+    fn write(&mut self, offset: u64, data: &[u8]) -> Result<R, AccessError> {
         Err(AccessError::Refused)
+    }
+
+    /// What the bus calls for a read; for devices that want to know whose it is, such as an
+    /// interrupt controller with registers for each vCPU.
+    ///
+    /// `initiator` is what the view [says](crate::BusView::initiated_by).
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::read`], which this calls unless implemented.
+    #[inline]
+    fn read_by(
+        &mut self,
+        initiator: Option<u32>,
+        offset: u64,
+        data: &mut [u8],
+    ) -> Result<R, AccessError> {
+        self.read(offset, data)
+    }
+
+    /// What the bus calls for a write; see [`Self::read_by`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::write`], which this calls unless implemented.
+    #[inline]
+    fn write_by(
+        &mut self,
+        initiator: Option<u32>,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<R, AccessError> {
+        self.write(offset, data)
     }
 }
 
@@ -90,13 +77,13 @@ pub trait BusDevice: Send {
 ///
 /// The same contract as [`BusDevice`]. A `Mutex<T>` around any [`BusDevice`] is one of these.
 #[expect(unused_variables, reason = "the defaults refuse, whatever it is")]
-pub trait BusDeviceSync: Send + Sync {
+pub trait BusDeviceSync<R = ()>: Send + Sync {
     /// Answers a guest's read; see [`BusDevice::read`].
     ///
     /// # Errors
     ///
     /// As [`BusDevice::read`].
-    fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
+    fn read(&self, offset: u64, data: &mut [u8]) -> Result<R, AccessError> {
         Err(AccessError::Refused)
     }
 
@@ -105,61 +92,198 @@ pub trait BusDeviceSync: Send + Sync {
     /// # Errors
     ///
     /// As [`BusDevice::write`].
-    fn write(&self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
+    fn write(&self, offset: u64, data: &[u8]) -> Result<R, AccessError> {
         Err(AccessError::Refused)
+    }
+
+    /// Answers a read of the vCPU `initiator`; see [`BusDevice::read_by`].
+    ///
+    /// # Errors
+    ///
+    /// As [`BusDevice::read_by`].
+    #[inline]
+    fn read_by(
+        &self,
+        initiator: Option<u32>,
+        offset: u64,
+        data: &mut [u8],
+    ) -> Result<R, AccessError> {
+        self.read(offset, data)
+    }
+
+    /// Takes a write of the vCPU `initiator`; see [`BusDevice::write_by`].
+    ///
+    /// # Errors
+    ///
+    /// As [`BusDevice::write_by`].
+    #[inline]
+    fn write_by(&self, initiator: Option<u32>, offset: u64, data: &[u8]) -> Result<R, AccessError> {
+        self.write(offset, data)
     }
 }
 
-/// What comes of an access.
-pub(crate) type Outcome = Result<(), AccessError>;
-
 /// A device as the bus holds it.
-pub(crate) type Device = Arc<dyn BusDeviceSync>;
+pub(crate) type Device<R> = Arc<dyn BusDeviceSync<R>>;
 
 /// Says no more than that there is a device.
-impl fmt::Debug for dyn BusDeviceSync {
+impl<R> fmt::Debug for dyn BusDeviceSync<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("dyn BusDeviceSync")
     }
 }
 
-/// Passes accesses on to what a pointer points to.
+/// Implements a trait by passing accesses on, through a function that gets at the device.
 macro_rules! pass_on {
-    ($trait:ident for $pointer:ident, $self:ident: $receiver:ty) => {
-        impl<T: $trait + ?Sized> $trait for $pointer<T> {
-            fn read($self: $receiver, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
-                (**$self).read(offset, data)
+    ($(#[$doc:meta])* impl[$($generics:tt)*] $trait:ident for $type:ty,
+     $self:ident: $receiver:ty, $through:path $(, $Answer:ident)?) => {
+        $(#[$doc])*
+        impl<R $(: $Answer)?, $($generics)*> $trait<R> for $type {
+            #[inline]
+            fn read($self: $receiver, offset: u64, data: &mut [u8]) -> Result<R, AccessError> {
+                $through($self, |device| device.read(offset, data))
             }
 
-            fn write($self: $receiver, offset: u64, data: &[u8]) -> Result<(), AccessError> {
-                (**$self).write(offset, data)
+            #[inline]
+            fn write($self: $receiver, offset: u64, data: &[u8]) -> Result<R, AccessError> {
+                $through($self, |device| device.write(offset, data))
+            }
+
+            #[inline]
+            fn read_by(
+                $self: $receiver,
+                initiator: Option<u32>,
+                offset: u64,
+                data: &mut [u8],
+            ) -> Result<R, AccessError> {
+                $through($self, |device| device.read_by(initiator, offset, data))
+            }
+
+            #[inline]
+            fn write_by(
+                $self: $receiver,
+                initiator: Option<u32>,
+                offset: u64,
+                data: &[u8],
+            ) -> Result<R, AccessError> {
+                $through($self, |device| device.write_by(initiator, offset, data))
             }
         }
     };
 }
 
-pass_on!(BusDevice for Box, self: &mut Self);
-pass_on!(BusDeviceSync for Box, self: &Self);
-pass_on!(BusDeviceSync for Arc, self: &Self);
+pass_on!(impl[T: BusDevice<R> + ?Sized] BusDevice for Box<T>, self: &mut Self, unique);
+pass_on!(impl[T: BusDeviceSync<R> + ?Sized] BusDeviceSync for Box<T>, self: &Self, shared);
+pass_on!(impl[T: BusDeviceSync<R> + ?Sized] BusDeviceSync for Arc<T>, self: &Self, shared);
+pass_on!(
+    /// Locks the device during each access.
+    ///
+    /// A poisoned lock means that the device panicked: it is not called any more. A handler that
+    /// comes back to its own device, through whatever bus, gets [`AccessError::Reentrant`].
+    impl[T: BusDevice<R> + ?Sized] BusDeviceSync for Mutex<T>, self: &Self, locked
+);
+pass_on!(impl[] BusDeviceSync for WeakDevice<R>, self: &Self, upgraded);
 
-/// Locks the device during each access.
-///
-/// A poisoned lock means that the device panicked: it is not called any more. A handler that comes
-/// back to its own device, through whatever bus, gets [`AccessError::Reentrant`].
-impl<T: BusDevice + ?Sized> BusDeviceSync for Mutex<T> {
-    fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
-        locked(self, |device| device.read(offset, data))
-    }
+#[inline(always)]
+fn unique<T: ?Sized, A>(pointer: &mut Box<T>, call: impl FnOnce(&mut T) -> A) -> A {
+    call(pointer)
+}
 
-    fn write(&self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
-        locked(self, |device| device.write(offset, data))
-    }
+#[inline(always)]
+fn shared<P: Deref, A>(pointer: &P, call: impl FnOnce(&P::Target) -> A) -> A {
+    call(pointer)
 }
 
 /// Calls a device under its lock, unless this thread holds that already.
 #[inline(always)]
-fn locked<T: ?Sized>(mutex: &Mutex<T>, call: impl FnOnce(&mut T) -> Outcome) -> Outcome {
+fn locked<T: ?Sized, R>(
+    mutex: &Mutex<T>,
+    call: impl FnOnce(&mut T) -> Result<R, AccessError>,
+) -> Result<R, AccessError> {
     let _listed = Listed::new(address(mutex))?;
-    let mut device = mutex.lock().map_err(|_| AccessError::Panicked)?;
+    let mut device = match mutex.try_lock() {
+        Ok(device) => device,
+        Err(failure) => contended(mutex, failure)?,
+    };
     call(&mut device)
+}
+
+/// Waits for a lock, unless whoever holds it waits for this thread.
+#[cold]
+#[inline(never)]
+fn contended<'a, T: ?Sized>(
+    mutex: &'a Mutex<T>,
+    mut failure: TryLockError<MutexGuard<'a, T>>,
+) -> Result<MutexGuard<'a, T>, AccessError> {
+    // Most handlers are short: the lock is often free before this thread would be asleep.
+    for _ in 0..100 {
+        if let TryLockError::Poisoned(_) = failure {
+            return Err(AccessError::Panicked);
+        }
+        std::hint::spin_loop();
+        match mutex.try_lock() {
+            Ok(device) => return Ok(device),
+            Err(again) => failure = again,
+        }
+    }
+    let lock = Awaited::Lock(address(mutex));
+    let _waiting = Waiting::new(&mut registry(), lock).ok_or(AccessError::Deadlock)?;
+    mutex.lock().map_err(|_| AccessError::Panicked)
+}
+
+/// A device that its bus does not keep alive.
+pub(crate) struct WeakDevice<R>(pub(crate) Weak<dyn BusDeviceSync<R>>);
+
+fn upgraded<R>(
+    device: &WeakDevice<R>,
+    call: impl FnOnce(&dyn BusDeviceSync<R>) -> Result<R, AccessError>,
+) -> Result<R, AccessError> {
+    call(&*device.0.upgrade().ok_or(AccessError::Unclaimed)?)
+}
+
+/// A device that answers nothing, on a bus whose devices [answer](crate#answers-to-the-vmm).
+///
+/// What the device takes is answered by `R::default()`.
+///
+/// ```
+/// use bus::{BusDevice, DefaultAnswer, MmioBus};
+/// use std::sync::{Arc, Mutex};
+///
+/// /// What devices want of this VMM.
+/// #[derive(Debug, Default, PartialEq)]
+/// enum Action {
+///     #[default]
+///     Nothing,
+///     Reset,
+/// }
+///
+/// struct Uart;
+/// impl BusDevice for Uart {
+///     fn write(&mut self, _offset: u64, _data: &[u8]) -> Result<(), bus::AccessError> {
+///         Ok(())
+///     }
+/// }
+///
+/// let bus = MmioBus::<Action>::default();
+/// bus.insert(Arc::new(Mutex::new(DefaultAnswer(Uart))), 0x1000, 8)?;
+/// assert_eq!(bus.view().write(0x1000, b"a"), Ok(Action::Nothing));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DefaultAnswer<D>(pub D);
+
+pass_on!(impl[D: BusDevice] BusDevice for DefaultAnswer<D>, self: &mut Self, answer_mut, Default);
+pass_on!(impl[D: BusDeviceSync] BusDeviceSync for DefaultAnswer<D>, self: &Self, answer, Default);
+
+fn answer_mut<D, R: Default>(
+    device: &mut DefaultAnswer<D>,
+    call: impl FnOnce(&mut D) -> Result<(), AccessError>,
+) -> Result<R, AccessError> {
+    call(&mut device.0).map(|()| R::default())
+}
+
+fn answer<D, R: Default>(
+    device: &DefaultAnswer<D>,
+    call: impl FnOnce(&D) -> Result<(), AccessError>,
+) -> Result<R, AccessError> {
+    call(&device.0).map(|()| R::default())
 }

@@ -20,16 +20,17 @@ pub enum BusError<K> {
     },
     /// Another region claims a part of the range.
     Overlap {
-        /// The region as it would have become, with the device that was passed.
+        /// The region as it would have become.
         new: RegionInfo<K>,
         /// The first region that it collides with.
         existing: RegionInfo<K>,
     },
     /// The bus has no such region: it has been removed, or belongs to another bus.
     NoSuchRegion(RegionId),
-    /// The calling thread is inside a handler of the device of this region, so that waiting for
-    /// the device to be left would never end; or it is inside of a device that another thread
-    /// waits to remove, and might keep that from ending.
+    /// The bus has no region at this address.
+    NoRegionAt(K),
+    /// Waiting until this region is left would never end: the calling thread is inside of the
+    /// region's device, by this bus or another, or holds what those wait for who are.
     InsideDevice(RegionInfo<K>),
     /// The operating system refused `membarrier(2)`, which it had granted to this process before.
     Barrier,
@@ -43,6 +44,7 @@ impl<K: Address> fmt::Display for BusError<K> {
             }
             Self::Overlap { new, existing } => write!(f, "({new}) overlaps ({existing})"),
             Self::NoSuchRegion(id) => write!(f, "no region #{} on this bus", id.0),
+            Self::NoRegionAt(addr) => write!(f, "no region at {addr:#x}"),
             Self::InsideDevice(region) => write!(f, "called from inside ({region})"),
             Self::Barrier => f.write_str("membarrier(2) failed"),
         }

@@ -13,7 +13,7 @@
 //! does not know where it lives, and data of 1, 2, 4 or 8 bytes in the guest's order.
 //!
 //! ```
-//! use bus::{AccessError, BusDevice, MmioBus, Region};
+//! use bus::{AccessError, BusDevice, MmioBus, Region, Width};
 //! use std::sync::{Arc, Mutex};
 //!
 //! /// A counter with two registers of 32 bits: the value at offset 0, the step at offset 4.
@@ -52,7 +52,7 @@
 //! // The VMM puts the device on its bus. Only accesses of four bytes are let through.
 //! let bus = MmioBus::new();
 //! let counter = Arc::new(Mutex::new(Counter { value: 0, step: 1 }));
-//! let region = Region::new(0xd000_0000, 8).named("counter").widths(&[4]);
+//! let region = Region::new(0xd000_0000, 8).named("counter").widths(&[Width::U32]);
 //! let id = bus.insert_region(counter, region)?;
 //! println!("{bus}"); // d0000000-d0000007 : counter
 //!
@@ -82,39 +82,88 @@
 //! * The buffer of a read arrives filled with the bus's fill value. Who answers only some of the
 //!   bytes leaves the others defined; who returns an error answers none.
 //! * A handler may call the bus, and reach any other device. If that leads back to a locked device
-//!   of its own thread, the access returns [`AccessError::Reentrant`]. Two locked devices that call
-//!   each other from two vCPUs at once can wait for each other, as any two locks can. A device that
-//!   holds its own bus keeps both for ever; let it hold a `Weak<MmioBus>`.
-//! * A handler may insert, move and remove regions, but neither remove its own device, nor any
-//!   other while its own is being removed: both return [`BusError::InsideDevice`].
+//!   of its own thread, the access returns [`AccessError::Reentrant`]; if two locked devices access
+//!   each other from two vCPUs at once, one of the accesses returns [`AccessError::Deadlock`]. A
+//!   device that holds its own bus keeps both for ever; let it hold a `Weak<MmioBus>`.
+//! * A handler may insert, move and remove regions, but not remove its own device, nor wait for
+//!   those that wait for it: that returns [`BusError::InsideDevice`].
 //! * A handler that panics is the end of its device and of nothing else: this access and each later
-//!   one returns [`AccessError::Panicked`]. (With `panic = "abort"` it is the end of the process.)
+//!   one, through whatever bus and also after the device has been inserted again, returns
+//!   [`AccessError::Panicked`]. (With `panic = "abort"` it is the end of the process.)
+//! * A device that is not the same to all vCPUs implements [`BusDevice::read_by`].
 //!
 //! # For authors of VMMs
 //!
 //! * [`MmioBus`] and [`PioBus`] are the same bus with other addresses. Give each vCPU thread a
 //!   [view](Bus::view) of both. A handler that accesses other devices can make one each time.
-//! * [`Bus::remove`] returns when no thread is inside of the device, and none will be. Views may
-//!   hold the last reference to it until their next access; [`BusView::refresh`] lets go at once.
-//! * Pass each element of a string instruction on its own: widths other than 1, 2, 4 and 8 are
-//!   refused.
+//! * [`Bus::remove`] returns when no thread is in the region, and none will be. Views may hold the
+//!   last reference to its device until their next access; [`BusView::refresh`] lets go at once.
+//! * A [`Transaction`] makes several changes at once, such as the regions of a PCI function.
+//! * Pass each element of a string instruction on its own.
 //! * [`Bus::builder`] sets what unclaimed reads give, and an observer of accesses;
 //!   [`Region`] has names, widths, alignment and counters. What is not asked for costs nothing.
 //! * A seccomp filter should allow `membarrier(2)` to threads that remove devices, or be told to
 //!   the bus: [`BusBuilder::fenced`].
 //!
+//! # Lengths
+//!
+//! A bus serves accesses of 1 to 8 bytes. Those of 1, 2, 4 and 8 bytes reach the device as they
+//! are, aligned or not. KVM also delivers 3, 5, 6 and 7 bytes: it cuts an access in two where it
+//! crosses a page. These reach the device as naturally aligned pieces of 4, 2 and 1 bytes, in the
+//! order of their offsets.
+//!
+//! An access is checked as a whole: if it leaves the region, or the region does not take one of the
+//! pieces, no piece reaches the device. The first piece that fails ends the access; the buffer of a
+//! read is then filled as a whole. The answer to the last piece is the answer to the access. An
+//! observer and the counters of a region see one access.
+//!
+//! //! # Answers to the VMM
+//!
+//! A device cannot reset the machine, move itself on the bus or wait for a barrier while it is being
+//! called, so it asks the VMM to do that afterwards. What it says is of a type that the VMM chooses:
+//! `Bus<u64, R>`, whose devices are `BusDevice<R>`, and whose views give each access's `R` back when
+//! the access is complete and no lock is held. `R` is `()` unless chosen otherwise, and then costs
+//! nothing. With an `R` that says so, a device can also answer that it will complete a read later,
+//! which the VMM then does. [`DefaultAnswer`] puts a device that answers `()` on a bus with any `R: Default`.
+//!
+//! ```
+//! use bus::{AccessError, BusDevice, PioBus};
+//! use std::ops::ControlFlow::{self, Break, Continue};
+//! use std::sync::{Arc, Mutex};
+//!
+//! /// Resets the machine when a guest writes 1.
+//! struct ResetPort;
+//! impl BusDevice<ControlFlow<&'static str>> for ResetPort {
+//!     fn write(
+//!         &mut self,
+//!         _offset: u64,
+//!         data: &[u8],
+//!     ) -> Result<ControlFlow<&'static str>, AccessError> {
+//!         Ok(if data == [1] { Break("reset") } else { Continue(()) })
+//!     }
+//! }
+//!
+//! let bus = PioBus::<ControlFlow<&'static str>>::default();
+//! bus.insert(Arc::new(Mutex::new(ResetPort)), 0x604, 1)?;
+//! let mut view = bus.view();
+//! assert_eq!(view.write(0x604, &[0]), Ok(Continue(())));
+//! assert_eq!(view.write(0x604, &[1]), Ok(Break("reset")));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! # How it is fast
 //!
 //! The map of a bus is a sorted table that never changes. A view keeps a reference to it, and the
-//! region and width that it was asked for twice in a row. An access of that kind compares address
-//! and width, says in a cache line of the view's own where it goes, looks there whether the view is
-//! stale, and calls the device. Whoever changes the bus replaces the map, and marks all views stale.
-//! To remove a device, the remover then makes all threads of the process execute a memory barrier,
-//! with `membarrier(2)`, and waits until no view is in the device: so all the cost of hot-plug is
-//! on its side. Where that system call is missing, views execute a fence for each access.
+//! region and width that it was asked for twice in a row. Such an access takes the fast path: it
+//! compares address and width, says in a cache line of the view's own where it goes, looks there
+//! whether the view is stale, and calls the device. Whoever changes the bus replaces the map, and
+//! marks all views stale. To remove a device, the remover then makes all threads of the process
+//! execute a memory barrier, with `membarrier(2)`, and waits until no view is in the region: so all
+//! the cost of hot-plug is on its side. Where that system call is missing, views execute a fence for
+//! each access.
 //!
 //! Accesses to regions with alignment or counters, and all on a bus with an observer or without
-//! `membarrier(2)`, take a longer way: a guess where the region is, then a binary search, and no
+//! `membarrier(2)`, take the slow path: a guess where the region is, then a binary search, and no
 //! lock either.
 //!
 //! # Features
@@ -125,23 +174,32 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]
 
+mod access;
 mod bus;
 mod device;
 mod error;
+mod map;
 mod range;
 mod region;
+mod registry;
+mod shared;
 mod sync;
 mod thread;
+mod transaction;
 mod view;
 #[cfg(feature = "vm-device")]
 pub mod vm_device;
+mod width;
 
+pub use access::{Access, AccessError};
 pub use bus::{Bus, BusBuilder, MmioBus, PioBus};
-pub use device::{AccessError, BusDevice, BusDeviceSync};
+pub use device::{BusDevice, BusDeviceSync, DefaultAnswer};
 pub use error::BusError;
 pub use range::{Address, BusRange};
 pub use region::{Counts, Region, RegionId, RegionInfo};
-pub use view::{Access, BusView, MmioView, PioView};
+pub use transaction::Transaction;
+pub use view::{BusView, MmioView, PioView};
+pub use width::Width;
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -9,15 +9,30 @@ use crate::BusError;
 
 /// An address of a bus: `u64` for memory-mapped I/O, `u16` for ports.
 ///
-/// The type keeps the two address spaces apart. A VMM may implement this for an address type of its
-/// own, whose values are ordered like the numbers that they convert to.
+/// The type keeps the two address spaces apart. No other type implements this.
 pub trait Address:
-    Copy + Ord + Default + Debug + LowerHex + Into<u64> + TryFrom<u64> + Send + Sync + 'static
+    Copy
+    + Ord
+    + Default
+    + Debug
+    + LowerHex
+    + Into<u64>
+    + TryFrom<u64>
+    + Send
+    + Sync
+    + sealed::Sealed
+    + 'static
 {
+}
+
+mod sealed {
+    pub trait Sealed {}
 }
 
 impl Address for u64 {}
 impl Address for u16 {}
+impl sealed::Sealed for u64 {}
+impl sealed::Sealed for u16 {}
 
 /// A range of addresses that is never empty and never wraps, both by construction.
 ///

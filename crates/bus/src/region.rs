@@ -1,22 +1,19 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! What a device claims, under which rules, and the table of all claims.
+//! What a device claims, and under which rules.
 
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use crate::device::Device;
-use crate::{Access, AccessError, Address, BusDeviceSync, BusError, BusRange};
-
-/// The widths that a bus carries, in bytes.
-const WIDTHS: &[usize] = &[1, 2, 4, 8];
+use crate::width::pieces;
+use crate::{AccessError, Address, BusRange, Width};
 
 /// Names one insertion of one device; never used again, neither by this bus nor by another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RegionId(pub(crate) u64);
+pub struct RegionId(pub(crate) usize);
 
 /// A range to insert a device at, with a name and access rules.
 ///
@@ -24,7 +21,7 @@ pub struct RegionId(pub(crate) u64);
 /// every alignment.
 ///
 /// ```
-/// use bus::{AccessError, BusDevice, MmioBus, Region};
+/// use bus::{AccessError, BusDevice, MmioBus, Region, Width};
 /// use std::sync::{Arc, Mutex};
 ///
 /// struct Register(u32);
@@ -36,7 +33,7 @@ pub struct RegionId(pub(crate) u64);
 /// }
 ///
 /// let bus = MmioBus::new();
-/// let region = Region::new(0x1000, 4).named("register").widths(&[4]);
+/// let region = Region::new(0x1000, 4).named("register").widths(&[Width::U32]);
 /// bus.insert_region(Arc::new(Mutex::new(Register(7))), region)?;
 /// assert_eq!(bus.view().read(0x1000, &mut [0; 2]), Err(AccessError::Width));
 /// assert_eq!(bus.to_string(), "00001000-00001003 : register\n");
@@ -45,16 +42,15 @@ pub struct RegionId(pub(crate) u64);
 #[derive(Debug)]
 #[must_use]
 pub struct Region<K> {
-    base: K,
-    len: u64,
+    pub(crate) base: K,
+    pub(crate) len: u64,
     name: Cow<'static, str>,
-    widths: &'static [usize],
+    /// The sum of the widths that are let through.
+    widths: usize,
     aligned: bool,
     counted: bool,
     /// Reads, writes, and those of both that failed.
     counts: [AtomicU64; 3],
-    /// Whether the device has panicked, and is not to be called any more.
-    pub(crate) panicked: AtomicBool,
 }
 
 impl<K: Address> Region<K> {
@@ -64,11 +60,10 @@ impl<K: Address> Region<K> {
             base,
             len,
             name: Cow::Borrowed("device"),
-            widths: WIDTHS,
+            widths: 1 + 2 + 4 + 8,
             aligned: false,
             counted: false,
             counts: [const { AtomicU64::new(0) }; 3],
-            panicked: AtomicBool::new(false),
         }
     }
 
@@ -78,15 +73,23 @@ impl<K: Address> Region<K> {
         self
     }
 
-    /// Refuses all other widths before the device sees them, with [`AccessError::Width`]. A bus
-    /// carries no other widths than 1, 2, 4 and 8 bytes.
-    pub const fn widths(mut self, widths: &'static [usize]) -> Self {
-        self.widths = widths;
+    /// Refuses all other widths before the device sees them, with [`AccessError::Width`].
+    ///
+    /// An access of 3, 5, 6 or 7 bytes is taken if the region takes all of its
+    /// [pieces](crate#lengths). They are never of one width, so a region that takes only one width
+    /// never sees a piece of an access.
+    pub const fn widths(mut self, mut widths: &[Width]) -> Self {
+        self.widths = 0;
+        while let [first, rest @ ..] = widths {
+            self.widths |= *first as usize;
+            widths = rest;
+        }
         self
     }
 
     /// Refuses accesses whose offset is no multiple of their width, with
-    /// [`AccessError::Misaligned`], before the device sees them.
+    /// [`AccessError::Misaligned`], before the device sees them. The [pieces](crate#lengths) of an
+    /// access of 3, 5, 6 or 7 bytes are always aligned.
     pub const fn aligned(mut self) -> Self {
         self.aligned = true;
         self
@@ -98,17 +101,6 @@ impl<K: Address> Region<K> {
     pub const fn counted(mut self) -> Self {
         self.counted = true;
         self
-    }
-
-    /// The region as it goes into the map of a bus.
-    pub(crate) fn with(self, device: Device) -> Result<RegionInfo<K>, BusError<K>> {
-        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
-        Ok(RegionInfo {
-            id: RegionId(NEXT_ID.fetch_add(1, Ordering::Relaxed)),
-            range: BusRange::new(self.base, self.len)?,
-            device,
-            region: Arc::new(self),
-        })
     }
 }
 
@@ -132,13 +124,21 @@ pub struct RegionInfo<K> {
     pub id: RegionId,
     /// The addresses of the region.
     pub range: BusRange<K>,
-    /// The device of the region.
-    pub device: Arc<dyn BusDeviceSync>,
     /// What stays the same about the region while it moves. Its base is where it was at first.
     pub(crate) region: Arc<Region<K>>,
 }
 
 impl<K: Address> RegionInfo<K> {
+    /// A region under a new identifier.
+    pub(crate) fn new(range: BusRange<K>, at: Region<K>) -> Self {
+        static NEXT_ID: AtomicUsize = AtomicUsize::new(1);
+        Self {
+            id: RegionId(NEXT_ID.fetch_add(1, Ordering::Relaxed)),
+            range,
+            region: Arc::new(at),
+        }
+    }
+
     /// The name of the region.
     pub fn name(&self) -> &str {
         &self.region.name
@@ -164,25 +164,28 @@ impl<K: Address> RegionInfo<K> {
     pub(crate) fn route(&self, addr: K, width: usize) -> Result<u64, AccessError> {
         let rules = &*self.region;
         let offset = addr.into() - self.range.first().into();
-        if !WIDTHS.contains(&width) || !rules.widths.contains(&width) {
+        let is_taken = match width {
+            1 | 2 | 4 | 8 => width & rules.widths != 0,
+            3 | 5 | 6 | 7 => pieces(offset, width).all(|piece| piece.len() & rules.widths != 0),
+            _ => false,
+        };
+        if !is_taken {
             Err(AccessError::Width)
         } else if width as u64 > self.range.size() - offset {
             Err(AccessError::CrossesEnd)
-        } else if rules.aligned && offset % width as u64 != 0 {
+        } else if rules.aligned && width.is_power_of_two() && offset % width as u64 != 0 {
             Err(AccessError::Misaligned)
-        } else if rules.panicked.load(Ordering::Relaxed) {
-            Err(AccessError::Panicked)
         } else {
             Ok(offset)
         }
     }
 
-    pub(crate) fn count(&self, access: &Access<'_, K>) {
+    pub(crate) fn count(&self, is_write: bool, has_failed: bool) {
         if self.region.counted {
             let [reads, writes, refused] = &self.region.counts;
-            let way = if access.is_write { writes } else { reads };
+            let way = if is_write { writes } else { reads };
             way.fetch_add(1, Ordering::Relaxed);
-            refused.fetch_add(access.outcome.is_err().into(), Ordering::Relaxed);
+            refused.fetch_add(has_failed.into(), Ordering::Relaxed);
         }
     }
 }
@@ -191,39 +194,5 @@ impl<K: Address> RegionInfo<K> {
 impl<K: Address> fmt::Display for RegionInfo<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} : {}", self.range, self.name())
-    }
-}
-
-/// All regions in the order of their addresses. Published maps are never changed, only replaced.
-#[derive(Clone, Default)]
-pub(crate) struct Map<K>(pub(crate) Vec<RegionInfo<K>>);
-
-impl<K: Address> Map<K> {
-    /// The region that `addr` is in. `hint` is a guess at its index, and the truth afterwards.
-    pub(crate) fn find(&self, addr: K, hint: &mut usize) -> Option<&RegionInfo<K>> {
-        let get = |index: usize| (self.0.get(index)).filter(|region| region.range.contains(addr));
-        get(*hint).or_else(|| {
-            // This search compiles to conditional moves: guests' addresses are hard to predict.
-            let map = &self.0;
-            let behind = map.partition_point(|region| region.range.first() <= addr);
-            *hint = behind.checked_sub(1)?;
-            get(*hint)
-        })
-    }
-
-    pub(crate) fn insert(&mut self, new: RegionInfo<K>) -> Result<(), BusError<K>> {
-        let map = &mut self.0;
-        let place = map.partition_point(|old| old.range.last() < new.range.first());
-        let mut existing = map.get(place).into_iter().cloned();
-        if let Some(existing) = existing.find(|old| old.range.overlaps(&new.range)) {
-            return Err(BusError::Overlap { new, existing });
-        }
-        map.insert(place, new);
-        Ok(())
-    }
-
-    pub(crate) fn remove(&mut self, id: RegionId) -> Result<RegionInfo<K>, BusError<K>> {
-        let place = self.0.iter().position(|region| region.id == id);
-        Ok(self.0.remove(place.ok_or(BusError::NoSuchRegion(id))?))
     }
 }

@@ -3,6 +3,7 @@
 
 //! Synchronisation: the real thing, or loom's when models are checked.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::PoisonError;
 use std::sync::atomic::compiler_fence;
 
@@ -20,6 +21,13 @@ pub(crate) use real_or_model::thread::yield_now;
 /// Locks; nothing in this crate panics while it holds a lock of its own.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Drops what users of the crate wrote, and what may panic in that, where nobody is to blame for it.
+pub(crate) fn discard<T>(value: T) {
+    let dropped = catch_unwind(AssertUnwindSafe(|| drop(value)));
+    // What it panicked with could panic as well.
+    std::mem::forget(dropped.err());
 }
 
 /// Tells objects apart.

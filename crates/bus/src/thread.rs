@@ -4,8 +4,8 @@
 //! What a thread is in the middle of.
 //!
 //! A device's handler may call a bus. If that leads back to the device, taking its lock again would
-//! never end, so each thread keeps a short list of the device locks that it holds. Accesses that
-//! look for their device are on it too, so that they do not nest until the stack overflows.
+//! never end, so each thread keeps a short list of the device locks that it holds. Accesses on the
+//! slow path are on it too, so that they do not nest until the stack overflows.
 
 use std::cell::Cell;
 
@@ -15,13 +15,15 @@ use crate::sync::address;
 /// Stands for an access, which no lock has the address of.
 pub(crate) const ACCESS: usize = 0;
 
-/// How many locks and accesses there are, and they, from the outermost to the innermost. A nested
-/// access to a locked device takes two places.
-type Thread = (Cell<usize>, [Cell<usize>; 32]);
+/// How deep accesses may nest; each takes a place, and another for the lock of its device.
+pub(crate) const DEPTH: usize = 32;
+
+/// Nesting depth, and the stack of accesses and held device locks.
+type Thread = (Cell<usize>, [Cell<usize>; DEPTH]);
 
 #[cfg(not(loom))]
 std::thread_local! {
-    static THREAD: Thread = const { (Cell::new(0), [const { Cell::new(0) }; 32]) };
+    static THREAD: Thread = const { (Cell::new(0), [const { Cell::new(0) }; DEPTH]) };
 }
 #[cfg(loom)]
 loom::thread_local! {
@@ -33,6 +35,16 @@ loom::thread_local! {
 #[inline]
 pub(crate) fn thread_token() -> usize {
     THREAD.with(|(depth, _)| address(depth))
+}
+
+/// The device locks that this thread holds or is about to take; [`ACCESS`] in all other places.
+pub(crate) fn held_locks() -> [usize; DEPTH] {
+    THREAD.with(|(depth, list)| {
+        let mut held = [ACCESS; DEPTH];
+        let listed = list.iter().take(depth.get());
+        (held.iter_mut().zip(listed)).for_each(|(held, listed)| *held = listed.get());
+        held
+    })
 }
 
 /// Keeps something on the list of this thread, also when a handler panics.

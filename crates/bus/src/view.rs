@@ -6,134 +6,130 @@
 use std::any::Any;
 use std::array::from_fn;
 use std::fmt;
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use crate::bus::Shared;
-use crate::device::{Device, Outcome};
-use crate::region::Map;
-use crate::sync::{AtomicBool, AtomicUsize, Ordering, address, light_barrier, lock};
+use crate::access::Data;
+use crate::device::Device;
+use crate::map::Map;
+use crate::registry::{Place, Presence, panicked, registry};
+use crate::shared::Shared;
+use crate::sync::{Ordering, discard, light_barrier, lock};
 use crate::thread::{ACCESS, Listed, thread_token};
-use crate::{AccessError, Address, BusDeviceSync, RegionId, RegionInfo};
+use crate::{Access, AccessError, Address, BusDeviceSync, RegionId};
 
-/// How an access calls a device: with an offset.
-type Call<'a> = &'a mut dyn FnMut(&Device, u64) -> Outcome;
-
-/// How many guesses a view keeps where regions are.
+/// How many pages of addresses a view remembers a region for: 2 KiB. With a quarter of that, an
+/// access to one of 1024 devices at random takes half as long again.
 const HINTS: usize = 1024;
 
-/// One finished access, as an observer sees it.
-#[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
-pub struct Access<'a, K> {
-    /// Where the access started.
-    pub addr: K,
-    /// How many bytes it was for: whatever the caller passed, also 0 or more than 8.
-    pub width: usize,
-    /// Whether the guest wrote; otherwise it read.
-    pub is_write: bool,
-    /// The region that it started in.
-    pub region: Option<&'a RegionInfo<K>>,
-    /// What came of it.
-    pub outcome: Result<(), AccessError>,
-}
-
 /// One vCPU's view of the bus for memory-mapped I/O.
-pub type MmioView = BusView<u64>;
+pub type MmioView<R = ()> = BusView<u64, R>;
 
 /// One vCPU's view of the bus for port I/O.
-pub type PioView = BusView<u16>;
+pub type PioView<R = ()> = BusView<u16, R>;
 
 /// One vCPU's view of a bus.
 ///
 /// A view always acts on the bus as it is now, but remembers what it saw last: as long as the bus
 /// does not change, an access takes no lock and writes nothing that another thread uses. Each vCPU
 /// thread makes its own, with [`Bus::view`](crate::Bus::view).
-pub struct BusView<K: Address> {
-    shared: Arc<Shared<K>>,
+pub struct BusView<K: Address, R = ()> {
+    shared: Arc<Shared<K, R>>,
     presence: Arc<Presence>,
     /// The same byte four times.
     fill: u32,
-    map: Arc<Map<K>>,
+    initiator: Option<u32>,
+    map: Arc<Map<K, R>>,
+    /// The devices that panicked, on whatever bus; none as a rule.
+    panicked: Vec<usize>,
     /// For each page of addresses, or for several: the index of a region that was found there.
-    hints: Vec<usize>,
-    /// The region of the last access that went the long way.
+    hints: Box<[u16; HINTS]>,
+    /// The region of the last access on the slow path.
     last: Option<RegionId>,
-    hit: Hit,
+    hit: Hit<R>,
 }
 
-/// What the short way needs to know about the region that is accessed again and again.
-struct Hit {
+/// What the fast path needs to know about the region that is accessed again and again.
+struct Hit<R> {
     base: u64,
     /// What the offset of an access has to be less than, for each width.
     limits: [u64; 9],
-    device: Device,
+    device: Device<R>,
+    place: Place,
 }
 
 /// The device of no region.
 struct Nothing;
 
-impl BusDeviceSync for Nothing {}
+impl<R> BusDeviceSync<R> for Nothing {}
 
-impl Default for Hit {
+impl<R> Default for Hit<R> {
     fn default() -> Self {
         Self {
             base: 0,
             limits: [0; 9],
             device: Arc::new(Nothing),
+            place: Place::default(),
         }
     }
 }
 
-/// What a view and those who change the bus tell each other, on a cache line of its own. Lines are
-/// fetched in pairs: its neighbours are the counts of the `Arc`, and padding. (Alignment to a pair
-/// would do as well, but takes the short way longer instructions.)
-#[derive(Default)]
-#[repr(C, align(64))]
-pub(crate) struct Presence {
-    /// The thread that is in the device or about to call it, or 0. The view writes this.
-    thread: AtomicUsize,
-    /// The address of the device, while there is a thread. The view writes this.
-    device: AtomicUsize,
-    /// Whether the bus has changed since the view has looked.
-    pub(crate) is_stale: AtomicBool,
-    _padding: [u64; 8],
-}
-
-impl Presence {
-    /// The thread, or 0, and the device.
-    pub(crate) fn place(&self) -> (usize, usize) {
-        // In this order: the device is at least as new as the thread, and a newer one is seen only
-        // after the access is over.
-        let thread = self.thread.load(Ordering::Acquire);
-        (thread, self.device.load(Ordering::Acquire))
-    }
-
-    /// Says which device is going to be called. Not to be called inside of one.
-    fn announce(&self, device: &Device) {
-        self.device.store(address(&**device), Ordering::Release);
-    }
-}
-
-impl<K: Address> BusView<K> {
-    pub(crate) fn new(shared: Arc<Shared<K>>) -> Self {
-        let presence = Arc::<Presence>::default();
-        let mut state = lock(&shared.state);
-        // Forgets the views that are gone.
-        state.views.retain_mut(|view| Arc::get_mut(view).is_none());
-        state.views.push(Arc::clone(&presence));
-        Self {
-            shared: Arc::clone(&shared),
-            presence,
+impl<K: Address, R: 'static> BusView<K, R> {
+    pub(crate) fn new(shared: Arc<Shared<K, R>>) -> Self {
+        let mut view = Self {
+            presence: Presence::register(),
             fill: u32::from_ne_bytes([shared.fill; 4]),
-            map: Arc::clone(&state.map),
-            hints: vec![0; HINTS],
+            initiator: None,
+            map: Arc::default(),
+            panicked: Vec::new(),
+            hints: Box::new([0; HINTS]),
             last: None,
             hit: Hit::default(),
-        }
+            shared,
+        };
+        view.refresh();
+        view
     }
 
-    /// Reads `data.len()` bytes, which must be 1, 2, 4 or 8, from the device at `addr`.
+    /// Tells devices that ask, by [`BusDevice::read_by`](crate::BusDevice::read_by), which vCPU
+    /// accesses them: any number that the VMM and its devices agree on.
+    ///
+    /// ```
+    /// use bus::{AccessError, BusDeviceSync, MmioBus};
+    /// use std::sync::Arc;
+    ///
+    /// /// Shows each vCPU its own number.
+    /// struct WhoAmI;
+    /// impl BusDeviceSync for WhoAmI {
+    ///     fn read_by(
+    ///         &self,
+    ///         initiator: Option<u32>,
+    ///         _offset: u64,
+    ///         data: &mut [u8],
+    ///     ) -> Result<(), AccessError> {
+    ///         let vcpu = initiator.ok_or(AccessError::Refused)?;
+    ///         let register = data.first_chunk_mut().ok_or(AccessError::Width)?;
+    ///         *register = vcpu.to_le_bytes();
+    ///         Ok(())
+    ///     }
+    /// }
+    ///
+    /// let bus = MmioBus::new();
+    /// bus.insert(Arc::new(WhoAmI), 0x1000, 4)?;
+    /// let mut data = [0; 4];
+    /// bus.view().initiated_by(3).read(0x1000, &mut data)?;
+    /// assert_eq!(data, [3, 0, 0, 0]);
+    /// assert!(bus.view().read(0x1000, &mut data).is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub const fn initiated_by(mut self, vcpu: u32) -> Self {
+        self.initiator = Some(vcpu);
+        self
+    }
+
+    /// Reads `data.len()` bytes, 1 to 8, from the device at `addr`.
     ///
     /// Whatever happens, nothing of the former contents of `data` stays: the bus overwrites them
     /// with its fill value first, and again if the device returns an error.
@@ -145,27 +141,37 @@ impl<K: Address> BusView<K> {
     /// the end of the region; [`AccessError::Misaligned`] if the region minds; what the device
     /// returns. If the handler panics, [`AccessError::Panicked`], now and for each later access.
     #[inline(always)]
-    pub fn read(&mut self, addr: K, data: &mut [u8]) -> Result<(), AccessError> {
+    pub fn read(&mut self, addr: K, data: &mut [u8]) -> Result<R, AccessError> {
         overwrite(data, self.fill);
-        let outcome = self.access(addr, data.len(), false, &mut |device, at| {
-            device.read(at, data)
+        let initiator = self.initiator;
+        let fast = self.access_hit(addr, data.len(), |device, offset| {
+            device.read_by(initiator, offset, data)
         });
+        let outcome = match fast {
+            Some(outcome) => outcome,
+            None => self.access(addr, Data::Read(data)),
+        };
         if outcome.is_err() {
             overwrite_again(data, self.fill);
         }
         outcome
     }
 
-    /// Writes `data`, which must be 1, 2, 4 or 8 bytes, to the device at `addr`.
+    /// Writes `data`, 1 to 8 bytes, to the device at `addr`.
     ///
     /// # Errors
     ///
     /// As [`Self::read`].
     #[inline(always)]
-    pub fn write(&mut self, addr: K, data: &[u8]) -> Result<(), AccessError> {
-        self.access(addr, data.len(), true, &mut |device, at| {
-            device.write(at, data)
-        })
+    pub fn write(&mut self, addr: K, data: &[u8]) -> Result<R, AccessError> {
+        let initiator = self.initiator;
+        let fast = self.access_hit(addr, data.len(), |device, offset| {
+            device.write_by(initiator, offset, data)
+        });
+        match fast {
+            Some(outcome) => outcome,
+            None => self.access(addr, Data::Write(data)),
+        }
     }
 
     /// Lets go of devices that have been removed since the last access.
@@ -174,81 +180,104 @@ impl<K: Address> BusView<K> {
     /// may call it, so that a removed device is dropped early.
     pub fn refresh(&mut self) {
         if self.presence.is_stale.load(Ordering::Acquire) {
-            self.hit = Hit::default();
-            let state = lock(&self.shared.state);
-            self.presence.is_stale.store(false, Ordering::Relaxed);
-            let map = Arc::clone(&state.map);
-            // Nothing is dropped under the lock.
-            drop(state);
-            self.map = map;
+            discard(mem::take(&mut self.hit));
+            let map = lock(&self.shared.map);
+            // Sees what came before the mark that this takes away, whoever has set it.
+            self.presence.is_stale.swap(false, Ordering::AcqRel);
+            // The old map is not dropped under the lock.
+            let old = mem::replace(&mut self.map, Arc::clone(&map));
+            drop(map);
+            drop(old);
+            self.panicked = panicked();
         }
     }
 
-    /// The short way is for what is accessed most.
+    /// The fast path: for the region and width of the last two accesses.
     #[inline(always)]
-    fn access(&mut self, addr: K, width: usize, is_write: bool, call: Call<'_>) -> Outcome {
+    fn access_hit(
+        &self,
+        addr: K,
+        width: usize,
+        call: impl FnOnce(&Device<R>, u64) -> Result<R, AccessError>,
+    ) -> Option<Result<R, AccessError>> {
         let hit = &self.hit;
         let offset = addr.into().wrapping_sub(hit.base);
-        if (hit.limits.get(width)).is_some_and(|limit| offset < *limit) {
-            if let Some(outcome) = self.visit(false, || call(&hit.device, offset)) {
-                return outcome;
-            }
+        let is_hit = (hit.limits.get(width)).is_some_and(|limit| offset < *limit);
+        match is_hit {
+            true => self.visit(false, || call(&hit.device, offset)),
+            false => None,
         }
-        self.look_up(addr, width, is_write, call)
     }
 
-    /// The long way is for all accesses; cold, so that the short one is straight code, too.
+    /// The slow path: for all accesses. Cold, so that the fast one is straight code.
     #[cold]
     #[inline(never)]
-    fn look_up(&mut self, addr: K, width: usize, is_write: bool, call: Call<'_>) -> Outcome {
-        let is_fenced = self.shared.barrier.is_none();
+    fn access(&mut self, addr: K, mut data: Data<'_>) -> Result<R, AccessError> {
+        let (width, is_fenced) = (data.width(), self.shared.barrier.is_none());
         let (region, outcome) = loop {
             self.refresh();
             let page = usize::try_from(addr.into() >> 12).unwrap_or(0);
             let hint = self.hints.get_mut(page % HINTS);
-            let Some(region) = hint.and_then(|hint| self.map.find(addr, hint)) else {
+            let guess = hint.as_ref().map_or(0, |hint| usize::from(**hint));
+            let Some((index, entry)) = self.map.find(addr, guess) else {
                 break (None, Err(AccessError::Unclaimed));
             };
-            let routed = Listed::new(ACCESS).and_then(|l| Ok((l, region.route(addr, width)?)));
+            if let (Some(hint), Ok(index)) = (hint, index.try_into()) {
+                *hint = index;
+            }
+            let (info, place) = (&entry.info, entry.place());
+            let routed = Listed::new(ACCESS).and_then(|listed| {
+                let offset = info.route(addr, width)?;
+                match self.panicked.contains(&place.device) {
+                    true => Err(AccessError::Panicked),
+                    false => Ok((listed, offset)),
+                }
+            });
             let (_listed, offset) = match routed {
                 Ok(routed) => routed,
-                Err(refused) => break (Some(region), Err(refused)),
+                Err(refused) => break (Some(info), Err(refused)),
             };
-            let device = &region.device;
-            self.presence.announce(device);
-            let Some(outcome) = self.visit(is_fenced, || call(device, offset)) else {
+            self.presence.announce(place);
+            let call = || data.pass(&*entry.device, self.initiator, offset);
+            let Some(outcome) = self.visit(is_fenced, call) else {
                 continue;
             };
-            // The short way is for a region that was found twice in a row. Not sooner, because
+            // The fast path is for a region that was found twice in a row. Not sooner, because
             // taking it writes to the reference count of the device.
-            let is_same = self.last.replace(region.id) == Some(region.id);
-            if is_same && region.is_plain() && self.shared.observer.is_none() && !is_fenced {
-                let limit = region.range.size() - (width as u64 - 1);
+            let is_same = self.last.replace(info.id) == Some(info.id);
+            let is_whole = width.is_power_of_two() && info.is_plain();
+            if is_same && is_whole && self.shared.observer.is_none() && !is_fenced {
+                let limit = info.range.size() - (width as u64 - 1);
                 self.hit = Hit {
-                    base: region.range.first().into(),
+                    base: info.range.first().into(),
                     limits: from_fn(|of| if of == width { limit } else { 0 }),
-                    device: Arc::clone(device),
+                    device: Arc::clone(&entry.device),
+                    place,
                 };
             }
-            // The short way relies on this.
-            self.presence.announce(&self.hit.device);
-            break (Some(region), outcome);
+            // The fast path relies on this.
+            self.presence.announce(self.hit.place);
+            break (Some(info), outcome);
         };
         let access = Access {
             addr,
             width,
-            is_write,
+            is_write: matches!(data, Data::Write(_)),
             region,
-            outcome,
+            outcome: outcome.as_ref().map(drop).map_err(|error| *error),
         };
-        region.inspect(|region| region.count(&access));
+        region.inspect(|region| region.count(access.is_write, outcome.is_err()));
         (self.shared.observer.iter()).for_each(|observer| observer(&access));
         outcome
     }
 
     /// Calls the device; `None` if the map has become out of date.
     #[inline(always)]
-    fn visit(&self, is_fenced: bool, call: impl FnOnce() -> Outcome) -> Option<Outcome> {
+    fn visit(
+        &self,
+        is_fenced: bool,
+        call: impl FnOnce() -> Result<R, AccessError>,
+    ) -> Option<Result<R, AccessError>> {
         let presence = &*self.presence;
         // Release: who sees this view in its next access has seen all of the one before.
         presence.thread.store(thread_token(), Ordering::Release);
@@ -263,17 +292,20 @@ impl<K: Address> BusView<K> {
 
     /// Sees to it that the device that panicked is not called again.
     #[cold]
-    fn give_up(&self, payload: Box<dyn Any + Send>) -> Outcome {
-        // What a handler panicked with could panic again when it is dropped.
-        let dropped = catch_unwind(AssertUnwindSafe(|| drop(payload)));
-        std::mem::forget(dropped.err());
-        let (_, device) = self.presence.place();
-        let state = lock(&self.shared.state);
-        for region in (state.map.0.iter()).filter(|region| address(&*region.device) == device) {
-            region.region.panicked.store(true, Ordering::Relaxed);
+    fn give_up(&self, payload: Box<dyn Any + Send>) -> Result<R, AccessError> {
+        discard(payload);
+        let place = self.presence.place();
+        if let Some(entry) = self.map.0.iter().find(|entry| entry.place() == place) {
+            registry().give_up(place.device, entry.is_dropped());
         }
-        state.publish();
         Err(AccessError::Panicked)
+    }
+}
+
+/// A device's `Drop` that panics is not the fault of the vCPU that happens to be the last to hold it.
+impl<K: Address, R> Drop for BusView<K, R> {
+    fn drop(&mut self) {
+        discard(mem::take(&mut self.hit));
     }
 }
 
@@ -294,7 +326,7 @@ fn overwrite_again(data: &mut [u8], fill: u32) {
     overwrite(data, fill);
 }
 
-impl<K: Address> fmt::Debug for BusView<K> {
+impl<K: Address, R> fmt::Debug for BusView<K, R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.shared.fmt(f)
     }
@@ -307,11 +339,12 @@ mod tests {
     use crate::{Bus, MmioBus};
 
     #[test]
-    fn short_way_is_for_views_that_need_no_fence() {
-        for (bus, is_short) in [
+    fn fast_path_is_for_views_that_need_no_fence() {
+        let buses: [(MmioBus, bool); 2] = [
             (MmioBus::new(), cfg!(any(target_os = "linux", miri))),
             (Bus::builder().fenced().build(), false),
-        ] {
+        ];
+        for (bus, is_fast) in buses {
             bus.insert(Arc::new(Nothing), 0, 4).unwrap();
             let mut view = bus.view();
             view.write(0, &[0]).unwrap_err();
@@ -319,7 +352,7 @@ mod tests {
             view.write(0, &[0]).unwrap_err();
             assert_eq!(
                 view.hit.limits,
-                if is_short {
+                if is_fast {
                     [0, 4, 0, 0, 0, 0, 0, 0, 0]
                 } else {
                     [0; 9]

@@ -7,7 +7,7 @@
 
 mod support;
 
-use bus::{AccessError, Bus, MmioBus, Region};
+use bus::{AccessError, Bus, MmioBus, Region, Width};
 use support::Tag;
 
 #[test]
@@ -17,7 +17,7 @@ fn a_million_accesses_allocate_nothing() {
         bus.insert(Tag::new(1), 0x1000, 0x10).unwrap();
         let region = Region::new(0x2000, 0x10)
             .named("strict")
-            .widths(&[4])
+            .widths(&[Width::U32])
             .counted();
         bus.insert_region(Tag::new(2), region).unwrap();
         let mut view = bus.view();

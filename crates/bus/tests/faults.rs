@@ -16,22 +16,9 @@ mod support;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex, OnceLock, Weak};
-use std::time::Duration;
 
 use bus::{AccessError, Bus, BusDevice, BusDeviceSync, BusError, MmioBus, MmioView, RegionId};
-use support::{Limit, Tag, handler};
-
-/// Fails the test instead of hanging it when something never returns.
-fn finishes<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static) -> T {
-    let thread = std::thread::spawn(test);
-    for _ in 0..6000 {
-        if thread.is_finished() {
-            return thread.join().unwrap();
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    panic!("deadlock: not over within a minute");
-}
+use support::{Limit, Tag, finishes, handler};
 
 /// A device that counts its calls and panics in all of them.
 #[derive(Debug)]
@@ -363,7 +350,7 @@ fn shared_device_cannot_remove_itself_either() {
             assert_eq!(view.write(0, &[0]), Ok(()));
             assert_eq!(bus.view().write(0, &[0]), Ok(()));
         }
-        // After an access to another device, the view takes its short way to this one again.
+        // After an access to another device, the view takes its fast path to this one again.
         bus.insert(Tag::new(1), 8, 4).unwrap();
         for addr in [0, 0, 0, 8, 0] {
             assert_eq!(view.write(addr, &[0]), Ok(()));

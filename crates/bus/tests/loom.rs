@@ -64,8 +64,8 @@ fn assert_one_of(tags: &[u8], outcome: Result<(), AccessError>, data: [u8; 1]) {
 }
 
 /// Removes the device at 0 while a view reads from addresses, after it has read from others: after
-/// no read of an address, the next has to fetch the map; after one, it goes the long way; after two
-/// in a row, the short one.
+/// no read of an address, the next has to fetch the map; after one, it takes the slow path; after two
+/// in a row, the fast one.
 fn remove_while_a_view_reads(new: fn() -> MmioBus, before: &'static [u64], reads: &'static [u64]) {
     model(move || {
         let bus = new();
@@ -97,18 +97,18 @@ fn remove_waits_for_a_view_that_fetches_the_map() {
 }
 
 #[test]
-fn remove_waits_for_a_view_on_the_long_way() {
+fn remove_waits_for_a_view_on_the_slow_path() {
     remove_while_a_view_reads(MmioBus::new, &[0], &[0]);
     remove_while_a_view_reads(|| MmioBus::builder().fenced().build(), &[0], &[0]);
 }
 
 #[test]
-fn remove_waits_for_a_view_on_the_short_way() {
+fn remove_waits_for_a_view_on_the_fast_path() {
     remove_while_a_view_reads(MmioBus::new, &[0, 0], &[0]);
 }
 
 #[test]
-fn remove_waits_for_the_short_way_after_another_device() {
+fn remove_waits_for_the_fast_path_after_another_device() {
     remove_while_a_view_reads(MmioBus::new, &[0, 0, 4], &[0]);
 }
 

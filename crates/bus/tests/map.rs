@@ -205,7 +205,7 @@ fn map_prints_like_proc_iomem_and_proc_ioports() {
     assert_eq!(ports.to_string(), "0060-0060 : device\n");
     assert_eq!(MmioBus::new().to_string(), "");
     for debug in [format!("{bus:?}"), format!("{:?}", bus.view())] {
-        assert!(debug.contains("\"low\"") && debug.contains("dyn BusDeviceSync"));
+        assert!(debug.contains("\"low\""));
     }
 }
 

@@ -9,7 +9,7 @@ mod support;
 
 use std::sync::{Arc, Mutex};
 
-use bus::{AccessError, Bus, MmioBus, PioBus, Region};
+use bus::{AccessError, Bus, MmioBus, PioBus, Region, Width};
 use support::{Tag, handler};
 
 type Seen = (u64, usize, bool, Option<String>, Result<(), AccessError>);
@@ -28,7 +28,7 @@ fn observer_sees_every_access_once() {
         .build();
     bus.insert_region(Tag::new(1), Region::new(0x1000, 8).named("tag"))
         .unwrap();
-    let only_4 = Region::new(0x2000, 8).named("only 4").widths(&[4]);
+    let only_4 = Region::new(0x2000, 8).named("only 4").widths(&[Width::U32]);
     bus.insert_region(Tag::new(2), only_4).unwrap();
     let failing = handler(|_, _| Err(AccessError::Failed));
     bus.insert_region(failing, Region::new(0x3000, 8).named("failing"))
@@ -39,7 +39,8 @@ fn observer_sees_every_access_once() {
         let accesses = [
             (0x1000, 4, Some("tag"), Ok(())),
             (0x1000, 4, Some("tag"), Ok(())),
-            (0x1000, 3, Some("tag"), Err(AccessError::Width)),
+            (0x1000, 3, Some("tag"), Ok(())),
+            (0x1000, 0, Some("tag"), Err(AccessError::Width)),
             (0x1006, 4, Some("tag"), Err(AccessError::CrossesEnd)),
             (0x2000, 2, Some("only 4"), Err(AccessError::Width)),
             (0x3000, 1, Some("failing"), Err(AccessError::Failed)),
@@ -92,7 +93,7 @@ fn counted_region_counts_what_starts_in_it() {
     }
     assert_eq!(view.read(0x1006, &mut [0; 4]), Err(AccessError::CrossesEnd));
     assert_eq!(bus.view().write(0x1000, &[0; 2]), Ok(()));
-    assert_eq!(view.write(0x1000, &[0; 3]), Err(AccessError::Width));
+    assert_eq!(view.write(0x1000, &[0; 9]), Err(AccessError::Width));
     assert_eq!(view.write(0x2000, &[0; 4]), Ok(()));
 
     // The counters move with the region.

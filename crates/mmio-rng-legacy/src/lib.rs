@@ -55,6 +55,9 @@ const MAX_READS: u32 = 16;
 /// | any other offset | [`AccessError::Offset`]; the source is not asked |
 /// | the source fails, has nothing yet, ends, panics, or claims too much | [`AccessError::Failed`] |
 ///
+/// A bus splits an access of 3 bytes, which is what is left of one that crosses a page, into 2 and 1:
+/// the second is at another offset and fails, and with it the access.
+///
 /// On an error the guest reads what its bus fills in, all ones as a rule, and never bytes of an
 /// earlier access. Writes are refused and change nothing.
 ///

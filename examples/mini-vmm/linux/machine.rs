@@ -7,7 +7,7 @@ use std::error::Error;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bus::{BusDeviceSync, BusError, MmioBus, PioBus, Region};
+use bus::{BusDeviceSync, BusError, MmioBus, PioBus, Region, Width};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Kvm, VmFd};
 use rustix::stdio::{stderr, stdout};
@@ -206,7 +206,7 @@ fn put(
     len: u64,
     name: &'static str,
 ) -> Result<(), BusError<u16>> {
-    let region = Region::new(base, len).named(name).widths(&[1]);
+    let region = Region::new(base, len).named(name).widths(&[Width::U8]);
     pio.insert_region(Arc::new(device), region.counted())?;
     Ok(())
 }

@@ -7,6 +7,7 @@
     dead_code,
     unused_imports,
     clippy::allow_attributes,
+    clippy::panic,
     reason = "each test binary uses its own part of this"
 )]
 
@@ -14,6 +15,7 @@ mod limit;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bus::{AccessError, BusDeviceSync};
 
@@ -74,4 +76,19 @@ where
     F: Fn(u64, Option<&mut [u8]>) -> Result<(), AccessError> + Send + Sync,
 {
     Arc::new(Handler(f))
+}
+
+/// Fails the test instead of hanging it when something never returns.
+pub(crate) fn finishes<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static) -> T {
+    let thread = std::thread::spawn(test);
+    for _ in 0..6000 {
+        if thread.is_finished() {
+            return match thread.join() {
+                Ok(value) => value,
+                Err(payload) => std::panic::resume_unwind(payload),
+            };
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("deadlock: not over within a minute");
 }
