@@ -11,7 +11,7 @@ use vm_memory::{GuestAddress, GuestAddressSpace};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::interrupt::InterruptHandle;
-use crate::lease::QueueLease;
+use crate::queue::QueueLease;
 
 /// A virtio device, whatever transport it sits behind.
 ///

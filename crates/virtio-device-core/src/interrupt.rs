@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::chain::BadRequest;
+use crate::fault::BadRequest;
 use crate::observer::Event;
 use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering};
 use crate::worker::DeviceFault;

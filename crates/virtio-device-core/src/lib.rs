@@ -102,48 +102,38 @@
 #[cfg(feature = "test-utils")]
 extern crate self as virtio_device_core;
 
-mod chain;
 mod device;
-mod features;
+mod fault;
 #[cfg(any(doc, doctest))]
 pub mod guide;
 mod interrupt;
-mod layout;
-mod lease;
+mod negotiation;
 mod observer;
 mod queue;
-mod regions;
-mod rings;
-mod status;
 mod sync;
 #[cfg(feature = "test-utils")]
 pub mod test_utils;
 #[cfg(feature = "worker")]
 mod thread;
-mod transfer;
 mod worker;
 
-pub use chain::{BadRequest, Buffer, Chain, Head, RingFault};
 pub use device::{ActivateError, Activation, ActiveQueue, SharedMemoryRegion, VirtioDevice};
-pub use features::{
-    FeatureError, FeatureRule, Negotiation, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC,
-    VIRTIO_F_NOTIFICATION_DATA, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1,
-};
+pub use fault::{BadRequest, RingFault};
 pub use interrupt::{Interrupt, InterruptHandle, InterruptLine, LevelLine};
-pub use layout::{MAX_QUEUE_SIZE, QueueLayout, QueuePart, QueueSetup, QueueSetupError};
-pub use lease::QueueLease;
-pub use observer::{Event, EventCounters, EventCounts, Observer};
-pub use queue::{ProgressError, QueueProgress, Virtqueue};
-pub use rings::{RingMemory, Rings};
-pub use status::{
+pub use negotiation::{
     ACKNOWLEDGE, DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, DeviceStatus, FAILED, FEATURES_OK,
-    StatusWrite,
+    FeatureError, FeatureRule, Negotiation, StatusWrite, VIRTIO_F_EVENT_IDX,
+    VIRTIO_F_INDIRECT_DESC, VIRTIO_F_NOTIFICATION_DATA, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1,
+};
+pub use observer::{Event, EventCounters, EventCounts, Observer};
+pub use queue::{
+    Buffer, Chain, Head, MAX_QUEUE_SIZE, ProgressError, QueueLayout, QueueLease, QueuePart,
+    QueueProgress, QueueSetup, QueueSetupError, Reader, RingMemory, Rings, Virtqueue, Writer,
 };
 #[cfg(loom)]
 pub use sync::eventfd_edge;
 #[cfg(feature = "worker")]
 pub use thread::WorkerThread;
-pub use transfer::{Reader, Writer};
 pub use worker::{DeviceFault, Executor, Progress, QueueHandler, RunningWorker, Worker};
 
 // These appear in this crate's interface; use them from here to get the same versions.

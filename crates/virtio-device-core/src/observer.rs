@@ -7,10 +7,9 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::chain::BadRequest;
-use crate::features::FeatureError;
-use crate::layout::QueueSetupError;
-use crate::status::DeviceStatus;
+use crate::fault::BadRequest;
+use crate::negotiation::{DeviceStatus, FeatureError};
+use crate::queue::QueueSetupError;
 use crate::worker::DeviceFault;
 
 /// Something that a VMM may want to know about a device or its driver.
@@ -201,7 +200,7 @@ counters! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chain::RingFault;
+    use crate::fault::RingFault;
 
     #[test]
     fn a_failure_is_counted_by_its_cause() {

@@ -7,8 +7,8 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
-use crate::chain::RingFault;
 use crate::device::{ActivateError, ActiveQueue};
+use crate::fault::RingFault;
 use crate::interrupt::InterruptHandle;
 use crate::sync::{clear_kick, write_kick};
 

@@ -23,7 +23,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory};
 pub use self::memory::{Access, WatchedMemory};
 use self::port::Port;
 pub use self::steps::StepExecutor;
-use crate::layout::{QueueLayout, QueueSetup};
+use crate::{QueueLayout, QueueSetup};
 
 /// Descriptor flag: the chain goes on at `next`.
 pub const VIRTQ_DESC_F_NEXT: u16 = 1;

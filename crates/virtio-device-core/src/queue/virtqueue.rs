@@ -5,10 +5,11 @@
 
 use std::fmt;
 
-use crate::chain::{Chain, Head, RingFault};
-use crate::features::{VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC};
-use crate::layout::{QueueLayout, QueuePart};
-use crate::rings::{RingMemory, load, store};
+use super::chain::{Chain, Head};
+use super::layout::{QueueLayout, QueuePart};
+use super::memory::{RingMemory, load, store};
+use crate::fault::RingFault;
+use crate::negotiation::{VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC};
 use crate::sync::{Ordering, fence};
 
 /// The driver asks not to be interrupted (section 2.7.6).

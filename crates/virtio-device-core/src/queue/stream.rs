@@ -8,7 +8,8 @@ use std::io::{self, ErrorKind, Read, Write};
 
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemory};
 
-use crate::chain::{BadRequest, Buffer, Chain};
+use super::chain::{Buffer, Chain};
+use crate::fault::BadRequest;
 
 impl Chain {
     /// A stream of the device-readable bytes, in the driver's order. What is read twice may differ,

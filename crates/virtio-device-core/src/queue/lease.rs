@@ -5,7 +5,7 @@
 
 use std::sync::{Arc, PoisonError};
 
-use crate::queue::Virtqueue;
+use super::virtqueue::Virtqueue;
 use crate::sync::{AtomicU8, Condvar, Mutex, MutexGuard, Ordering};
 
 /// A queue on loan to a device, until the transport wants it back.

@@ -1,21 +1,21 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The way from a queue to the guest memory that it lives in.
+//! How a queue reaches the guest memory that it lives in.
 
 use std::fmt;
 use std::sync::atomic::Ordering;
 
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
+use vm_memory::bitmap::BS;
 use vm_memory::{
     Address, AtomicAccess, ByteValued, Bytes, GuestAddress, GuestMemory, GuestMemoryBackend,
-    VolatileMemory,
+    GuestMemoryRegion, MemoryRegionAddress, VolatileMemory, VolatileSlice,
 };
 
-use crate::chain::RingFault;
-use crate::layout::{QueueLayout, QueuePart};
-use crate::regions::{Region, RegionSlice, Regions};
+use super::layout::{QueueLayout, QueuePart};
+use crate::fault::RingFault;
 
 /// Guest memory as a queue reaches it: guest memory itself, in which every access looks its region
 /// up, or [`Rings`], which has looked them up before.
@@ -250,4 +250,74 @@ fn look_up_and_read<M: GuestMemory>(
     let read = memory.read_obj::<RawDescriptor>(address(layout, part, offset)?);
     read.map(Descriptor::from)
         .map_err(|_| RingFault::RingMemory)
+}
+
+/// A region of guest memory.
+pub(crate) type Region<M> = <<M as GuestMemory>::PhysicalMemory as GuestMemoryBackend>::R;
+/// A slice of one region.
+pub(crate) type RegionSlice<'m, M> = VolatileSlice<'m, BS<'m, Bitmap<M>>>;
+type Bitmap<M> = <Region<M> as GuestMemoryRegion>::B;
+
+/// Finds the region in which a range lies, and tries the one that it found last first: what a
+/// driver names one after the other is close together as a rule.
+///
+/// Only where guest memory is the physical memory itself, without an IOMMU in between.
+pub(crate) struct Regions<'m, M: GuestMemory> {
+    memory: &'m M,
+    last: Option<&'m Region<M>>,
+}
+
+impl<'m, M: GuestMemory> Regions<'m, M> {
+    pub(crate) const fn new(memory: &'m M) -> Self {
+        Self { memory, last: None }
+    }
+
+    /// Starts with the region that holds the queue, if it is known.
+    pub(crate) fn near<R: RingMemory<Memory = M>>(rings: &'m R) -> Self {
+        Self {
+            memory: rings.memory(),
+            last: rings.known_region(),
+        }
+    }
+
+    /// The region that was found last.
+    pub(crate) const fn last(&self) -> Option<&'m Region<M>> {
+        self.last
+    }
+
+    /// The region that holds all of a range, and where in it the range begins; `None` if there is
+    /// none, or if it cannot be known.
+    #[inline]
+    pub(crate) fn find(
+        &mut self,
+        addr: GuestAddress,
+        len: usize,
+    ) -> Option<(&'m Region<M>, usize)> {
+        if let Some(last) = self.last {
+            if let Some(start) = place(last, addr, len) {
+                return Some((last, start));
+            }
+        }
+        let region = self.memory.physical_memory()?.find_region(addr)?;
+        let start = place(region, addr, len)?;
+        self.last = Some(region);
+        Some((region, start))
+    }
+
+    /// A range as one slice, under the same conditions.
+    #[inline]
+    pub(crate) fn slice(&mut self, addr: GuestAddress, len: usize) -> Option<RegionSlice<'m, M>> {
+        let (region, start) = self.find(addr, len)?;
+        region
+            .get_slice(MemoryRegionAddress(start as u64), len)
+            .ok()
+    }
+}
+
+/// Where a range begins in `region`, if it lies in it as a whole.
+#[inline]
+fn place<R: GuestMemoryRegion>(region: &R, addr: GuestAddress, len: usize) -> Option<usize> {
+    let offset = addr.checked_offset_from(region.start_addr())?;
+    let end = offset.checked_add(len as u64)?;
+    (end <= region.len()).then(|| usize::try_from(offset).ok())?
 }

@@ -1,0 +1,101 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What a driver can break: a ring for good, or one request.
+
+use std::fmt;
+
+/// How a driver has broken a ring. The queue cannot be trusted from then on: it latches the fault,
+/// and the device must ask for a reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RingFault {
+    /// The ring is not in guest memory any more.
+    RingMemory,
+    /// The available index is further ahead than the queue is long (section 2.7.6.1).
+    AvailIndex {
+        /// The index up to which the device has taken chains.
+        next: u16,
+        /// The index the driver has written.
+        index: u16,
+    },
+    /// A head or `next` field names a descriptor that the table does not have.
+    DescriptorIndex {
+        /// The index named.
+        index: u16,
+        /// The number of descriptors in the table.
+        size: u16,
+    },
+    /// The chain is longer than the queue: a loop, or more than a driver may build.
+    ChainTooLong,
+    /// An indirect descriptor, although the feature was not negotiated (section 2.7.5.3.1).
+    IndirectNotNegotiated,
+    /// An indirect descriptor inside an indirect table.
+    IndirectNested,
+    /// An indirect descriptor that has a next one.
+    IndirectWithNext,
+    /// An indirect table of a length that is 0 or no multiple of 16.
+    IndirectLength(u32),
+    /// An indirect table that is not in guest memory as a whole.
+    IndirectMemory(u64),
+    /// A chain was made available again before it was given back.
+    HeadInUse(u16),
+    /// The device gave a chain back that it had not taken from this queue.
+    HeadNotTaken(u16),
+}
+
+impl fmt::Display for RingFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::RingMemory => f.write_str("ring is not in guest memory"),
+            Self::AvailIndex { next, index } => {
+                write!(f, "available index {index} is too far ahead of {next}")
+            }
+            Self::DescriptorIndex { index, size } => {
+                write!(f, "descriptor {index} in a table of {size}")
+            }
+            Self::ChainTooLong => f.write_str("descriptor chain is longer than the queue"),
+            Self::IndirectNotNegotiated => {
+                f.write_str("indirect descriptor without VIRTIO_F_INDIRECT_DESC")
+            }
+            Self::IndirectNested => f.write_str("indirect descriptor in an indirect table"),
+            Self::IndirectWithNext => f.write_str("indirect descriptor with a next one"),
+            Self::IndirectLength(len) => write!(f, "indirect table of {len} bytes"),
+            Self::IndirectMemory(addr) => {
+                write!(f, "indirect table at {addr:#x} is not all in memory")
+            }
+            Self::HeadInUse(head) => write!(f, "chain {head} is available twice"),
+            Self::HeadNotTaken(head) => write!(f, "chain {head} was not taken"),
+        }
+    }
+}
+
+impl std::error::Error for RingFault {}
+
+/// A request that cannot be served although the ring is sound: give the chain back with length 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BadRequest {
+    /// A buffer does not lie in guest memory as a whole.
+    BufferMemory {
+        /// Guest address of the buffer.
+        addr: u64,
+        /// Length of the buffer in bytes.
+        len: u32,
+    },
+    /// The buffers are not what the device type asks for: too short, or of the wrong direction.
+    Layout,
+}
+
+impl fmt::Display for BadRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BufferMemory { addr, len } => {
+                write!(f, "buffer of {len} bytes at {addr:#x} is not all in memory")
+            }
+            Self::Layout => f.write_str("buffers are not laid out as the device type demands"),
+        }
+    }
+}
+
+impl std::error::Error for BadRequest {}
