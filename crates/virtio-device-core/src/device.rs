@@ -11,6 +11,7 @@ use vm_memory::{GuestAddress, GuestAddressSpace};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::interrupt::InterruptHandle;
+use crate::negotiation::Features;
 use crate::queue::QueueLease;
 
 /// A virtio device, whatever transport it sits behind.
@@ -28,8 +29,8 @@ pub trait VirtioDevice<M: GuestAddressSpace>: Send {
     fn queue_max_sizes(&self) -> &[u16];
 
     /// The features that the device offers. `VIRTIO_F_VERSION_1` is offered in any case.
-    fn features(&self) -> u64 {
-        0
+    fn features(&self) -> Features {
+        Features::NONE
     }
 
     /// Length of the configuration space in bytes.
@@ -99,7 +100,7 @@ impl<M: GuestAddressSpace, T: VirtioDevice<M> + ?Sized> VirtioDevice<M> for Box<
         (**self).queue_max_sizes()
     }
 
-    fn features(&self) -> u64 {
+    fn features(&self) -> Features {
         (**self).features()
     }
 
@@ -153,7 +154,7 @@ pub struct Activation<M> {
     /// The queues that the driver has enabled, by rising index. There may be none.
     pub queues: Vec<ActiveQueue>,
     /// The features that both sides have agreed on.
-    pub features: u64,
+    pub features: Features,
     /// The way to the driver, also for failures.
     pub interrupt: InterruptHandle,
 }
@@ -164,7 +165,7 @@ impl<M> Activation<M> {
     pub const fn new(
         memory: M,
         queues: Vec<ActiveQueue>,
-        features: u64,
+        features: Features,
         interrupt: InterruptHandle,
     ) -> Self {
         Self {

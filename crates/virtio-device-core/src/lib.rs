@@ -122,8 +122,9 @@ pub use fault::{BadRequest, RingFault};
 pub use interrupt::{Interrupt, InterruptHandle, InterruptLine, LevelLine};
 pub use negotiation::{
     ACKNOWLEDGE, DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, DeviceStatus, FAILED, FEATURES_OK,
-    FeatureError, FeatureRule, Negotiation, StatusWrite, VIRTIO_F_EVENT_IDX,
-    VIRTIO_F_INDIRECT_DESC, VIRTIO_F_NOTIFICATION_DATA, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1,
+    FeatureError, FeatureRule, Features, Negotiation, StatusWrite, VIRTIO_F_ACCESS_PLATFORM,
+    VIRTIO_F_EVENT_IDX, VIRTIO_F_IN_ORDER, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_NOTIFICATION_DATA,
+    VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1,
 };
 pub use observer::{Event, EventCounters, EventCounts, Observer};
 pub use queue::{

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::fault::BadRequest;
-use crate::negotiation::{DeviceStatus, FeatureError};
+use crate::negotiation::{DeviceStatus, FeatureError, Features};
 use crate::queue::QueueSetupError;
 use crate::worker::DeviceFault;
 
@@ -75,7 +75,7 @@ pub enum Event<'a> {
     /// The device went live.
     Activated {
         /// The features that both sides have agreed on.
-        features: u64,
+        features: Features,
     },
     /// One queue was reset (`VIRTIO_F_RING_RESET`).
     QueueReset(u16),

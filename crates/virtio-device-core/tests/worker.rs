@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use virtio_device_core::test_utils::DriverQueue;
 use virtio_device_core::{
-    ActiveQueue, DeviceFault, Event, Executor, Interrupt, InterruptHandle, Progress, QueueHandler,
-    QueueLease, RingFault, Virtqueue, Worker, WorkerThread,
+    ActiveQueue, DeviceFault, Event, Executor, Features, Interrupt, InterruptHandle, Progress,
+    QueueHandler, QueueLease, RingFault, Virtqueue, Worker, WorkerThread,
 };
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -51,7 +51,7 @@ impl<F: FnMut() -> Result<Progress, DeviceFault> + Send> QueueHandler for Script
 
 fn queue() -> ActiveQueue {
     let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
-    let queue = Virtqueue::new(DriverQueue::new(&memory, 0, 4).layout(), 0);
+    let queue = Virtqueue::new(DriverQueue::new(&memory, 0, 4).layout(), Features::NONE);
     let kick = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
     ActiveQueue::new(0, QueueLease::new(queue), kick)
 }

@@ -59,7 +59,7 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
             },
             StatusWrite::Activate(status) => {
                 self.registers.status = status;
-                let features = self.registers.features.accepted().0;
+                let features = self.registers.features.accepted();
                 let lend = |queue: &QueueRegisters| {
                     let layout = queue.ready?;
                     Some(QueueLease::new(Virtqueue::new(layout, features)))
@@ -77,7 +77,7 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
         &mut self,
         leases: Vec<Option<QueueLease>>,
     ) -> Result<(), ActivateError> {
-        let features = self.registers.features.accepted().0;
+        let features = self.registers.features.accepted();
         let interrupt = InterruptHandle::new(self.interrupt.clone());
         if self.paused {
             leases.iter().flatten().for_each(QueueLease::pause);
@@ -154,7 +154,7 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
             Ok(layout) => {
                 registers.ready = Some(layout);
                 registers.reset = false;
-                let features = self.registers.features.accepted().0;
+                let features = self.registers.features.accepted();
                 self.restart_queue(Virtqueue::new(layout, features));
             }
             Err(error) => self.event(&Event::QueueRefused { queue, error }),

@@ -4,15 +4,13 @@
 //! What the driver has written: everything that a reset puts back to the start.
 
 use virtio_device_core::{
-    DeviceStatus, Negotiation, QueueLayout, QueueSetup, VIRTIO_F_RING_RESET, VirtioDevice,
+    DeviceStatus, Features, Negotiation, QueueLayout, QueueSetup, VIRTIO_F_RING_RESET, VirtioDevice,
 };
 use vm_memory::GuestAddressSpace;
 
 /// Features that a device must not have behind this transport: `VIRTIO_F_SR_IOV`,
 /// `VIRTIO_F_NOTIF_CONFIG_DATA` and `VIRTIO_F_ADMIN_VQ` (sections 4.2.4 and 6).
-//
-// For mutation tests: the bits are disjoint, so `^` would do the same.
-const NOT_OVER_MMIO: u64 = 1 << 37 | 1 << 39 | 1 << 41;
+const NOT_OVER_MMIO: Features = Features::of(&[37, 39, 41]);
 
 #[derive(Debug)]
 pub(crate) struct Registers {
@@ -44,7 +42,7 @@ impl Registers {
             ready: None,
             reset: false,
         };
-        let features = device.features() & !NOT_OVER_MMIO;
+        let features = device.features() - NOT_OVER_MMIO;
         Self {
             status: DeviceStatus::RESET,
             features: Negotiation::new(device.device_type(), features),
@@ -65,8 +63,8 @@ impl Registers {
     }
 
     /// Whether both sides have agreed on `feature`.
-    pub(crate) fn agreed(&self, feature: u64) -> bool {
-        self.status.features_ok() && self.features.accepted().0 & feature != 0
+    pub(crate) fn agreed(&self, feature: u32) -> bool {
+        self.status.features_ok() && self.features.accepted().has(feature)
     }
 
     /// The selected queue, if a driver may set it up now: features agreed on and device not live, or

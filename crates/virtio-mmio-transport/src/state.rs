@@ -3,6 +3,7 @@
 
 //! The transport as plain data: saved, and put back into a transport that is at the start.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use virtio_device_core::{
@@ -35,10 +36,8 @@ pub struct TransportState {
     pub status: u8,
     /// Whether the device asks for a reset.
     pub needs_reset: bool,
-    /// The features that the driver has accepted.
-    pub driver_features: u64,
-    /// Whether the driver has accepted features beyond the first 64.
-    pub driver_features_beyond: bool,
+    /// The words of `DriverFeatures` that are not 0, by `DriverFeaturesSel`.
+    pub driver_features: BTreeMap<u32, u32>,
     /// `DeviceFeaturesSel`.
     pub device_features_sel: u32,
     /// `DriverFeaturesSel`.
@@ -187,15 +186,13 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
                 .filter(|_| !needs_reset)
                 .and_then(|lease| lease.inspect(Virtqueue::progress)),
         };
-        let (driver_features, driver_features_beyond) = registers.features.accepted();
         let (interrupt_status, config_generation) = self.interrupt.saved();
         Ok(TransportState {
             version: STATE_VERSION,
             device_type: self.device.device_type(),
             status: registers.status.bits(),
             needs_reset,
-            driver_features,
-            driver_features_beyond,
+            driver_features: registers.features.accepted_words().collect(),
             device_features_sel: registers.device_features_sel,
             driver_features_sel: registers.driver_features_sel,
             queue_sel: registers.queue_sel,
@@ -261,7 +258,9 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
         }
         let mut registers = Registers::new(&self.device);
         let features = &mut registers.features;
-        features.restore(state.driver_features, state.driver_features_beyond);
+        for (&select, &word) in &state.driver_features {
+            features.accept_word(select, word);
+        }
         if status.features_ok() {
             features.check().map_err(RestoreError::Features)?;
         }
@@ -300,7 +299,7 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
         if saved.progress.is_some() != (saved.ready && works) {
             return Err(wrong);
         }
-        let features = registers.features.accepted().0;
+        let features = registers.features.accepted();
         let Some(queue) = registers.queues.get_mut(index) else {
             return Err(wrong);
         };

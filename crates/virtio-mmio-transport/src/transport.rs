@@ -158,7 +158,8 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
             Register::VendorId => self.vendor_id,
             Register::DeviceFeatures => registers
                 .features
-                .offered_word(registers.device_features_sel),
+                .offered()
+                .word(registers.device_features_sel),
             Register::QueueSizeMax => registers.queue().map_or(0, |queue| queue.max_size.into()),
             Register::QueueReady => registers
                 .queue()

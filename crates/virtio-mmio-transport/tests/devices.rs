@@ -15,7 +15,9 @@ use virtio_device_core::test_utils::ramdisk::RamDisk;
 use virtio_device_core::test_utils::{
     DriverQueue, StepExecutor, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE, WatchedMemory,
 };
-use virtio_device_core::{EventCounters, VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1, VirtioDevice};
+use virtio_device_core::{
+    EventCounters, Features, VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1, VirtioDevice,
+};
 use virtio_mmio_transport::test_utils::RegisterPort;
 use virtio_mmio_transport::{MmioTransport, REGION_SIZE, TransportState};
 use virtio_rng_device::Rng;
@@ -103,19 +105,19 @@ impl Rig {
         }
     }
 
-    fn start<'m>(&mut self, memory: &'m Plain, features: u64) -> Queue<'m> {
+    fn start<'m>(&mut self, memory: &'m Plain, features: Features) -> Queue<'m> {
         let queue = Queue::new(memory, QUEUE, 8);
-        let features = features | VIRTIO_F_VERSION_1;
+        let features = features | Features::of(&[VIRTIO_F_VERSION_1]);
         for (offset, value) in [
             (0x70, 0),
             (0x70, 3),
             (0x24, 0),
-            (0x20, features & 0xffff_ffff),
+            (0x20, features.word(0)),
             (0x24, 1),
-            (0x20, features >> 32),
+            (0x20, features.word(1)),
             (0x70, 11),
         ] {
-            self.port.set(offset, u32::try_from(value).unwrap());
+            self.port.set(offset, value);
         }
         assert!(self.port.enable(0, queue.setup()));
         self.port.set(0x70, 15);
@@ -169,7 +171,7 @@ fn a_request_sees_one_memory_however_it_is_swapped() {
         loop {
             let (old, new) = (plain(), plain());
             let mut rig = Rig::new(kind, &old);
-            let mut queue = rig.start(&old, 0);
+            let mut queue = rig.start(&old, Features::NONE);
             rig.offer(&mut queue, &old);
             // The memory is swapped at this access of the device to it.
             let swapped = Arc::new(AtomicBool::new(false));
@@ -219,7 +221,7 @@ fn memory_that_is_taken_away_is_a_fault() {
     for kind in [&RNG, &DISK] {
         let memory = plain();
         let mut rig = Rig::new(kind, &memory);
-        let mut queue = rig.start(&memory, 0);
+        let mut queue = rig.start(&memory, Features::NONE);
         rig.offer(&mut queue, &memory);
         let elsewhere = Plain::from_ranges(&[(GuestAddress(0x10_0000), 0x1000)]).unwrap();
         let map = WatchedMemory::new(elsewhere);
@@ -246,7 +248,7 @@ fn a_request_made_during_a_pause_is_served_after_it() {
         for notified in [false, true] {
             let memory = plain();
             let mut rig = Rig::new(kind, &memory);
-            let mut queue = rig.start(&memory, VIRTIO_F_EVENT_IDX);
+            let mut queue = rig.start(&memory, Features::of(&[VIRTIO_F_EVENT_IDX]));
             rig.work();
             rig.transport().pause();
             rig.offer(&mut queue, &memory);
@@ -269,7 +271,7 @@ fn neither_side_sleeps_after_a_move() {
     for kind in [&RNG, &DISK] {
         let memory = plain();
         let mut rig = Rig::new(kind, &memory);
-        let mut queue = rig.start(&memory, VIRTIO_F_EVENT_IDX);
+        let mut queue = rig.start(&memory, Features::of(&[VIRTIO_F_EVENT_IDX]));
         rig.offer(&mut queue, &memory);
         rig.port.notify(0);
         rig.work();
@@ -312,7 +314,7 @@ fn a_request_that_waits_is_served_once_after_a_move() {
     let memory = plain();
     let dry = |executor| -> Device { Box::new(Rng::new(Dry, executor)) };
     let mut rig = Rig::with_device(&RNG, dry, &memory);
-    let mut queue = rig.start(&memory, 0);
+    let mut queue = rig.start(&memory, Features::NONE);
     rig.offer(&mut queue, &memory);
     rig.port.notify(0);
     rig.work();

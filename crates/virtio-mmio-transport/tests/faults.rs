@@ -20,8 +20,9 @@ use bus::BusDevice;
 use support::{CONFIG, Fixture, Memory, Probe, TestDevice};
 use virtio_device_core::test_utils::{DriverQueue, VIRTQ_DESC_F_NEXT};
 use virtio_device_core::{
-    ActivateError, Activation, Chain, DeviceFault, EventCounters, Executor, InterruptHandle,
-    Progress, QueueHandler, QueueLease, RunningWorker, VirtioDevice, Worker, WorkerThread,
+    ActivateError, Activation, Chain, DeviceFault, EventCounters, Executor, Features,
+    InterruptHandle, Progress, QueueHandler, QueueLease, RunningWorker, VirtioDevice, Worker,
+    WorkerThread,
 };
 use virtio_mmio_transport::test_utils::RegisterPort;
 use virtio_mmio_transport::{INT_CONFIG, INT_VRING, MmioTransport};
@@ -371,7 +372,7 @@ fn register_programs_allocate_nothing_that_stays() {
 fn a_chain_never_grows_its_memory() {
     let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap();
     let mut driver = DriverQueue::new(&memory, 0x1000, 16);
-    let mut queue = virtio_device_core::Virtqueue::new(driver.layout(), 0);
+    let mut queue = virtio_device_core::Virtqueue::new(driver.layout(), Features::NONE);
     let mut chain = Chain::with_capacity(16);
     for index in 0..16 {
         let flags = if index == 15 { 0 } else { VIRTQ_DESC_F_NEXT };

@@ -17,8 +17,8 @@ use std::sync::{Arc, Mutex};
 use bus::BusDevice;
 use support::{CONFIG, Fixture, Probe, TestDevice};
 use virtio_device_core::{
-    InterruptHandle, LevelLine, QueueLease, VIRTIO_F_NOTIFICATION_DATA, VIRTIO_F_RING_RESET,
-    VIRTIO_F_VERSION_1,
+    Features, InterruptHandle, LevelLine, QueueLease, VIRTIO_F_NOTIFICATION_DATA,
+    VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1,
 };
 use virtio_mmio_transport::{INT_CONFIG, INT_VRING, MmioTransport};
 
@@ -38,7 +38,7 @@ fn interrupt(fixture: &Fixture) -> InterruptHandle {
 
 #[test]
 fn a_queue_is_reset_and_comes_back_with_another_size() {
-    let mut fixture = Fixture::live_with(VIRTIO_F_RING_RESET);
+    let mut fixture = Fixture::live_with(Features::of(&[VIRTIO_F_RING_RESET]));
     let old = lease(&fixture);
     fixture.set(RESET, 1);
     assert_eq!((fixture.get(RESET), fixture.get(READY)), (0, 0));
@@ -83,12 +83,12 @@ fn a_queue_is_reset_and_comes_back_with_another_size() {
 
 #[test]
 fn queue_reset_needs_the_feature_the_value_and_a_queue() {
-    for (offered, accepted) in [(0, 0), (VIRTIO_F_RING_RESET, 0)] {
+    for offered in [Features::NONE, Features::of(&[VIRTIO_F_RING_RESET])] {
         let mut fixture = Fixture::with(Probe {
             features: offered,
             ..Probe::default()
         });
-        fixture.negotiate_with(accepted);
+        fixture.negotiate_with(Features::NONE);
         fixture.enable_queue(0, 0x1000, 16);
         fixture.set(0x70, 15);
         fixture.set(RESET, 1);
@@ -100,7 +100,7 @@ fn queue_reset_needs_the_feature_the_value_and_a_queue() {
         fixture.enable_queue(0, 0x1000, 16);
         assert_eq!(fixture.get(READY), 0);
     }
-    let mut fixture = Fixture::live_with(VIRTIO_F_RING_RESET);
+    let mut fixture = Fixture::live_with(Features::of(&[VIRTIO_F_RING_RESET]));
     for value in [0, 2, 3, u32::MAX] {
         fixture.set(RESET, value);
     }
@@ -119,10 +119,10 @@ fn queue_reset_needs_the_feature_the_value_and_a_queue() {
 #[test]
 fn a_queue_reset_before_driver_ok_is_set_up_anew() {
     let mut fixture = Fixture::with(Probe {
-        features: VIRTIO_F_RING_RESET,
+        features: Features::of(&[VIRTIO_F_RING_RESET]),
         ..Probe::default()
     });
-    fixture.negotiate_with(VIRTIO_F_RING_RESET);
+    fixture.negotiate_with(Features::of(&[VIRTIO_F_RING_RESET]));
     fixture.enable_queue(0, 0x1000, 16);
     fixture.set(RESET, 1);
     assert_eq!(fixture.get(READY), 0);
@@ -136,7 +136,7 @@ fn a_queue_reset_before_driver_ok_is_set_up_anew() {
 
 #[test]
 fn a_device_that_does_not_take_the_queue_back_asks_for_a_reset() {
-    let mut fixture = Fixture::live_with(VIRTIO_F_RING_RESET);
+    let mut fixture = Fixture::live_with(Features::of(&[VIRTIO_F_RING_RESET]));
     fixture.set(RESET, 1);
     let probe = fixture.probe.clone();
     fixture.transport.update_config(|device| {
@@ -157,7 +157,7 @@ fn a_device_that_does_not_take_the_queue_back_asks_for_a_reset() {
 
 #[test]
 fn notification_data_is_no_part_of_the_index() {
-    let mut fixture = Fixture::live_with(VIRTIO_F_NOTIFICATION_DATA);
+    let mut fixture = Fixture::live_with(Features::of(&[VIRTIO_F_NOTIFICATION_DATA]));
     for value in [0, 0x1_0000, 0xffff_0000, 0x8000_0000] {
         fixture.set(NOTIFY, value);
         assert_eq!(fixture.kicks(0), 1, "{value:#x}");
@@ -173,16 +173,17 @@ fn notification_data_is_no_part_of_the_index() {
 #[test]
 fn what_mmio_does_not_have_is_not_offered() {
     let mut fixture = Fixture::with(Probe {
-        features: u64::MAX,
+        features: Features::from_words([u32::MAX; 4]),
         ..Probe::default()
     });
-    let word = |fixture: &mut Fixture, select| {
+    let offered = Features::from_words([0, 1, 2, 3].map(|select| {
         fixture.set(0x14, select);
-        u64::from(fixture.get(0x10)) << (32 * select)
-    };
-    let offered = word(&mut fixture, 0) | word(&mut fixture, 1);
-    assert_eq!(offered, !(1 << 34 | 1 << 37 | 1 << 39 | 1 << 41));
-    assert_ne!(offered & VIRTIO_F_VERSION_1, 0);
+        fixture.get(0x10)
+    }));
+    for bit in 0..128 {
+        assert_eq!(offered.has(bit), ![34, 37, 39, 41].contains(&bit), "{bit}");
+    }
+    assert!(offered.has(VIRTIO_F_VERSION_1));
 }
 
 #[test]

@@ -12,11 +12,13 @@
 
 mod support;
 
+use std::collections::BTreeMap;
+
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
 use support::{Fixture, Probe};
-use virtio_device_core::DeviceFault;
+use virtio_device_core::{DeviceFault, Features};
 
 use bus::BusDevice;
 
@@ -42,7 +44,8 @@ struct Model {
     status: u64,
     broken: bool,
     accepted: u64,
-    accepted_beyond: bool,
+    /// What the driver has written to feature words that are never offered, last value each.
+    accepted_beyond: BTreeMap<u64, u64>,
     offer_select: u64,
     accept_select: u64,
     queue_select: u64,
@@ -104,7 +107,7 @@ impl Model {
             0x20 if self.status == 3 => match self.accept_select {
                 0 => self.accepted = self.accepted >> 32 << 32 | value,
                 1 => self.accepted = self.accepted & 0xffff_ffff | value << 32,
-                _ => self.accepted_beyond |= value != 0,
+                select => self.accepted_beyond.extend([(select, value)]),
             },
             0x24 => self.accept_select = value,
             0x30 => self.queue_select = value,
@@ -203,7 +206,8 @@ impl Model {
             _ if self.broken => false,
             (0, 1 | 3) | (1, 3) => true,
             (3, 11) => {
-                let unknown = self.accepted & !OFFERED != 0 || self.accepted_beyond;
+                let unknown = self.accepted & !OFFERED != 0
+                    || self.accepted_beyond.values().any(|&word| word != 0);
                 !unknown && self.accepted & VERSION_1 != 0
             }
             (11, 15) => true,
@@ -405,7 +409,7 @@ impl Pair {
 
 fn run(program: &[Step]) {
     let mut real = Fixture::with(Probe {
-        features: NOTIFICATION_DATA | RING_RESET,
+        features: Features::from(NOTIFICATION_DATA | RING_RESET),
         ..Probe::default()
     });
     let model = Model {
@@ -445,7 +449,7 @@ fn the_programs_reach_every_state() {
     for _ in 0..if cfg!(miri) { 1 } else { 300 } {
         let program = strategy.new_tree(&mut runner).unwrap().current();
         let real = Fixture::with(Probe {
-            features: NOTIFICATION_DATA | RING_RESET,
+            features: Features::from(NOTIFICATION_DATA | RING_RESET),
             ..Probe::default()
         });
         let mut pair = Pair {

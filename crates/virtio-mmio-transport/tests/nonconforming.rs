@@ -9,9 +9,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use virtio_device_core::test_utils::StepExecutor;
 use virtio_device_core::test_utils::conformance::{HeapGrowth, Memory, Request, Suite};
 use virtio_device_core::{
-    ActivateError, Activation, Chain, DeviceFault, Executor, InterruptHandle, Progress,
-    QueueHandler, QueueLease, RingFault, RunningWorker, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC,
-    VirtioDevice, Virtqueue, Worker,
+    ActivateError, Activation, Chain, DeviceFault, Executor, Features, InterruptHandle, Progress,
+    QueueHandler, QueueLease, RingFault, RunningWorker, VirtioDevice, Virtqueue, Worker,
 };
 use virtio_mmio_transport::MmioTransport;
 use virtio_mmio_transport::test_utils::RegisterPort;
@@ -60,8 +59,8 @@ impl VirtioDevice<Memory> for Letters {
         &[16]
     }
 
-    fn features(&self) -> u64 {
-        VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX
+    fn features(&self) -> Features {
+        Features::QUEUE
     }
 
     fn activate(&mut self, activation: Activation<Memory>) -> Result<(), ActivateError> {

@@ -17,7 +17,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use bus::BusDevice;
 use support::{CONFIG, Fixture, Probe, TestDevice};
-use virtio_device_core::{DeviceFault, EventCounters, VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1};
+use virtio_device_core::{
+    DeviceFault, EventCounters, Features, VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1,
+};
 use virtio_mmio_transport::{INT_CONFIG, INT_VRING, MmioTransport};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
@@ -82,10 +84,10 @@ fn registers_that_do_not_exist_or_are_write_only_read_zero() {
 #[test]
 fn features_are_offered_by_word() {
     let mut fixture = Fixture::new();
-    let offered = VIRTIO_F_VERSION_1 | VIRTIO_F_EVENT_IDX;
+    let offered = Features::of(&[VIRTIO_F_VERSION_1, VIRTIO_F_EVENT_IDX]);
     for (select, word) in [
-        (0, offered as u32),
-        (1, (offered >> 32) as u32),
+        (0, offered.word(0)),
+        (1, offered.word(1)),
         (2, 0),
         (u32::MAX, 0),
     ] {
@@ -136,7 +138,10 @@ fn features_are_taken_between_driver_and_features_ok_only() {
     fixture.enable_queue(0, 0x1000, 16);
     fixture.set(0x70, 15);
     let activation = fixture.probe.activation.lock().unwrap();
-    assert_eq!(activation.as_ref().unwrap().features, VIRTIO_F_VERSION_1);
+    assert_eq!(
+        activation.as_ref().unwrap().features,
+        Features::of(&[VIRTIO_F_VERSION_1])
+    );
 }
 
 #[test]
@@ -147,7 +152,7 @@ fn the_device_gets_the_enabled_queues_and_the_features() {
     fixture.set(0x70, 15);
     let activation = fixture.probe.activation.lock().unwrap();
     let activation = activation.as_ref().unwrap();
-    assert_eq!(activation.features, VIRTIO_F_VERSION_1);
+    assert_eq!(activation.features, Features::of(&[VIRTIO_F_VERSION_1]));
     let queues: Vec<_> = activation.queues.iter().map(|queue| queue.index).collect();
     assert_eq!(queues, [1]);
     assert_eq!(
@@ -388,7 +393,7 @@ fn reset_from_every_state_starts_anew() {
         assert_eq!(fixture.get(0x60), 0);
         assert_eq!(
             fixture.get(0x10),
-            VIRTIO_F_EVENT_IDX as u32,
+            Features::of(&[VIRTIO_F_EVENT_IDX]).word(0),
             "feature word 0 is selected"
         );
         assert_eq!(fixture.get(0x34), 16, "queue 0 is selected");

@@ -14,7 +14,7 @@ use bus::BusDevice;
 use support::{Fixture, Probe};
 use virtio_device_core::test_utils::DriverQueue;
 use virtio_device_core::{
-    Chain, DeviceFault, FeatureError, QueueProgress, QueueSetupError, RingFault,
+    Chain, DeviceFault, FeatureError, Features, QueueProgress, QueueSetupError, RingFault,
     VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1,
 };
 use virtio_mmio_transport::{RestoreError, SaveError, TransportState};
@@ -22,7 +22,7 @@ use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 /// The state of a live device whose driver has made two requests, one of them taken.
 fn saved() -> (Fixture, TransportState) {
-    let mut fixture = Fixture::live_with(VIRTIO_F_RING_RESET);
+    let mut fixture = Fixture::live_with(Features::of(&[VIRTIO_F_RING_RESET]));
     {
         let memory = fixture.memory.clone();
         let mut driver = DriverQueue::new(&*memory, 0x1000, 16);
@@ -107,7 +107,7 @@ fn a_live_device_goes_on_elsewhere() {
     let activation = activation.as_ref().unwrap();
     assert_eq!(
         activation.features,
-        VIRTIO_F_VERSION_1 | VIRTIO_F_RING_RESET
+        Features::of(&[VIRTIO_F_VERSION_1, VIRTIO_F_RING_RESET])
     );
     let mut chain = Chain::with_capacity(16);
     let heads = activation.queues[0].queue.with(|queue| {
@@ -138,13 +138,13 @@ fn what_is_restored_is_saved_again() {
             fixture.set(0x14, 5);
             fixture.set(0xac, 6);
         },
-        |fixture| fixture.negotiate_with(VIRTIO_F_RING_RESET),
+        |fixture| fixture.negotiate_with(Features::of(&[VIRTIO_F_RING_RESET])),
         |fixture| {
-            fixture.negotiate_with(VIRTIO_F_RING_RESET);
+            fixture.negotiate_with(Features::of(&[VIRTIO_F_RING_RESET]));
             fixture.enable_queue(1, 0x2000, 4);
         },
         |fixture| {
-            fixture.negotiate_with(VIRTIO_F_RING_RESET);
+            fixture.negotiate_with(Features::of(&[VIRTIO_F_RING_RESET]));
             fixture.enable_queue(1, 0x2000, 4);
             fixture.set(0x70, 15 | 128);
             fixture.set(0x70, 11 | 128);
@@ -164,7 +164,7 @@ fn what_is_restored_is_saved_again() {
 
 #[test]
 fn queue_reset_is_saved() {
-    let mut fixture = Fixture::live_with(VIRTIO_F_RING_RESET);
+    let mut fixture = Fixture::live_with(Features::of(&[VIRTIO_F_RING_RESET]));
     fixture.set(0xc0, 1);
     fixture.transport.pause();
     let state = fixture.transport.save().unwrap();
@@ -201,7 +201,7 @@ fn a_live_device_is_saved_while_it_is_paused_only() {
 
 #[test]
 fn a_pause_outlasts_a_new_start() {
-    let mut fixture = Fixture::live_with(VIRTIO_F_RING_RESET);
+    let mut fixture = Fixture::live_with(Features::of(&[VIRTIO_F_RING_RESET]));
     fixture.transport.pause();
     fixture.set(0xc0, 1);
     fixture.enable_queue(0, 0x1000, 16);
@@ -317,16 +317,16 @@ fn impossible_states_are_refused_by_name() {
             |e| matches!(e, E::QueueState(0)),
         ),
         (
-            |s| s.driver_features |= 1,
-            |e| matches!(e, E::Features(FeatureError::NotOffered(1))),
+            |s| s.driver_features.extend([(0, 1)]),
+            |e| matches!(e, E::Features(FeatureError::NotOffered(_))),
         ),
         (
-            |s| s.driver_features = 0,
+            |s| s.driver_features.clear(),
             |e| matches!(e, E::Features(FeatureError::NoVersion1)),
         ),
         (
-            |s| s.driver_features_beyond = true,
-            |e| matches!(e, E::Features(FeatureError::NotOffered(0))),
+            |s| s.driver_features.extend([(9, 1)]),
+            |e| matches!(e, E::Features(FeatureError::NoSuchWord(9))),
         ),
         (|s| drop(s.queues.pop()), |e| matches!(e, E::QueueCount(1))),
         (
@@ -352,7 +352,7 @@ fn impossible_states_are_refused_by_name() {
         (
             |s| {
                 s.queues[1].reset = true;
-                s.driver_features = VIRTIO_F_VERSION_1;
+                s.driver_features = [(1, 1)].into();
             },
             |e| matches!(e, E::QueueState(1)),
         ),

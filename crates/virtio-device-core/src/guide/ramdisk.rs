@@ -8,10 +8,9 @@ use std::io::{Read, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use virtio_device_core::{
-    ActivateError, Activation, ActiveQueue, BadRequest, Chain, DeviceFault, Executor,
+    ActivateError, Activation, ActiveQueue, BadRequest, Chain, DeviceFault, Executor, Features,
     InterruptHandle, Progress, QueueHandler, QueueLease, RingFault, RunningWorker,
-    VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_RING_RESET, VirtioDevice, Virtqueue,
-    Worker,
+    VIRTIO_F_RING_RESET, VirtioDevice, Virtqueue, Worker,
 };
 use vm_memory::{GuestAddressSpace, GuestMemory};
 
@@ -82,8 +81,8 @@ where
         &[QUEUE_SIZE]
     }
 
-    fn features(&self) -> u64 {
-        VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC | VIRTIO_F_RING_RESET
+    fn features(&self) -> Features {
+        Features::QUEUE | Features::of(&[VIRTIO_F_RING_RESET])
     }
 
     /// The configuration space has one field: the number of sectors.

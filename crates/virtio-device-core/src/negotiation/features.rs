@@ -3,23 +3,153 @@
 
 //! Feature bits and their negotiation (VIRTIO 1.3, sections 2.2 and 6).
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::{BitAnd, BitOr, Sub};
 
-/// Chains may hold one descriptor that points to a table of descriptors (section 2.7.5.3).
-pub const VIRTIO_F_INDIRECT_DESC: u64 = 1 << 28;
-/// Notifications are steered by indices instead of flags (section 2.7.7).
-pub const VIRTIO_F_EVENT_IDX: u64 = 1 << 29;
-/// The device follows VIRTIO 1.0 or later; this family requires it.
-pub const VIRTIO_F_VERSION_1: u64 = 1 << 32;
+use thiserror::Error;
 
-/// The driver's notifications say how far it has come in the ring (section 2.9).
-pub const VIRTIO_F_NOTIFICATION_DATA: u64 = 1 << 38;
-/// Queues can be reset one by one (section 2.6.1). A device that offers it implements
-/// [`VirtioDevice::restart_queue`](crate::VirtioDevice::restart_queue).
-pub const VIRTIO_F_RING_RESET: u64 = 1 << 40;
+pub use virtio_bindings::virtio_config::{
+    VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_IN_ORDER, VIRTIO_F_NOTIFICATION_DATA, VIRTIO_F_RING_PACKED,
+    VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1,
+};
+// Linux names these two after the ring, the specification like all others.
+pub use virtio_bindings::virtio_ring::{
+    VIRTIO_RING_F_EVENT_IDX as VIRTIO_F_EVENT_IDX,
+    VIRTIO_RING_F_INDIRECT_DESC as VIRTIO_F_INDIRECT_DESC,
+};
 
-/// Features of queues that this crate does not have: `VIRTIO_F_RING_PACKED`.
-const NO_SUCH_QUEUES: u64 = 1 << 34;
+/// A set of feature bits, numbered 0 to 127 (VIRTIO 1.3, section 2.2): all that the specification
+/// gives a meaning to or leaves to device types.
+///
+/// ```
+/// use virtio_device_core::{Features, VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1};
+///
+/// let features = Features::QUEUE | Features::of(&[VIRTIO_F_VERSION_1]);
+/// assert!(features.has(VIRTIO_F_EVENT_IDX));
+/// assert_eq!(features.word(1), 1);
+/// ```
+#[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Features(u128);
+
+/// Number of 32-bit words in a [`Features`].
+const WORDS: u32 = 4;
+
+impl Features {
+    /// No feature.
+    pub const NONE: Self = Self(0);
+
+    /// What [`Virtqueue`](crate::Virtqueue) can do: `VIRTIO_F_EVENT_IDX` and
+    /// `VIRTIO_F_INDIRECT_DESC`.
+    pub const QUEUE: Self = Self::of(&[VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC]);
+
+    /// The set of the bits with these numbers.
+    ///
+    /// # Panics
+    ///
+    /// If a number is 128 or more; at compile time if the set is a constant.
+    #[must_use]
+    pub const fn of(mut bits: &[u32]) -> Self {
+        let mut features = 0;
+        while let [bit, rest @ ..] = bits {
+            assert!(*bit < u128::BITS, "feature bits are numbered 0 to 127");
+            features |= 1 << *bit;
+            bits = rest;
+        }
+        Self(features)
+    }
+
+    /// Whether the set has the bit with this number.
+    #[must_use]
+    pub const fn has(self, bit: u32) -> bool {
+        bit < u128::BITS && self.0 & 1 << bit != 0
+    }
+
+    /// Whether the set is empty.
+    #[must_use]
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Bits `32 * select` to `32 * select + 31`, as a driver reads them; 0 beyond bit 127.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "a word is the low 32 bits")]
+    pub const fn word(self, select: u32) -> u32 {
+        if select < WORDS {
+            (self.0 >> (32 * select)) as u32
+        } else {
+            0
+        }
+    }
+
+    /// The set that a driver reads as these words, bits 0 to 31 first.
+    #[must_use]
+    pub fn from_words(words: [u32; WORDS as usize]) -> Self {
+        let numbered = (0..WORDS).zip(words);
+        numbered.fold(Self::NONE, |all, (select, word)| {
+            all.with_word(select, word)
+        })
+    }
+
+    /// Bits 0 to 63.
+    #[must_use]
+    #[expect(clippy::cast_possible_truncation, reason = "the low half is meant")]
+    pub const fn low(self) -> u64 {
+        self.0 as u64
+    }
+
+    /// The set with word `select` replaced; `select` is less than [`WORDS`].
+    const fn with_word(self, select: u32, word: u32) -> Self {
+        let shift = 32 * select;
+        Self(self.0 & !(0xffff_ffff << shift) | (word as u128) << shift)
+    }
+}
+
+impl From<u64> for Features {
+    /// Bits 0 to 63.
+    fn from(bits: u64) -> Self {
+        Self(bits.into())
+    }
+}
+
+impl BitOr for Features {
+    type Output = Self;
+
+    /// What is in either set.
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+impl BitAnd for Features {
+    type Output = Self;
+
+    /// What is in both sets.
+    fn bitand(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+}
+
+impl Sub for Features {
+    type Output = Self;
+
+    /// What is in this set and not in the other.
+    fn sub(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+}
+
+impl fmt::LowerHex for Features {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::LowerHex::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Debug for Features {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Features({:#x})", self.0)
+    }
+}
 
 /// A feature that makes no sense without another one (section 2.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,114 +201,115 @@ impl FeatureRule {
     }
 
     /// Whether `features` break this rule.
-    fn broken_by(&self, features: u64) -> bool {
-        let has = |bit: u32| features & 1 << bit != 0;
-        has(self.feature) && !self.needs.iter().any(|&bit| has(bit))
+    fn broken_by(&self, features: Features) -> bool {
+        features.has(self.feature) && !self.needs.iter().any(|&bit| features.has(bit))
     }
 }
 
 /// Why `FEATURES_OK` was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum FeatureError {
-    /// The driver accepted bits that the device does not offer; those below bit 64 are given.
-    NotOffered(u64),
+    /// The driver accepted bits that the device does not offer.
+    #[error("driver accepted bits never offered: {0:#x}")]
+    NotOffered(Features),
+    /// The driver accepted bits of this word, which no device offers: they are beyond bit 127.
+    #[error("driver accepted bits of feature word {0}, which is never offered")]
+    NoSuchWord(u32),
+    /// The driver has filled more words beyond bit 127 than a device remembers.
+    #[error("driver accepted bits of more than {MAX_WORDS_BEYOND} feature words never offered")]
+    TooManyWords,
     /// The driver did not accept `VIRTIO_F_VERSION_1`.
+    #[error("driver did not accept VIRTIO_F_VERSION_1")]
     NoVersion1,
     /// The driver accepted a feature without the one that it needs.
+    #[error("driver accepted bit {} without any of {:?}", .0.feature, .0.needs)]
     Missing(FeatureRule),
 }
 
-impl fmt::Display for FeatureError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotOffered(bits) => write!(f, "driver accepted bits never offered: {bits:#x}"),
-            Self::NoVersion1 => f.write_str("driver did not accept VIRTIO_F_VERSION_1"),
-            Self::Missing(FeatureRule { feature, needs }) => {
-                write!(f, "driver accepted bit {feature} without any of {needs:?}")
-            }
-        }
-    }
-}
-
-impl std::error::Error for FeatureError {}
+/// How many words beyond bit 127 a driver may fill and still clear again. No known driver fills one.
+const MAX_WORDS_BEYOND: usize = 16;
 
 /// The features that a device offers and a driver is about to accept.
 ///
-/// The driver sees both as a row of 32-bit words and may select words that do not exist.
+/// The driver sees both as 32-bit words and may select any of 2^32, although only the first four
+/// exist. What it writes to a word replaces what it wrote there before; that holds for words that do
+/// not exist too, as long as no more than 16 of those are not 0 at a time. A driver that fills more
+/// is refused until the next reset.
 ///
 /// ```
-/// use virtio_device_core::{FeatureError, Negotiation, VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1};
+/// use virtio_device_core::{FeatureError, Features, Negotiation, VIRTIO_F_VERSION_1};
 ///
-/// let mut features = Negotiation::new(4, VIRTIO_F_EVENT_IDX); // an entropy device
-/// assert_eq!(features.offered_word(1), 1); // VIRTIO_F_VERSION_1 is always offered
+/// let mut features = Negotiation::new(4, Features::QUEUE); // an entropy device
+/// assert_eq!(features.offered().word(1), 1); // VIRTIO_F_VERSION_1 is always offered
 /// assert_eq!(features.check(), Err(FeatureError::NoVersion1));
 /// features.accept_word(1, 1);
-/// assert_eq!(features.check(), Ok(VIRTIO_F_VERSION_1));
+/// assert_eq!(features.check(), Ok(Features::of(&[VIRTIO_F_VERSION_1])));
 /// ```
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Negotiation {
     rules: &'static [FeatureRule],
-    offered: u64,
-    accepted: u64,
-    /// The driver set a bit beyond the 64 that exist here; nothing there is ever offered.
-    accepted_beyond: bool,
+    offered: Features,
+    accepted: Features,
+    /// Words beyond those of `accepted` that are not 0, by selector. Once there are more than
+    /// [`MAX_WORDS_BEYOND`], nothing changes them any more.
+    beyond: BTreeMap<u32, u32>,
 }
 
 impl Negotiation {
-    /// Starts a negotiation in which a device of type `device_type` offers `features`, and
-    /// `VIRTIO_F_VERSION_1` in any case.
+    /// Starts a negotiation in which a device of type `device_type` and its transport offer
+    /// `features`, and `VIRTIO_F_VERSION_1` in any case.
     ///
-    /// What a device must not offer is left out: a feature without the one that it needs, and
-    /// packed queues, which this crate does not have.
+    /// What must not be offered is left out: a feature without the one that it needs, and packed
+    /// queues, which this crate does not have.
     #[must_use]
-    pub fn new(device_type: u32, features: u64) -> Self {
+    pub fn new(device_type: u32, features: Features) -> Self {
         let rules = FeatureRule::of(device_type);
-        let mut offered = features & !NO_SUCH_QUEUES | VIRTIO_F_VERSION_1;
+        let mut offered =
+            features - Features::of(&[VIRTIO_F_RING_PACKED]) | Features::of(&[VIRTIO_F_VERSION_1]);
         // Leaving one out may break the rule of another; each round leaves out at least one.
         while let Some(rule) = rules.iter().find(|rule| rule.broken_by(offered)) {
-            offered &= !(1 << rule.feature);
+            offered = offered - Features::of(&[rule.feature]);
         }
         Self {
             rules,
             offered,
-            accepted: 0,
-            accepted_beyond: false,
+            accepted: Features::NONE,
+            beyond: BTreeMap::new(),
         }
     }
 
-    /// What the driver has accepted so far, checked or not, and whether it has accepted bits
-    /// beyond the first 64.
+    /// The features that device and transport offer. Words that do not exist read 0.
     #[must_use]
-    pub const fn accepted(&self) -> (u64, bool) {
-        (self.accepted, self.accepted_beyond)
+    pub const fn offered(&self) -> Features {
+        self.offered
     }
 
-    /// Puts back what the driver had accepted, as [`Negotiation::accepted`] said.
-    pub const fn restore(&mut self, accepted: u64, beyond: bool) {
-        self.accepted = accepted;
-        self.accepted_beyond = beyond;
+    /// What the driver has accepted so far of bits 0 to 127, checked or not.
+    #[must_use]
+    pub const fn accepted(&self) -> Features {
+        self.accepted
     }
 
-    /// Word `select` of the offered features; words that do not exist are 0.
-    #[must_use]
-    #[expect(clippy::cast_possible_truncation, reason = "a word is the low 32 bits")]
-    pub const fn offered_word(&self, select: u32) -> u32 {
-        match select {
-            0 => self.offered as u32,
-            1 => (self.offered >> 32) as u32,
-            _ => 0,
-        }
+    /// The words that the driver has written and that are not 0, with their selectors, in rising
+    /// order. [`accept_word`](Self::accept_word) with each restores them.
+    pub fn accepted_words(&self) -> impl Iterator<Item = (u32, u32)> {
+        let words = (0..WORDS).map(|select| (select, self.accepted.word(select)));
+        let beyond = self.beyond.iter().map(|(&select, &word)| (select, word));
+        words.filter(|&(_, word)| word != 0).chain(beyond)
     }
 
     /// Replaces word `select` of what the driver accepts. Nothing is masked: a bit never offered is
     /// remembered, and makes the check fail.
-    pub fn accept_word(&mut self, select: u32, value: u32) {
-        let value = u64::from(value);
-        match select {
-            0 => self.accepted = self.accepted & !0xffff_ffff | value,
-            1 => self.accepted = self.accepted & 0xffff_ffff | value << 32,
-            _ => self.accepted_beyond |= value != 0,
+    pub fn accept_word(&mut self, select: u32, word: u32) {
+        if select < WORDS {
+            self.accepted = self.accepted.with_word(select, word);
+        } else if self.beyond.len() > MAX_WORDS_BEYOND {
+            // What the driver wrote is not known any more.
+        } else if word == 0 {
+            self.beyond.remove(&select);
+        } else {
+            self.beyond.insert(select, word);
         }
     }
 
@@ -188,12 +319,18 @@ impl Negotiation {
     ///
     /// The reason why the device does not work with this set; `FEATURES_OK` must then stay clear
     /// (section 2.2.2).
-    pub fn check(&self) -> Result<u64, FeatureError> {
-        let unknown = self.accepted & !self.offered;
-        if unknown != 0 || self.accepted_beyond {
+    pub fn check(&self) -> Result<Features, FeatureError> {
+        let unknown = self.accepted - self.offered;
+        if !unknown.is_empty() {
             return Err(FeatureError::NotOffered(unknown));
         }
-        if self.accepted & VIRTIO_F_VERSION_1 == 0 {
+        if self.beyond.len() > MAX_WORDS_BEYOND {
+            return Err(FeatureError::TooManyWords);
+        }
+        if let Some((&select, _)) = self.beyond.first_key_value() {
+            return Err(FeatureError::NoSuchWord(select));
+        }
+        if !self.accepted.has(VIRTIO_F_VERSION_1) {
             return Err(FeatureError::NoVersion1);
         }
         if let Some(rule) = self.rules.iter().find(|rule| rule.broken_by(self.accepted)) {
@@ -207,98 +344,166 @@ impl Negotiation {
 mod tests {
     use super::*;
 
+    const VERSION_1: Features = Features::of(&[VIRTIO_F_VERSION_1]);
+    const ALL: Features = Features(u128::MAX);
+    const PACKED: Features = Features::of(&[VIRTIO_F_RING_PACKED]);
+
+    fn accept(negotiation: &mut Negotiation, features: Features) {
+        (0..WORDS).for_each(|select| negotiation.accept_word(select, features.word(select)));
+    }
+
     #[test]
-    fn words_beyond_the_second_do_not_exist() {
-        let features = Negotiation::new(4, u64::MAX);
-        for select in [2, 3, 31, 32, 64, 1 << 31, u32::MAX] {
-            assert_eq!(features.offered_word(select), 0);
+    fn a_set_is_made_of_numbered_bits() {
+        let features = Features::of(&[0, 33, 127]);
+        for bit in 0..200 {
+            assert_eq!(features.has(bit), [0, 33, 127].contains(&bit), "{bit}");
+        }
+        let words = [1, 2, 0, 1 << 31];
+        assert_eq!([0, 1, 2, 3].map(|n| features.word(n)), words);
+        assert_eq!(Features::from_words(words), features);
+        assert_eq!(features.low(), 0x2_0000_0001);
+        assert_eq!(
+            Features::from(0x2_0000_0001) | Features::of(&[127]),
+            features
+        );
+        assert_eq!(features & Features::of(&[1, 33]), Features::of(&[33]));
+        assert_eq!(features - Features::of(&[1, 33]), Features::of(&[0, 127]));
+        assert!(Features::NONE.is_empty() && !features.is_empty());
+        assert_eq!(format!("{:?}", Features::of(&[4])), "Features(0x10)");
+    }
+
+    #[test]
+    #[should_panic = "0 to 127"]
+    fn a_bit_that_no_set_can_hold_is_a_mistake() {
+        let _ = Features::of(&[128]);
+    }
+
+    #[test]
+    fn words_beyond_bit_127_read_as_zero() {
+        let features = Negotiation::new(4, ALL);
+        for select in [4, 5, 31, 32, 64, 128, 1 << 31, u32::MAX] {
+            assert_eq!(features.offered().word(select), 0);
+        }
+        assert_eq!(features.offered().word(3), u32::MAX);
+    }
+
+    #[test]
+    fn every_word_holds_what_was_written_last() {
+        for select in [0, 1, 2, 3, 4, 9, 64, 1 << 31, u32::MAX] {
+            let mut features = Negotiation::new(4, Features::NONE);
+            accept(&mut features, VERSION_1);
+            features.accept_word(select, 3);
+            assert!(features.check().is_err(), "{select}");
+            features.accept_word(select, VERSION_1.word(select));
+            assert_eq!(features.check(), Ok(VERSION_1), "{select}");
         }
     }
 
     #[test]
-    fn a_bit_beyond_the_second_word_is_refused_and_zero_is_not() {
-        let mut features = Negotiation::new(4, 0);
-        features.accept_word(1, 1);
-        features.accept_word(2, 0);
-        assert_eq!(features.check(), Ok(VIRTIO_F_VERSION_1));
+    fn a_word_that_does_not_exist_is_refused_by_name() {
+        let mut features = Negotiation::new(4, Features::NONE);
+        accept(&mut features, VERSION_1);
         features.accept_word(u32::MAX, 4);
-        assert_eq!(features.check(), Err(FeatureError::NotOffered(0)));
+        features.accept_word(9, 4);
+        assert_eq!(features.check(), Err(FeatureError::NoSuchWord(9)));
+        features.accept_word(9, 0);
+        assert_eq!(features.check(), Err(FeatureError::NoSuchWord(u32::MAX)));
+    }
+
+    #[test]
+    fn words_that_do_not_exist_take_bounded_memory() {
+        let mut features = Negotiation::new(4, Features::NONE);
+        accept(&mut features, VERSION_1);
+        let last = 4 + u32::try_from(MAX_WORDS_BEYOND).unwrap();
+        let fill = |features: &mut Negotiation, end| {
+            (4..end).for_each(|select| features.accept_word(select, 1));
+        };
+        let clear = |features: &mut Negotiation| {
+            (4..10_000).for_each(|select| features.accept_word(select, 0));
+        };
+        fill(&mut features, last);
+        clear(&mut features);
+        assert_eq!(features.check(), Ok(VERSION_1));
+        fill(&mut features, 10_000);
+        assert_eq!(features.beyond.len(), MAX_WORDS_BEYOND + 1);
+        clear(&mut features);
+        assert_eq!(features.check(), Err(FeatureError::TooManyWords));
+    }
+
+    #[test]
+    fn words_are_restored_as_they_were_saved() {
+        for count in [0, 1, 16, 17, 40] {
+            let mut features = Negotiation::new(4, Features::NONE);
+            accept(&mut features, Features::of(&[0, 33, 70, 127]));
+            (0..count).for_each(|n| features.accept_word(4 + 7 * n, n + 1));
+            let mut restored = Negotiation::new(4, Features::NONE);
+            let words = features.accepted_words().collect::<Vec<_>>();
+            assert!(words.iter().all(|&(_, word)| word != 0));
+            (words.iter().rev()).for_each(|&(select, word)| restored.accept_word(select, word));
+            assert_eq!(restored.accepted(), features.accepted());
+            assert!(restored.accepted_words().eq(words));
+            assert_eq!(restored.check(), features.check());
+        }
     }
 
     #[test]
     fn a_bit_not_offered_is_refused_by_name() {
-        let mut features = Negotiation::new(4, VIRTIO_F_EVENT_IDX);
-        features.accept_word(1, 1);
-        features.accept_word(0, 1 << 28);
-        assert_eq!(
-            features.check(),
-            Err(FeatureError::NotOffered(VIRTIO_F_INDIRECT_DESC))
-        );
-        features.accept_word(0, 1 << 29);
-        assert_eq!(
-            features.check(),
-            Ok(VIRTIO_F_VERSION_1 | VIRTIO_F_EVENT_IDX)
-        );
-    }
-
-    fn offered(negotiation: Negotiation) -> u64 {
-        u64::from(negotiation.offered_word(0)) | u64::from(negotiation.offered_word(1)) << 32
-    }
-
-    fn accept(negotiation: &mut Negotiation, features: u64) {
-        let low = u32::try_from(features & 0xffff_ffff).unwrap();
-        negotiation.accept_word(0, low);
-        negotiation.accept_word(1, u32::try_from(features >> 32).unwrap());
+        for bit in [28, 63, 64, 127] {
+            let mut features = Negotiation::new(4, Features::of(&[VIRTIO_F_EVENT_IDX]));
+            accept(&mut features, VERSION_1 | Features::of(&[bit]));
+            let error = FeatureError::NotOffered(Features::of(&[bit]));
+            assert_eq!(features.check(), Err(error));
+            let agreed = VERSION_1 | Features::of(&[VIRTIO_F_EVENT_IDX]);
+            accept(&mut features, agreed);
+            assert_eq!(features.check(), Ok(agreed));
+        }
     }
 
     #[test]
     fn version_1_must_be_accepted() {
-        let mut features = Negotiation::new(4, VIRTIO_F_EVENT_IDX);
+        let mut features = Negotiation::new(4, Features::QUEUE);
         assert_eq!(features.check(), Err(FeatureError::NoVersion1));
-        accept(&mut features, VIRTIO_F_EVENT_IDX);
+        accept(&mut features, Features::QUEUE);
         assert_eq!(features.check(), Err(FeatureError::NoVersion1));
     }
 
     #[test]
     fn packed_queues_are_never_offered() {
-        assert_eq!(offered(Negotiation::new(4, u64::MAX)), !(1 << 34));
-        assert_eq!(offered(Negotiation::new(4, 0)), VIRTIO_F_VERSION_1);
+        assert_eq!(Negotiation::new(4, ALL).offered(), ALL - PACKED);
+        assert_eq!(Negotiation::new(4, Features::NONE).offered(), VERSION_1);
     }
 
     #[test]
     fn a_feature_is_not_offered_without_the_one_it_needs() {
+        let offered = |features| Negotiation::new(1, features).offered();
         // GUEST_ECN needs one of GUEST_TSO4 and GUEST_TSO6, and they need GUEST_CSUM.
-        let ecn = 1 << 9;
-        let needed = VIRTIO_F_VERSION_1 | 1 << 1;
-        assert_eq!(
-            offered(Negotiation::new(1, ecn | 1 << 7)),
-            VIRTIO_F_VERSION_1
-        );
-        for tso in [1 << 7, 1 << 8] {
-            let all = ecn | tso | needed;
-            assert_eq!(offered(Negotiation::new(1, all)), all);
+        let ecn = Features::of(&[9]);
+        let needed = VERSION_1 | Features::of(&[1]);
+        assert_eq!(offered(ecn | Features::of(&[7])), VERSION_1);
+        for tso in [7, 8] {
+            let all = ecn | Features::of(&[tso]) | needed;
+            assert_eq!(offered(all), all);
         }
-        assert_eq!(offered(Negotiation::new(1, ecn | needed)), needed);
+        assert_eq!(offered(ecn | needed), needed);
         // The bits mean something else to another type of device.
-        assert_eq!(offered(Negotiation::new(2, ecn)), ecn | VIRTIO_F_VERSION_1);
+        assert_eq!(Negotiation::new(2, ecn).offered(), ecn | VERSION_1);
     }
 
     #[test]
     fn a_feature_is_not_accepted_without_the_one_it_needs() {
         for rule in FeatureRule::of(1) {
-            let mut features = Negotiation::new(1, u64::MAX);
-            accept(&mut features, 1 << rule.feature | VIRTIO_F_VERSION_1);
+            let mut features = Negotiation::new(1, ALL);
+            accept(&mut features, Features::of(&[rule.feature]) | VERSION_1);
             assert!(
                 matches!(features.check(), Err(FeatureError::Missing(missing))
                     if missing.feature == rule.feature),
                 "{rule:?}"
             );
-            let everything = !(1 << 34);
+            let everything = ALL - PACKED;
             accept(&mut features, everything);
             assert_eq!(features.check(), Ok(everything));
             // Any one of those it needs will do, and none will not.
-            let needed = rule.needs.iter().fold(0, |all, bit| all | 1u64 << bit);
-            accept(&mut features, everything & !needed);
+            accept(&mut features, everything - Features::of(rule.needs));
             assert!(matches!(features.check(), Err(FeatureError::Missing(_))));
         }
     }
@@ -306,34 +511,42 @@ mod tests {
     #[test]
     fn bits_and_messages_are_those_of_the_specification() {
         let bits = [
-            (VIRTIO_F_INDIRECT_DESC, 0x1000_0000),
-            (VIRTIO_F_EVENT_IDX, 0x2000_0000),
-            (VIRTIO_F_VERSION_1, 0x1_0000_0000),
-            (VIRTIO_F_NOTIFICATION_DATA, 0x40_0000_0000),
-            (VIRTIO_F_RING_RESET, 0x100_0000_0000),
+            (VIRTIO_F_INDIRECT_DESC, 28),
+            (VIRTIO_F_EVENT_IDX, 29),
+            (VIRTIO_F_VERSION_1, 32),
+            (VIRTIO_F_ACCESS_PLATFORM, 33),
+            (VIRTIO_F_RING_PACKED, 34),
+            (VIRTIO_F_IN_ORDER, 35),
+            (VIRTIO_F_NOTIFICATION_DATA, 38),
+            (VIRTIO_F_RING_RESET, 40),
         ];
-        for (name, value) in bits {
-            assert_eq!(name, value);
+        for (name, number) in bits {
+            assert_eq!(name, number);
         }
-        let missing = FeatureError::Missing(rule(9, &[7, 8]));
-        assert_eq!(
-            missing.to_string(),
-            "driver accepted bit 9 without any of [7, 8]"
-        );
-        let unknown = FeatureError::NotOffered(0x10).to_string();
-        assert!(unknown.ends_with("0x10"), "{unknown}");
-        assert!(FeatureError::NoVersion1.to_string().contains("VERSION_1"));
-    }
-
-    #[test]
-    fn what_was_accepted_can_be_saved() {
-        let mut features = Negotiation::new(4, 0);
-        accept(&mut features, 0x5_0000_0003);
-        assert_eq!(features.accepted(), (0x5_0000_0003, false));
-        features.accept_word(2, 1);
-        assert_eq!(features.accepted(), (0x5_0000_0003, true));
-        let mut restored = Negotiation::new(4, 0);
-        restored.restore(0x5_0000_0003, true);
-        assert_eq!(restored.accepted(), features.accepted());
+        let messages = [
+            (
+                FeatureError::Missing(rule(9, &[7, 8])),
+                "driver accepted bit 9 without any of [7, 8]",
+            ),
+            (
+                FeatureError::NotOffered(Features::of(&[4])),
+                "driver accepted bits never offered: 0x10",
+            ),
+            (
+                FeatureError::NoSuchWord(9),
+                "driver accepted bits of feature word 9, which is never offered",
+            ),
+            (
+                FeatureError::TooManyWords,
+                "driver accepted bits of more than 16 feature words never offered",
+            ),
+            (
+                FeatureError::NoVersion1,
+                "driver did not accept VIRTIO_F_VERSION_1",
+            ),
+        ];
+        for (error, text) in messages {
+            assert_eq!(error.to_string(), text);
+        }
     }
 }

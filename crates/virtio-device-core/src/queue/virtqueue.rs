@@ -9,7 +9,7 @@ use super::chain::{Chain, Head};
 use super::layout::{QueueLayout, QueuePart};
 use super::memory::{RingMemory, load, store};
 use crate::fault::RingFault;
-use crate::negotiation::{VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC};
+use crate::negotiation::{Features, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC};
 use crate::sync::{Ordering, fence};
 
 /// The driver asks not to be interrupted (section 2.7.6).
@@ -89,11 +89,11 @@ impl Virtqueue {
     /// Makes the queue that lives at `layout`, under the negotiated `features`, both rings at
     /// index 0.
     #[must_use]
-    pub fn new(layout: QueueLayout, features: u64) -> Self {
+    pub fn new(layout: QueueLayout, features: Features) -> Self {
         Self {
             layout,
-            event_idx: features & VIRTIO_F_EVENT_IDX != 0,
-            indirect: features & VIRTIO_F_INDIRECT_DESC != 0,
+            event_idx: features.has(VIRTIO_F_EVENT_IDX),
+            indirect: features.has(VIRTIO_F_INDIRECT_DESC),
             next_avail: 0,
             next_used: 0,
             taken: vec![0; usize::from(layout.size()).div_ceil(64)],
@@ -112,7 +112,7 @@ impl Virtqueue {
     /// What in `progress` cannot be.
     pub fn resume(
         layout: QueueLayout,
-        features: u64,
+        features: Features,
         progress: &QueueProgress,
     ) -> Result<Self, ProgressError> {
         let expected = progress.next_avail.wrapping_sub(progress.next_used);

@@ -49,7 +49,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 pub use super::machine::{BUFFERS, MEMORY_END, Machine, Memory, QUEUE, Queue};
 pub use super::port::Port;
 use super::{StepExecutor, scenarios};
-use crate::{EventCounters, InterruptLine, VIRTIO_F_INDIRECT_DESC};
+use crate::{EventCounters, Features, InterruptLine, VIRTIO_F_INDIRECT_DESC};
 
 /// A request that the device under test serves from its first queue, alone.
 #[derive(Clone, Copy, Debug)]
@@ -153,7 +153,7 @@ impl Suite {
     /// If the device or the transport does not conform.
     pub fn check<P: Port>(&self, make: impl Fn(Parts) -> P) {
         let mut sibling = Machine::new(self, &make);
-        let mut sibling_queue = sibling.start(VIRTIO_F_INDIRECT_DESC);
+        let mut sibling_queue = sibling.start(Features::of(&[VIRTIO_F_INDIRECT_DESC]));
         let mut machine = Machine::new(self, &make);
         for &(name, scenario) in &scenarios::all() {
             let passed = catch_unwind(AssertUnwindSafe(|| {
@@ -161,7 +161,7 @@ impl Suite {
                 // Whatever state the other one is in now.
                 sibling.serve(&mut sibling_queue);
                 machine.keeps_its_secret();
-                let mut queue = machine.start(VIRTIO_F_INDIRECT_DESC);
+                let mut queue = machine.start(Features::of(&[VIRTIO_F_INDIRECT_DESC]));
                 machine.serve(&mut queue);
             }));
             assert!(passed.is_ok(), "scenario failed: {name}");

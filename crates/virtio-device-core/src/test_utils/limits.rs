@@ -13,7 +13,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::conformance::{BUFFERS, MEMORY_END, Machine, Port, Queue};
 use super::{Access, VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
-use crate::{VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC};
+use crate::{Features, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC};
 
 /// The accesses of a device, as they come.
 type Accesses = Arc<Mutex<Vec<Access>>>;
@@ -42,7 +42,7 @@ fn descriptor_reads(accesses: &[Access], table: u64, count: u64) -> Vec<usize> {
 pub(super) fn pieces<P: Port>(machine: &mut Machine<P>) {
     let tables = 1 + u64::from(machine.offers(VIRTIO_F_INDIRECT_DESC));
     for indirect in 0..tables {
-        let mut queue = machine.start(VIRTIO_F_INDIRECT_DESC);
+        let mut queue = machine.start(Features::of(&[VIRTIO_F_INDIRECT_DESC]));
         let setup = *queue.setup();
         let table = if indirect == 1 {
             BUFFERS + 0x4000
@@ -127,7 +127,7 @@ fn is_named(queue: &Queue, table: u64, buffers: &[(u64, u32, bool)], access: Acc
 
 /// Descriptors that all name the same memory, as much of it as there can be.
 pub(super) fn too_much<P: Port>(machine: &mut Machine<P>) {
-    let mut queue = machine.start(0);
+    let mut queue = machine.start(Features::NONE);
     ask_for_too_much(machine, &mut queue);
     let image = machine.image();
     machine.port.notify(0);
@@ -160,7 +160,7 @@ fn ask_for_too_much<P: Port>(machine: &Machine<P>, queue: &mut Queue) {
 /// A chain without end is left after as many descriptors as the queue has, and the one by which
 /// it is found to be too long.
 pub(super) fn loops<P: Port>(machine: &mut Machine<P>) {
-    let mut queue = machine.start(0);
+    let mut queue = machine.start(Features::NONE);
     let setup = *queue.setup();
     let flags = VIRTQ_DESC_F_NEXT | VIRTQ_DESC_F_WRITE;
     for index in 0..u16::try_from(setup.size).unwrap() {
@@ -185,7 +185,7 @@ pub(super) fn loops<P: Port>(machine: &mut Machine<P>) {
 /// Another vCPU makes a request available for each one that is served. One wake-up still comes to an
 /// end, the next goes on, and a reset is final.
 pub(super) fn flood<P: Port>(machine: &mut Machine<P>) {
-    for features in [0, VIRTIO_F_EVENT_IDX] {
+    for features in [Features::NONE, Features::of(&[VIRTIO_F_EVENT_IDX])] {
         let mut queue = machine.start(features);
         let most = machine.port.max_size(0);
         machine.offer(&mut queue);
@@ -233,7 +233,7 @@ const MOST_HEAP: u64 = 8 << 10;
 pub(super) fn host_memory<P: Port>(machine: &mut Machine<P>) {
     let Some(measure) = machine.heap else { return };
     let rounds = if cfg!(miri) { 1 } else { 50 };
-    let features = VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC;
+    let features = Features::QUEUE;
     let mut queue = machine.start(features);
     hostile_requests(machine, &mut queue);
     let growth = measure(&mut || {
@@ -270,7 +270,7 @@ fn hostile_requests<P: Port>(machine: &mut Machine<P>, queue: &mut Queue) {
 }
 
 fn start_and_break<P: Port>(machine: &mut Machine<P>) {
-    let mut queue = machine.start(0);
+    let mut queue = machine.start(Features::NONE);
     machine.offer(&mut queue);
     machine.port.notify(0);
     machine.used(&mut queue, 1);

@@ -14,7 +14,7 @@ use super::conformance::{CountingLine, MeasureHeap, Parts, Request, Suite};
 use super::{
     DriverQueue, Port, StepExecutor, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE, WatchedMemory,
 };
-use crate::{DEVICE_NEEDS_RESET, EventCounters, EventCounts, VIRTIO_F_VERSION_1};
+use crate::{DEVICE_NEEDS_RESET, EventCounters, EventCounts, Features, VIRTIO_F_VERSION_1};
 
 /// The memory of a [`Machine`].
 pub type Memory = Arc<WatchedMemory>;
@@ -104,23 +104,25 @@ impl<P: Port> Machine<P> {
         }
     }
 
-    /// Whether the device offers `feature`.
-    pub fn offers(&mut self, feature: u64) -> bool {
-        let offered = u64::from(self.port.offered(0)) | u64::from(self.port.offered(1)) << 32;
-        offered & feature == feature
+    /// Whether the device offers the feature of this number.
+    pub fn offers(&mut self, feature: u32) -> bool {
+        self.offered().has(feature)
+    }
+
+    fn offered(&mut self) -> Features {
+        Features::from_words([0, 1, 2, 3].map(|select| self.port.offered(select)))
     }
 
     /// Resets the device, and goes up to `FEATURES_OK` with `features`, as far as they are offered.
-    pub fn negotiate(&mut self, features: u64) {
+    pub fn negotiate(&mut self, features: Features) {
         for status in [0, 1, 3] {
             self.port.set_status(status);
             assert_eq!(self.port.status(), status);
         }
-        let offered = u64::from(self.port.offered(0)) | u64::from(self.port.offered(1)) << 32;
-        let accepted = features & offered | VIRTIO_F_VERSION_1;
-        let word = |word: u64| u32::try_from(word & 0xffff_ffff).unwrap();
-        self.port.accept(0, word(accepted));
-        self.port.accept(1, word(accepted >> 32));
+        let accepted = features & self.offered() | Features::of(&[VIRTIO_F_VERSION_1]);
+        for select in 0..4 {
+            self.port.accept(select, accepted.word(select));
+        }
         self.port.set_status(11);
         assert_eq!(self.port.status(), 11, "the features are not accepted");
     }
@@ -133,7 +135,7 @@ impl<P: Port> Machine<P> {
 
     /// Makes the device live, with its first queue at [`QUEUE`] in 8 descriptors, or as many as it
     /// has, and the others left alone.
-    pub fn start(&mut self, features: u64) -> Queue {
+    pub fn start(&mut self, features: Features) -> Queue {
         self.memory.unwatch();
         self.negotiate(features);
         let queue = self.queue(QUEUE);

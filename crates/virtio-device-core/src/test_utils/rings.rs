@@ -10,11 +10,12 @@
 use super::conformance::{BUFFERS, MEMORY_END, Machine, Port, QUEUE, Queue};
 use super::{VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
 use crate::{
-    EventCounts, QueueSetup, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_RING_RESET,
+    EventCounts, Features, QueueSetup, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC,
+    VIRTIO_F_RING_RESET,
 };
 
 pub(super) fn valid_requests<P: Port>(machine: &mut Machine<P>) {
-    let mut queue = machine.start(0);
+    let mut queue = machine.start(Features::NONE);
     let rounds = if cfg!(miri) {
         2
     } else {
@@ -26,7 +27,7 @@ pub(super) fn valid_requests<P: Port>(machine: &mut Machine<P>) {
 }
 
 pub(super) fn event_indices<P: Port>(machine: &mut Machine<P>) {
-    let mut queue = machine.start(VIRTIO_F_EVENT_IDX);
+    let mut queue = machine.start(Features::of(&[VIRTIO_F_EVENT_IDX]));
     let raised = machine.line.raised();
     for index in 0..5u16 {
         queue.set_used_event(index);
@@ -70,15 +71,15 @@ pub(super) fn broken_rings<P: Port>(machine: &mut Machine<P>) {
         },
     ];
     for break_it in breaks {
-        faults(machine, 0, break_it);
+        faults(machine, Features::NONE, break_it);
     }
     // A table without the feature; with it, tables of every wrong shape.
-    faults(machine, 0, |queue| {
+    faults(machine, Features::NONE, |queue| {
         queue.descriptor(0, BUFFERS, 16, table, 0);
         queue.descriptor_at(BUFFERS, 0, BUFFERS + 0x1000, 1, VIRTQ_DESC_F_WRITE, 0);
         queue.offer(0);
     });
-    machine.negotiate(VIRTIO_F_INDIRECT_DESC);
+    machine.negotiate(Features::of(&[VIRTIO_F_INDIRECT_DESC]));
     if !machine.offers(VIRTIO_F_INDIRECT_DESC) {
         return;
     }
@@ -90,19 +91,19 @@ pub(super) fn broken_rings<P: Port>(machine: &mut Machine<P>) {
         (MEMORY_END - 16, 32, table),
         (u64::MAX - 15, 32, table),
     ] {
-        faults(machine, VIRTIO_F_INDIRECT_DESC, |queue| {
+        faults(machine, Features::of(&[VIRTIO_F_INDIRECT_DESC]), |queue| {
             queue.descriptor(0, addr, len, flags, 0);
             queue.offer(0);
         });
     }
-    faults(machine, VIRTIO_F_INDIRECT_DESC, |queue| {
+    faults(machine, Features::of(&[VIRTIO_F_INDIRECT_DESC]), |queue| {
         queue.descriptor(0, BUFFERS, 16, table, 0);
         queue.descriptor_at(BUFFERS, 0, BUFFERS, 16, table, 0);
         queue.offer(0);
     });
 }
 
-fn faults<P: Port>(machine: &mut Machine<P>, features: u64, break_it: impl Fn(&mut Queue)) {
+fn faults<P: Port>(machine: &mut Machine<P>, features: Features, break_it: impl Fn(&mut Queue)) {
     let mut queue = machine.start(features);
     let (raised, events) = (machine.line.raised(), machine.events.snapshot());
     break_it(&mut queue);
@@ -124,7 +125,7 @@ pub(super) fn bad_requests<P: Port>(machine: &mut Machine<P>) {
         (BUFFERS, 0, write),
         (BUFFERS, 16, 0),
     ] {
-        let mut queue = machine.start(0);
+        let mut queue = machine.start(Features::NONE);
         queue.descriptor(2, addr, len, flags, 0);
         let image = machine.image();
         queue.offer(2);
@@ -151,7 +152,7 @@ pub(super) fn bad_requests<P: Port>(machine: &mut Machine<P>) {
 }
 
 pub(super) fn indirect_request<P: Port>(machine: &mut Machine<P>) {
-    let mut queue = machine.start(VIRTIO_F_INDIRECT_DESC);
+    let mut queue = machine.start(Features::of(&[VIRTIO_F_INDIRECT_DESC]));
     if !machine.offers(VIRTIO_F_INDIRECT_DESC) {
         return;
     }
@@ -188,7 +189,7 @@ pub(super) fn overlapping_rings<P: Port>(machine: &mut Machine<P>) {
         (8, 16),
         (0x84, 0x44),
     ] {
-        for features in [0, VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC] {
+        for features in [Features::NONE, Features::QUEUE] {
             machine.negotiate(features);
             let mut queue = machine.queue(QUEUE);
             let setup = QueueSetup {
@@ -216,14 +217,14 @@ pub(super) fn overlapping_rings<P: Port>(machine: &mut Machine<P>) {
 pub(super) fn queue_reset<P: Port>(machine: &mut Machine<P>) {
     let offered = machine.offers(VIRTIO_F_RING_RESET);
     // Without the feature nothing happens.
-    let mut queue = machine.start(0);
+    let mut queue = machine.start(Features::NONE);
     machine.port.reset_queue(0);
     assert!(machine.port.is_enabled(0));
     machine.serve(&mut queue);
     if !offered {
         return;
     }
-    let mut queue = machine.start(VIRTIO_F_RING_RESET);
+    let mut queue = machine.start(Features::of(&[VIRTIO_F_RING_RESET]));
     machine.serve(&mut queue);
     for round in 0..if cfg!(miri) { 2 } else { 4u64 } {
         if round % 2 == 1 {

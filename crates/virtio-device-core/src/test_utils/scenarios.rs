@@ -5,7 +5,7 @@
 
 use super::conformance::{BUFFERS, MEMORY_END, Machine, Port, QUEUE};
 use super::{limits, rings};
-use crate::{FAILED, QueueSetup};
+use crate::{FAILED, Features, QueueSetup};
 
 type Scenario<P> = (&'static str, fn(&mut Machine<P>));
 
@@ -35,7 +35,7 @@ pub(super) fn all<P: Port>() -> [Scenario<P>; 20] {
 }
 
 fn features<P: Port>(machine: &mut Machine<P>) {
-    for word in [2, 3, 31, 32, 1 << 31, u32::MAX] {
+    for word in [4, 5, 31, 32, 1 << 31, u32::MAX] {
         assert_eq!(machine.port.offered(word), 0);
     }
     let offered = [machine.port.offered(0), machine.port.offered(1)];
@@ -54,6 +54,13 @@ fn features<P: Port>(machine: &mut Machine<P>) {
     refused(machine, &[(0, offered[0]), (1, offered[1] & !1)]);
     refused(machine, &[(1, 1), (2, 1)]);
     refused(machine, &[(1, 1), (u32::MAX, 1)]);
+    // A word holds what was written last.
+    for word in [0, 2, 3, 4, 9, u32::MAX] {
+        refused(machine, &[(1, 1), (word, u32::MAX)]);
+        machine.port.accept(word, 0);
+        machine.port.set_status(11);
+        assert_eq!(machine.port.status(), 11, "word {word} is not replaced");
+    }
     for (word, all) in [(0, offered[0]), (1, offered[1])] {
         let step = if cfg!(miri) { 5 } else { 1 };
         let bits = (0..32).step_by(step).map(|bit| 1u32 << bit);
@@ -63,7 +70,7 @@ fn features<P: Port>(machine: &mut Machine<P>) {
     }
     // All that is offered is accepted, again and again.
     for _ in 0..3 {
-        machine.negotiate(u64::MAX);
+        machine.negotiate(Features::from_words([u32::MAX; 4]));
     }
 }
 
@@ -94,7 +101,7 @@ fn status<P: Port>(machine: &mut Machine<P>) {
 }
 
 fn bad_queues<P: Port>(machine: &mut Machine<P>) {
-    machine.negotiate(0);
+    machine.negotiate(Features::NONE);
     let max = machine.port.max_size(0);
     let good = QueueSetup {
         size: max.min(8),
@@ -138,7 +145,7 @@ fn bad_queues<P: Port>(machine: &mut Machine<P>) {
 /// What a live device works with is out of the driver's reach. And without a queue, a device works
 /// or says that it cannot.
 fn live_queue<P: Port>(machine: &mut Machine<P>) {
-    let mut queue = machine.start(0);
+    let mut queue = machine.start(Features::NONE);
     machine.serve(&mut queue);
     let other = QueueSetup {
         size: 2,
@@ -152,7 +159,7 @@ fn live_queue<P: Port>(machine: &mut Machine<P>) {
     machine.serve(&mut queue);
     assert_eq!(machine.port.status(), 15);
 
-    machine.negotiate(0);
+    machine.negotiate(Features::NONE);
     machine.port.set_status(15);
     let status = machine.port.status();
     assert!(matches!(status, 15 | 79), "{status:#x}");
@@ -163,10 +170,10 @@ fn live_queue<P: Port>(machine: &mut Machine<P>) {
 fn notifications<P: Port>(machine: &mut Machine<P>) {
     let queues = [0, 1, 0xffff, 0x1_0000, u32::MAX];
     queues.iter().for_each(|&queue| machine.port.notify(queue));
-    machine.negotiate(0);
+    machine.negotiate(Features::NONE);
     queues.iter().for_each(|&queue| machine.port.notify(queue));
     machine.nothing_happens();
-    let mut queue = machine.start(0);
+    let mut queue = machine.start(Features::NONE);
     // Any number of them finds an empty ring, and one among them is not lost.
     for _ in 0..if cfg!(miri) { 100 } else { 10_000 } {
         machine.port.notify(0);
@@ -185,12 +192,12 @@ fn resets<P: Port>(machine: &mut Machine<P>) {
             machine.port.set_status(status);
         }
         if steps == 3 {
-            machine.negotiate(0);
+            machine.negotiate(Features::NONE);
         }
         let mut theirs = vec![];
         if steps == 4 {
             // With a request on its way.
-            let mut queue = machine.start(0);
+            let mut queue = machine.start(Features::NONE);
             machine.offer(&mut queue);
             machine.port.notify(0);
             theirs = vec![queue.used_ring(), BUFFERS + 0x1000..MEMORY_END];
@@ -204,14 +211,14 @@ fn resets<P: Port>(machine: &mut Machine<P>) {
         machine.nothing_happens();
     }
     for _ in 0..if cfg!(miri) { 2 } else { 20 } {
-        let mut queue = machine.start(0);
+        let mut queue = machine.start(Features::NONE);
         machine.serve(&mut queue);
     }
 }
 
 fn giving_up<P: Port>(machine: &mut Machine<P>) {
     let failed = 15 | u32::from(FAILED);
-    let mut queue = machine.start(0);
+    let mut queue = machine.start(Features::NONE);
     machine.port.set_status(failed);
     machine.offer(&mut queue);
     machine.port.notify(0);

@@ -15,8 +15,8 @@ use std::sync::{Arc, Mutex};
 use bus::BusDevice;
 use virtio_device_core::test_utils::DriverQueue;
 use virtio_device_core::{
-    ActivateError, Activation, ActiveQueue, EventCounters, EventCounts, SharedMemoryRegion,
-    VIRTIO_F_EVENT_IDX, VirtioDevice,
+    ActivateError, Activation, ActiveQueue, EventCounters, EventCounts, Features,
+    SharedMemoryRegion, VIRTIO_F_EVENT_IDX, VirtioDevice,
 };
 use virtio_mmio_transport::MmioTransport;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -32,7 +32,7 @@ pub(crate) struct Probe {
     /// Queues that came back after a reset of their own.
     pub(crate) restarted: Arc<Mutex<Vec<ActiveQueue>>>,
     pub(crate) resets: Arc<AtomicU32>,
-    pub(crate) features: u64,
+    pub(crate) features: Features,
     pub(crate) fail: bool,
 }
 
@@ -51,8 +51,8 @@ impl VirtioDevice<Memory> for TestDevice {
         &[16, 8]
     }
 
-    fn features(&self) -> u64 {
-        VIRTIO_F_EVENT_IDX | self.probe.features
+    fn features(&self) -> Features {
+        Features::of(&[VIRTIO_F_EVENT_IDX]) | self.probe.features
     }
 
     fn config_size(&self) -> u32 {
@@ -220,11 +220,11 @@ impl Fixture {
     }
 
     /// Up to `FEATURES_OK`, with `VIRTIO_F_VERSION_1` and `features`.
-    pub(crate) fn negotiate_with(&mut self, features: u64) {
+    pub(crate) fn negotiate_with(&mut self, features: Features) {
         for status in [0, 1, 3] {
             self.set(0x70, status);
         }
-        for (select, word) in [(0, features as u32), (1, (features >> 32) as u32 | 1)] {
+        for (select, word) in [(0, features.word(0)), (1, features.word(1) | 1)] {
             self.set(0x24, select);
             self.set(0x20, word);
         }
@@ -233,7 +233,7 @@ impl Fixture {
     }
 
     /// A live device that offers `features` and whose driver has accepted them; queue 0 enabled.
-    pub(crate) fn live_with(features: u64) -> Self {
+    pub(crate) fn live_with(features: Features) -> Self {
         let mut fixture = Self::with(Probe {
             features,
             ..Probe::default()
