@@ -131,11 +131,11 @@ pub use queue::{
     Buffer, Chain, Head, MAX_QUEUE_SIZE, ProgressError, QueueLayout, QueueLease, QueuePart,
     QueueProgress, QueueSetup, QueueSetupError, Reader, RingMemory, Rings, Virtqueue, Writer,
 };
-#[cfg(loom)]
-pub use sync::eventfd_edge;
 #[cfg(feature = "worker")]
 pub use thread::WorkerThread;
 pub use worker::{DeviceFault, Executor, Progress, QueueHandler, RunningWorker, Worker};
+#[cfg(loom)]
+pub use {queue::RingCache, sync::eventfd_edge};
 
 // These appear in this crate's interface; use them from here to get the same versions.
 pub use {vm_memory, vmm_sys_util};

@@ -17,7 +17,9 @@ use std::sync::Arc;
 use loom::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 use loom::thread;
 use virtio_device_core::test_utils::{DriverQueue, VIRTQ_DESC_F_WRITE};
-use virtio_device_core::{Chain, Features, QueuePart, RingMemory, VIRTIO_F_EVENT_IDX, Virtqueue};
+use virtio_device_core::{
+    Chain, Features, QueuePart, RingCache, RingMemory, VIRTIO_F_EVENT_IDX, Virtqueue,
+};
 use vm_memory::{AtomicAccess, ByteValued, GuestAddress, GuestMemoryMmap};
 
 type Memory = GuestMemoryMmap<()>;
@@ -59,11 +61,13 @@ fn to<T: ByteValued>(bytes: &[u8]) -> T {
 }
 
 impl RingMemory for Rings {
-    type Memory = Memory;
-
     fn memory(&self) -> &Memory {
         &self.memory
     }
+}
+
+impl RingCache for Rings {
+    type Memory = Memory;
 
     fn known_load<T: AtomicAccess>(
         &self,

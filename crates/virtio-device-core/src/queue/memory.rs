@@ -18,55 +18,66 @@ use super::layout::{QueueLayout, QueuePart};
 use crate::fault::RingFault;
 
 /// Guest memory as a queue reaches it: guest memory itself, in which every access looks its region
-/// up, or [`Rings`], which has looked them up before.
-pub trait RingMemory {
-    /// Guest memory.
-    type Memory: GuestMemory;
-
+/// up, or [`Rings`], which has looked them up before. No other type implements this.
+pub trait RingMemory: sealed::Cache {
     /// All of guest memory.
     fn memory(&self) -> &Self::Memory;
+}
 
-    /// Loads a field of a part, if its place was looked up before.
-    fn known_load<T: AtomicAccess>(
-        &self,
-        part: QueuePart,
-        offset: usize,
-        order: Ordering,
-    ) -> Option<T> {
-        let _ = (part, offset, order);
-        None
-    }
+/// Where models of the rings stand in for guest memory.
+#[cfg(loom)]
+#[doc(hidden)]
+pub use sealed::Cache as RingCache;
 
-    /// Stores a field of a part, if its place was looked up before; says whether it was.
-    fn known_store<T: AtomicAccess>(
-        &self,
-        part: QueuePart,
-        offset: usize,
-        value: T,
-        order: Ordering,
-    ) -> bool {
-        let _ = (part, offset, value, order);
-        false
-    }
+mod sealed {
+    use super::{AtomicAccess, ByteValued, GuestMemory, Ordering, QueuePart, Region};
 
-    /// Reads an object from a part, if its place was looked up before.
-    fn known_read<T: ByteValued>(&self, part: QueuePart, offset: usize) -> Option<T> {
-        let _ = (part, offset);
-        None
-    }
+    /// The places that were looked up before, if any.
+    pub trait Cache {
+        /// Guest memory.
+        type Memory: GuestMemory;
 
-    /// A region that was looked up before: where a driver has its queue, it has its buffers as a
-    /// rule.
-    fn known_region(
-        &self,
-    ) -> Option<&<<Self::Memory as GuestMemory>::PhysicalMemory as GuestMemoryBackend>::R> {
-        None
+        /// Loads a field of a part, if its place is known.
+        fn known_load<T: AtomicAccess>(
+            &self,
+            part: QueuePart,
+            offset: usize,
+            order: Ordering,
+        ) -> Option<T> {
+            let _ = (part, offset, order);
+            None
+        }
+
+        /// Stores a field of a part, if its place is known; says whether it was.
+        fn known_store<T: AtomicAccess>(
+            &self,
+            part: QueuePart,
+            offset: usize,
+            value: T,
+            order: Ordering,
+        ) -> bool {
+            let _ = (part, offset, value, order);
+            false
+        }
+
+        /// Reads an object from a part, if its place is known.
+        fn known_read<T: ByteValued>(&self, part: QueuePart, offset: usize) -> Option<T> {
+            let _ = (part, offset);
+            None
+        }
+
+        /// A region that is known: where a driver has its queue, it has its buffers as a rule.
+        fn known_region(&self) -> Option<&Region<Self::Memory>> {
+            None
+        }
     }
 }
 
-impl<M: GuestMemory> RingMemory for M {
+impl<M: GuestMemory> sealed::Cache for M {
     type Memory = M;
+}
 
+impl<M: GuestMemory> RingMemory for M {
     fn memory(&self) -> &M {
         self
     }
@@ -114,11 +125,13 @@ impl<'m, M: GuestMemory> Rings<'m, M> {
 }
 
 impl<M: GuestMemory> RingMemory for Rings<'_, M> {
-    type Memory = M;
-
     fn memory(&self) -> &M {
         self.memory
     }
+}
+
+impl<M: GuestMemory> sealed::Cache for Rings<'_, M> {
+    type Memory = M;
 
     #[inline]
     fn known_load<T: AtomicAccess>(

@@ -13,6 +13,8 @@ mod virtqueue;
 pub use chain::{Buffer, Chain, Head};
 pub use layout::{MAX_QUEUE_SIZE, QueueLayout, QueuePart, QueueSetup, QueueSetupError};
 pub use lease::QueueLease;
+#[cfg(loom)]
+pub use memory::RingCache;
 pub use memory::{RingMemory, Rings};
 pub use stream::{Reader, Writer};
 pub use virtqueue::{ProgressError, QueueProgress, Virtqueue};
