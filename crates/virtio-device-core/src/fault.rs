@@ -19,6 +19,14 @@ pub enum RingFault {
         /// The index the driver has written.
         index: u16,
     },
+    /// The used index is not one that leads to what was taken: a driver has written to the ring that
+    /// only devices write (section 2.7.8).
+    UsedIndex {
+        /// The index up to which chains were taken.
+        next: u16,
+        /// The index in the used ring.
+        index: u16,
+    },
     /// A head or `next` field names a descriptor that the table does not have.
     DescriptorIndex {
         /// The index named.
@@ -50,6 +58,9 @@ impl fmt::Display for RingFault {
             Self::RingMemory => f.write_str("ring is not in guest memory"),
             Self::AvailIndex { next, index } => {
                 write!(f, "available index {index} is too far ahead of {next}")
+            }
+            Self::UsedIndex { next, index } => {
+                write!(f, "used index {index} is too far behind {next}")
             }
             Self::DescriptorIndex { index, size } => {
                 write!(f, "descriptor {index} in a table of {size}")

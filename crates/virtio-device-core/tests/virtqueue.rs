@@ -666,6 +666,195 @@ fn chain_of(memory: &Memory, buffers: &[(u64, u32, bool)]) -> Chain {
 }
 
 #[test]
+fn a_group_is_seen_all_at_once() {
+    let memory = memory();
+    let mut pair = Pair::new(&memory, Features::QUEUE);
+    // Over the end of the ring, too.
+    for round in 0..10_u32 {
+        let before = pair.driver.used_index();
+        (0..5).for_each(|index| pair.driver.offer_writable(index, BUFFER, 4));
+        let heads: Vec<Head> = std::iter::from_fn(|| pair.take().unwrap()).collect();
+        let driver = &pair.driver;
+        let group = heads.into_iter().rev().map(|head| {
+            assert_eq!(driver.used_index(), before);
+            let len = 100 * round + u32::from(head.index());
+            (head, len)
+        });
+        pair.device.complete_all(&memory, group).unwrap();
+        let expected = [4, 3, 2, 1, 0].map(|index| (index, 100 * round + index));
+        assert_eq!(pair.driver.take_used(), expected);
+        // The whole batch counts for the driver's wish.
+        pair.driver.set_used_event(before.wrapping_add(2));
+        assert!(pair.device.needs_interrupt(&memory).unwrap());
+        assert!(!pair.device.needs_interrupt(&memory).unwrap());
+    }
+    // Of nothing there is nothing to see.
+    pair.device.complete_all(&memory, []).unwrap();
+    assert!(!pair.device.needs_interrupt(&memory).unwrap());
+    assert_eq!(pair.driver.take_used(), []);
+}
+
+#[test]
+fn a_group_with_a_chain_that_was_not_taken_is_not_seen() {
+    let memory = memory();
+    let mut pair = Pair::new(&memory, Features::NONE);
+    let mut other = Virtqueue::new(pair.driver.layout(), Features::NONE);
+    pair.driver.offer_writable(3, BUFFER, 4);
+    pair.driver.offer_writable(4, BUFFER, 4);
+    let good = pair.take().unwrap().unwrap();
+    let mut chain = Chain::with_capacity(SIZE);
+    let _ = other.take(&memory, &mut chain).unwrap().unwrap();
+    let foreign = other.take(&memory, &mut chain).unwrap().unwrap();
+    let fault = Err(RingFault::HeadNotTaken(4));
+    let group = [(good, 1), (foreign, 2)];
+    assert_eq!(pair.device.complete_all(&memory, group), fault);
+    assert_eq!(pair.driver.take_used(), []);
+    assert_eq!(pair.device.complete_all(&memory, []), fault);
+}
+
+/// Serves as a vhost back end does: `taken` chains taken, the first `given_back` of them completed.
+fn serve_elsewhere(pair: &mut Pair<'_>, taken: usize, given_back: usize) -> u16 {
+    let mut server = Virtqueue::new(pair.driver.layout(), Features::NONE);
+    let mut chain = Chain::with_capacity(SIZE);
+    let heads: Vec<Head> = (0..taken)
+        .map(|_| server.take(pair.memory, &mut chain).unwrap().unwrap())
+        .collect();
+    for head in heads.into_iter().take(given_back) {
+        server.complete(pair.memory, head, 1).unwrap();
+    }
+    server.progress().next_avail
+}
+
+#[test]
+fn a_queue_goes_on_where_a_foreign_server_has_stopped() {
+    let memory = memory();
+    for (taken, given_back) in [(0, 0), (5, 5), (5, 2), (5, 0)] {
+        let mut pair = Pair::new(&memory, Features::NONE);
+        (0..7).for_each(|index| pair.driver.offer_writable(index, BUFFER, 4));
+        let next_avail = serve_elsewhere(&mut pair, taken, given_back);
+        pair.device.handed_back(&memory, next_avail).unwrap();
+        let progress = pair.device.progress();
+        assert_eq!(usize::from(progress.next_avail), taken);
+        assert_eq!(usize::from(progress.next_used), given_back);
+        let in_flight: Vec<u16> = (0..7).take(taken).skip(given_back).collect();
+        assert_eq!(progress.taken, in_flight);
+        // It can be saved and restored, too.
+        let layout = pair.driver.layout();
+        pair.device = Virtqueue::resume(layout, Features::NONE, &progress).unwrap();
+        while let Some(head) = pair.take().unwrap() {
+            pair.device.complete(&memory, head, 1).unwrap();
+        }
+        let used: Vec<(u32, u32)> = (0..7).map(|index| (index, 1)).collect();
+        assert_eq!(pair.driver.take_used(), used, "each is served once");
+    }
+}
+
+#[test]
+fn progress_that_the_rings_contradict_is_a_fault() {
+    let memory = memory();
+    let used_index = |pair: &Pair<'_>, index: u16| {
+        let addr = GuestAddress(pair.driver.setup().used_ring + 2);
+        memory.write_obj(index.to_le(), addr).unwrap();
+    };
+    // The driver has moved the used index.
+    for (next, index) in [(0, 1), (3, 4), (SIZE + 1, 0), (2, 0x8000)] {
+        let mut pair = Pair::new(&memory, Features::NONE);
+        used_index(&pair, index);
+        let fault = RingFault::UsedIndex { next, index };
+        assert_eq!(pair.device.handed_back(&memory, next), Err(fault));
+        assert_eq!(pair.take(), Err(fault), "it is latched");
+    }
+    // A chain in flight twice, and one that does not exist.
+    for (heads, fault) in [
+        ([2, 2], RingFault::HeadInUse(2)),
+        (
+            [2, SIZE],
+            RingFault::DescriptorIndex {
+                index: SIZE,
+                size: SIZE,
+            },
+        ),
+    ] {
+        let mut pair = Pair::new(&memory, Features::NONE);
+        (heads.iter()).for_each(|&head| pair.driver.offer(head));
+        assert_eq!(pair.device.handed_back(&memory, 2), Err(fault));
+    }
+}
+
+#[test]
+fn slices_cover_what_streams_cover() {
+    let memory = memory();
+    // Side by side in two regions, so this buffer gives two slices; empty ones give none.
+    let chain = chain_of(
+        &memory,
+        &[
+            (BUFFER, 3, false),
+            (BUFFER + 8, 0, false),
+            (RAM - 2, 5, false),
+            (BUFFER + 0x10, 4, true),
+            (RAM - 1, 2, true),
+        ],
+    );
+    memory.write_slice(b"abc", GuestAddress(BUFFER)).unwrap();
+    memory.write_slice(b"defgh", GuestAddress(RAM - 2)).unwrap();
+    let slices = chain.readable_slices(&memory);
+    let slices: Vec<_> = slices.collect::<Result<_, _>>().unwrap();
+    let parts: Vec<Vec<u8>> = slices
+        .iter()
+        .map(|slice| {
+            let mut bytes = vec![0; slice.len()];
+            slice.copy_to(&mut bytes[..]);
+            bytes
+        })
+        .collect();
+    assert_eq!(parts, [&b"abc"[..], b"de", b"fgh"]);
+    let slices = chain.writable_slices(&memory);
+    let slices: Vec<_> = slices.collect::<Result<_, _>>().unwrap();
+    let lens: Vec<usize> = slices.iter().map(|slice| slice.len()).collect();
+    assert_eq!(lens, [4, 1, 1]);
+    for (slice, bytes) in slices.iter().zip([&b"wxyz"[..], b"1", b"2"]) {
+        slice.copy_from(bytes);
+    }
+    let mut bytes = [0; 4];
+    memory
+        .read_slice(&mut bytes, GuestAddress(BUFFER + 0x10))
+        .unwrap();
+    assert_eq!(&bytes, b"wxyz");
+    memory
+        .read_slice(&mut bytes[..2], GuestAddress(RAM - 1))
+        .unwrap();
+    assert_eq!(&bytes[..2], b"12");
+}
+
+#[test]
+fn slices_outside_of_memory_are_bad_requests() {
+    let memory = memory();
+    for (addr, len) in [
+        (RAM_END, 1),
+        (RAM_END - 4, 5),
+        (0, u32::MAX),
+        (u64::MAX - 3, 4),
+        (u64::MAX - 3, 16),
+        (u64::MAX, u32::MAX),
+    ] {
+        for writable in [false, true] {
+            let chain = chain_of(&memory, &[(BUFFER, 4, writable), (addr, len, writable)]);
+            let bad = BadRequest::BufferMemory { addr, len };
+            let slices = if writable {
+                chain
+                    .writable_slices(&memory)
+                    .collect::<Result<Vec<_>, _>>()
+            } else {
+                chain
+                    .readable_slices(&memory)
+                    .collect::<Result<Vec<_>, _>>()
+            };
+            assert_eq!(slices.err(), Some(bad));
+        }
+    }
+}
+
+#[test]
 fn readers_and_writers_do_not_see_the_seams() {
     let memory = memory();
     memory.write_slice(b"abcdef", GuestAddress(BUFFER)).unwrap();
@@ -741,6 +930,10 @@ fn readers_and_writers_stop_at_what_is_not_memory() {
 fn messages_carry_the_numbers() {
     let faults = [
         (RingFault::RingMemory, "not in guest memory"),
+        (
+            RingFault::UsedIndex { next: 3, index: 9 },
+            "used index 9 is too far behind 3",
+        ),
         (RingFault::AvailIndex { next: 3, index: 77 }, "77"),
         (
             RingFault::DescriptorIndex {

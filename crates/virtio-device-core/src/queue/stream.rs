@@ -1,12 +1,13 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Streams over the buffers of a chain, whatever pieces the driver has cut them into.
+//! Streams and slices over the buffers of a chain, whatever pieces the driver has cut them into.
 
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemory};
+use vm_memory::bitmap::BS;
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, Permissions, VolatileSlice};
 
 use super::chain::{Buffer, Chain};
 use crate::fault::BadRequest;
@@ -22,6 +23,64 @@ impl Chain {
     pub fn writer<'a, M: GuestMemory>(&'a self, memory: &'a M) -> Writer<'a, M> {
         Writer(Cursor::new(memory, self.buffers(), true))
     }
+
+    /// The device-readable bytes as slices of guest memory, in the driver's order, for vectored I/O
+    /// without a copy. The driver can change them at any time.
+    ///
+    /// A buffer that lies in several regions gives several slices, an empty one none. Items after an
+    /// error mean nothing, so collect all before any byte moves:
+    ///
+    /// ```
+    /// # use virtio_device_core::{BadRequest, Chain};
+    /// # use vm_memory::GuestMemory;
+    /// # fn example(chain: &Chain, memory: &impl GuestMemory) -> Result<(), BadRequest> {
+    /// let slices = chain.readable_slices(memory).collect::<Result<Vec<_>, _>>()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn readable_slices<'a, M: GuestMemory>(
+        &'a self,
+        memory: &'a M,
+    ) -> impl Iterator<Item = Result<VolatileSlice<'a, BS<'a, M::Bitmap>>, BadRequest>> {
+        slices(self.buffers(), memory, false)
+    }
+
+    /// The device-writable bytes as slices of guest memory; see
+    /// [`readable_slices`](Self::readable_slices).
+    pub fn writable_slices<'a, M: GuestMemory>(
+        &'a self,
+        memory: &'a M,
+    ) -> impl Iterator<Item = Result<VolatileSlice<'a, BS<'a, M::Bitmap>>, BadRequest>> {
+        slices(self.buffers(), memory, true)
+    }
+}
+
+fn slices<'a, M: GuestMemory>(
+    buffers: &'a [Buffer],
+    memory: &'a M,
+    writable: bool,
+) -> impl Iterator<Item = Result<VolatileSlice<'a, BS<'a, M::Bitmap>>, BadRequest>> {
+    let access = if writable {
+        Permissions::Write
+    } else {
+        Permissions::Read
+    };
+    let mine =
+        (buffers.iter()).filter(move |buffer| buffer.writable == writable && buffer.len != 0);
+    mine.flat_map(move |&Buffer { addr, len, .. }| {
+        let error = BadRequest::BufferMemory {
+            addr: addr.raw_value(),
+            len,
+        };
+        let (slices, refused) = match memory.get_slices(addr, len as usize, access) {
+            Ok(slices) => (Some(slices), None),
+            Err(_) => (None, Some(Err(error))),
+        };
+        let slices = slices.into_iter().flatten();
+        slices
+            .map(move |slice| slice.map_err(|_| error))
+            .chain(refused)
+    })
 }
 
 /// Reads the device-readable bytes of a chain; see [`Chain::reader`].
