@@ -138,4 +138,6 @@ pub use worker::{DeviceFault, Executor, Progress, QueueHandler, RunningWorker, W
 pub use {queue::RingCache, sync::eventfd_edge};
 
 // These appear in this crate's interface; use them from here to get the same versions.
+#[cfg(feature = "virtio-queue")]
+pub use virtio_queue;
 pub use {vm_memory, vmm_sys_util};

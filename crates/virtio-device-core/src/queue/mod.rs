@@ -4,6 +4,8 @@
 //! Split virtqueues (VIRTIO 1.3, section 2.7): where one lives, who may use it, what is in it.
 
 mod chain;
+#[cfg(feature = "virtio-queue")]
+mod compat;
 mod layout;
 mod lease;
 mod memory;

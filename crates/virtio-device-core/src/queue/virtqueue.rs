@@ -21,17 +21,20 @@ use crate::sync::{Ordering, fence};
 /// anew.
 pub struct Virtqueue {
     layout: QueueLayout,
-    event_idx: bool,
+    pub(super) event_idx: bool,
     indirect: bool,
     /// The available index up to which chains were taken.
-    next_avail: u16,
+    pub(super) next_avail: u16,
     /// The used index up to which chains were given back.
-    next_used: u16,
+    pub(super) next_used: u16,
     /// One bit for each descriptor: whether it heads a chain that was taken and not given back.
-    taken: Vec<u64>,
+    pub(super) taken: Vec<u64>,
     /// Chains that were put back, or taken before the queue was saved, last one first: they come
     /// before those of the available ring.
-    again: Vec<u16>,
+    pub(super) again: Vec<u16>,
+    /// The queue as `virtio-queue` has it, which keeps count of what it owes an interrupt for.
+    #[cfg(feature = "virtio-queue")]
+    pub(super) lent: Option<virtio_queue::Queue>,
     /// Chains given back since the driver's wish for an interrupt was last looked at.
     added: u16,
     /// Whether a fence stands behind the last chain given back.
@@ -95,6 +98,8 @@ impl Virtqueue {
             next_used: 0,
             taken: vec![0; usize::from(layout.size()).div_ceil(64)],
             again: Vec::with_capacity(1),
+            #[cfg(feature = "virtio-queue")]
+            lent: None,
             added: 0,
             fenced: false,
             fault: None,
@@ -147,14 +152,14 @@ impl Virtqueue {
         self.fault
     }
 
-    fn is_taken(&self, head: u16) -> bool {
+    pub(super) fn is_taken(&self, head: u16) -> bool {
         let word = self.taken.get(usize::from(head / 64));
         word.is_some_and(|word| word & 1 << (head % 64) != 0)
     }
 
     /// Notes whether `head` is taken; returns whether that is a change.
     #[inline]
-    fn mark(&mut self, head: u16, taken: bool) -> bool {
+    pub(super) fn mark(&mut self, head: u16, taken: bool) -> bool {
         let Some(word) = self.taken.get_mut(usize::from(head / 64)) else {
             return false;
         };
@@ -424,7 +429,11 @@ impl Virtqueue {
 
     /// The head in the available ring at `index`.
     #[inline]
-    fn avail_entry<M: RingMemory>(&self, memory: &M, index: u16) -> Result<u16, RingFault> {
+    pub(super) fn avail_entry<M: RingMemory>(
+        &self,
+        memory: &M,
+        index: u16,
+    ) -> Result<u16, RingFault> {
         let (layout, size) = (&self.layout, self.size());
         // The size is a power of two, so this is the modulo, and no division by a guest's number.
         let entry = 4 + 2 * usize::from(index & (size - 1));
@@ -442,7 +451,7 @@ impl Virtqueue {
     }
 
     #[inline]
-    fn latching<T>(
+    pub(super) fn latching<T>(
         &mut self,
         operation: impl FnOnce(&mut Self) -> Result<T, RingFault>,
     ) -> Result<T, RingFault> {
