@@ -60,6 +60,12 @@ mod sealed {
             false
         }
 
+        /// Writes bytes of the used ring, if its place is known; says whether it was.
+        fn known_write(&self, offset: usize, bytes: &[u8]) -> bool {
+            let _ = (offset, bytes);
+            false
+        }
+
         /// Reads an object from a part, if its place is known.
         fn known_read<T: ByteValued>(&self, part: QueuePart, offset: usize) -> Option<T> {
             let _ = (part, offset);
@@ -156,6 +162,12 @@ impl<M: GuestMemory> sealed::Cache for Rings<'_, M> {
     }
 
     #[inline]
+    fn known_write(&self, offset: usize, bytes: &[u8]) -> bool {
+        let ring = self.used_ring.as_ref();
+        ring.is_some_and(|ring| ring.write_slice(bytes, offset).is_ok())
+    }
+
+    #[inline]
     fn known_read<T: ByteValued>(&self, part: QueuePart, offset: usize) -> Option<T> {
         Some(self.part(part)?.get_ref(offset).ok()?.load())
     }
@@ -237,6 +249,23 @@ fn look_up_and_store<M: GuestMemory, T: AtomicAccess>(
 ) -> Result<(), RingFault> {
     let store = memory.store(value, address(layout, QueuePart::UsedRing, offset)?, order);
     store.map_err(|_| RingFault::RingMemory)
+}
+
+/// Writes used elements that the driver does not look at yet.
+#[inline]
+pub(crate) fn store_used<R: RingMemory>(
+    rings: &R,
+    layout: &QueueLayout,
+    offset: usize,
+    elements: &[[u8; 8]],
+) -> Result<(), RingFault> {
+    let bytes = elements.as_flattened();
+    if rings.known_write(offset, bytes) {
+        return Ok(());
+    }
+    let addr = address(layout, QueuePart::UsedRing, offset)?;
+    let written = rings.memory().write_slice(bytes, addr);
+    written.map_err(|_| RingFault::RingMemory)
 }
 
 /// Reads descriptor `index` of the queue's own table, in one access.

@@ -9,10 +9,13 @@ use virtio_bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_N
 
 use super::chain::{Chain, Head};
 use super::layout::{QueueLayout, QueuePart};
-use super::memory::{RingMemory, load, store};
+use super::memory::{RingMemory, load, store, store_used};
 use crate::fault::RingFault;
 use crate::negotiation::{Features, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC};
 use crate::sync::{Ordering, fence};
+
+/// How many used elements of a group are written with one access.
+const USED_AT_ONCE: usize = 16;
 
 /// A live split virtqueue as its device sees it: takes chains, gives them back.
 ///
@@ -247,14 +250,74 @@ impl Virtqueue {
     ) -> Result<(), RingFault> {
         self.latching(|queue| {
             let before = queue.next_used;
-            for (head, len) in used {
-                queue.add_used(memory, head, len)?;
+            let mut used = used.into_iter();
+            loop {
+                let mut elements = [[0; 8]; USED_AT_ONCE];
+                let room = queue.room_before_wrap().min(USED_AT_ONCE);
+                let mut count = 0;
+                for (element, (head, len)) in elements.iter_mut().take(room).zip(&mut used) {
+                    *element = used_element(&head, len);
+                    count += 1;
+                }
+                if count == 0 {
+                    break;
+                }
+                queue.add_all_used(memory, elements.get(..count).unwrap_or_default())?;
             }
             if queue.next_used == before {
                 return Ok(());
             }
             queue.publish_used(memory)
         })
+    }
+
+    /// How many used elements follow each other in memory from the next one on.
+    fn room_before_wrap(&self) -> usize {
+        usize::from(self.size() - (self.next_used & (self.size() - 1)))
+    }
+
+    /// Writes used elements that follow each other in memory, as [`used_element`] makes them.
+    fn add_all_used<M: RingMemory>(
+        &mut self,
+        memory: &M,
+        elements: &[[u8; 8]],
+    ) -> Result<(), RingFault> {
+        // As a rule neighbours share a word of the bit map, which stays in a register meanwhile.
+        let (mut index, mut word) = (0, self.taken.first().copied().unwrap_or(0));
+        for &[low, high, ..] in elements {
+            let head = u16::from_le_bytes([low, high]);
+            let bit = 1 << (head % 64);
+            if usize::from(head / 64) != index {
+                self.put_word(index, word);
+                index = usize::from(head / 64);
+                word = self.taken.get(index).copied().unwrap_or(0);
+            }
+            if word & bit == 0 {
+                return Err(RingFault::HeadNotTaken(head));
+            }
+            word &= !bit;
+        }
+        self.put_word(index, word);
+        let offset = self.used_offset();
+        store_used(memory, &self.layout, offset, elements)?;
+        // There are at most `USED_AT_ONCE`.
+        let count = u16::try_from(elements.len()).unwrap_or(0);
+        self.next_used = self.next_used.wrapping_add(count);
+        self.added = self.added.saturating_add(count);
+        Ok(())
+    }
+
+    fn put_word(&mut self, index: usize, word: u64) {
+        if let Some(slot) = self.taken.get_mut(index) {
+            *slot = word;
+        }
+    }
+
+    /// Where the next used element is in the used ring.
+    #[inline]
+    fn used_offset(&self) -> usize {
+        // The size is a power of two, so this is the modulo.
+        4 + 8 * usize::from(self.next_used & (self.size() - 1))
     }
 
     /// Writes the next used element, which the driver does not see before the index covers it.
@@ -268,13 +331,11 @@ impl Virtqueue {
         if !self.mark(head.0, false) {
             return Err(RingFault::HeadNotTaken(head.0));
         }
-        let (layout, next) = (&self.layout, self.next_used);
-        // The size is a power of two, so this is the modulo.
-        let element = 4 + 8 * usize::from(next & (layout.size() - 1));
+        let (layout, element) = (&self.layout, self.used_offset());
         let id = u32::from(head.0).to_le();
         store(memory, layout, element, id, Ordering::Relaxed)?;
         store(memory, layout, element + 4, len.to_le(), Ordering::Relaxed)?;
-        self.next_used = next.wrapping_add(1);
+        self.next_used = self.next_used.wrapping_add(1);
         self.added = self.added.saturating_add(1);
         Ok(())
     }
@@ -464,6 +525,11 @@ impl Virtqueue {
         }
         result
     }
+}
+
+/// An element of the used ring as it is in memory (section 2.7.8).
+fn used_element(head: &Head, len: u32) -> [u8; 8] {
+    (u64::from(head.0) | u64::from(len) << 32).to_le_bytes()
 }
 
 impl fmt::Debug for Virtqueue {
