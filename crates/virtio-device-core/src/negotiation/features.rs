@@ -265,8 +265,8 @@ impl Negotiation {
     #[must_use]
     pub fn new(device_type: u32, features: Features) -> Self {
         let rules = FeatureRule::of(device_type);
-        let mut offered =
-            features - Features::of(&[VIRTIO_F_RING_PACKED]) | Features::of(&[VIRTIO_F_VERSION_1]);
+        let mut offered = (features - Features::of(&[VIRTIO_F_RING_PACKED]))
+            | Features::of(&[VIRTIO_F_VERSION_1]);
         // Leaving one out may break the rule of another; each round leaves out at least one.
         while let Some(rule) = rules.iter().find(|rule| rule.broken_by(offered)) {
             offered = offered - Features::of(&[rule.feature]);

@@ -433,6 +433,7 @@ impl Virtqueue {
             if queue.event_idx {
                 return Ok(());
             }
+            #[expect(clippy::cast_possible_truncation, reason = "a flag of 16 bits")]
             const NO_NOTIFY: u16 = VRING_USED_F_NO_NOTIFY as u16;
             store(
                 memory,
