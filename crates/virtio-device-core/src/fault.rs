@@ -1,9 +1,14 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! What a driver can break: a ring for good, or one request.
+//! What can go wrong: a ring or a request that the driver has spoiled, a device that cannot start or
+//! cannot go on.
 
+use std::error::Error;
 use std::fmt;
+use std::io;
+
+use thiserror::Error;
 
 /// How a driver has broken a ring. The queue cannot be trusted from then on: it latches the fault,
 /// and the device must ask for a reset.
@@ -81,7 +86,7 @@ impl fmt::Display for RingFault {
     }
 }
 
-impl std::error::Error for RingFault {}
+impl Error for RingFault {}
 
 /// A request that cannot be served although the ring is sound: give the chain back with length 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,4 +114,50 @@ impl fmt::Display for BadRequest {
     }
 }
 
-impl std::error::Error for BadRequest {}
+impl Error for BadRequest {}
+
+/// Why a device could not be activated.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ActivateError {
+    /// The device cannot work without a queue that the driver has left disabled.
+    #[error("queue {0} is needed and not enabled")]
+    QueueMissing(u16),
+    /// The device is active already.
+    #[error("device is active already")]
+    AlreadyActive,
+    /// A worker could not be started.
+    #[error("worker could not be started")]
+    Worker(#[from] io::Error),
+    /// The device has a reason of its own.
+    #[error("device could not be started")]
+    Device(#[source] Box<dyn Error + Send + Sync>),
+}
+
+impl ActivateError {
+    /// A reason of the device's own: an error of any type, or a text.
+    pub fn device(reason: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Device(reason.into())
+    }
+}
+
+/// Why a device cannot go on.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum DeviceFault {
+    /// The driver has broken a ring.
+    #[error("driver broke the ring")]
+    Ring(#[from] RingFault),
+    /// The device's backend does not work any more.
+    #[error("device backend failed")]
+    Backend(#[source] io::Error),
+    /// The device could not be activated.
+    #[error("device could not be activated")]
+    Activation(#[from] ActivateError),
+    /// The loop that drives the device's worker does not work any more.
+    #[error("worker's loop failed")]
+    Loop(#[source] io::Error),
+    /// The device's handler panicked.
+    #[error("device panicked")]
+    Panicked,
+}

@@ -7,10 +7,9 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::fault::BadRequest;
+use crate::fault::{BadRequest, DeviceFault};
 use crate::negotiation::{DeviceStatus, FeatureError, Features};
 use crate::queue::QueueSetupError;
-use crate::worker::DeviceFault;
 
 /// Something that a VMM may want to know about a device or its driver.
 ///

@@ -8,9 +8,8 @@ use std::io::{Read, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use virtio_device_core::{
-    ActivateError, Activation, ActiveQueue, BadRequest, Chain, DeviceFault, Executor, Features,
-    InterruptHandle, Progress, QueueHandler, QueueLease, RingFault, RunningWorker,
-    VIRTIO_F_RING_RESET, VirtioDevice, Virtqueue, Worker,
+    ActivateError, Activation, ActiveQueue, BadRequest, Chain, Context, DeviceFault, Executor,
+    Progress, QueueHandler, RingFault, VirtioDevice, Virtqueue, Worker,
 };
 use vm_memory::{GuestAddressSpace, GuestMemory};
 
@@ -32,44 +31,19 @@ const UNSUPPORTED: u8 = 2;
 type Disk = Arc<Mutex<Vec<u8>>>;
 
 /// The half of the device that vCPUs talk to.
-pub struct RamDisk<M, E> {
+pub struct RamDisk<E> {
     disk: Disk,
     executor: E,
-    running: Option<Box<dyn RunningWorker>>,
-    /// What it takes to start again with a queue that was reset.
-    live: Option<(M, InterruptHandle)>,
 }
 
-impl<M, E: Executor> RamDisk<M, E>
-where
-    M: GuestAddressSpace + Send + 'static,
-{
+impl<E: Executor> RamDisk<E> {
     /// Makes a disk of the whole sectors of `disk`.
-    pub fn new(disk: Disk, executor: E) -> Self {
-        Self {
-            disk,
-            executor,
-            running: None,
-            live: None,
-        }
-    }
-
-    fn start(&mut self, queue: ActiveQueue) -> Result<(), ActivateError> {
-        let (memory, interrupt) = self.live.clone().ok_or(ActivateError::AlreadyActive)?;
-        let handler = Requests {
-            memory,
-            queue: queue.queue.clone(),
-            interrupt: interrupt.clone(),
-            disk: self.disk.clone(),
-            chain: Chain::with_capacity(QUEUE_SIZE),
-        };
-        let worker = Worker::new(Box::new(handler), vec![queue], interrupt);
-        self.running = Some(self.executor.start(worker).map_err(ActivateError::Worker)?);
-        Ok(())
+    pub const fn new(disk: Disk, executor: E) -> Self {
+        Self { disk, executor }
     }
 }
 
-impl<M, E: Executor> VirtioDevice<M> for RamDisk<M, E>
+impl<M, E: Executor> VirtioDevice<M> for RamDisk<E>
 where
     M: GuestAddressSpace + Clone + Send + 'static,
 {
@@ -79,10 +53,6 @@ where
 
     fn queue_max_sizes(&self) -> &[u16] {
         &[QUEUE_SIZE]
-    }
-
-    fn features(&self) -> Features {
-        Features::QUEUE | Features::of(&[VIRTIO_F_RING_RESET])
     }
 
     /// The configuration space has one field: the number of sectors.
@@ -100,43 +70,27 @@ where
     }
 
     fn activate(&mut self, activation: Activation<M>) -> Result<(), ActivateError> {
-        let Activation {
-            memory,
-            queues,
-            interrupt,
-            ..
-        } = activation;
-        let queue = queues.into_iter().next();
-        self.live = Some((memory, interrupt));
-        self.start(queue.ok_or(ActivateError::QueueMissing(0))?)
-    }
-
-    /// The worker of the old queue has nothing left to do; a new one takes its place.
-    fn restart_queue(&mut self, queue: ActiveQueue) -> Result<(), ActivateError> {
-        self.running = None;
-        self.start(queue)
-    }
-
-    fn reset(&mut self) {
-        self.running = None; // dropping it stops it
-        self.live = None;
+        activation.queue(0)?;
+        let handler = Requests {
+            memory: activation.memory,
+            disk: self.disk.clone(),
+            chain: Chain::with_capacity(QUEUE_SIZE),
+        };
+        let worker = Worker::new(handler, activation.queues, activation.interrupt);
+        Ok(self.executor.start(worker)?)
     }
 }
 
 /// Says nothing of what is on the disk.
-impl<M, E> fmt::Debug for RamDisk<M, E> {
+impl<E> fmt::Debug for RamDisk<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RamDisk")
-            .field("running", &self.running.is_some())
-            .finish_non_exhaustive()
+        f.debug_struct("RamDisk").finish_non_exhaustive()
     }
 }
 
 /// The half of the device that serves the queue.
 struct Requests<M> {
     memory: M,
-    queue: QueueLease,
-    interrupt: InterruptHandle,
     disk: Disk,
     chain: Chain,
 }
@@ -144,11 +98,15 @@ struct Requests<M> {
 impl<M: GuestAddressSpace + Send> QueueHandler for Requests<M> {
     /// Memory is as quick as it gets, so requests are served under the queue's lock. A device that
     /// has to wait for a backend does that between two looks at the queue.
-    fn process(&mut self, index: u16) -> Result<Progress, DeviceFault> {
+    fn process(&mut self, queue: u16, cx: &mut Context<'_>) -> Result<Progress, DeviceFault> {
         let memory = self.memory.memory();
-        let lease = self.queue.clone();
-        let served = lease.with(|queue| self.batch(queue, &*memory, index));
-        // Once the queue has been taken back there is nothing to do.
+        let Some(active) = cx.queue(queue) else {
+            return Ok(Progress::Idle);
+        };
+        let served = active
+            .lease
+            .with(|queue| self.batch(queue, &*memory, active, cx));
+        // While the device is paused, and once the queue has been taken back, there is nothing to do.
         Ok(served.unwrap_or(Ok(Progress::Idle))?)
     }
 }
@@ -158,14 +116,15 @@ impl<M> Requests<M> {
         &mut self,
         queue: &mut Virtqueue,
         memory: &impl GuestMemory,
-        index: u16,
+        active: &ActiveQueue,
+        cx: &Context<'_>,
     ) -> Result<Progress, RingFault> {
         let mut progress = Progress::More;
         queue.disable_notification(memory)?;
         for _ in 0..QUEUE_SIZE {
             if let Some(head) = queue.take(memory, &mut self.chain)? {
                 let len = self.serve(memory).unwrap_or_else(|error| {
-                    self.interrupt.bad_request(index, error);
+                    cx.interrupt().bad_request(active.index, error);
                     0
                 });
                 queue.complete(memory, head, len)?;
@@ -175,7 +134,7 @@ impl<M> Requests<M> {
             }
         }
         if queue.needs_interrupt(memory)? {
-            self.interrupt.used_buffers(index);
+            active.interrupt.trigger();
         }
         Ok(progress)
     }

@@ -43,6 +43,10 @@ impl Features {
     /// `VIRTIO_F_INDIRECT_DESC`.
     pub const QUEUE: Self = Self::of(&[VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC]);
 
+    /// The bits that device types give a meaning to: 0 to 23, and 50 to 127. Those between belong to
+    /// queues and transports.
+    pub const DEVICE_TYPE: Self = Self(!(((1 << 26) - 1) << 24));
+
     /// The set of the bits with these numbers.
     ///
     /// # Panics

@@ -14,7 +14,7 @@ mod virtqueue;
 
 pub use chain::{Buffer, Chain, Head};
 pub use layout::{MAX_QUEUE_SIZE, QueueLayout, QueuePart, QueueSetup, QueueSetupError};
-pub use lease::QueueLease;
+pub use lease::{DeviceLease, InFlight, Lease, Lent, QueueLease, Unavailable};
 #[cfg(loom)]
 pub use memory::RingCache;
 pub use memory::{RingMemory, Rings};
