@@ -53,6 +53,7 @@ pub use discovery::AcpiDevice;
 #[cfg(feature = "fdt")]
 pub use discovery::Trigger;
 pub use discovery::{Location, LocationError};
+pub use lifecycle::StillBusy;
 pub use register::{CONFIG, INT_CONFIG, INT_VRING, QUEUE_NOTIFY, REGION_SIZE};
 pub use state::{QueueState, RestoreError, STATE_VERSION, SaveError, TransportState};
 pub use transport::MmioTransport;

@@ -8,10 +8,6 @@ use virtio_device_core::{
 };
 use vm_memory::GuestAddressSpace;
 
-/// Features that a device must not have behind this transport: `VIRTIO_F_SR_IOV`,
-/// `VIRTIO_F_NOTIF_CONFIG_DATA` and `VIRTIO_F_ADMIN_VQ` (sections 4.2.4 and 6).
-const NOT_OVER_MMIO: Features = Features::of(&[37, 39, 41]);
-
 #[derive(Debug)]
 pub(crate) struct Registers {
     pub(crate) status: DeviceStatus,
@@ -35,14 +31,20 @@ pub(crate) struct QueueRegisters {
 
 impl Registers {
     /// The registers of `device` after reset.
-    pub(crate) fn new<M: GuestAddressSpace>(device: &impl VirtioDevice<M>) -> Self {
+    ///
+    /// They offer what the device has of its own, and `offered` as far as its queues have it.
+    pub(crate) fn new<M: GuestAddressSpace>(
+        device: &impl VirtioDevice<M>,
+        offered: Features,
+    ) -> Self {
         let queue = |&max_size| QueueRegisters {
             max_size,
             setup: QueueSetup::default(),
             ready: None,
             reset: false,
         };
-        let features = device.features() - NOT_OVER_MMIO;
+        let offered = offered - (Features::QUEUE - device.queue_features());
+        let features = device.features() & Features::DEVICE_TYPE | offered;
         Self {
             status: DeviceStatus::RESET,
             features: Negotiation::new(device.device_type(), features),
