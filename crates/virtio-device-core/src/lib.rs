@@ -142,8 +142,8 @@ pub use queue::{
 pub use session::{Session, SessionQueue};
 pub use state::{DeviceState, DeviceStateError, MAX_DEVICE_STATE};
 pub use worker::{
-    Context, Executor, Interest, LoopHandle, Progress, QueueHandler, Readiness, Worker, WorkerLoop,
-    WorkerPool, WorkerThread,
+    Context, Executor, Interest, LoopHandle, Progress, QueueHandler, Readiness, StepLoop, Worker,
+    WorkerLoop, WorkerPool, WorkerThread,
 };
 #[cfg(loom)]
 pub use {queue::RingCache, sync::eventfd_edge};

@@ -68,7 +68,7 @@ pub struct LoopHandle {
 }
 
 /// What reaches the loop from other threads.
-struct Mailbox {
+pub(crate) struct Mailbox {
     new: Mutex<Vec<Worker>>,
     stop: AtomicBool,
     /// Wakes the loop: there are new workers, some have ended, or a pause is over.
@@ -76,6 +76,23 @@ struct Mailbox {
 }
 
 impl Mailbox {
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self {
+            new: Mutex::new(Vec::with_capacity(8)),
+            stop: AtomicBool::new(false),
+            wake: Arc::new(EventFd::new(EFD_NONBLOCK)?),
+        })
+    }
+
+    pub(crate) fn take_new(&self) -> Vec<Worker> {
+        std::mem::take(&mut *self.new_workers())
+    }
+
+    /// Takes note of a wake-up; returns whether there was one.
+    pub(crate) fn clear(&self) -> bool {
+        self.wake.read().is_ok()
+    }
+
     fn new_workers(&self) -> MutexGuard<'_, Vec<Worker>> {
         self.new.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -90,8 +107,9 @@ impl LoopParts {
     pub(crate) fn new() -> io::Result<Self> {
         let epoll = Epoll::new()?;
         let timer = TimerFd::new()?;
-        let wake = Arc::new(EventFd::new(EFD_NONBLOCK)?);
-        for (fd, data) in [(wake.as_raw_fd(), MAILBOX), (timer.as_raw_fd(), TIMER)] {
+        let mailbox = Arc::new(Mailbox::new()?);
+        let wake = mailbox.wake.as_raw_fd();
+        for (fd, data) in [(wake, MAILBOX), (timer.as_raw_fd(), TIMER)] {
             epoll.ctl(
                 ControlOperation::Add,
                 fd,
@@ -101,18 +119,12 @@ impl LoopParts {
         Ok(Self {
             epoll,
             timer,
-            mailbox: Arc::new(Mailbox {
-                new: Mutex::new(Vec::with_capacity(8)),
-                stop: AtomicBool::new(false),
-                wake,
-            }),
+            mailbox,
         })
     }
 
     pub(crate) fn handle(&self) -> LoopHandle {
-        LoopHandle {
-            mailbox: self.mailbox.clone(),
-        }
+        LoopHandle::new(self.mailbox.clone())
     }
 }
 
@@ -183,7 +195,7 @@ impl WorkerLoop {
         for event in events.iter().take(count) {
             match event.data() {
                 MAILBOX => {
-                    let _ = self.parts.mailbox.wake.read();
+                    self.parts.mailbox.clear();
                     (come_round, start_new) = (true, true);
                 }
                 TIMER => {
@@ -213,12 +225,11 @@ impl WorkerLoop {
     }
 
     fn start_new(&mut self) {
-        let mut new = std::mem::take(&mut *self.parts.mailbox.new_workers());
-        for worker in new.drain(..) {
+        for worker in self.parts.mailbox.take_new() {
             // A key is not used again before 4 billion others were.
             self.next_key = self.next_key.checked_add(1).unwrap_or(FIRST_KEY + 1);
             let poller = Poller {
-                epoll: &self.parts.epoll,
+                epoll: Some(&self.parts.epoll),
                 key: self.next_key,
             };
             self.workers.extend(Running::start(worker, &poller));
@@ -256,7 +267,7 @@ impl WorkerLoop {
             return Life::GoesOn;
         };
         let poller = Poller {
-            epoll: &self.parts.epoll,
+            epoll: Some(&self.parts.epoll),
             key: worker.key(),
         };
         let life = call(worker, &poller);
@@ -322,7 +333,12 @@ impl Drop for WorkerLoop {
 }
 
 impl LoopHandle {
-    /// Has [`WorkerLoop::run`] return as soon as no handler is being called.
+    pub(crate) const fn new(mailbox: Arc<Mailbox>) -> Self {
+        Self { mailbox }
+    }
+
+    /// Has [`WorkerLoop::run`] return as soon as no handler is being called, and refuses further
+    /// workers.
     pub fn stop(&self) {
         self.mailbox.stop.store(true, Ordering::Release);
         self.mailbox.wake();

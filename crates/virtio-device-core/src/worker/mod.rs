@@ -11,6 +11,7 @@ mod event_loop;
 mod handler;
 mod running;
 mod sources;
+mod steps;
 mod thread;
 
 use std::fmt;
@@ -24,6 +25,7 @@ use crate::interrupt::InterruptHandle;
 pub use event_loop::{LoopHandle, WorkerLoop};
 pub use handler::{Context, Progress, QueueHandler};
 pub use sources::{Interest, Readiness};
+pub use steps::StepLoop;
 pub use thread::{WorkerPool, WorkerThread};
 
 /// Makes the handler, on the thread that is going to call it.

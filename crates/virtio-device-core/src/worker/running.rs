@@ -142,6 +142,18 @@ impl Running {
         self.key
     }
 
+    pub(crate) fn queues(&self) -> &[ActiveQueue] {
+        &self.queues
+    }
+
+    /// Has every wait be over; returns whether there is any.
+    pub(crate) fn expire_all(&mut self) -> bool {
+        self.again
+            .iter_mut()
+            .for_each(|again| again.at = When::Soon);
+        !self.again.is_empty()
+    }
+
     /// Whether the activation has ended, so that there is nothing left to do.
     pub(crate) fn has_ended(&self) -> bool {
         self.interrupt.has_ended()

@@ -50,7 +50,8 @@ impl Readiness {
 
 /// A worker's part of its loop's epoll instance.
 pub(crate) struct Poller<'a> {
-    pub(crate) epoll: &'a Epoll,
+    /// None in a loop that does not wait.
+    pub(crate) epoll: Option<&'a Epoll>,
     /// The upper half of what its events carry.
     pub(crate) key: u32,
 }
@@ -59,13 +60,19 @@ impl Poller<'_> {
     pub(crate) fn add(&self, fd: RawFd, events: EventSet, reason: Reason) -> io::Result<()> {
         let data = u64::from(self.key) << 32 | u64::from(reason.to_bits());
         let event = EpollEvent::new(events, data);
-        self.epoll.ctl(ControlOperation::Add, fd, event)
+        match (self.epoll, reason) {
+            (Some(epoll), _) => epoll.ctl(ControlOperation::Add, fd, event),
+            // It looks at every queue anyway.
+            (None, Reason::Queue(_)) => Ok(()),
+            (None, Reason::Source(_)) => Err(io::ErrorKind::Unsupported.into()),
+        }
     }
 
     /// An error means that it is not waited for: just what is wanted.
     pub(crate) fn remove(&self, fd: RawFd) {
-        let nothing = EpollEvent::default();
-        let _ = self.epoll.ctl(ControlOperation::Delete, fd, nothing);
+        if let Some(epoll) = self.epoll {
+            let _ = epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default());
+        }
     }
 }
 
