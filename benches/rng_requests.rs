@@ -22,7 +22,7 @@ use std::io::{self, Read};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
-use virtio_device_core::test_utils::{DriverQueue, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
+use virtio_conformance::{DriverQueue, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
 use virtio_device_core::{
     Activation, ActiveQueue, DeviceFault, Executor, Features, Interrupt, InterruptHandle, Progress,
     QueueHandler, QueueLayout, QueueLease, QueueSetup, RunningWorker, VirtioDevice, Virtqueue,

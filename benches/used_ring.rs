@@ -12,7 +12,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use virtio_device_core::test_utils::DriverQueue;
+use virtio_conformance::DriverQueue;
 use virtio_device_core::{Chain, Features, Head, QueueLayout, QueueSetup, Rings, Virtqueue};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_devices_benches::{Case, Report, Results, Table, interleave, pin, raise_priority};

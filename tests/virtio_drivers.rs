@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 use bus::MmioBus;
 use driver::{BusTransport, GuestHal, MEMORY, allocate};
+use virtio_conformance::DriverQueue;
 use virtio_device_core::WorkerThread;
-use virtio_device_core::test_utils::DriverQueue;
 use virtio_drivers::PAGE_SIZE;
 use virtio_drivers::device::rng::VirtIORng;
 use virtio_drivers::transport::InterruptStatus;

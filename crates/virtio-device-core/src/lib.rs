@@ -10,8 +10,8 @@
 //! * [`Chain`] is a request: a descriptor chain, walked strictly.
 //!
 //! A device is two objects: one that is configured and activated from vCPU threads, and a
-//! [`QueueHandler`] that is made at activation and works where the VMM's [`Executor`] says. The
-//! [`guide`] has a whole block device; this one fills every request with the letter `x`:
+//! [`QueueHandler`] that is made at activation and works where the VMM's [`Executor`] says. A whole
+//! block device is in `virtio_conformance::ramdisk`; this one fills every request with the letter `x`:
 //!
 //! ```
 //! use virtio_device_core::{
@@ -103,14 +103,8 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-// The example of a device names this crate as any other would.
-#[cfg(feature = "test-utils")]
-extern crate self as virtio_device_core;
-
 mod device;
 mod fault;
-#[cfg(any(doc, doctest))]
-pub mod guide;
 mod interrupt;
 mod negotiation;
 mod observer;
@@ -118,8 +112,6 @@ mod queue;
 mod session;
 mod state;
 mod sync;
-#[cfg(feature = "test-utils")]
-pub mod test_utils;
 mod worker;
 
 pub use device::{Activation, ActiveQueue, SharedMemoryRegion, VirtioDevice};

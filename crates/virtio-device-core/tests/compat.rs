@@ -5,7 +5,7 @@
 #![cfg(feature = "virtio-queue")]
 #![expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
 
-use virtio_device_core::test_utils::DriverQueue;
+use virtio_conformance::DriverQueue;
 use virtio_device_core::{Chain, Features, RingFault, Virtqueue};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};

@@ -6,7 +6,7 @@
 
 use std::sync::Mutex;
 
-use virtio_device_core::test_utils::{DriverQueue, VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT};
+use virtio_conformance::{DriverQueue, VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT};
 use virtio_device_core::{
     Chain, Features, QueueLayout, QueueSetup, VIRTIO_F_INDIRECT_DESC, Virtqueue,
 };

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use loom::thread;
-use virtio_device_core::test_utils::DriverQueue;
+use virtio_conformance::DriverQueue;
 use virtio_device_core::{
     DeviceFault, Features, Interrupt, InterruptHandle, QueueLease, Virtqueue,
 };

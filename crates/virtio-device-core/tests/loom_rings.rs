@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use loom::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 use loom::thread;
-use virtio_device_core::test_utils::{DriverQueue, VIRTQ_DESC_F_WRITE};
+use virtio_conformance::{DriverQueue, VIRTQ_DESC_F_WRITE};
 use virtio_device_core::{
     Chain, Features, QueuePart, RingCache, RingMemory, VIRTIO_F_EVENT_IDX, Virtqueue,
 };

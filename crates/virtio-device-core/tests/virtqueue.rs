@@ -6,7 +6,7 @@
 
 use std::io::{Read, Write};
 
-use virtio_device_core::test_utils::{
+use virtio_conformance::{
     DriverQueue, VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE,
 };
 use virtio_device_core::{

@@ -44,8 +44,6 @@ mod register;
 mod registers;
 mod state;
 mod sync;
-#[cfg(feature = "test-utils")]
-pub mod test_utils;
 mod transport;
 
 #[cfg(feature = "acpi")]

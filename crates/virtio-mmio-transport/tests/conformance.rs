@@ -9,11 +9,11 @@ use std::fmt;
 use std::io::{self, Read};
 use std::sync::{Arc, Mutex};
 
-use virtio_device_core::test_utils::conformance::{HeapGrowth, Memory, Parts, Request, Suite};
-use virtio_device_core::test_utils::ramdisk::RamDisk;
+use virtio_conformance::MmioPort;
+use virtio_conformance::ramdisk::RamDisk;
+use virtio_conformance::{HeapGrowth, Memory, Parts, Request, Suite};
 use virtio_device_core::{Executor, VirtioDevice, WorkerThread};
 use virtio_mmio_transport::MmioTransport;
-use virtio_mmio_transport::test_utils::RegisterPort;
 use virtio_rng_device::Rng;
 
 const SECRET: &[u8] = b"what only the host may know";

@@ -10,15 +10,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bus::{AccessError, MmioBus};
-use virtio_device_core::test_utils::conformance::{CountingLine, Port};
-use virtio_device_core::test_utils::ramdisk::RamDisk;
-use virtio_device_core::test_utils::{
+use virtio_conformance::MmioPort;
+use virtio_conformance::ramdisk::RamDisk;
+use virtio_conformance::{CountingLine, Port};
+use virtio_conformance::{
     DriverQueue, StepExecutor, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE, WatchedMemory,
 };
 use virtio_device_core::{
     EventCounters, Features, VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1, VirtioDevice,
 };
-use virtio_mmio_transport::test_utils::RegisterPort;
 use virtio_mmio_transport::{MmioTransport, REGION_SIZE, TransportState};
 use virtio_rng_device::Rng;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};

@@ -10,12 +10,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use virtio_device_core::test_utils::DriverQueue;
-use virtio_device_core::test_utils::conformance::Port;
-use virtio_device_core::test_utils::ramdisk::RamDisk;
+use virtio_conformance::DriverQueue;
+use virtio_conformance::MmioPort;
+use virtio_conformance::Port;
+use virtio_conformance::ramdisk::RamDisk;
 use virtio_device_core::{EventCounters, WorkerThread};
 use virtio_mmio_transport::MmioTransport;
-use virtio_mmio_transport::test_utils::RegisterPort;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 fn open() -> usize {

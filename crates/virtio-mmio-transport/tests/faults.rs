@@ -18,13 +18,13 @@ use std::time::{Duration, Instant};
 
 use bus::BusDevice;
 use support::{CONFIG, Fixture, Memory, Probe, TestDevice};
-use virtio_device_core::test_utils::{DriverQueue, VIRTQ_DESC_F_NEXT};
+use virtio_conformance::MmioPort;
+use virtio_conformance::{DriverQueue, VIRTQ_DESC_F_NEXT};
 use virtio_device_core::{
     ActivateError, Activation, Chain, DeviceFault, EventCounters, Executor, Features,
     InterruptHandle, Progress, QueueHandler, QueueLease, RunningWorker, VirtioDevice, Worker,
     WorkerThread,
 };
-use virtio_mmio_transport::test_utils::RegisterPort;
 use virtio_mmio_transport::{INT_CONFIG, INT_VRING, MmioTransport};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};

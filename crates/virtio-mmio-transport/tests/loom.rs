@@ -15,7 +15,7 @@ use bus::BusDevice;
 use loom::sync::Mutex;
 use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use loom::thread;
-use virtio_device_core::test_utils::DriverQueue;
+use virtio_conformance::DriverQueue;
 use virtio_device_core::{
     ActivateError, Activation, ActiveQueue, DeviceFault, Features, InterruptHandle, InterruptLine,
     LevelLine, Progress, QueueHandler, QueueLease, VIRTIO_F_RING_RESET, VirtioDevice, Worker,

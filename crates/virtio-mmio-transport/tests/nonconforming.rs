@@ -6,14 +6,14 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use virtio_device_core::test_utils::StepExecutor;
-use virtio_device_core::test_utils::conformance::{HeapGrowth, Memory, Request, Suite};
+use virtio_conformance::MmioPort;
+use virtio_conformance::StepExecutor;
+use virtio_conformance::{HeapGrowth, Memory, Request, Suite};
 use virtio_device_core::{
     ActivateError, Activation, Chain, DeviceFault, Executor, Features, InterruptHandle, Progress,
     QueueHandler, QueueLease, RingFault, RunningWorker, VirtioDevice, Virtqueue, Worker,
 };
 use virtio_mmio_transport::MmioTransport;
-use virtio_mmio_transport::test_utils::RegisterPort;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemory};
 
 const SECRET: &[u8] = b"not for the guest";

@@ -12,7 +12,7 @@ mod support;
 
 use bus::BusDevice;
 use support::{Fixture, Probe};
-use virtio_device_core::test_utils::DriverQueue;
+use virtio_conformance::DriverQueue;
 use virtio_device_core::{
     Chain, DeviceFault, FeatureError, Features, QueueProgress, QueueSetupError, RingFault,
     VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1,

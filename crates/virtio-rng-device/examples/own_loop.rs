@@ -11,7 +11,7 @@ use std::error::Error;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use virtio_device_core::test_utils::DriverQueue;
+use virtio_conformance::DriverQueue;
 use virtio_device_core::{
     Activation, ActiveQueue, Executor, Features, Interrupt, InterruptHandle, QueueLease,
     RunningWorker, VirtioDevice, Virtqueue, Worker,

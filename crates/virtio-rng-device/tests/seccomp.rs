@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
-use virtio_device_core::test_utils::DriverQueue;
+use virtio_conformance::DriverQueue;
 use virtio_device_core::{
     Activation, ActiveQueue, Features, Interrupt, InterruptHandle, QueueLease, VirtioDevice,
     Virtqueue, WorkerThread,

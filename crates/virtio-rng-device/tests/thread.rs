@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use virtio_device_core::test_utils::DriverQueue;
+use virtio_conformance::DriverQueue;
 use virtio_device_core::{
     Activation, ActiveQueue, Features, Interrupt, InterruptHandle, QueueLease, VirtioDevice,
     Virtqueue, WorkerThread,

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bus::BusDevice;
-use virtio_device_core::test_utils::DriverQueue;
+use virtio_conformance::DriverQueue;
 use virtio_device_core::{
     ActivateError, Activation, ActiveQueue, EventCounters, EventCounts, Features,
     SharedMemoryRegion, VIRTIO_F_EVENT_IDX, VirtioDevice,

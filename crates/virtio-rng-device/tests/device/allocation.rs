@@ -5,7 +5,7 @@
 
 use crate::support::{BUFFER, Fixture, Memory, RAM, counter, memory};
 use allocation_counter::measure;
-use virtio_device_core::test_utils::{VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
+use virtio_conformance::{VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
 use virtio_device_core::{Features, VIRTIO_F_INDIRECT_DESC};
 use virtio_rng_device::{QUEUE_SIZE, RateLimit, RngCounters};
 

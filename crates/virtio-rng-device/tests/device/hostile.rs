@@ -7,9 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use proptest::prelude::*;
-use virtio_device_core::test_utils::{
-    VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE,
-};
+use virtio_conformance::{VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
 use virtio_device_core::{Features, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC};
 use virtio_rng_device::{QUEUE_SIZE, RngCounters};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};

@@ -8,9 +8,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use virtio_device_core::test_utils::{
-    DriverQueue, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE, WatchedMemory,
-};
+use virtio_conformance::{DriverQueue, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE, WatchedMemory};
 use virtio_device_core::{
     Activation, ActiveQueue, Features, Interrupt, InterruptHandle, QueueLease, VIRTIO_F_EVENT_IDX,
     VirtioDevice, Virtqueue,

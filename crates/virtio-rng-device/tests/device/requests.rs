@@ -10,7 +10,7 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use virtio_device_core::test_utils::{DriverQueue, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
+use virtio_conformance::{DriverQueue, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
 use virtio_device_core::{ActivateError, Activation, Features, QueueLease, VirtioDevice};
 use virtio_rng_device::{KernelEntropy, MAX_REQUEST, QUEUE_SIZE, Rng};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};

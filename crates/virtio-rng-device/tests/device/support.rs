@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use virtio_device_core::test_utils::DriverQueue;
+use virtio_conformance::DriverQueue;
 use virtio_device_core::{
     Activation, ActiveQueue, Executor, Features, Interrupt, InterruptHandle, QueueLease,
     RunningWorker, VirtioDevice, Virtqueue, Worker,

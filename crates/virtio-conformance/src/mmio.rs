@@ -1,13 +1,16 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! For tests: a driver's hands on the registers, and what every register does at every width.
+//! A driver's hands on the registers of virtio-mmio (VIRTIO 1.3, section 4.2.2), whoever shows them.
 
-use bus::{AccessError, BusDevice};
+use std::fmt;
+
 use virtio_device_core::QueueSetup;
-use virtio_device_core::test_utils::conformance::Port;
 
-use crate::register::{CONFIG, Register};
+use crate::port::Port;
+
+/// Offset of the device's configuration space.
+const CONFIG: u64 = 0x100;
 
 /// Offsets of the registers that are read, and not only written.
 pub const READABLE: [u64; 15] = [
@@ -15,27 +18,54 @@ pub const READABLE: [u64; 15] = [
     0x0c0, 0x0fc,
 ];
 
-/// Drives the registers of a transport, or of whatever else answers like one.
-#[derive(Debug)]
-pub struct RegisterPort<T> {
-    transport: T,
+/// Offsets of the registers that are only written.
+const WRITE_ONLY: [u64; 13] = [
+    0x014, 0x020, 0x024, 0x030, 0x038, 0x050, 0x064, 0x080, 0x084, 0x090, 0x094, 0x0a0, 0x0a4,
+];
+
+/// `SHMSel`, which is only written as well, and has an effect on registers that are read.
+const SHM_SEL: u64 = 0x0ac;
+
+/// The virtio-mmio registers of `T`, reached by two functions that read and write at an offset.
+///
+/// ```
+/// use virtio_conformance::MmioPort;
+///
+/// /// Whatever a VMM calls its transport.
+/// struct Registers([u8; 0x200]);
+///
+/// let mut port = MmioPort::new(
+///     Registers([0; 0x200]),
+///     |it, offset, data| data.copy_from_slice(&it.0[offset as usize..][..data.len()]),
+///     |it, offset, data| it.0[offset as usize..][..data.len()].copy_from_slice(data),
+/// );
+/// port.set(0x30, 7);
+/// assert_eq!(port.get(0x30), 7);
+/// ```
+#[derive(Clone)]
+pub struct MmioPort<T> {
+    device: T,
+    read: fn(&mut T, u64, &mut [u8]),
+    write: fn(&mut T, u64, &[u8]),
+    visible: fn(&T) -> String,
     /// The statuses in which the widths were checked.
     checked: Vec<u32>,
-    visible: fn(&T) -> String,
 }
 
-#[expect(
-    clippy::unwrap_used,
-    clippy::missing_panics_doc,
-    reason = "a transport takes every access"
-)]
-impl<T: BusDevice> RegisterPort<T> {
-    /// Drives `transport`.
-    pub const fn new(transport: T) -> Self {
+#[expect(clippy::unwrap_used, reason = "a transport takes every access")]
+impl<T> MmioPort<T> {
+    /// Drives `device`, through `read` and `write` at an offset from its first register.
+    pub const fn new(
+        device: T,
+        read: fn(&mut T, u64, &mut [u8]),
+        write: fn(&mut T, u64, &[u8]),
+    ) -> Self {
         Self {
-            transport,
-            checked: Vec::new(),
+            device,
+            read,
+            write,
             visible: |_| String::new(),
+            checked: Vec::new(),
         }
     }
 
@@ -47,20 +77,30 @@ impl<T: BusDevice> RegisterPort<T> {
     }
 
     /// What is driven.
-    pub const fn transport_mut(&mut self) -> &mut T {
-        &mut self.transport
+    pub const fn device_mut(&mut self) -> &mut T {
+        &mut self.device
+    }
+
+    /// Reads `data.len()` bytes at `offset`.
+    pub fn read(&mut self, offset: u64, data: &mut [u8]) {
+        (self.read)(&mut self.device, offset, data);
+    }
+
+    /// Writes `data` at `offset`.
+    pub fn write(&mut self, offset: u64, data: &[u8]) {
+        (self.write)(&mut self.device, offset, data);
     }
 
     /// Reads the word at `offset`.
     pub fn get(&mut self, offset: u64) -> u32 {
         let mut word = [0xa5; 4];
-        self.transport.read(offset, &mut word).unwrap();
+        self.read(offset, &mut word);
         u32::from_le_bytes(word)
     }
 
     /// Writes the word at `offset`.
     pub fn set(&mut self, offset: u64, value: u32) {
-        self.transport.write(offset, &value.to_le_bytes()).unwrap();
+        self.write(offset, &value.to_le_bytes());
     }
 
     /// Checks every control register at every width and alignment in the present state: only
@@ -74,18 +114,18 @@ impl<T: BusDevice> RegisterPort<T> {
         // Miri takes its time.
         for offset in (0..CONFIG).step_by(if cfg!(miri) { 0x55 } else { 1 }) {
             for width in [1, 2, 3, 4, 5, 8, 16] {
-                let exists = Register::at(offset).is_some();
+                let exists = is_register(offset);
                 if width == 4 && exists {
                     continue;
                 }
                 let mut data = vec![0xa5; width];
-                self.transport.read(offset, &mut data).unwrap();
+                self.read(offset, &mut data);
                 assert!(data.iter().all(|&byte| byte == 0), "{offset:#x} {width}");
                 for fill in [0, 1, 0xff] {
-                    self.transport.write(offset, &vec![fill; width]).unwrap();
+                    self.write(offset, &vec![fill; width]);
                 }
             }
-            if Register::at(offset).is_some() && !READABLE.contains(&offset) {
+            if is_register(offset) && !READABLE.contains(&offset) {
                 assert_eq!(self.get(offset), 0, "{offset:#x} is write-only");
             }
         }
@@ -104,17 +144,11 @@ impl<T: BusDevice> RegisterPort<T> {
     }
 }
 
-impl<T: BusDevice> BusDevice for RegisterPort<T> {
-    fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
-        self.transport.read(offset, data)
-    }
-
-    fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
-        self.transport.write(offset, data)
-    }
+fn is_register(offset: u64) -> bool {
+    offset == SHM_SEL || READABLE.contains(&offset) || WRITE_ONLY.contains(&offset)
 }
 
-impl<T: BusDevice> Port for RegisterPort<T> {
+impl<T> Port for MmioPort<T> {
     fn status(&mut self) -> u32 {
         self.get(0x70)
     }
@@ -177,8 +211,7 @@ impl<T: BusDevice> Port for RegisterPort<T> {
     }
 
     fn read_config(&mut self, offset: u32, data: &mut [u8]) {
-        let read = self.transport.read(CONFIG + u64::from(offset), data);
-        assert_eq!(read, Ok(()));
+        self.read(CONFIG + u64::from(offset), data);
     }
 
     fn generation(&mut self) -> u32 {
@@ -186,6 +219,14 @@ impl<T: BusDevice> Port for RegisterPort<T> {
     }
 
     fn visible(&self) -> String {
-        (self.visible)(&self.transport)
+        (self.visible)(&self.device)
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for MmioPort<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MmioPort")
+            .field("device", &self.device)
+            .finish_non_exhaustive()
     }
 }

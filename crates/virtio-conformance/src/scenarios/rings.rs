@@ -7,12 +7,13 @@
     reason = "a device that does not conform fails the test"
 )]
 
-use super::conformance::{BUFFERS, MEMORY_END, Machine, Port, QUEUE, Queue};
-use super::{VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
-use crate::{
-    EventCounts, Features, QueueSetup, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC,
-    VIRTIO_F_RING_RESET,
+use virtio_device_core::{
+    Features, QueueSetup, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_RING_RESET,
 };
+
+use crate::driver::{VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
+use crate::machine::{BUFFERS, MEMORY_END, Machine, QUEUE, Queue};
+use crate::port::Port;
 
 pub(super) fn valid_requests<P: Port>(machine: &mut Machine<P>) {
     let mut queue = machine.start(Features::NONE);
@@ -138,14 +139,9 @@ pub(super) fn bad_requests<P: Port>(machine: &mut Machine<P>) {
         // It is counted as what it is, or by the device itself, and as nothing else.
         let after = machine.events.snapshot();
         assert!(after.bad_request <= before.bad_request + 1);
-        let bad_request = after.bad_request;
-        assert_eq!(
-            after,
-            EventCounts {
-                bad_request,
-                ..before
-            }
-        );
+        let mut expected = before;
+        expected.bad_request = after.bad_request;
+        assert_eq!(after, expected);
         // And the queue goes on.
         machine.serve(&mut queue);
     }

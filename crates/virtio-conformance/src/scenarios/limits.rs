@@ -9,11 +9,13 @@
 
 use std::sync::{Arc, Mutex};
 
+use virtio_device_core::{Features, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::conformance::{BUFFERS, MEMORY_END, Machine, Port, Queue};
-use super::{Access, VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
-use crate::{Features, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC};
+use crate::driver::{VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
+use crate::machine::{BUFFERS, MEMORY_END, Machine, Queue};
+use crate::memory::Access;
+use crate::port::Port;
 
 /// The accesses of a device, as they come.
 type Accesses = Arc<Mutex<Vec<Access>>>;
@@ -206,7 +208,7 @@ pub(super) fn flood<P: Port>(machine: &mut Machine<P>) {
         machine.port.notify(0);
         let mut before = 0;
         for _ in 0..if cfg!(miri) { 2 } else { 5 } {
-            if machine.executor.is_used() {
+            if machine.runs_here() {
                 machine.step();
                 let served = queue.used_index().wrapping_sub(before);
                 assert!(served > 0, "it has stopped");

@@ -1,29 +1,10 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! For the tests of devices and transports: the driver's side of a split virtqueue, a
-//! [`conformance`] suite, and what it is made of.
-//!
-//! Unlike a real driver, [`DriverQueue`] writes whatever it is told to, legal or not. The
-//! [`ramdisk`] is a device to test transports with.
+//! The driver's side of a split virtqueue.
 
-pub mod conformance;
-mod limits;
-mod machine;
-mod memory;
-mod port;
-#[path = "../guide/ramdisk.rs"]
-pub mod ramdisk;
-mod rings;
-mod scenarios;
-mod steps;
-
+use virtio_device_core::{QueueLayout, QueueSetup};
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
-
-pub use self::memory::{Access, WatchedMemory};
-use self::port::Port;
-pub use self::steps::StepExecutor;
-use crate::{QueueLayout, QueueSetup};
 
 /// Descriptor flag: the chain goes on at `next`.
 pub const VIRTQ_DESC_F_NEXT: u16 = 1;
@@ -32,7 +13,9 @@ pub const VIRTQ_DESC_F_WRITE: u16 = 2;
 /// Descriptor flag: the buffer is a table of descriptors.
 pub const VIRTQ_DESC_F_INDIRECT: u16 = 4;
 
-/// A driver's queue: descriptor table, available ring and used ring from `base` on.
+/// A driver's queue: descriptor table, available ring and used ring, one after the other.
+///
+/// Unlike a real driver it writes whatever it is told to, legal or not.
 #[derive(Debug)]
 pub struct DriverQueue<'m, M> {
     memory: &'m M,

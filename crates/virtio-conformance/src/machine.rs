@@ -8,13 +8,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use virtio_device_core::{
+    DEVICE_NEEDS_RESET, EventCounters, EventCounts, Features, StepLoop, VIRTIO_F_VERSION_1,
+};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::conformance::{CountingLine, MeasureHeap, Parts, Request, Suite};
-use super::{
-    DriverQueue, Port, StepExecutor, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE, WatchedMemory,
-};
-use crate::{DEVICE_NEEDS_RESET, EventCounters, EventCounts, Features, VIRTIO_F_VERSION_1};
+use crate::driver::{DriverQueue, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
+use crate::memory::WatchedMemory;
+use crate::port::Port;
+use crate::suite::{CountingLine, MeasureHeap, Parts, Request, Suite};
 
 /// The memory of a [`Machine`].
 pub type Memory = Arc<WatchedMemory>;
@@ -50,11 +52,13 @@ pub struct Machine<P> {
     pub line: CountingLine,
     /// The transport's observer.
     pub events: Arc<EventCounters>,
-    /// Runs the device's worker, unless it has another one.
-    pub executor: StepExecutor,
-    pub(super) request: Request,
-    pub(super) secret: &'static [u8],
-    pub(super) heap: Option<MeasureHeap>,
+    /// Runs the device's workers, unless they run elsewhere.
+    pub workers: StepLoop,
+    /// Whether there was a worker in that loop.
+    stepped: bool,
+    pub(crate) request: Request,
+    pub(crate) secret: &'static [u8],
+    pub(crate) heap: Option<MeasureHeap>,
 }
 
 /// What memory is at first: bytes that tell where they are.
@@ -86,18 +90,20 @@ impl<P: Port> Machine<P> {
         let canary = canary();
         let plain = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), canary.len())]).unwrap();
         plain.write_slice(&canary, GuestAddress(0)).unwrap();
+        let workers = StepLoop::new().unwrap();
         let parts = Parts {
             memory: Arc::new(WatchedMemory::new(plain)),
             line: CountingLine::default(),
             events: Arc::default(),
-            executor: StepExecutor::default(),
+            executor: workers.handle(),
         };
         Self {
             port: make(parts.clone()),
             memory: keep(parts.memory),
             line: parts.line,
             events: parts.events,
-            executor: parts.executor,
+            workers,
+            stepped: false,
             request: suite.request,
             secret: suite.secret,
             heap: suite.heap,
@@ -143,6 +149,7 @@ impl<P: Port> Machine<P> {
         assert!(self.port.is_enabled(0));
         self.port.set_status(15);
         assert_eq!(self.port.status(), 15, "the device does not start");
+        self.step();
         queue
     }
 
@@ -266,8 +273,16 @@ impl<P: Port> Machine<P> {
     }
 
     /// Lets the device work, if it does so on this thread; returns whether it had anything to do.
-    pub fn step(&self) -> bool {
-        self.executor.step()
+    pub fn step(&mut self) -> bool {
+        let stepped = self.workers.step();
+        self.stepped |= stepped;
+        stepped
+    }
+
+    /// Whether the device works on this thread.
+    #[must_use]
+    pub const fn runs_here(&self) -> bool {
+        self.stepped
     }
 
     /// Waits until `condition` holds, for as long as a device may take.
@@ -278,7 +293,7 @@ impl<P: Port> Machine<P> {
             assert!(Instant::now() < deadline, "{what}: not in time");
             if self.step() {
                 idle = 0;
-            } else if self.executor.is_used() {
+            } else if self.runs_here() {
                 // Nobody else is there to do anything.
                 idle += 1;
                 assert!(idle < OFTEN, "{what}: never");
@@ -289,15 +304,15 @@ impl<P: Port> Machine<P> {
     }
 
     /// Lets the device do what it wants to.
-    pub fn settle(&self) {
+    pub fn settle(&mut self) {
         let _ = (0..OFTEN).all(|_| self.step());
-        if !self.executor.is_used() {
+        if !self.runs_here() {
             thread::sleep(A_WHILE);
         }
     }
 
     /// Checks that the device does nothing: no byte, no interrupt.
-    pub fn nothing_happens(&self) {
+    pub fn nothing_happens(&mut self) {
         let (image, raised) = (self.image(), self.line.raised());
         self.settle();
         assert!(self.image() == image, "the device has written to memory");
@@ -306,7 +321,7 @@ impl<P: Port> Machine<P> {
 
     /// Checks that the device uses nothing of a queue that it works on: no byte, no interrupt, but
     /// for what the used ring says of the notifications that the device wants.
-    pub fn nothing_is_used(&self, queue: &mut Queue) {
+    pub fn nothing_is_used(&mut self, queue: &mut Queue) {
         let (image, raised) = (self.image(), self.line.raised());
         self.settle();
         let Range { start, end } = queue.used_ring();

@@ -3,9 +3,13 @@
 
 //! What the conformance suite does to a device, and to its transport before it is live.
 
-use super::conformance::{BUFFERS, MEMORY_END, Machine, Port, QUEUE};
-use super::{limits, rings};
-use crate::{FAILED, Features, QueueSetup};
+mod limits;
+mod rings;
+
+use virtio_device_core::{FAILED, Features, QueueSetup};
+
+use crate::machine::{BUFFERS, MEMORY_END, Machine, QUEUE};
+use crate::port::Port;
 
 type Scenario<P> = (&'static str, fn(&mut Machine<P>));
 

@@ -20,8 +20,8 @@
 //!
 //! ```
 //! use std::sync::{Arc, Mutex};
-//! use virtio_device_core::test_utils::conformance::{Memory, Parts, Port, Request, Suite};
-//! use virtio_device_core::test_utils::ramdisk::RamDisk;
+//! use virtio_conformance::ramdisk::RamDisk;
+//! use virtio_conformance::{Memory, Parts, Port, Request, Suite};
 //! # use virtio_device_core::VirtioDevice;
 //!
 //! // For a device; `transport` stands for any transport that has a `Port`.
@@ -46,10 +46,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-pub use super::machine::{BUFFERS, MEMORY_END, Machine, Memory, QUEUE, Queue};
-pub use super::port::Port;
-use super::{StepExecutor, scenarios};
-use crate::{EventCounters, Features, InterruptLine, VIRTIO_F_INDIRECT_DESC};
+use virtio_device_core::{
+    EventCounters, Features, InterruptLine, LoopHandle, VIRTIO_F_INDIRECT_DESC,
+};
+
+use crate::machine::{Machine, Memory};
+use crate::port::Port;
+use crate::scenarios;
 
 /// A request that the device under test serves from its first queue, alone.
 #[derive(Clone, Copy, Debug)]
@@ -87,7 +90,7 @@ pub struct Parts {
     pub events: Arc<EventCounters>,
     /// Runs workers on the thread of the test. A device may as well have a thread of its own; then
     /// how much it does in one wake-up is not checked.
-    pub executor: StepExecutor,
+    pub executor: LoopHandle,
 }
 
 /// A line that counts how often it is raised.
@@ -112,9 +115,9 @@ impl InterruptLine for CountingLine {
 /// The suite, for one kind of device.
 #[derive(Clone, Copy)]
 pub struct Suite {
-    pub(super) request: Request,
-    pub(super) secret: &'static [u8],
-    pub(super) heap: Option<MeasureHeap>,
+    pub(crate) request: Request,
+    pub(crate) secret: &'static [u8],
+    pub(crate) heap: Option<MeasureHeap>,
 }
 
 impl Suite {
