@@ -10,8 +10,8 @@ use virtio_conformance::{
     DriverQueue, VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE,
 };
 use virtio_device_core::{
-    BadRequest, Chain, Features, Head, ProgressError, QueueLease, QueueProgress, RingFault, Rings,
-    VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, Virtqueue,
+    BadRequest, Chain, Features, Head, Lent, ProgressError, QueueProgress, RingFault, Rings,
+    Unavailable, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, Virtqueue,
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -560,14 +560,14 @@ fn enabling_notifications_sees_what_came_in_between() {
 fn a_revoked_queue_is_out_of_reach() {
     let memory = memory();
     let pair = Pair::new(&memory, Features::NONE);
-    let lease = QueueLease::new(pair.device);
+    let (lent, lease) = Lent::new(Some(pair.device));
     let held = lease.clone();
-    assert_eq!(held.with(|queue| queue.size()), Some(SIZE));
+    assert_eq!(held.with(|queue| queue.size()), Ok(SIZE));
     assert!(!held.is_revoked());
-    assert_eq!(lease.revoke().unwrap().size(), SIZE);
+    assert_eq!(lent.revoke().unwrap().size(), SIZE);
     assert!(held.is_revoked());
-    assert_eq!(held.with(|queue| queue.size()), None);
-    assert!(lease.revoke().is_none());
+    assert_eq!(held.with(|queue| queue.size()), Err(Unavailable::Revoked));
+    assert!(lent.revoke().is_none());
 }
 
 #[test]
