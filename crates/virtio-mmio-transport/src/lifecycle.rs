@@ -149,9 +149,17 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
         !enabled && self.session.as_ref().zip(index.ok()).is_some_and(busy)
     }
 
+    /// Whether there is a live device that was not given `queue` when it was activated: it never will
+    /// be.
+    fn is_unknown_to_live_device(&self, queue: u32) -> bool {
+        let has =
+            |session: &Session| u16::try_from(queue).is_ok_and(|queue| session.has_queue(queue));
+        self.session.as_ref().is_some_and(|session| !has(session))
+    }
+
     fn enable_queue(&mut self) {
         let queue = self.registers.queue_sel;
-        if self.broken() || self.queue_is_busy() {
+        if self.broken() || self.queue_is_busy() || self.is_unknown_to_live_device(queue) {
             return self.wrong_state(Register::QueueReady);
         }
         let Some(registers) = self.registers.queue_to_set_up() else {

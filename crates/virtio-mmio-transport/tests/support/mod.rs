@@ -8,6 +8,8 @@
 )]
 #![allow(dead_code, reason = "no test file uses everything")]
 
+pub(crate) mod programs;
+
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
