@@ -111,10 +111,15 @@ impl<'m, M: GuestMemory> DriverQueue<'m, M> {
 
     /// Makes the chain at `head` available.
     pub fn offer(&mut self, head: u16) {
+        self.stage(head);
+        self.set_avail_index(self.avail_index.wrapping_add(1));
+    }
+
+    /// Writes `head` where the next available chain is named, without making it available.
+    pub fn stage(&self, head: u16) {
         let slot = u64::from(self.avail_index) % u64::from(self.setup.size);
         let addr = GuestAddress(self.setup.avail_ring + 4 + 2 * slot);
         self.memory.write_slice(&head.to_le_bytes(), addr).unwrap();
-        self.set_avail_index(self.avail_index.wrapping_add(1));
     }
 
     /// Writes a single device-writable descriptor and makes it available.

@@ -4,8 +4,9 @@
 //! A driver's hands on the registers of virtio-mmio (VIRTIO 1.3, section 4.2.2), whoever shows them.
 
 use std::fmt;
+use std::time::{Duration, Instant};
 
-use virtio_device_core::QueueSetup;
+use virtio_device_core::{DEVICE_NEEDS_RESET, QueueSetup};
 
 use crate::port::Port;
 
@@ -25,6 +26,9 @@ const WRITE_ONLY: [u64; 13] = [
 
 /// `SHMSel`, which is only written as well, and has an effect on registers that are read.
 const SHM_SEL: u64 = 0x0ac;
+
+/// How long a reset may take on a host that may be busy.
+const SOON: Duration = Duration::from_secs(60);
 
 /// The virtio-mmio registers of `T`, reached by two functions that read and write at an offset.
 ///
@@ -156,7 +160,9 @@ impl<T> Port for MmioPort<T> {
     fn set_status(&mut self, status: u32) {
         self.set(0x70, status);
         let status = self.get(0x70);
-        if !self.checked.contains(&status) {
+        // While a reset is pending the registers may change at any moment.
+        let pending = status == u32::from(DEVICE_NEEDS_RESET);
+        if !pending && !self.checked.contains(&status) {
             self.checked.push(status);
             self.check_widths();
         }
@@ -195,7 +201,10 @@ impl<T> Port for MmioPort<T> {
     fn reset_queue(&mut self, queue: u32) {
         self.set(0x30, queue);
         self.set(0xc0, 1);
-        while self.get(0xc0) != 0 {}
+        let deadline = Instant::now() + SOON;
+        while self.get(0xc0) != 0 {
+            assert!(Instant::now() < deadline, "the queue's reset does not end");
+        }
     }
 
     fn notify(&mut self, queue: u32) {

@@ -166,12 +166,7 @@ impl Handler {
 
 /// Whether the suite finds nothing wrong.
 fn conforms(flaw: Flaw) -> bool {
-    let suite = Suite::new(Request {
-        readable: b"",
-        writable: 64,
-        most: 64,
-        is_answer: |bytes| !bytes.is_empty(),
-    });
+    let suite = Suite::new(Request::new(|bytes| !bytes.is_empty()).writable(64));
     let suite = suite.with_secret(SECRET).with_heap(|work| {
         let measured = allocation_counter::measure(work);
         HeapGrowth {

@@ -62,9 +62,8 @@ pub(super) fn pieces<P: Port>(machine: &mut Machine<P>) {
         if indirect == 1 {
             queue.descriptor(0, table, 16 * u32::from(count), VIRTQ_DESC_F_INDIRECT, 0);
         }
-        queue.offer(0);
         let accesses = record(machine);
-        machine.serve_offered(&mut queue);
+        machine.serve_prepared(&mut queue);
         machine.memory.unwatch();
         let accesses = std::mem::take(&mut *accesses.lock().unwrap());
         let reads = descriptor_reads(&accesses, table, u64::from(count));
@@ -78,6 +77,9 @@ pub(super) fn pieces<P: Port>(machine: &mut Machine<P>) {
             assert_eq!(reads, [1], "a descriptor is read once");
         }
         for access in accesses {
+            if machine.others.iter().any(|queue| is_ring(queue, access)) {
+                continue;
+            }
             assert!(is_named(&queue, table, &buffers, access), "{access:x?}");
         }
     }
@@ -99,7 +101,11 @@ fn in_pieces<P: Port>(machine: &Machine<P>, count: u64) -> Vec<(u64, u32, bool)>
         }
     };
     let readable = u32::try_from(readable.len()).unwrap();
-    let half = if readable == 0 { 0 } else { count / 2 };
+    let half = match (readable, machine.request.writable) {
+        (0, _) => 0,
+        (_, 0) => count,
+        _ => count / 2,
+    };
     cut(BUFFERS, readable, half, false);
     cut(
         BUFFERS + 0x1000,
@@ -112,19 +118,26 @@ fn in_pieces<P: Port>(machine: &Machine<P>, count: u64) -> Vec<(u64, u32, bool)>
 
 /// Whether the driver has named what was accessed.
 fn is_named(queue: &Queue, table: u64, buffers: &[(u64, u32, bool)], access: Access) -> bool {
-    let (setup, end) = (queue.setup(), access.addr + access.len as u64);
-    let within = |from: u64, len: u64| access.addr >= from && end <= from + len;
+    let mut theirs = buffers
+        .iter()
+        .filter(|(_, _, write)| *write == access.write);
+    is_ring(queue, access)
+        || !access.write && within(access, table, 16 * buffers.len() as u64)
+        || theirs.any(|&(addr, len, _)| within(access, addr, len.into()))
+}
+
+/// Whether what was accessed is part of the queue, and the device's to access like that.
+fn is_ring(queue: &Queue, access: Access) -> bool {
+    let setup = queue.setup();
     let size = u64::from(setup.size);
     if access.write {
-        let mut writable = buffers.iter().filter(|(_, _, write)| *write);
-        return within(setup.used_ring, 6 + 8 * size)
-            || writable.any(|&(addr, len, _)| within(addr, len.into()));
+        return within(access, setup.used_ring, 6 + 8 * size);
     }
-    let mut readable = buffers.iter().filter(|(_, _, write)| !write);
-    within(setup.avail_ring, 6 + 2 * size)
-        || within(setup.desc_table, 16 * size)
-        || within(table, 16 * buffers.len() as u64)
-        || readable.any(|&(addr, len, _)| within(addr, len.into()))
+    within(access, setup.avail_ring, 6 + 2 * size) || within(access, setup.desc_table, 16 * size)
+}
+
+const fn within(access: Access, from: u64, len: u64) -> bool {
+    access.addr >= from && access.addr + access.len as u64 <= from + len
 }
 
 /// Descriptors that all name the same memory, as much of it as there can be.
@@ -132,7 +145,7 @@ pub(super) fn too_much<P: Port>(machine: &mut Machine<P>) {
     let mut queue = machine.start(Features::NONE);
     ask_for_too_much(machine, &mut queue);
     let image = machine.image();
-    machine.port.notify(0);
+    machine.notify();
     let [(0, len)] = machine.used(&mut queue, 1)[..] else {
         unreachable!("one request makes one used element")
     };
@@ -147,8 +160,7 @@ const TOO_MUCH: u64 = BUFFERS + 0x1_0000;
 const TOO_MUCH_LEN: u32 = (MEMORY_END - TOO_MUCH) as u32;
 
 fn ask_for_too_much<P: Port>(machine: &Machine<P>, queue: &mut Queue) {
-    machine.offer(queue);
-    queue.set_avail_index(queue.avail_index().wrapping_sub(1));
+    machine.prepare(queue);
     let first = u16::from(!machine.request.readable.is_empty());
     let last = u16::try_from(queue.setup().size).unwrap() - 1;
     for index in first..=last {
@@ -170,9 +182,9 @@ pub(super) fn loops<P: Port>(machine: &mut Machine<P>) {
         queue.descriptor(index, BUFFERS, 1, flags, next);
     }
     queue.offer(0);
-    let (before, raised) = (machine.events.snapshot(), machine.line.raised());
+    let (before, raised) = (machine.events.counts(), machine.line.raised());
     let accesses = record(machine);
-    machine.port.notify(0);
+    machine.notify();
     machine.ring_has_faulted(&before, raised);
     machine.memory.unwatch();
     let accesses = accesses.lock().unwrap();
@@ -189,7 +201,8 @@ pub(super) fn loops<P: Port>(machine: &mut Machine<P>) {
 pub(super) fn flood<P: Port>(machine: &mut Machine<P>) {
     for features in [Features::NONE, Features::of(&[VIRTIO_F_EVENT_IDX])] {
         let mut queue = machine.start(features);
-        let most = machine.port.max_size(0);
+        let index = machine.index();
+        let most = machine.port.max_size(index);
         machine.offer(&mut queue);
         for _ in 1..queue.setup().size {
             // The ring is full of the same chain, and only the first is there yet.
@@ -205,9 +218,10 @@ pub(super) fn flood<P: Port>(machine: &mut Machine<P>) {
                 plain.write_obj(index.to_le(), avail_index).unwrap();
             }
         });
-        machine.port.notify(0);
+        machine.notify();
         let mut before = 0;
         for _ in 0..if cfg!(miri) { 2 } else { 5 } {
+            machine.host.deliver();
             if machine.runs_here() {
                 machine.step();
                 let served = queue.used_index().wrapping_sub(before);
@@ -221,7 +235,7 @@ pub(super) fn flood<P: Port>(machine: &mut Machine<P>) {
             }
             before = queue.used_index();
         }
-        machine.port.set_status(0);
+        machine.reset();
         let at_rest = queue.used_index();
         machine.nothing_happens();
         assert_eq!(queue.used_index(), at_rest);
@@ -263,20 +277,20 @@ fn hostile_requests<P: Port>(machine: &mut Machine<P>, queue: &mut Queue) {
     ] {
         queue.descriptor(0, addr, len, flags, 0);
         queue.offer(0);
-        machine.port.notify(0);
+        machine.notify();
         machine.used(queue, 1);
     }
     ask_for_too_much(machine, queue);
-    machine.port.notify(0);
+    machine.notify();
     machine.used(queue, 1);
 }
 
 fn start_and_break<P: Port>(machine: &mut Machine<P>) {
     let mut queue = machine.start(Features::NONE);
     machine.offer(&mut queue);
-    machine.port.notify(0);
+    machine.notify();
     machine.used(&mut queue, 1);
     queue.offer(0xffff);
-    machine.port.notify(0);
+    machine.notify();
     machine.wait("DEVICE_NEEDS_RESET", |machine| machine.port.status() == 79);
 }

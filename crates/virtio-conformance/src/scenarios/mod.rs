@@ -45,7 +45,8 @@ fn features<P: Port>(machine: &mut Machine<P>) {
     let offered = [machine.port.offered(0), machine.port.offered(1)];
     assert_eq!(offered[1] & 1, 1, "VIRTIO_F_VERSION_1 is not offered");
     let refused = |machine: &mut Machine<P>, words: &[(u32, u32)]| {
-        for status in [0, 1, 3] {
+        machine.reset();
+        for status in [1, 3] {
             machine.port.set_status(status);
         }
         for &(word, features) in words {
@@ -86,7 +87,7 @@ fn status<P: Port>(machine: &mut Machine<P>) {
         // Miri takes its time.
         let few = |value: &u32| value.count_ones() == 1 || value % 16 == 15;
         for value in values.filter(|value| cfg!(not(miri)) || few(value)) {
-            machine.port.set_status(0);
+            machine.reset();
             way.iter().for_each(|&step| machine.port.set_status(step));
             machine.port.set_status(value);
             let now = machine.port.status();
@@ -100,13 +101,13 @@ fn status<P: Port>(machine: &mut Machine<P>) {
             );
         }
     }
-    machine.port.set_status(0);
-    assert_eq!(machine.port.status(), 0);
+    machine.reset();
 }
 
 fn bad_queues<P: Port>(machine: &mut Machine<P>) {
     machine.negotiate(Features::NONE);
-    let max = machine.port.max_size(0);
+    let index = machine.index();
+    let max = machine.port.max_size(index);
     let good = QueueSetup {
         size: max.min(8),
         desc_table: QUEUE,
@@ -114,11 +115,15 @@ fn bad_queues<P: Port>(machine: &mut Machine<P>) {
         used_ring: QUEUE + 0x2000,
     };
     for size in [0, 3, 5, max + 1, 2 * max, 1 << 16, 0x1_0000 | max, u32::MAX] {
-        assert!(!machine.port.enable(0, &QueueSetup { size, ..good }));
+        assert!(!machine.port.enable(index, &QueueSetup { size, ..good }));
     }
     for bad in [1, 2, 4, 8, 15] {
         let desc_table = QUEUE + bad;
-        assert!(!machine.port.enable(0, &QueueSetup { desc_table, ..good }));
+        assert!(
+            !machine
+                .port
+                .enable(index, &QueueSetup { desc_table, ..good })
+        );
     }
     for at in [MEMORY_END, MEMORY_END - 16, 1 << 63, u64::MAX - 15] {
         let wrong = [
@@ -136,14 +141,14 @@ fn bad_queues<P: Port>(machine: &mut Machine<P>) {
             },
         ];
         for setup in wrong {
-            assert!(!machine.port.enable(0, &setup), "{setup:x?}");
+            assert!(!machine.port.enable(index, &setup), "{setup:x?}");
         }
     }
     for queue in [0xffff, 0x1_0000, u32::MAX] {
         assert_eq!(machine.port.max_size(queue), 0);
         assert!(!machine.port.enable(queue, &good));
     }
-    assert!(machine.port.enable(0, &good), "the good one");
+    assert!(machine.port.enable(index, &good), "the good one");
 }
 
 /// What a live device works with is out of the driver's reach. And without a queue, a device works
@@ -157,7 +162,8 @@ fn live_queue<P: Port>(machine: &mut Machine<P>) {
         avail_ring: QUEUE + 0x5000,
         used_ring: QUEUE + 0x6000,
     };
-    assert!(machine.port.enable(0, &other), "it still is");
+    let index = machine.index();
+    assert!(machine.port.enable(index, &other), "it still is");
     machine.port.accept(0, u32::MAX);
     machine.port.accept(1, u32::MAX);
     machine.serve(&mut queue);
@@ -167,7 +173,7 @@ fn live_queue<P: Port>(machine: &mut Machine<P>) {
     machine.port.set_status(15);
     let status = machine.port.status();
     assert!(matches!(status, 15 | 79), "{status:#x}");
-    machine.port.notify(0);
+    machine.port.notify(index);
     machine.nothing_happens();
 }
 
@@ -180,7 +186,7 @@ fn notifications<P: Port>(machine: &mut Machine<P>) {
     let mut queue = machine.start(Features::NONE);
     // Any number of them finds an empty ring, and one among them is not lost.
     for _ in 0..if cfg!(miri) { 100 } else { 10_000 } {
-        machine.port.notify(0);
+        machine.port.notify(machine.index());
     }
     machine.serve(&mut queue);
     for &queue in queues.iter().cycle().take(100) {
@@ -203,14 +209,14 @@ fn resets<P: Port>(machine: &mut Machine<P>) {
             // With a request on its way.
             let mut queue = machine.start(Features::NONE);
             machine.offer(&mut queue);
-            machine.port.notify(0);
+            machine.notify();
             theirs = vec![queue.used_ring(), BUFFERS + 0x1000..MEMORY_END];
         }
         let image = machine.image();
-        machine.port.set_status(0);
-        assert_eq!(machine.port.status(), 0);
+        machine.reset();
         assert_eq!(machine.port.interrupt_status(), 0);
-        assert!(!machine.port.is_enabled(0));
+        let index = machine.index();
+        assert!(!machine.port.is_enabled(index));
         machine.same_but(&image, &theirs);
         machine.nothing_happens();
     }
@@ -225,7 +231,7 @@ fn giving_up<P: Port>(machine: &mut Machine<P>) {
     let mut queue = machine.start(Features::NONE);
     machine.port.set_status(failed);
     machine.offer(&mut queue);
-    machine.port.notify(0);
+    machine.notify();
     machine.nothing_happens();
     assert_eq!(queue.take_used(), []);
     for status in [15, 11, 1, failed] {
@@ -235,7 +241,7 @@ fn giving_up<P: Port>(machine: &mut Machine<P>) {
 }
 
 fn configuration<P: Port>(machine: &mut Machine<P>) {
-    machine.port.set_status(0);
+    machine.reset();
     let generation = machine.port.generation();
     let mut whole = [0; 64];
     for (offset, byte) in (0..).zip(whole.chunks_mut(1)) {

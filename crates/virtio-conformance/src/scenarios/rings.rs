@@ -33,7 +33,7 @@ pub(super) fn event_indices<P: Port>(machine: &mut Machine<P>) {
     for index in 0..5u16 {
         queue.set_used_event(index);
         machine.offer(&mut queue);
-        machine.port.notify(0);
+        machine.notify();
         assert_eq!(machine.used(&mut queue, 1).first().unwrap().0, 0);
         machine.wait("an interrupt", |machine| {
             machine.port.interrupt_status() & 1 != 0
@@ -106,10 +106,10 @@ pub(super) fn broken_rings<P: Port>(machine: &mut Machine<P>) {
 
 fn faults<P: Port>(machine: &mut Machine<P>, features: Features, break_it: impl Fn(&mut Queue)) {
     let mut queue = machine.start(features);
-    let (raised, events) = (machine.line.raised(), machine.events.snapshot());
+    let (raised, events) = (machine.line.raised(), machine.events.counts());
     break_it(&mut queue);
     let image = machine.image();
-    machine.port.notify(0);
+    machine.notify();
     machine.ring_has_faulted(&events, raised);
     assert_eq!(queue.take_used(), []);
     machine.same_but_used_ring(&image, &queue);
@@ -123,6 +123,9 @@ pub(super) fn bad_requests<P: Port>(machine: &mut Machine<P>) {
         (u64::MAX - 3, 16, write),
         (BUFFERS, u32::MAX, write),
         (0xd000_0000, 4, write),
+        (MEMORY_END - 8, 16, 0),
+        (u64::MAX - 3, 16, 0),
+        (BUFFERS, u32::MAX, 0),
         (BUFFERS, 0, write),
         (BUFFERS, 16, 0),
     ] {
@@ -132,12 +135,12 @@ pub(super) fn bad_requests<P: Port>(machine: &mut Machine<P>) {
         queue.offer(2);
         let expected = machine.image();
         assert!(image != expected, "the offer is in memory");
-        let before = machine.events.snapshot();
-        machine.port.notify(0);
+        let before = machine.events.counts();
+        machine.notify();
         assert_eq!(machine.used(&mut queue, 1), [(2, 0)], "{addr:#x} {len:#x}");
         machine.same_but_used_ring(&expected, &queue);
         // It is counted as what it is, or by the device itself, and as nothing else.
-        let after = machine.events.snapshot();
+        let after = machine.events.counts();
         assert!(after.bad_request <= before.bad_request + 1);
         let mut expected = before;
         expected.bad_request = after.bad_request;
@@ -155,23 +158,27 @@ pub(super) fn indirect_request<P: Port>(machine: &mut Machine<P>) {
     let request = machine.request;
     let (table, answer) = (BUFFERS + 0x3001, BUFFERS + 0x1000);
     machine.offer(&mut queue);
-    machine.port.notify(0);
+    machine.notify();
     let [(_, len)] = machine.used(&mut queue, 1)[..] else {
         unreachable!("one request makes one used element")
     };
     let readable = u32::try_from(request.readable.len()).unwrap();
-    let entries = if readable == 0 {
-        queue.descriptor_at(table, 0, answer, request.writable, VIRTQ_DESC_F_WRITE, 0);
-        1
-    } else {
-        queue.descriptor_at(table, 0, BUFFERS, readable, VIRTQ_DESC_F_NEXT, 1);
-        queue.descriptor_at(table, 1, answer, request.writable, VIRTQ_DESC_F_WRITE, 0);
-        2
-    };
+    let buffers = [
+        (BUFFERS, readable, 0),
+        (answer, request.writable, VIRTQ_DESC_F_WRITE),
+    ];
+    let buffers = buffers.iter().filter(|(_, len, _)| *len != 0);
+    let entries = buffers.clone().count();
+    for (index, &(addr, len, flags)) in (0..).zip(buffers) {
+        let more = usize::from(index) + 1 < entries;
+        let flags = flags | if more { VIRTQ_DESC_F_NEXT } else { 0 };
+        queue.descriptor_at(table, index, addr, len, flags, index + 1);
+    }
+    let entries = u32::try_from(entries).unwrap();
     let flags = VIRTQ_DESC_F_INDIRECT | VIRTQ_DESC_F_WRITE;
     queue.descriptor(3, table, 16 * entries, flags, 0);
     queue.offer(3);
-    machine.port.notify(0);
+    machine.notify();
     assert_eq!(machine.used(&mut queue, 1), [(3, len)]);
 }
 
@@ -194,17 +201,18 @@ pub(super) fn overlapping_rings<P: Port>(machine: &mut Machine<P>) {
                 ..*queue.setup()
             };
             // Refused is as good as served.
-            let enabled = machine.port.enable(0, &setup);
+            let index = machine.index();
+            let enabled = machine.port.enable(index, &setup);
             machine.port.set_status(15);
             machine.offer(&mut queue);
             for _ in 0..10 {
-                machine.port.notify(0);
+                machine.notify();
                 machine.step();
             }
             machine.settle();
-            machine.port.set_status(0);
+            machine.reset();
             machine.nothing_happens();
-            assert!(!enabled || !machine.port.is_enabled(0));
+            assert!(!enabled || !machine.port.is_enabled(index));
         }
     }
 }
@@ -212,10 +220,11 @@ pub(super) fn overlapping_rings<P: Port>(machine: &mut Machine<P>) {
 /// One queue is reset and comes back elsewhere and smaller, with or without a request in it.
 pub(super) fn queue_reset<P: Port>(machine: &mut Machine<P>) {
     let offered = machine.offers(VIRTIO_F_RING_RESET);
+    let index = machine.index();
     // Without the feature nothing happens.
     let mut queue = machine.start(Features::NONE);
-    machine.port.reset_queue(0);
-    assert!(machine.port.is_enabled(0));
+    machine.port.reset_queue(index);
+    assert!(machine.port.is_enabled(index));
     machine.serve(&mut queue);
     if !offered {
         return;
@@ -226,35 +235,35 @@ pub(super) fn queue_reset<P: Port>(machine: &mut Machine<P>) {
         if round % 2 == 1 {
             // A request on its way, which is nobody's from now on.
             machine.offer(&mut queue);
-            machine.port.notify(0);
+            machine.notify();
         }
-        machine.port.reset_queue(0);
-        assert!(!machine.port.is_enabled(0));
+        machine.port.reset_queue(index);
+        assert!(!machine.port.is_enabled(index));
         machine.nothing_happens();
         machine.offer(&mut queue);
-        machine.port.notify(0);
+        machine.notify();
         machine.nothing_happens();
-        machine.port.reset_queue(0);
+        machine.port.reset_queue(index);
         assert!(
-            !machine.port.is_enabled(0),
+            !machine.port.is_enabled(index),
             "a second reset changes nothing"
         );
 
         let mut setup = *machine.queue(QUEUE).setup();
         setup.size = 3;
-        assert!(!machine.port.enable(0, &setup), "no size for a queue");
+        assert!(!machine.port.enable(index, &setup), "no size for a queue");
         // Elsewhere, and of another size.
         let size = if round % 2 == 0 { 2 } else { 8 };
-        let size = size.min(u16::try_from(machine.port.max_size(0)).unwrap());
+        let size = size.min(u16::try_from(machine.port.max_size(index)).unwrap());
         let plain = machine.memory.plain();
         queue = Queue::new(plain, QUEUE + 0x1000 * (round + 1), size);
-        assert!(machine.port.enable(0, queue.setup()));
+        assert!(machine.port.enable(index, queue.setup()));
         assert_eq!(machine.port.status(), 15);
         machine.port.acknowledge(3);
         machine.serve(&mut queue);
         machine.serve(&mut queue);
     }
-    machine.port.set_status(0);
-    assert!(!machine.port.is_enabled(0));
+    machine.reset();
+    assert!(!machine.port.is_enabled(index));
     machine.nothing_happens();
 }
