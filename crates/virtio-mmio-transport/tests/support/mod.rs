@@ -15,14 +15,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bus::BusDevice;
-use virtio_conformance::DriverQueue;
+use virtio_conformance::{DriverQueue, MmioPort};
 use virtio_device_core::{
     ActivateError, Activation, ActiveQueue, ConfigNotifier, DeviceState, DeviceStateError,
     EdgeLine, EventCounters, EventCounts, Features, InterruptHandle, InterruptLine, QueueLease,
     SharedMemoryRegion, VIRTIO_F_RING_RESET, VirtioDevice,
 };
 use virtio_mmio_transport::MmioTransport;
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryMmap};
 
 pub(crate) type Memory = Arc<GuestMemoryMmap<()>>;
 
@@ -125,6 +125,19 @@ impl VirtioDevice<Memory> for TestDevice {
         self.probe.resets.fetch_add(1, Ordering::SeqCst);
         *self.probe.activation.lock().unwrap() = None;
     }
+}
+
+/// A driver's hands on the registers of `transport`.
+pub(crate) fn port<M, D>(transport: MmioTransport<M, D>) -> MmioPort<MmioTransport<M, D>>
+where
+    M: GuestAddressSpace + Send,
+    D: VirtioDevice<M>,
+{
+    MmioPort::new(
+        transport,
+        |it, offset, data| it.read(offset, data).unwrap(),
+        |it, offset, data| it.write(offset, data).unwrap(),
+    )
 }
 
 /// A transport, and what is around it.
