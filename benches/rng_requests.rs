@@ -22,9 +22,9 @@ use std::io::{self, Read};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
-use virtio_device_core::test_utils::{DriverQueue, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
+use virtio_conformance::{DriverQueue, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
 use virtio_device_core::{
-    Activation, ActiveQueue, DeviceFault, Executor, Interrupt, InterruptHandle, Progress,
+    Activation, ActiveQueue, DeviceFault, Executor, Features, Interrupt, InterruptHandle, Progress,
     QueueHandler, QueueLayout, QueueLease, QueueSetup, RunningWorker, VirtioDevice, Virtqueue,
     Worker,
 };
@@ -112,7 +112,7 @@ impl Driver {
     /// The queue, for a device.
     fn queue(&self) -> ActiveQueue {
         let layout = QueueLayout::check(&self.setup, QUEUE_SIZE, &*self.memory).unwrap();
-        let lease = QueueLease::new(Virtqueue::new(layout, 0));
+        let lease = QueueLease::new(Virtqueue::new(layout, Features::NONE));
         let kick = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
         ActiveQueue::new(0, lease, kick)
     }
@@ -202,7 +202,7 @@ where
         device.limits().set(limit, limit);
     }
     let interrupt = InterruptHandle::new(Arc::new(Nobody));
-    let activation = Activation::new(memory.clone(), queues, 0, interrupt);
+    let activation = Activation::new(memory.clone(), queues, Features::NONE, interrupt);
     device.activate(activation).unwrap();
     let mut worker = capture.0.lock().unwrap().take().unwrap();
     case(name, driver, shape, move || {

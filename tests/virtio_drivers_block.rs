@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 
 use bus::MmioBus;
 use driver::{BusTransport, GuestHal, MEMORY};
-use virtio_device_core::test_utils::ramdisk::RamDisk;
+use virtio_conformance::ramdisk::RamDisk;
 use virtio_device_core::{EventCounters, WorkerThread};
 use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
 use virtio_mmio_transport::{MmioTransport, REGION_SIZE};

@@ -8,10 +8,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use virtio_device_core::QueueSetup;
-use virtio_device_core::test_utils::StepExecutor;
-use virtio_device_core::test_utils::conformance::{CountingLine, Port as _};
+use virtio_conformance::StepExecutor;
+use virtio_conformance::{CountingLine, Port as _};
 use virtio_mmio_transport::MmioTransport;
-use virtio_mmio_transport::test_utils::RegisterPort;
+use virtio_conformance::MmioPort;
 use virtio_rng_device::Rng;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 

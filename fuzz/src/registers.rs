@@ -6,8 +6,8 @@
 use arbitrary::Arbitrary;
 use bus::BusDevice as _;
 use virtio_device_core::QueueSetup;
-use virtio_device_core::test_utils::conformance::Port as _;
-use virtio_mmio_transport::test_utils::READABLE;
+use virtio_conformance::Port as _;
+use virtio_conformance::READABLE;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::machine::{Machine, Stream};

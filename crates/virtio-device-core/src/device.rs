@@ -3,23 +3,26 @@
 
 //! What a virtio device implements, and what it is given to work with.
 
-use std::fmt;
-use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use vm_memory::{GuestAddress, GuestAddressSpace};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::interrupt::InterruptHandle;
-use crate::lease::QueueLease;
+use crate::fault::ActivateError;
+use crate::interrupt::{ConfigNotifier, InterruptHandle, QueueInterrupt};
+use crate::negotiation::Features;
+use crate::queue::{DeviceLease, QueueLease};
+use crate::state::{DeviceState, DeviceStateError};
+use crate::sync::{AtomicU32, Mutex, MutexGuard, Ordering};
 
 /// A virtio device, whatever transport it sits behind.
 ///
 /// `M` is the view of guest memory that the VMM hands to its devices: an `Arc<GuestMemoryMmap>`,
 /// a `GuestMemoryAtomic`, or the memory behind an IOMMU.
 ///
-/// The defaults describe a device without features and without configuration space; an entropy
-/// device implements the four methods that have none.
+/// The defaults describe a device without features, configuration space or state of its own; an
+/// entropy device implements the three methods that have none. All calls come from the transport,
+/// one at a time, mostly on a vCPU's thread: none may wait.
 pub trait VirtioDevice<M: GuestAddressSpace>: Send {
     /// The device type of VIRTIO 1.3, section 5: 4 is an entropy device.
     fn device_type(&self) -> u32;
@@ -27,9 +30,16 @@ pub trait VirtioDevice<M: GuestAddressSpace>: Send {
     /// The largest size of each queue, in the order of their indices; powers of two.
     fn queue_max_sizes(&self) -> &[u16];
 
-    /// The features that the device offers. `VIRTIO_F_VERSION_1` is offered in any case.
-    fn features(&self) -> u64 {
-        0
+    /// The features of its device type that the device offers (section 5). Those of the queues and of
+    /// the transport are none of its business.
+    fn features(&self) -> Features {
+        Features::NONE
+    }
+
+    /// The features of queues that the device can serve. The queues of this crate have all of
+    /// [`Features::QUEUE`]; a device whose queues are served elsewhere says what is possible there.
+    fn queue_features(&self) -> Features {
+        Features::QUEUE
     }
 
     /// Length of the configuration space in bytes.
@@ -52,29 +62,31 @@ pub trait VirtioDevice<M: GuestAddressSpace>: Send {
         let _ = (offset, data);
     }
 
+    /// Takes the means to announce changes of the configuration space that come from the host.
+    ///
+    /// Called once, when the device is put behind its transport.
+    fn connect(&mut self, config: ConfigNotifier) {
+        let _ = config;
+    }
+
     /// Goes to work: the driver has set `DRIVER_OK`.
     ///
-    /// Called on the thread of the vCPU that wrote the status, so it must not wait. Kicks that came
-    /// in before are still in the event fds.
+    /// Called on the thread of the vCPU that wrote the status. Every queue is notified afterwards,
+    /// whatever came before.
     ///
     /// # Errors
     ///
     /// What kept the device from starting. The driver then sees `DEVICE_NEEDS_RESET`.
     fn activate(&mut self, activation: Activation<M>) -> Result<(), ActivateError>;
 
-    /// Takes over a queue that the driver has reset and enabled again, maybe with another size and
-    /// elsewhere in memory (`VIRTIO_F_RING_RESET`, section 2.6.1).
+    /// Stops touching guest memory; only for a device whose queues are served elsewhere.
     ///
-    /// Called while the device is active, and only if both sides have agreed on the feature, so only
-    /// a device that offers it implements this. The reset itself needs no call: the lease on the
-    /// queue is revoked. The new one has the old index and event fd.
-    ///
-    /// # Errors
-    ///
-    /// What kept the device from taking the queue. The driver then sees `DEVICE_NEEDS_RESET`.
-    fn restart_queue(&mut self, queue: ActiveQueue) -> Result<(), ActivateError> {
-        Err(ActivateError::NoRestart(queue.index))
-    }
+    /// Called after the leases were paused. The pause is complete when every
+    /// [`InFlight`](crate::InFlight) of the device is gone, which need not be before this returns.
+    fn pause(&mut self) {}
+
+    /// Goes on after a pause; all queues are notified afterwards.
+    fn resume(&mut self) {}
 
     /// The device's shared memory regions (section 2.10), which the VMM has placed in the guest's
     /// address space.
@@ -82,12 +94,28 @@ pub trait VirtioDevice<M: GuestAddressSpace>: Send {
         &[]
     }
 
-    /// Stops work and forgets the activation; nothing to do if there is none.
+    /// What the device itself has to remember, beside what transport and queues save. Called while
+    /// the device is paused or not active.
+    fn save(&self) -> DeviceState {
+        DeviceState::default()
+    }
+
+    /// Puts back what [`VirtioDevice::save`] gave; [`VirtioDevice::activate`] follows if the device
+    /// was live. The state may come from anywhere, so its bytes are not to be trusted.
     ///
-    /// The queues are revoked and the interrupt is cut off when this is called, so guest memory is
-    /// out of reach already. Called on a vCPU's thread, it must not wait for a source or a backend
-    /// that may never answer.
-    fn reset(&mut self);
+    /// # Errors
+    ///
+    /// What is wrong with `state`; nothing has changed then.
+    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceStateError> {
+        state.expect_empty()
+    }
+
+    /// Forgets the activation: what the driver has set up, requests in flight.
+    ///
+    /// When this is called all leases and interrupts are revoked, and workers end by themselves, so
+    /// most devices have nothing to do. One that has I/O in flight cancels it: the reset is complete
+    /// when every [`InFlight`](crate::InFlight) is gone.
+    fn reset(&mut self) {}
 }
 
 impl<M: GuestAddressSpace, T: VirtioDevice<M> + ?Sized> VirtioDevice<M> for Box<T> {
@@ -99,8 +127,12 @@ impl<M: GuestAddressSpace, T: VirtioDevice<M> + ?Sized> VirtioDevice<M> for Box<
         (**self).queue_max_sizes()
     }
 
-    fn features(&self) -> u64 {
+    fn features(&self) -> Features {
         (**self).features()
+    }
+
+    fn queue_features(&self) -> Features {
+        (**self).queue_features()
     }
 
     fn config_size(&self) -> u32 {
@@ -115,16 +147,32 @@ impl<M: GuestAddressSpace, T: VirtioDevice<M> + ?Sized> VirtioDevice<M> for Box<
         (**self).write_config(offset, data);
     }
 
+    fn connect(&mut self, config: ConfigNotifier) {
+        (**self).connect(config);
+    }
+
     fn activate(&mut self, activation: Activation<M>) -> Result<(), ActivateError> {
         (**self).activate(activation)
     }
 
-    fn restart_queue(&mut self, queue: ActiveQueue) -> Result<(), ActivateError> {
-        (**self).restart_queue(queue)
+    fn pause(&mut self) {
+        (**self).pause();
+    }
+
+    fn resume(&mut self) {
+        (**self).resume();
     }
 
     fn shared_memory(&self) -> &[SharedMemoryRegion] {
         (**self).shared_memory()
+    }
+
+    fn save(&self) -> DeviceState {
+        (**self).save()
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceStateError> {
+        (**self).restore(state)
     }
 
     fn reset(&mut self) {
@@ -144,35 +192,32 @@ pub struct SharedMemoryRegion {
     pub len: u64,
 }
 
-/// What a device is given when its driver is ready.
+/// What a device is given when its driver is ready; made by [`Session`](crate::Session).
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Activation<M> {
-    /// Guest memory.
+    /// Guest memory, to be touched under one of the leases only.
     pub memory: M,
     /// The queues that the driver has enabled, by rising index. There may be none.
     pub queues: Vec<ActiveQueue>,
     /// The features that both sides have agreed on.
-    pub features: u64,
-    /// The way to the driver, also for failures.
+    pub features: Features,
+    /// For guest memory that is touched outside of every queue.
+    pub lease: DeviceLease,
+    /// The way to the driver for the device as a whole, also for failures.
     pub interrupt: InterruptHandle,
 }
 
 impl<M> Activation<M> {
-    /// Puts an activation together; for transports.
-    #[must_use]
-    pub const fn new(
-        memory: M,
-        queues: Vec<ActiveQueue>,
-        features: u64,
-        interrupt: InterruptHandle,
-    ) -> Self {
-        Self {
-            memory,
-            queues,
-            features,
-            interrupt,
-        }
+    /// Queue `index`, out of [`Activation::queues`].
+    ///
+    /// # Errors
+    ///
+    /// [`ActivateError::QueueMissing`] if the driver has not enabled it.
+    pub fn queue(&self, index: u16) -> Result<&ActiveQueue, ActivateError> {
+        let mut queues = self.queues.iter();
+        let queue = queues.find(|queue| queue.index == index);
+        queue.ok_or(ActivateError::QueueMissing(index))
     }
 }
 
@@ -183,49 +228,63 @@ pub struct ActiveQueue {
     /// Index of the queue.
     pub index: u16,
     /// The queue, until the transport takes it back.
-    pub queue: QueueLease,
+    pub lease: QueueLease,
     /// Counts the driver's notifications since it was last read.
     pub kick: Arc<EventFd>,
+    /// Tells the driver of used buffers in this queue.
+    pub interrupt: QueueInterrupt,
+    pub(crate) slot: Arc<QueueSlot>,
+    /// Which of the slot's changes this value shows.
+    seen: u32,
 }
 
 impl ActiveQueue {
-    /// Puts a queue together; for transports.
-    #[must_use]
-    pub const fn new(index: u16, queue: QueueLease, kick: Arc<EventFd>) -> Self {
-        Self { index, queue, kick }
+    pub(crate) fn new(
+        index: u16,
+        kick: Arc<EventFd>,
+        lease: QueueLease,
+        interrupt: QueueInterrupt,
+    ) -> Self {
+        Self {
+            index,
+            lease: lease.clone(),
+            kick,
+            interrupt: interrupt.clone(),
+            slot: Arc::new(QueueSlot {
+                changes: AtomicU32::new(0),
+                current: Mutex::new((lease, interrupt)),
+            }),
+            seen: 0,
+        }
+    }
+
+    /// Takes over the lease and the interrupt of a queue that was reset by itself and enabled again
+    /// (`VIRTIO_F_RING_RESET`). A [`Worker`](crate::Worker) does this at each wake-up.
+    #[inline]
+    pub fn refresh(&mut self) {
+        let changes = self.slot.changes.load(Ordering::Acquire);
+        if changes != self.seen {
+            (self.lease, self.interrupt) = self.slot.lock().clone();
+            self.seen = changes;
+        }
     }
 }
 
-/// Why a device could not be activated.
+/// Where a queue that is enabled again reaches whoever served it before.
 #[derive(Debug)]
-#[non_exhaustive]
-pub enum ActivateError {
-    /// The device cannot work without a queue that the driver has left disabled.
-    QueueMissing(u16),
-    /// The device is active already.
-    AlreadyActive,
-    /// The device does not take queues that come back after a reset of their own.
-    NoRestart(u16),
-    /// The worker could not be started.
-    Worker(io::Error),
+pub(crate) struct QueueSlot {
+    changes: AtomicU32,
+    current: Mutex<(QueueLease, QueueInterrupt)>,
 }
 
-impl fmt::Display for ActivateError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::QueueMissing(index) => write!(f, "queue {index} is needed and not enabled"),
-            Self::AlreadyActive => f.write_str("device is active already"),
-            Self::NoRestart(index) => write!(f, "queue {index} cannot be enabled again"),
-            Self::Worker(_) => f.write_str("worker could not be started"),
-        }
+impl QueueSlot {
+    /// Shows a new lease and interrupt. Notify the queue afterwards.
+    pub(crate) fn replace(&self, lease: QueueLease, interrupt: QueueInterrupt) {
+        *self.lock() = (lease, interrupt);
+        self.changes.fetch_add(1, Ordering::Release);
     }
-}
 
-impl std::error::Error for ActivateError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Worker(error) => Some(error),
-            _ => None,
-        }
+    fn lock(&self) -> MutexGuard<'_, (QueueLease, QueueInterrupt)> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -2,6 +2,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! How a device reaches its driver.
+//!
+//! A VMM passes an [`InterruptLine`] to a transport, which implements [`Interrupt`] on top of it. A
+//! device holds handles that the transport revokes at reset: [`InterruptHandle`] for the device as a
+//! whole, [`QueueInterrupt`] for each queue, and [`ConfigNotifier`], which outlives resets.
 
 use std::fmt;
 use std::io;
@@ -9,15 +13,14 @@ use std::sync::{Arc, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::chain::BadRequest;
+use crate::fault::{BadRequest, DeviceFault};
+use crate::negotiation::Features;
 use crate::observer::Event;
-use crate::sync::{AtomicBool, Mutex, MutexGuard, Ordering};
-use crate::worker::DeviceFault;
+use crate::sync::{AtomicBool, AtomicUsize, Mutex, MutexGuard, Ordering};
 
 /// The wire from a transport to the guest's interrupt controller: what a VMM passes in.
 ///
-/// An `EventFd` registered as irqfd is one, and so is any closure: both are edge-triggered. For a
-/// level-triggered line there is [`LevelLine`].
+/// An [`EventFd`] registered as irqfd is one; [`EdgeLine`] and [`LevelLine`] make one of a closure.
 ///
 /// A line must not wait: a reset waits for an interrupt that is on its way. So an `EventFd` must be
 /// non-blocking.
@@ -43,31 +46,68 @@ pub trait InterruptLine: Send + Sync {
     fn is_level(&self) -> bool {
         false
     }
+
+    /// The event fd behind the line, if it is edge-triggered and has one: a foreign server (vhost)
+    /// can then interrupt the driver by itself.
+    fn event_fd(&self) -> Option<&EventFd> {
+        None
+    }
 }
 
 impl InterruptLine for EventFd {
     fn trigger(&self) -> io::Result<()> {
         self.write(1)
     }
-}
 
-impl<T: InterruptLine + ?Sized> InterruptLine for Arc<T> {
-    fn trigger(&self) -> io::Result<()> {
-        (**self).trigger()
-    }
-
-    fn clear(&self) -> io::Result<()> {
-        (**self).clear()
-    }
-
-    fn is_level(&self) -> bool {
-        (**self).is_level()
+    fn event_fd(&self) -> Option<&EventFd> {
+        Some(self)
     }
 }
 
-impl<F: Fn() -> io::Result<()> + Send + Sync> InterruptLine for F {
+macro_rules! pointers_are_lines {
+    ($($pointer:ident),*) => {$(
+        impl<T: InterruptLine + ?Sized> InterruptLine for $pointer<T> {
+            fn trigger(&self) -> io::Result<()> {
+                (**self).trigger()
+            }
+
+            fn clear(&self) -> io::Result<()> {
+                (**self).clear()
+            }
+
+            fn is_level(&self) -> bool {
+                (**self).is_level()
+            }
+
+            fn event_fd(&self) -> Option<&EventFd> {
+                (**self).event_fd()
+            }
+        }
+    )*};
+}
+
+pointers_are_lines!(Arc, Box);
+
+/// An edge-triggered line: the closure raises the interrupt once.
+///
+/// ```
+/// use virtio_device_core::{EdgeLine, InterruptLine};
+///
+/// let line = EdgeLine(|| { println!("interrupt"); Ok(()) });
+/// assert!(!line.is_level());
+/// ```
+#[derive(Clone, Copy)]
+pub struct EdgeLine<F>(pub F);
+
+impl<F: Fn() -> io::Result<()> + Send + Sync> InterruptLine for EdgeLine<F> {
     fn trigger(&self) -> io::Result<()> {
-        self()
+        (self.0)()
+    }
+}
+
+impl<F> fmt::Debug for EdgeLine<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EdgeLine").finish_non_exhaustive()
     }
 }
 
@@ -109,24 +149,30 @@ impl<F> fmt::Debug for LevelLine<F> {
 
 /// A transport's notifications to the driver (VIRTIO 1.3, section 2.3).
 ///
-/// Implemented by transports; devices use an [`InterruptHandle`].
+/// Implemented by transports. Called from many threads at once, without a lock that queues share.
 pub trait Interrupt: Send + Sync {
     /// Tells the driver that queue `queue` holds used buffers.
     fn used_buffers(&self, queue: u16);
 
-    /// The device is about to change its configuration space; [`config_changed`] will follow.
+    /// The event fd that raises the interrupt of queue `queue` by itself, if there is one. A
+    /// transport that hands it out shows the cause of the interrupt to the driver from then on.
+    fn event_fd(&self, queue: u16) -> Option<Arc<EventFd>> {
+        let _ = queue;
+        None
+    }
+
+    /// The configuration space is about to change; [`config_settled`] will follow.
     ///
     /// From here to there, no two looks of the driver at the generation may be equal.
     ///
-    /// [`config_changed`]: Interrupt::config_changed
+    /// [`config_settled`]: Interrupt::config_settled
     fn config_changing(&self) {}
 
-    /// Tells the driver that the device's configuration space has changed.
-    fn config_changed(&self);
+    /// The configuration space has changed.
+    fn config_settled(&self) {}
 
-    /// Tells the driver that the status has changed: a configuration interrupt, too, but the
-    /// configuration space is as it was.
-    fn status_changed(&self);
+    /// Raises the configuration interrupt: the configuration space or the status has changed.
+    fn config_interrupt(&self);
 
     /// Passes on to the VMM what the device has to say.
     fn observe(&self, event: &Event<'_>) {
@@ -134,118 +180,157 @@ pub trait Interrupt: Send + Sync {
     }
 }
 
-/// The device's end of the interrupt, good for one activation.
+/// Something that reaches the driver until it is cut off, which waits for a call that is on its way.
+struct Cuttable(Mutex<Option<Arc<dyn Interrupt>>>);
+
+impl Cuttable {
+    fn new(target: Option<Arc<dyn Interrupt>>) -> Self {
+        Self(Mutex::new(target))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<dyn Interrupt>>> {
+        // A line that panicked in another thread leaves nothing half-done behind this lock.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[inline]
+    fn reach(&self, notify: impl FnOnce(&dyn Interrupt)) {
+        if let Some(target) = self.lock().as_deref() {
+            notify(target);
+        }
+    }
+
+    fn cut(&self) {
+        *self.lock() = None;
+    }
+}
+
+/// The device's end of the interrupt as a whole, good for one activation.
 ///
 /// After the transport has revoked it nothing reaches the driver any more, whoever still holds a
 /// clone: a worker that is late cannot interrupt a driver that has reset the device.
 #[derive(Clone)]
 pub struct InterruptHandle {
-    inner: Arc<Inner>,
+    shared: Arc<Shared>,
 }
 
-struct Inner {
+struct Shared {
     /// Outside of the lock: transports read it on every status read.
     broken: AtomicBool,
     /// Outside of the lock: workers ask at every wake-up.
     revoked: AtomicBool,
-    target: Mutex<Option<Arc<dyn Interrupt>>>,
+    paused: AtomicBool,
+    target: Cuttable,
+    /// The loops in which this activation has workers, to be woken when its state changes.
+    loops: Mutex<Vec<Arc<EventFd>>>,
+    /// Workers, and the activation itself, that have not started yet.
+    starting: AtomicUsize,
+    features: Features,
 }
 
 impl InterruptHandle {
-    /// Makes a handle that reaches the driver through `interrupt`; for transports.
-    #[must_use]
-    pub fn new(interrupt: Arc<dyn Interrupt>) -> Self {
-        let target = Mutex::new(Some(interrupt));
+    pub(crate) fn new(interrupt: Arc<dyn Interrupt>, features: Features, paused: bool) -> Self {
         Self {
-            inner: Arc::new(Inner {
+            shared: Arc::new(Shared {
                 broken: AtomicBool::new(false),
                 revoked: AtomicBool::new(false),
-                target,
+                paused: AtomicBool::new(paused),
+                target: Cuttable::new(Some(interrupt)),
+                loops: Mutex::new(Vec::new()),
+                starting: AtomicUsize::new(1),
+                features,
             }),
         }
     }
 
-    /// Makes a handle of a device that is broken already, as a saved state may say; for transports.
-    #[must_use]
-    pub fn broken(interrupt: Arc<dyn Interrupt>) -> Self {
-        let handle = Self::new(interrupt);
-        handle.inner.broken.store(true, Ordering::Release);
-        handle
-    }
-
-    /// Tells the driver that queue `queue` holds used buffers.
-    pub fn used_buffers(&self, queue: u16) {
-        self.with_target(|target| target.used_buffers(queue));
-    }
-
-    /// Runs `change`, which changes the device's configuration space, and tells the driver.
-    ///
-    /// A driver that reads several fields while they change, with the configuration generation read
-    /// before and after, finds the generations different and starts over (VIRTIO 1.3, section
-    /// 2.5). `change` must not wait, and must not use this handle. It runs in any case, also when
-    /// there is no driver to tell any more.
-    pub fn update_config<T>(&self, change: impl FnOnce() -> T) -> T {
-        /// Ends the change even if it panics: the generation would never come to rest.
-        struct Changed<'a>(&'a dyn Interrupt);
-
-        impl Drop for Changed<'_> {
-            fn drop(&mut self) {
-                self.0.config_changed();
-            }
-        }
-
-        let target = self.target();
-        let _changed = target.as_deref().map(|target| {
-            target.config_changing();
-            Changed(target)
-        });
-        change()
-    }
-
     /// Marks the device as broken: the driver sees `DEVICE_NEEDS_RESET` and gets one configuration
     /// interrupt, however often this is called (VIRTIO 1.3, section 2.1.2). The VMM's observer is
-    /// told the first `cause`.
+    /// told the first `cause`. All workers of this activation end.
     pub fn device_failed(&self, cause: &DeviceFault) {
-        self.with_target(|target| {
-            if !self.inner.broken.swap(true, Ordering::AcqRel) {
+        self.shared.target.reach(|target| {
+            if !self.shared.broken.swap(true, Ordering::AcqRel) {
                 target.observe(&Event::DeviceFailed(cause));
-                target.status_changed();
+                target.config_interrupt();
             }
         });
+        self.wake_loops();
     }
 
     /// Tells the VMM's observer that a request in queue `queue` was given back unserved.
     pub fn bad_request(&self, queue: u16, error: BadRequest) {
-        self.with_target(|target| target.observe(&Event::BadRequest { queue, error }));
+        let event = Event::BadRequest { queue, error };
+        self.shared.target.reach(|target| target.observe(&event));
     }
 
     /// Whether the device has been marked as broken.
     #[must_use]
     pub fn is_broken(&self) -> bool {
-        self.inner.broken.load(Ordering::Acquire)
+        self.shared.broken.load(Ordering::Acquire)
     }
 
-    /// Whether the transport has cut this handle off, or is about to: the device was reset.
+    /// Whether the transport has revoked this handle, or is about to: the device was reset.
     #[must_use]
     pub fn is_revoked(&self) -> bool {
-        self.inner.revoked.load(Ordering::Acquire)
+        self.shared.revoked.load(Ordering::Acquire)
+    }
+
+    /// Whether the device is paused, or about to be.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.shared.paused.load(Ordering::Acquire)
+    }
+
+    /// Whether a worker of this activation has nothing left to do.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.is_revoked() || self.is_broken()
+    }
+
+    /// Marks the device as broken without telling anybody: it was told before it was saved.
+    pub(crate) fn set_broken(&self) {
+        self.shared.broken.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn set_paused(&self, paused: bool) {
+        self.shared.paused.store(paused, Ordering::Release);
     }
 
     /// Cuts all clones of this handle off; returns when no notification is on its way any more.
-    pub fn revoke(&self) {
-        self.inner.revoked.store(true, Ordering::Release);
-        *self.target() = None;
+    pub(crate) fn revoke(&self) {
+        self.shared.revoked.store(true, Ordering::Release);
+        self.shared.target.cut();
     }
 
-    fn target(&self) -> MutexGuard<'_, Option<Arc<dyn Interrupt>>> {
-        // A line that panicked in another thread leaves nothing half-done behind this lock.
-        let target = self.inner.target.lock();
-        target.unwrap_or_else(PoisonError::into_inner)
+    /// Has `wake` written when workers of this activation are to end, or to go on after a pause.
+    pub(crate) fn add_loop(&self, wake: &Arc<EventFd>) {
+        let mut loops = self.loops();
+        if !loops.iter().any(|known| Arc::ptr_eq(known, wake)) {
+            loops.push(wake.clone());
+        }
     }
 
-    fn with_target(&self, notify: impl FnOnce(&dyn Interrupt)) {
-        if let Some(target) = self.target().as_deref() {
-            notify(target);
+    pub(crate) fn wake_loops(&self) {
+        for wake in self.loops().iter() {
+            // A full counter wakes just as well.
+            let _ = wake.write(1);
+        }
+    }
+
+    fn loops(&self) -> MutexGuard<'_, Vec<Arc<EventFd>>> {
+        let loops = self.shared.loops.lock();
+        loops.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One more part of the activation is to start before the device counts as activated.
+    pub(crate) fn expect_start(&self) {
+        self.shared.starting.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// One part has started. The last one tells the VMM's observer that the device is live.
+    pub(crate) fn started(&self) {
+        if self.shared.starting.fetch_sub(1, Ordering::AcqRel) == 1 && !self.is_broken() {
+            let features = self.shared.features;
+            let event = Event::Activated { features };
+            self.shared.target.reach(|target| target.observe(&event));
         }
     }
 }
@@ -254,98 +339,125 @@ impl fmt::Debug for InterruptHandle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("InterruptHandle")
             .field("broken", &self.is_broken())
+            .field("revoked", &self.is_revoked())
             .finish_non_exhaustive()
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::atomic::AtomicU32;
+/// The device's end of one queue's interrupt, good until the queue or the device is reset.
+///
+/// Each has a lock of its own, so that the workers of two queues do not meet.
+#[derive(Clone)]
+pub struct QueueInterrupt {
+    queue: u16,
+    target: Arc<Cuttable>,
+}
 
-    #[derive(Default)]
-    struct Counts {
-        used: AtomicU32,
-        config: AtomicU32,
-        status: AtomicU32,
-    }
-
-    impl Interrupt for Counts {
-        fn used_buffers(&self, _queue: u16) {
-            self.used.fetch_add(1, Ordering::SeqCst);
-        }
-
-        fn config_changed(&self) {
-            self.config.fetch_add(1, Ordering::SeqCst);
-        }
-
-        fn status_changed(&self) {
-            self.status.fetch_add(1, Ordering::SeqCst);
+impl QueueInterrupt {
+    /// `None` makes one that is revoked from the start.
+    pub(crate) fn new(queue: u16, interrupt: Option<Arc<dyn Interrupt>>) -> Self {
+        Self {
+            queue,
+            target: Arc::new(Cuttable::new(interrupt)),
         }
     }
 
-    #[test]
-    fn a_failure_is_announced_once() {
-        let counts = Arc::new(Counts::default());
-        let handle = InterruptHandle::new(counts.clone());
-        handle.device_failed(&DeviceFault::Panicked);
-        handle.clone().device_failed(&DeviceFault::Panicked);
-        assert!(handle.is_broken());
-        assert_eq!(counts.status.load(Ordering::SeqCst), 1);
-        assert_eq!(counts.config.load(Ordering::SeqCst), 0);
+    /// Tells the driver that the queue holds used buffers.
+    #[inline]
+    pub fn trigger(&self) {
+        self.target.reach(|target| target.used_buffers(self.queue));
     }
 
-    #[test]
-    fn a_revoked_handle_is_silent() {
-        let counts = Arc::new(Counts::default());
-        let handle = InterruptHandle::new(counts.clone());
-        let late = handle.clone();
-        handle.used_buffers(0);
-        handle.revoke();
-        late.used_buffers(0);
-        let ran = late.update_config(|| true);
-        assert!(ran, "the change itself is the device's business");
-        late.device_failed(&DeviceFault::Panicked);
-        assert!(!late.is_broken());
-        assert_eq!(counts.used.load(Ordering::SeqCst), 1);
-        assert_eq!(counts.config.load(Ordering::SeqCst), 0);
-        assert_eq!(counts.status.load(Ordering::SeqCst), 0);
+    /// An event fd that does the same when it is written, for a foreign server; `None` if the
+    /// interrupt line has none: then watch an event fd of your own, and [`trigger`] by hand.
+    ///
+    /// The transport cannot revoke it. Hand it out only while you have an
+    /// [`InFlight`](crate::InFlight) for the queue, and drop that once the server has stopped.
+    ///
+    /// [`trigger`]: QueueInterrupt::trigger
+    #[must_use]
+    pub fn event_fd(&self) -> Option<Arc<EventFd>> {
+        let target = self.target.lock();
+        target.as_deref()?.event_fd(self.queue)
     }
 
-    #[test]
-    fn a_change_that_panics_is_ended() {
-        let counts = Arc::new(Counts::default());
-        let handle = InterruptHandle::new(counts.clone());
-        let panicking = || handle.update_config(|| panic!("a bug in the device"));
-        std::panic::catch_unwind(std::panic::AssertUnwindSafe(panicking)).unwrap_err();
-        assert_eq!(counts.config.load(Ordering::SeqCst), 1);
-        handle.used_buffers(0);
-        assert_eq!(counts.used.load(Ordering::SeqCst), 1);
+    pub(crate) fn revoke(&self) {
+        self.target.cut();
+    }
+}
+
+impl fmt::Debug for QueueInterrupt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QueueInterrupt")
+            .field("queue", &self.queue)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Announces changes of the configuration space that come from the host, at any time: before the
+/// device is activated, while it is live, while it is paused. Outlives resets.
+///
+/// A device gets one through [`VirtioDevice::connect`](crate::VirtioDevice::connect), and hands
+/// clones to whoever changes its configuration.
+#[derive(Clone)]
+pub struct ConfigNotifier {
+    interrupt: Arc<dyn Interrupt>,
+    /// Whether there is a driver that wants to be interrupted.
+    live: Arc<Mutex<bool>>,
+}
+
+impl ConfigNotifier {
+    /// Makes a notifier that reaches the driver through `interrupt`; for transports, once.
+    #[must_use]
+    pub fn new(interrupt: Arc<dyn Interrupt>) -> Self {
+        Self {
+            interrupt,
+            live: Arc::new(Mutex::new(false)),
+        }
     }
 
-    #[test]
-    fn closures_and_eventfds_are_lines() {
-        let event = Arc::new(EventFd::new(0).unwrap());
-        event.trigger().unwrap();
-        assert_eq!(event.read().unwrap(), 1);
-        let line = move || event.write(2);
-        InterruptLine::trigger(&line).unwrap();
-        assert!(!line.is_level());
-        line.clear().unwrap();
+    /// Runs `change`, which changes the device's configuration space, and tells the driver, if the
+    /// device is live.
+    ///
+    /// A driver that reads several fields while they change, with the configuration generation read
+    /// before and after, finds the generations different and starts over (VIRTIO 1.3, section
+    /// 2.5). One change runs at a time. `change` must not wait, and must not use a notifier of the
+    /// same device.
+    pub fn update<R>(&self, change: impl FnOnce() -> R) -> R {
+        /// Ends the change even if it panics: the generation would never come to rest.
+        struct Settled<'a>(&'a dyn Interrupt, bool);
+
+        impl Drop for Settled<'_> {
+            fn drop(&mut self) {
+                self.0.config_settled();
+                if self.1 {
+                    self.0.config_interrupt();
+                }
+            }
+        }
+
+        let live = self.live();
+        self.interrupt.config_changing();
+        let _settled = Settled(&*self.interrupt, *live);
+        change()
     }
 
-    #[test]
-    fn a_level_line_goes_up_and_down_through_an_arc() {
-        let level = Arc::new(AtomicBool::new(false));
-        let wire = level.clone();
-        let line = Arc::new(LevelLine(move |level| {
-            wire.store(level, Ordering::SeqCst);
-            Ok(())
-        }));
-        assert!(line.is_level());
-        line.trigger().unwrap();
-        assert!(level.load(Ordering::SeqCst));
-        line.clear().unwrap();
-        assert!(!level.load(Ordering::SeqCst));
+    /// Decides whether the driver is interrupted; waits for a change that is being made.
+    pub(crate) fn set_live(&self, live: bool) {
+        *self.live() = live;
+    }
+
+    pub(crate) fn interrupt(&self) -> &Arc<dyn Interrupt> {
+        &self.interrupt
+    }
+
+    fn live(&self) -> MutexGuard<'_, bool> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for ConfigNotifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConfigNotifier").finish_non_exhaustive()
     }
 }

@@ -3,37 +3,25 @@
 
 //! The virtio device model, without any transport.
 //!
-//! This crate holds what every virtio device and every transport share (VIRTIO 1.3):
+//! # Five types for device authors
 //!
-//! * [`VirtioDevice`], what a device implements, and [`Activation`], what it is given;
-//! * [`DeviceStatus`] and [`Negotiation`], the start-up protocol as a table and a check;
-//! * [`QueueLayout`], a queue's place in guest memory, checked as a whole;
-//! * [`Virtqueue`] and [`Chain`], a split virtqueue and its descriptor chains, walked strictly;
-//! * [`QueueLease`] and [`InterruptHandle`], by which a transport takes both back at reset;
-//! * [`QueueHandler`], [`Worker`] and [`Executor`], which keep a device's work apart from the
-//!   thread it runs on.
-//!
-//! What a VMM may want to know about all that reaches it as an [`Event`], through an [`Observer`].
-//!
-//! A device depends on this crate alone. A VMM puts it behind a transport such as
-//! `virtio-mmio-transport`.
-//!
-//! # For device authors
+//! * [`VirtioDevice`] is what a device implements, and [`Activation`] what it is given;
+//! * [`QueueHandler`] serves its queues, with a [`Context`] around it;
+//! * [`Chain`] is a request: a descriptor chain, walked strictly.
 //!
 //! A device is two objects: one that is configured and activated from vCPU threads, and a
-//! [`QueueHandler`] that is made at activation and serves the queues. The [`guide`] has a whole
-//! block device; this one fills every request with the letter `x`:
+//! [`QueueHandler`] that is made at activation and works where the VMM's [`Executor`] says. A whole
+//! block device is in `virtio_conformance::ramdisk`; this one fills every request with the letter `x`:
 //!
 //! ```
 //! use virtio_device_core::{
-//!     ActivateError, Activation, Chain, DeviceFault, Executor, InterruptHandle, Progress,
-//!     QueueHandler, QueueLease, RunningWorker, VirtioDevice, Worker,
+//!     ActivateError, Activation, Chain, Context, DeviceFault, Executor, Progress, QueueHandler,
+//!     VirtioDevice, Worker,
 //! };
 //! use vm_memory::GuestAddressSpace;
 //!
 //! struct Letters<E> {
 //!     executor: E,
-//!     running: Option<Box<dyn RunningWorker>>,
 //! }
 //!
 //! impl<M, E> VirtioDevice<M> for Letters<E>
@@ -50,32 +38,23 @@
 //!     }
 //!
 //!     fn activate(&mut self, activation: Activation<M>) -> Result<(), ActivateError> {
-//!         let Activation { memory, queues, interrupt, .. } = activation;
-//!         let queue = queues.first().ok_or(ActivateError::QueueMissing(0))?.queue.clone();
-//!         let chain = Chain::with_capacity(64);
-//!         let handler = Handler { memory, queue, interrupt: interrupt.clone(), chain };
-//!         let worker = Worker::new(Box::new(handler), queues, interrupt);
-//!         self.running = Some(self.executor.start(worker).map_err(ActivateError::Worker)?);
-//!         Ok(())
-//!     }
-//!
-//!     fn reset(&mut self) {
-//!         self.running = None; // dropping it stops it
+//!         activation.queue(0)?; // the driver must have enabled it
+//!         let handler = Handler { memory: activation.memory, chain: Chain::with_capacity(64) };
+//!         let worker = Worker::new(handler, activation.queues, activation.interrupt);
+//!         Ok(self.executor.start(worker)?)
 //!     }
 //! }
 //!
 //! struct Handler<M> {
 //!     memory: M,
-//!     queue: QueueLease,
-//!     interrupt: InterruptHandle,
 //!     chain: Chain,
 //! }
 //!
-//! impl<M: GuestAddressSpace + Send> QueueHandler for Handler<M> {
-//!     fn process(&mut self, index: u16) -> Result<Progress, DeviceFault> {
+//! impl<M: GuestAddressSpace> QueueHandler for Handler<M> {
+//!     fn process(&mut self, queue: u16, cx: &mut Context<'_>) -> Result<Progress, DeviceFault> {
 //!         let memory = self.memory.memory();
-//!         // Once the queue has been taken back there is nothing to do.
-//!         let served = self.queue.with(|queue| {
+//!         let Some(active) = cx.queue(queue) else { return Ok(Progress::Idle) };
+//!         let served = active.lease.with(|queue| {
 //!             let Some(head) = queue.take(&*memory, &mut self.chain)? else {
 //!                 return Ok(Progress::Idle);
 //!             };
@@ -86,65 +65,82 @@
 //!             };
 //!             queue.complete(&*memory, head, len)?;
 //!             if queue.needs_interrupt(&*memory)? {
-//!                 self.interrupt.used_buffers(index);
+//!                 active.interrupt.trigger();
 //!             }
 //!             Ok(Progress::More)
 //!         });
+//!         // While the device is paused, or after reset, there is nothing to do.
 //!         served.unwrap_or(Ok(Progress::Idle))
 //!     }
 //! }
 //! ```
+//!
+//! # What a device can need
+//!
+//! | a device that ... | uses |
+//! |---|---|
+//! | is woken by a socket, a tap or a terminal | [`Context::watch`], [`QueueHandler::ready`] |
+//! | waits until the host takes more | [`Context::set_interest`] |
+//! | waits for time to pass | [`Progress::After`] |
+//! | has a thread for each queue | several [`Worker`]s, a [`WorkerPool`] |
+//! | has requests in flight, or I/O straight into guest memory | [`Lease::hold`] |
+//! | touches guest memory outside of its queues | [`Activation::lease`] |
+//! | has its queues served elsewhere (vhost) | [`VirtioDevice::pause`], [`QueueInterrupt::event_fd`], [`Virtqueue::handed_back`] |
+//! | has its configuration changed by the host | [`ConfigNotifier`] |
+//! | has state of its own to save | [`VirtioDevice::save`], [`DeviceState`] |
+//! | runs in the VMM's own loop | [`WorkerLoop`] |
+//! | has a handler that is not `Send` | [`Worker::build`] |
+//!
+//! # For transports
+//!
+//! A transport shows registers to the driver; everything behind them is here: [`DeviceStatus`] and
+//! [`Negotiation`], the start-up protocol as a table and a check; [`QueueLayout`], a queue's place in
+//! guest memory, checked as a whole; and [`Session`], which lends queues, memory and interrupts to
+//! the device and takes them back in the right order. `virtio-mmio-transport` is one.
+//!
+//! What a VMM may want to know reaches it as an [`Event`], through an [`Observer`].
 
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-// The example of a device names this crate as any other would.
-#[cfg(feature = "test-utils")]
-extern crate self as virtio_device_core;
-
-mod chain;
 mod device;
-mod features;
-#[cfg(any(doc, doctest))]
-pub mod guide;
+mod fault;
 mod interrupt;
-mod layout;
-mod lease;
+mod negotiation;
 mod observer;
 mod queue;
-mod regions;
-mod rings;
-mod status;
+mod session;
+mod state;
 mod sync;
-#[cfg(feature = "test-utils")]
-pub mod test_utils;
-#[cfg(feature = "worker")]
-mod thread;
-mod transfer;
 mod worker;
 
-pub use chain::{BadRequest, Buffer, Chain, Head, RingFault};
-pub use device::{ActivateError, Activation, ActiveQueue, SharedMemoryRegion, VirtioDevice};
-pub use features::{
-    FeatureError, FeatureRule, Negotiation, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC,
-    VIRTIO_F_NOTIFICATION_DATA, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1,
+pub use device::{Activation, ActiveQueue, SharedMemoryRegion, VirtioDevice};
+pub use fault::{ActivateError, BadRequest, DeviceFault, RingFault};
+pub use interrupt::{
+    ConfigNotifier, EdgeLine, Interrupt, InterruptHandle, InterruptLine, LevelLine, QueueInterrupt,
 };
-pub use interrupt::{Interrupt, InterruptHandle, InterruptLine, LevelLine};
-pub use layout::{MAX_QUEUE_SIZE, QueueLayout, QueuePart, QueueSetup, QueueSetupError};
-pub use lease::QueueLease;
-pub use observer::{Event, EventCounters, EventCounts, Observer};
-pub use queue::{ProgressError, QueueProgress, Virtqueue};
-pub use rings::{RingMemory, Rings};
-pub use status::{
+pub use negotiation::{
     ACKNOWLEDGE, DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, DeviceStatus, FAILED, FEATURES_OK,
-    StatusWrite,
+    FeatureError, FeatureRule, Features, Negotiation, StatusWrite, VIRTIO_F_ACCESS_PLATFORM,
+    VIRTIO_F_EVENT_IDX, VIRTIO_F_IN_ORDER, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_NOTIFICATION_DATA,
+    VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1,
+};
+pub use observer::{Event, EventCounters, EventCounts, Observer};
+pub use queue::{
+    Buffer, Chain, DeviceLease, Head, InFlight, Lease, Lent, MAX_QUEUE_SIZE, ProgressError,
+    QueueLayout, QueueLease, QueuePart, QueueProgress, QueueSetup, QueueSetupError, Reader,
+    RingMemory, Rings, Unavailable, Virtqueue, Writer,
+};
+pub use session::{Session, SessionQueue};
+pub use state::{DeviceState, DeviceStateError, MAX_DEVICE_STATE};
+pub use worker::{
+    Context, Executor, Interest, LoopHandle, Progress, QueueHandler, Readiness, StepLoop, Worker,
+    WorkerLoop, WorkerPool, WorkerThread,
 };
 #[cfg(loom)]
-pub use sync::eventfd_edge;
-#[cfg(feature = "worker")]
-pub use thread::WorkerThread;
-pub use transfer::{Reader, Writer};
-pub use worker::{DeviceFault, Executor, Progress, QueueHandler, RunningWorker, Worker};
+pub use {queue::RingCache, sync::eventfd_edge};
 
 // These appear in this crate's interface; use them from here to get the same versions.
+#[cfg(feature = "virtio-queue")]
+pub use virtio_queue;
 pub use {vm_memory, vmm_sys_util};

@@ -7,11 +7,9 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::chain::BadRequest;
-use crate::features::FeatureError;
-use crate::layout::QueueSetupError;
-use crate::status::DeviceStatus;
-use crate::worker::DeviceFault;
+use crate::fault::{BadRequest, DeviceFault};
+use crate::negotiation::{DeviceStatus, FeatureError, Features};
+use crate::queue::QueueSetupError;
 
 /// Something that a VMM may want to know about a device or its driver.
 ///
@@ -76,7 +74,7 @@ pub enum Event<'a> {
     /// The device went live.
     Activated {
         /// The features that both sides have agreed on.
-        features: u64,
+        features: Features,
     },
     /// One queue was reset (`VIRTIO_F_RING_RESET`).
     QueueReset(u16),
@@ -201,7 +199,7 @@ counters! {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chain::RingFault;
+    use crate::fault::RingFault;
 
     #[test]
     fn a_failure_is_counted_by_its_cause() {

@@ -6,9 +6,9 @@
 
 use std::sync::Mutex;
 
-use virtio_device_core::test_utils::{DriverQueue, VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT};
+use virtio_conformance::{DriverQueue, VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT};
 use virtio_device_core::{
-    Chain, QueueLayout, QueueSetup, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, Virtqueue,
+    Chain, Features, QueueLayout, QueueSetup, VIRTIO_F_INDIRECT_DESC, Virtqueue,
 };
 use vm_memory::guest_memory::{GuestMemorySliceIterator, Result};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
@@ -59,7 +59,7 @@ fn every_field_of_a_chain_is_read_once() {
         inner: &plain,
         accesses: Mutex::default(),
     };
-    let mut queue = Virtqueue::new(driver.layout(), VIRTIO_F_INDIRECT_DESC);
+    let mut queue = Virtqueue::new(driver.layout(), Features::of(&[VIRTIO_F_INDIRECT_DESC]));
     let mut chain = Chain::with_capacity(16);
     let head = queue.take(&watched, &mut chain).unwrap().unwrap();
     assert_eq!(chain.buffers().len(), 4);
@@ -125,8 +125,8 @@ fn any_bytes_at_all_end_in_chains_or_a_fault() {
             let bytes: Vec<u8> = (0..len).step_by(2).flat_map(|_| word()).collect();
             memory.write_slice(&bytes, GuestAddress(page)).unwrap();
         }
-        let features = VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX;
-        let mut queue = Virtqueue::new(layout, features * (round / 2 % 2));
+        let features = [Features::NONE, Features::QUEUE];
+        let mut queue = Virtqueue::new(layout, features[round / 2 % 2]);
         let mut chain = Chain::with_capacity(16);
         for _ in 0..if cfg!(miri) { 8 } else { 64 } {
             match queue.take(&memory, &mut chain) {

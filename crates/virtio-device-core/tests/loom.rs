@@ -12,8 +12,10 @@ use std::sync::Arc;
 
 use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use loom::thread;
-use virtio_device_core::test_utils::DriverQueue;
-use virtio_device_core::{DeviceFault, Interrupt, InterruptHandle, QueueLease, Virtqueue};
+use virtio_conformance::DriverQueue;
+use virtio_device_core::{
+    DeviceFault, Features, Interrupt, InterruptHandle, QueueLease, Virtqueue,
+};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 fn model(f: impl Fn() + Sync + Send + 'static) {
@@ -24,7 +26,10 @@ fn model(f: impl Fn() + Sync + Send + 'static) {
 
 fn lease() -> QueueLease {
     let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
-    QueueLease::new(Virtqueue::new(DriverQueue::new(&memory, 0, 4).layout(), 0))
+    QueueLease::new(Virtqueue::new(
+        DriverQueue::new(&memory, 0, 4).layout(),
+        Features::NONE,
+    ))
 }
 
 /// Guest memory as a worker writes it. All accesses are relaxed: only the lease makes them

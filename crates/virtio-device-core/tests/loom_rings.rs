@@ -16,8 +16,10 @@ use std::sync::Arc;
 
 use loom::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 use loom::thread;
-use virtio_device_core::test_utils::{DriverQueue, VIRTQ_DESC_F_WRITE};
-use virtio_device_core::{Chain, QueuePart, RingMemory, VIRTIO_F_EVENT_IDX, Virtqueue};
+use virtio_conformance::{DriverQueue, VIRTQ_DESC_F_WRITE};
+use virtio_device_core::{
+    Chain, Features, QueuePart, RingCache, RingMemory, VIRTIO_F_EVENT_IDX, Virtqueue,
+};
 use vm_memory::{AtomicAccess, ByteValued, GuestAddress, GuestMemoryMmap};
 
 type Memory = GuestMemoryMmap<()>;
@@ -59,11 +61,13 @@ fn to<T: ByteValued>(bytes: &[u8]) -> T {
 }
 
 impl RingMemory for Rings {
-    type Memory = Memory;
-
     fn memory(&self) -> &Memory {
         &self.memory
     }
+}
+
+impl RingCache for Rings {
+    type Memory = Memory;
 
     fn known_load<T: AtomicAccess>(
         &self,
@@ -122,9 +126,9 @@ impl Shared {
     }
 
     /// Whether the device wants to be notified of the chain that was offered.
-    fn wants_notification(&self, features: u64) -> bool {
+    fn wants_notification(&self, features: Features) -> bool {
         fence(Ordering::SeqCst);
-        if features & VIRTIO_F_EVENT_IDX != 0 {
+        if features.has(VIRTIO_F_EVENT_IDX) {
             self.avail_event.load(Ordering::Relaxed) == 0
         } else {
             self.used_flags.load(Ordering::Relaxed) == 0
@@ -166,7 +170,7 @@ impl Device {
     }
 }
 
-fn pair(features: u64) -> (Arc<Shared>, Device) {
+fn pair(features: Features) -> (Arc<Shared>, Device) {
     let memory = Memory::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
     let layout = DriverQueue::new(&memory, 0, SIZE).layout();
     let shared = Arc::<Shared>::default();
@@ -184,7 +188,7 @@ fn pair(features: u64) -> (Arc<Shared>, Device) {
 #[test]
 fn who_sees_the_used_index_sees_the_element_and_the_buffer() {
     loom::model(|| {
-        let (shared, mut device) = pair(0);
+        let (shared, mut device) = pair(Features::NONE);
         shared.offer();
         let worker = thread::spawn(move || assert!(device.serve()));
         if shared.used_index.load(Ordering::Acquire) == 1 {
@@ -199,7 +203,7 @@ fn who_sees_the_used_index_sees_the_element_and_the_buffer() {
 #[test]
 fn who_sees_the_available_index_sees_the_chain() {
     loom::model(|| {
-        let (shared, mut device) = pair(0);
+        let (shared, mut device) = pair(Features::NONE);
         let worker = thread::spawn(move || device.serve());
         shared.offer();
         worker.join().unwrap();
@@ -208,7 +212,7 @@ fn who_sees_the_available_index_sees_the_chain() {
 
 #[test]
 fn a_device_that_goes_to_sleep_is_notified_or_has_seen_the_chain() {
-    for features in [0, VIRTIO_F_EVENT_IDX] {
+    for features in [Features::NONE, Features::of(&[VIRTIO_F_EVENT_IDX])] {
         loom::model(move || {
             let (shared, mut device) = pair(features);
             // While a device is awake it does not want to be told.
@@ -226,7 +230,7 @@ fn a_device_that_goes_to_sleep_is_notified_or_has_seen_the_chain() {
 
 #[test]
 fn a_driver_that_goes_to_sleep_is_interrupted_or_has_seen_the_used_chain() {
-    for features in [0, VIRTIO_F_EVENT_IDX] {
+    for features in [Features::NONE, Features::of(&[VIRTIO_F_EVENT_IDX])] {
         // As a device does it that goes to sleep, and one that does not.
         for sleeps in [false, true] {
             loom::model(move || {

@@ -6,12 +6,12 @@
 
 use std::io::{Read, Write};
 
-use virtio_device_core::test_utils::{
+use virtio_conformance::{
     DriverQueue, VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE,
 };
 use virtio_device_core::{
-    BadRequest, Chain, Head, ProgressError, QueueLease, QueueProgress, RingFault, Rings,
-    VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, Virtqueue,
+    BadRequest, Chain, Features, Head, Lent, ProgressError, QueueProgress, RingFault, Rings,
+    Unavailable, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, Virtqueue,
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -38,7 +38,7 @@ struct Pair<'m> {
 }
 
 impl<'m> Pair<'m> {
-    fn new(memory: &'m Memory, features: u64) -> Self {
+    fn new(memory: &'m Memory, features: Features) -> Self {
         let driver = DriverQueue::new(memory, 0x1000, SIZE);
         let device = Virtqueue::new(driver.layout(), features);
         Self {
@@ -68,7 +68,7 @@ impl<'m> Pair<'m> {
 #[test]
 fn an_empty_ring_has_nothing_to_take() {
     let memory = memory();
-    let mut pair = Pair::new(&memory, 0);
+    let mut pair = Pair::new(&memory, Features::NONE);
     assert_eq!(pair.take(), Ok(None));
     assert_eq!(pair.take(), Ok(None));
 }
@@ -76,7 +76,7 @@ fn an_empty_ring_has_nothing_to_take() {
 #[test]
 fn chains_are_taken_in_order_and_given_back_with_their_length() {
     let memory = memory();
-    let mut pair = Pair::new(&memory, 0);
+    let mut pair = Pair::new(&memory, Features::NONE);
     pair.driver.offer_writable(3, BUFFER, 8);
     pair.driver.offer_writable(5, BUFFER + 8, 8);
     for (head, len) in [(3, 7), (5, 8)] {
@@ -93,7 +93,7 @@ fn rings_looked_up_before_are_the_same_rings() {
     let memory = memory();
     // Inside of one region, and with each part over the seam of two.
     for base in [0x1000, RAM - 0x80, RAM - 0x110, RAM - 0x130] {
-        for features in [0, VIRTIO_F_EVENT_IDX] {
+        for features in [Features::NONE, Features::of(&[VIRTIO_F_EVENT_IDX])] {
             let mut driver = DriverQueue::new(&memory, base, SIZE);
             let mut device = Virtqueue::new(driver.layout(), features);
             let mut chain = Chain::with_capacity(SIZE);
@@ -112,7 +112,7 @@ fn rings_looked_up_before_are_the_same_rings() {
                 assert!(!device.enable_notification(&rings).unwrap());
                 assert_eq!(driver.take_used(), [(index.into(), round)]);
             }
-            if features != 0 {
+            if features != Features::NONE {
                 assert_eq!(driver.avail_event(), rounds);
             }
         }
@@ -122,7 +122,7 @@ fn rings_looked_up_before_are_the_same_rings() {
 #[test]
 fn a_chain_that_was_put_back_is_taken_again() {
     let memory = memory();
-    let mut pair = Pair::new(&memory, 0);
+    let mut pair = Pair::new(&memory, Features::NONE);
     pair.driver.offer_writable(3, BUFFER, 8);
     for _ in 0..2 {
         let taken = pair.take().unwrap().unwrap();
@@ -138,7 +138,7 @@ fn a_chain_that_was_put_back_is_taken_again() {
 #[test]
 fn indices_wrap_without_losing_a_chain() {
     let memory = memory();
-    for features in [0, VIRTIO_F_EVENT_IDX] {
+    for features in [Features::NONE, Features::of(&[VIRTIO_F_EVENT_IDX])] {
         let mut pair = Pair::new(&memory, features);
         let rounds = if cfg!(miri) { 20 } else { 70_000 };
         for round in 0..rounds {
@@ -154,7 +154,7 @@ fn indices_wrap_without_losing_a_chain() {
 #[test]
 fn buffers_keep_their_order_and_direction() {
     let memory = memory();
-    let mut pair = Pair::new(&memory, 0);
+    let mut pair = Pair::new(&memory, Features::NONE);
     pair.driver
         .descriptor(0, BUFFER, 4, VIRTQ_DESC_F_NEXT | VIRTQ_DESC_F_WRITE, 9);
     pair.driver
@@ -198,7 +198,7 @@ fn buffers_keep_their_order_and_direction() {
 #[test]
 fn a_chain_of_queue_size_is_taken_and_one_more_is_not() {
     let memory = memory();
-    let mut pair = Pair::new(&memory, 0);
+    let mut pair = Pair::new(&memory, Features::NONE);
     for index in 0..SIZE {
         let flags = if index + 1 == SIZE {
             0
@@ -212,11 +212,11 @@ fn a_chain_of_queue_size_is_taken_and_one_more_is_not() {
     assert_eq!(pair.chain.buffers().len(), usize::from(SIZE));
     pair.device.complete(&memory, head, 0).unwrap();
 
-    let mut pair = Pair::new(&memory, VIRTIO_F_INDIRECT_DESC);
+    let mut pair = Pair::new(&memory, Features::of(&[VIRTIO_F_INDIRECT_DESC]));
     indirect(&pair.driver, SIZE);
     pair.driver.offer(0);
     let _head = pair.take().unwrap().unwrap();
-    let mut pair = Pair::new(&memory, VIRTIO_F_INDIRECT_DESC);
+    let mut pair = Pair::new(&memory, Features::of(&[VIRTIO_F_INDIRECT_DESC]));
     indirect(&pair.driver, SIZE + 1);
     pair.driver.offer(0);
     assert_eq!(pair.fault(), RingFault::ChainTooLong);
@@ -239,7 +239,7 @@ fn indirect(driver: &DriverQueue<'_, Memory>, entries: u16) {
 fn loops_are_faults() {
     let memory = memory();
     for (first, second) in [(0, 0), (1, 0), (1, 1)] {
-        let mut pair = Pair::new(&memory, 0);
+        let mut pair = Pair::new(&memory, Features::NONE);
         pair.driver
             .descriptor(0, BUFFER, 1, VIRTQ_DESC_F_NEXT, first);
         pair.driver
@@ -253,14 +253,14 @@ fn loops_are_faults() {
 fn indices_outside_of_the_table_are_faults() {
     let memory = memory();
     for index in [SIZE, SIZE + 1, 0xffff] {
-        let mut pair = Pair::new(&memory, 0);
+        let mut pair = Pair::new(&memory, Features::NONE);
         pair.driver.offer(index);
         assert_eq!(
             pair.fault(),
             RingFault::DescriptorIndex { index, size: SIZE }
         );
 
-        let mut pair = Pair::new(&memory, 0);
+        let mut pair = Pair::new(&memory, Features::NONE);
         pair.driver
             .descriptor(0, BUFFER, 1, VIRTQ_DESC_F_NEXT, index);
         pair.driver.offer(0);
@@ -275,12 +275,12 @@ fn indices_outside_of_the_table_are_faults() {
 fn an_available_index_too_far_ahead_is_a_fault() {
     let memory = memory();
     for index in [SIZE + 1, 0x8000, 0xffff] {
-        let mut pair = Pair::new(&memory, 0);
+        let mut pair = Pair::new(&memory, Features::NONE);
         pair.driver.set_avail_index(index);
         assert_eq!(pair.fault(), RingFault::AvailIndex { next: 0, index });
     }
     // A full queue is not too far.
-    let mut pair = Pair::new(&memory, 0);
+    let mut pair = Pair::new(&memory, Features::NONE);
     pair.driver.set_avail_index(SIZE);
     let _head = pair.take().unwrap().unwrap();
 }
@@ -288,7 +288,7 @@ fn an_available_index_too_far_ahead_is_a_fault() {
 #[test]
 fn indirect_tables_need_the_feature() {
     let memory = memory();
-    let mut pair = Pair::new(&memory, 0);
+    let mut pair = Pair::new(&memory, Features::NONE);
     indirect(&pair.driver, 2);
     pair.driver.offer(0);
     assert_eq!(pair.fault(), RingFault::IndirectNotNegotiated);
@@ -339,7 +339,7 @@ fn misshapen_indirect_tables_are_faults() {
         ),
     ];
     for (addr, len, flags, fault) in cases {
-        let mut pair = Pair::new(&memory, VIRTIO_F_INDIRECT_DESC);
+        let mut pair = Pair::new(&memory, Features::of(&[VIRTIO_F_INDIRECT_DESC]));
         pair.driver.descriptor(0, addr, len, flags, 0);
         pair.driver.offer(0);
         assert_eq!(pair.fault(), fault);
@@ -349,7 +349,7 @@ fn misshapen_indirect_tables_are_faults() {
 #[test]
 fn an_indirect_table_inside_a_table_is_a_fault() {
     let memory = memory();
-    let mut pair = Pair::new(&memory, VIRTIO_F_INDIRECT_DESC);
+    let mut pair = Pair::new(&memory, Features::of(&[VIRTIO_F_INDIRECT_DESC]));
     indirect(&pair.driver, 1);
     pair.driver
         .descriptor_at(TABLE, 0, TABLE, 16, VIRTQ_DESC_F_INDIRECT, 0);
@@ -360,7 +360,7 @@ fn an_indirect_table_inside_a_table_is_a_fault() {
 #[test]
 fn an_index_outside_of_an_indirect_table_is_a_fault() {
     let memory = memory();
-    let mut pair = Pair::new(&memory, VIRTIO_F_INDIRECT_DESC);
+    let mut pair = Pair::new(&memory, Features::of(&[VIRTIO_F_INDIRECT_DESC]));
     indirect(&pair.driver, 2);
     pair.driver
         .descriptor_at(TABLE, 0, BUFFER, 1, VIRTQ_DESC_F_NEXT, 2);
@@ -375,7 +375,7 @@ fn an_index_outside_of_an_indirect_table_is_a_fault() {
 fn what_section_2_7_5_3_allows_is_served() {
     let memory = memory();
     // WRITE on the indirect descriptor means nothing.
-    let mut pair = Pair::new(&memory, VIRTIO_F_INDIRECT_DESC);
+    let mut pair = Pair::new(&memory, Features::of(&[VIRTIO_F_INDIRECT_DESC]));
     indirect(&pair.driver, 2);
     pair.driver
         .descriptor(0, TABLE, 32, VIRTQ_DESC_F_INDIRECT | VIRTQ_DESC_F_WRITE, 0);
@@ -384,7 +384,7 @@ fn what_section_2_7_5_3_allows_is_served() {
     assert!(pair.chain.buffers().iter().all(|buffer| !buffer.writable));
 
     // A table needs no alignment.
-    let mut pair = Pair::new(&memory, VIRTIO_F_INDIRECT_DESC);
+    let mut pair = Pair::new(&memory, Features::of(&[VIRTIO_F_INDIRECT_DESC]));
     pair.driver
         .descriptor(0, TABLE + 1, 16, VIRTQ_DESC_F_INDIRECT, 0);
     pair.driver
@@ -394,7 +394,7 @@ fn what_section_2_7_5_3_allows_is_served() {
     assert_eq!(pair.chain.writable_len(), 7);
 
     // Direct descriptors may come before one indirect one.
-    let mut pair = Pair::new(&memory, VIRTIO_F_INDIRECT_DESC);
+    let mut pair = Pair::new(&memory, Features::of(&[VIRTIO_F_INDIRECT_DESC]));
     pair.driver.descriptor(1, BUFFER, 3, VIRTQ_DESC_F_NEXT, 0);
     indirect(&pair.driver, 2);
     pair.driver.offer(1);
@@ -414,7 +414,7 @@ fn a_request_is_checked_before_a_byte_moves() {
         (BUFFER, u32::MAX),
     ];
     for (addr, len) in bad {
-        let mut pair = Pair::new(&memory, 0);
+        let mut pair = Pair::new(&memory, Features::NONE);
         pair.driver
             .descriptor(0, BUFFER, 4, VIRTQ_DESC_F_WRITE | VIRTQ_DESC_F_NEXT, 1);
         pair.driver.descriptor(1, addr, len, VIRTQ_DESC_F_WRITE, 0);
@@ -427,7 +427,7 @@ fn a_request_is_checked_before_a_byte_moves() {
     }
     // The last byte of memory, a buffer over two regions, and an empty one anywhere are fine.
     for (addr, len) in [(RAM_END - 4, 4), (RAM - 2, 4), (RAM_END + 0x1000, 0)] {
-        let mut pair = Pair::new(&memory, 0);
+        let mut pair = Pair::new(&memory, Features::NONE);
         pair.driver.offer_writable(0, addr, len);
         let _head = pair.take().unwrap().unwrap();
         assert_eq!(pair.chain.check(&memory), Ok(()));
@@ -440,7 +440,7 @@ fn a_request_is_checked_before_a_byte_moves() {
         assert!(b"1234".starts_with(written), "{written:?}");
     }
     // Without the check, a write still stops at the buffer that is not there.
-    let mut pair = Pair::new(&memory, 0);
+    let mut pair = Pair::new(&memory, Features::NONE);
     pair.driver.offer_writable(0, RAM_END - 2, 4);
     let _head = pair.take().unwrap().unwrap();
     let (addr, len) = (RAM_END - 2, 4);
@@ -453,7 +453,7 @@ fn a_request_is_checked_before_a_byte_moves() {
 #[test]
 fn lengths_beyond_32_bits_do_not_wrap() {
     let memory = memory();
-    let mut pair = Pair::new(&memory, 0);
+    let mut pair = Pair::new(&memory, Features::NONE);
     let flags = VIRTQ_DESC_F_WRITE | VIRTQ_DESC_F_NEXT;
     pair.driver.descriptor(0, BUFFER, u32::MAX, flags, 1);
     pair.driver.descriptor(1, BUFFER, 2, VIRTQ_DESC_F_WRITE, 0);
@@ -465,7 +465,7 @@ fn lengths_beyond_32_bits_do_not_wrap() {
 #[test]
 fn the_driver_can_switch_interrupts_off_by_flag() {
     let memory = memory();
-    let mut pair = Pair::new(&memory, 0);
+    let mut pair = Pair::new(&memory, Features::NONE);
     for (flags, wanted) in [(0, true), (1, false), (0xfffe, true), (3, false)] {
         pair.driver.set_avail_flags(flags);
         pair.driver.offer_writable(0, BUFFER, 1);
@@ -488,7 +488,7 @@ fn event_index_decides_on_the_whole_batch() {
         (2, 4, true),
         (9, 4, false),
     ] {
-        let mut pair = Pair::new(&memory, VIRTIO_F_EVENT_IDX);
+        let mut pair = Pair::new(&memory, Features::of(&[VIRTIO_F_EVENT_IDX]));
         pair.driver.set_used_event(event);
         for index in 0..count {
             pair.driver.offer_writable(index, BUFFER, 1);
@@ -508,7 +508,7 @@ fn an_event_that_was_passed_before_the_batch_is_over() {
     let memory = memory();
     // (used index the driver waits for, interrupt wanted for the third request alone)
     for (event, wanted) in [(0, false), (1, false), (2, true), (3, false)] {
-        let mut pair = Pair::new(&memory, VIRTIO_F_EVENT_IDX);
+        let mut pair = Pair::new(&memory, Features::of(&[VIRTIO_F_EVENT_IDX]));
         for index in 0..3 {
             pair.driver.set_used_event(event);
             pair.driver.offer_writable(index, BUFFER, 1);
@@ -526,7 +526,10 @@ fn an_event_that_was_passed_before_the_batch_is_over() {
 #[test]
 fn the_device_can_switch_notifications_off() {
     let memory = memory();
-    for (features, off) in [(0, 1), (VIRTIO_F_EVENT_IDX, 0)] {
+    for (features, off) in [
+        (Features::NONE, 1),
+        (Features::of(&[VIRTIO_F_EVENT_IDX]), 0),
+    ] {
         let mut pair = Pair::new(&memory, features);
         pair.device.disable_notification(&memory).unwrap();
         assert_eq!(pair.driver.used_flags(), off);
@@ -538,7 +541,7 @@ fn the_device_can_switch_notifications_off() {
 #[test]
 fn enabling_notifications_sees_what_came_in_between() {
     let memory = memory();
-    for features in [0, VIRTIO_F_EVENT_IDX] {
+    for features in [Features::NONE, Features::of(&[VIRTIO_F_EVENT_IDX])] {
         let mut pair = Pair::new(&memory, features);
         pair.device.disable_notification(&memory).unwrap();
         assert_eq!(pair.device.enable_notification(&memory), Ok(false));
@@ -547,7 +550,7 @@ fn enabling_notifications_sees_what_came_in_between() {
         assert_eq!(pair.device.enable_notification(&memory), Ok(true));
         let _head = pair.take().unwrap().unwrap();
         assert_eq!(pair.device.enable_notification(&memory), Ok(false));
-        if features != 0 {
+        if features != Features::NONE {
             assert_eq!(pair.driver.avail_event(), 1);
         }
     }
@@ -556,21 +559,21 @@ fn enabling_notifications_sees_what_came_in_between() {
 #[test]
 fn a_revoked_queue_is_out_of_reach() {
     let memory = memory();
-    let pair = Pair::new(&memory, 0);
-    let lease = QueueLease::new(pair.device);
+    let pair = Pair::new(&memory, Features::NONE);
+    let (lent, lease) = Lent::new(Some(pair.device));
     let held = lease.clone();
-    assert_eq!(held.with(|queue| queue.size()), Some(SIZE));
+    assert_eq!(held.with(|queue| queue.size()), Ok(SIZE));
     assert!(!held.is_revoked());
-    assert_eq!(lease.revoke().unwrap().size(), SIZE);
+    assert_eq!(lent.revoke().unwrap().size(), SIZE);
     assert!(held.is_revoked());
-    assert_eq!(held.with(|queue| queue.size()), None);
-    assert!(lease.revoke().is_none());
+    assert_eq!(held.with(|queue| queue.size()), Err(Unavailable::Revoked));
+    assert!(lent.revoke().is_none());
 }
 
 #[test]
 fn a_chain_that_is_available_twice_is_a_fault_only_while_it_is_taken() {
     let memory = memory();
-    let mut pair = Pair::new(&memory, 0);
+    let mut pair = Pair::new(&memory, Features::NONE);
     for _ in 0..2 {
         pair.driver.offer_writable(3, BUFFER, 4);
         let head = pair.take().unwrap().unwrap();
@@ -585,10 +588,10 @@ fn a_chain_that_is_available_twice_is_a_fault_only_while_it_is_taken() {
 #[test]
 fn a_chain_is_given_back_to_the_queue_it_came_from() {
     let memory = memory();
-    let mut pair = Pair::new(&memory, 0);
+    let mut pair = Pair::new(&memory, Features::NONE);
     pair.driver.offer_writable(3, BUFFER, 4);
     let head = pair.take().unwrap().unwrap();
-    let mut other = Virtqueue::new(pair.driver.layout(), 0);
+    let mut other = Virtqueue::new(pair.driver.layout(), Features::NONE);
     assert_eq!(
         other.complete(&memory, head, 4),
         Err(RingFault::HeadNotTaken(3))
@@ -599,7 +602,7 @@ fn a_chain_is_given_back_to_the_queue_it_came_from() {
 #[test]
 fn a_queue_goes_on_where_it_was_and_serves_each_chain_once() {
     let memory = memory();
-    let mut pair = Pair::new(&memory, 0);
+    let mut pair = Pair::new(&memory, Features::NONE);
     for index in [7, 2, 9, 4] {
         pair.driver.offer_writable(index, BUFFER, 4);
     }
@@ -609,7 +612,7 @@ fn a_queue_goes_on_where_it_was_and_serves_each_chain_once() {
     assert_eq!((progress.next_avail, progress.next_used), (3, 1));
     assert_eq!(progress.taken, [7, 9]);
 
-    pair.device = Virtqueue::resume(pair.driver.layout(), 0, &progress).unwrap();
+    pair.device = Virtqueue::resume(pair.driver.layout(), Features::NONE, &progress).unwrap();
     assert_eq!(pair.device.progress(), progress);
     let mut served = Vec::new();
     while let Some(head) = pair.take().unwrap() {
@@ -624,7 +627,7 @@ fn a_queue_goes_on_where_it_was_and_serves_each_chain_once() {
 #[test]
 fn progress_that_contradicts_itself_is_refused() {
     let memory = memory();
-    let layout = Pair::new(&memory, 0).driver.layout();
+    let layout = Pair::new(&memory, Features::NONE).driver.layout();
     let resume = |next_avail: u16, next_used, taken: &[u16]| {
         let taken = taken.to_vec();
         let progress = QueueProgress {
@@ -632,7 +635,8 @@ fn progress_that_contradicts_itself_is_refused() {
             next_used,
             taken,
         };
-        Virtqueue::resume(layout, 0, &progress).map(|queue| queue.progress() == progress)
+        Virtqueue::resume(layout, Features::NONE, &progress)
+            .map(|queue| queue.progress() == progress)
     };
     let all: Vec<u16> = (0..SIZE).collect();
     assert_eq!(resume(8, 0xfff8, &all), Ok(true));
@@ -649,7 +653,7 @@ fn progress_that_contradicts_itself_is_refused() {
 
 /// A chain of (address, length, writable) buffers.
 fn chain_of(memory: &Memory, buffers: &[(u64, u32, bool)]) -> Chain {
-    let mut pair = Pair::new(memory, 0);
+    let mut pair = Pair::new(memory, Features::NONE);
     for (index, &(addr, len, writable)) in (0u16..).zip(buffers) {
         let last = usize::from(index) + 1 == buffers.len();
         let flags = if last { 0 } else { VIRTQ_DESC_F_NEXT };
@@ -659,6 +663,195 @@ fn chain_of(memory: &Memory, buffers: &[(u64, u32, bool)]) -> Chain {
     pair.driver.offer(0);
     let _head = pair.take().unwrap().unwrap();
     pair.chain
+}
+
+#[test]
+fn a_group_is_seen_all_at_once() {
+    let memory = memory();
+    let mut pair = Pair::new(&memory, Features::QUEUE);
+    // Over the end of the ring, too.
+    for round in 0..10_u32 {
+        let before = pair.driver.used_index();
+        (0..5).for_each(|index| pair.driver.offer_writable(index, BUFFER, 4));
+        let heads: Vec<Head> = std::iter::from_fn(|| pair.take().unwrap()).collect();
+        let driver = &pair.driver;
+        let group = heads.into_iter().rev().map(|head| {
+            assert_eq!(driver.used_index(), before);
+            let len = 100 * round + u32::from(head.index());
+            (head, len)
+        });
+        pair.device.complete_all(&memory, group).unwrap();
+        let expected = [4, 3, 2, 1, 0].map(|index| (index, 100 * round + index));
+        assert_eq!(pair.driver.take_used(), expected);
+        // The whole batch counts for the driver's wish.
+        pair.driver.set_used_event(before.wrapping_add(2));
+        assert!(pair.device.needs_interrupt(&memory).unwrap());
+        assert!(!pair.device.needs_interrupt(&memory).unwrap());
+    }
+    // Of nothing there is nothing to see.
+    pair.device.complete_all(&memory, []).unwrap();
+    assert!(!pair.device.needs_interrupt(&memory).unwrap());
+    assert_eq!(pair.driver.take_used(), []);
+}
+
+#[test]
+fn a_group_with_a_chain_that_was_not_taken_is_not_seen() {
+    let memory = memory();
+    let mut pair = Pair::new(&memory, Features::NONE);
+    let mut other = Virtqueue::new(pair.driver.layout(), Features::NONE);
+    pair.driver.offer_writable(3, BUFFER, 4);
+    pair.driver.offer_writable(4, BUFFER, 4);
+    let good = pair.take().unwrap().unwrap();
+    let mut chain = Chain::with_capacity(SIZE);
+    let _ = other.take(&memory, &mut chain).unwrap().unwrap();
+    let foreign = other.take(&memory, &mut chain).unwrap().unwrap();
+    let fault = Err(RingFault::HeadNotTaken(4));
+    let group = [(good, 1), (foreign, 2)];
+    assert_eq!(pair.device.complete_all(&memory, group), fault);
+    assert_eq!(pair.driver.take_used(), []);
+    assert_eq!(pair.device.complete_all(&memory, []), fault);
+}
+
+/// Serves as a vhost back end does: `taken` chains taken, the first `given_back` of them completed.
+fn serve_elsewhere(pair: &mut Pair<'_>, taken: usize, given_back: usize) -> u16 {
+    let mut server = Virtqueue::new(pair.driver.layout(), Features::NONE);
+    let mut chain = Chain::with_capacity(SIZE);
+    let heads: Vec<Head> = (0..taken)
+        .map(|_| server.take(pair.memory, &mut chain).unwrap().unwrap())
+        .collect();
+    for head in heads.into_iter().take(given_back) {
+        server.complete(pair.memory, head, 1).unwrap();
+    }
+    server.progress().next_avail
+}
+
+#[test]
+fn a_queue_goes_on_where_a_foreign_server_has_stopped() {
+    let memory = memory();
+    for (taken, given_back) in [(0, 0), (5, 5), (5, 2), (5, 0)] {
+        let mut pair = Pair::new(&memory, Features::NONE);
+        (0..7).for_each(|index| pair.driver.offer_writable(index, BUFFER, 4));
+        let next_avail = serve_elsewhere(&mut pair, taken, given_back);
+        pair.device.handed_back(&memory, next_avail).unwrap();
+        let progress = pair.device.progress();
+        assert_eq!(usize::from(progress.next_avail), taken);
+        assert_eq!(usize::from(progress.next_used), given_back);
+        let in_flight: Vec<u16> = (0..7).take(taken).skip(given_back).collect();
+        assert_eq!(progress.taken, in_flight);
+        // It can be saved and restored, too.
+        let layout = pair.driver.layout();
+        pair.device = Virtqueue::resume(layout, Features::NONE, &progress).unwrap();
+        while let Some(head) = pair.take().unwrap() {
+            pair.device.complete(&memory, head, 1).unwrap();
+        }
+        let used: Vec<(u32, u32)> = (0..7).map(|index| (index, 1)).collect();
+        assert_eq!(pair.driver.take_used(), used, "each is served once");
+    }
+}
+
+#[test]
+fn progress_that_the_rings_contradict_is_a_fault() {
+    let memory = memory();
+    let used_index = |pair: &Pair<'_>, index: u16| {
+        let addr = GuestAddress(pair.driver.setup().used_ring + 2);
+        memory.write_obj(index.to_le(), addr).unwrap();
+    };
+    // The driver has moved the used index.
+    for (next, index) in [(0, 1), (3, 4), (SIZE + 1, 0), (2, 0x8000)] {
+        let mut pair = Pair::new(&memory, Features::NONE);
+        used_index(&pair, index);
+        let fault = RingFault::UsedIndex { next, index };
+        assert_eq!(pair.device.handed_back(&memory, next), Err(fault));
+        assert_eq!(pair.take(), Err(fault), "it is latched");
+    }
+    // A chain in flight twice, and one that does not exist.
+    for (heads, fault) in [
+        ([2, 2], RingFault::HeadInUse(2)),
+        (
+            [2, SIZE],
+            RingFault::DescriptorIndex {
+                index: SIZE,
+                size: SIZE,
+            },
+        ),
+    ] {
+        let mut pair = Pair::new(&memory, Features::NONE);
+        (heads.iter()).for_each(|&head| pair.driver.offer(head));
+        assert_eq!(pair.device.handed_back(&memory, 2), Err(fault));
+    }
+}
+
+#[test]
+fn slices_cover_what_streams_cover() {
+    let memory = memory();
+    // Side by side in two regions, so this buffer gives two slices; empty ones give none.
+    let chain = chain_of(
+        &memory,
+        &[
+            (BUFFER, 3, false),
+            (BUFFER + 8, 0, false),
+            (RAM - 2, 5, false),
+            (BUFFER + 0x10, 4, true),
+            (RAM - 1, 2, true),
+        ],
+    );
+    memory.write_slice(b"abc", GuestAddress(BUFFER)).unwrap();
+    memory.write_slice(b"defgh", GuestAddress(RAM - 2)).unwrap();
+    let slices = chain.readable_slices(&memory);
+    let slices: Vec<_> = slices.collect::<Result<_, _>>().unwrap();
+    let parts: Vec<Vec<u8>> = slices
+        .iter()
+        .map(|slice| {
+            let mut bytes = vec![0; slice.len()];
+            slice.copy_to(&mut bytes[..]);
+            bytes
+        })
+        .collect();
+    assert_eq!(parts, [&b"abc"[..], b"de", b"fgh"]);
+    let slices = chain.writable_slices(&memory);
+    let slices: Vec<_> = slices.collect::<Result<_, _>>().unwrap();
+    let lens: Vec<usize> = slices.iter().map(|slice| slice.len()).collect();
+    assert_eq!(lens, [4, 1, 1]);
+    for (slice, bytes) in slices.iter().zip([&b"wxyz"[..], b"1", b"2"]) {
+        slice.copy_from(bytes);
+    }
+    let mut bytes = [0; 4];
+    memory
+        .read_slice(&mut bytes, GuestAddress(BUFFER + 0x10))
+        .unwrap();
+    assert_eq!(&bytes, b"wxyz");
+    memory
+        .read_slice(&mut bytes[..2], GuestAddress(RAM - 1))
+        .unwrap();
+    assert_eq!(&bytes[..2], b"12");
+}
+
+#[test]
+fn slices_outside_of_memory_are_bad_requests() {
+    let memory = memory();
+    for (addr, len) in [
+        (RAM_END, 1),
+        (RAM_END - 4, 5),
+        (0, u32::MAX),
+        (u64::MAX - 3, 4),
+        (u64::MAX - 3, 16),
+        (u64::MAX, u32::MAX),
+    ] {
+        for writable in [false, true] {
+            let chain = chain_of(&memory, &[(BUFFER, 4, writable), (addr, len, writable)]);
+            let bad = BadRequest::BufferMemory { addr, len };
+            let slices = if writable {
+                chain
+                    .writable_slices(&memory)
+                    .collect::<Result<Vec<_>, _>>()
+            } else {
+                chain
+                    .readable_slices(&memory)
+                    .collect::<Result<Vec<_>, _>>()
+            };
+            assert_eq!(slices.err(), Some(bad));
+        }
+    }
 }
 
 #[test]
@@ -737,6 +930,10 @@ fn readers_and_writers_stop_at_what_is_not_memory() {
 fn messages_carry_the_numbers() {
     let faults = [
         (RingFault::RingMemory, "not in guest memory"),
+        (
+            RingFault::UsedIndex { next: 3, index: 9 },
+            "used index 9 is too far behind 3",
+        ),
         (RingFault::AvailIndex { next: 3, index: 77 }, "77"),
         (
             RingFault::DescriptorIndex {
@@ -777,7 +974,7 @@ fn messages_carry_the_numbers() {
 #[test]
 fn debug_output_says_where_a_queue_is_and_no_more() {
     let memory = memory();
-    let mut pair = Pair::new(&memory, 0);
+    let mut pair = Pair::new(&memory, Features::NONE);
     pair.driver.offer_writable(3, BUFFER, 4);
     let head = pair.take().unwrap().unwrap();
     assert_eq!(pair.device.fault(), None);

@@ -1,438 +1,499 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Workers: started, woken, stopped, stuck, failing.
+//! Workers: started, woken, stuck, failing, ended.
 #![expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
-#![cfg(feature = "worker")]
+#![cfg(not(miri))] // Miri has no level-triggered epoll.
 
+mod support;
+
+use std::os::fd::AsRawFd;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use virtio_device_core::test_utils::DriverQueue;
+use support::{Activated, SOON, Script, activated, activated_with, kicks, wait_until};
 use virtio_device_core::{
-    ActiveQueue, DeviceFault, Event, Executor, Interrupt, InterruptHandle, Progress, QueueHandler,
-    QueueLease, RingFault, Virtqueue, Worker, WorkerThread,
+    Context, DeviceFault, Executor, Progress, RingFault, Unavailable, Worker, WorkerLoop,
+    WorkerPool, WorkerThread,
 };
-use vm_memory::{GuestAddress, GuestMemoryMmap};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-const SOON: Duration = Duration::from_secs(5);
-
-#[derive(Default)]
-struct Failures {
-    count: AtomicU32,
-    causes: Mutex<Vec<String>>,
+fn thread() -> WorkerThread {
+    WorkerThread::named("test").unwrap()
 }
 
-impl Interrupt for Failures {
-    fn used_buffers(&self, _queue: u16) {}
-
-    fn config_changed(&self) {}
-
-    fn status_changed(&self) {
-        self.count.fetch_add(1, Ordering::SeqCst);
-    }
-
-    fn observe(&self, event: &Event<'_>) {
-        self.causes.lock().unwrap().push(format!("{event:?}"));
-    }
-}
-
-/// Does what the test's closure says, once per call.
-struct Script<F>(F);
-
-impl<F: FnMut() -> Result<Progress, DeviceFault> + Send> QueueHandler for Script<F> {
-    fn process(&mut self, _index: u16) -> Result<Progress, DeviceFault> {
-        self.0()
-    }
-}
-
-fn queue() -> ActiveQueue {
-    let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
-    let queue = Virtqueue::new(DriverQueue::new(&memory, 0, 4).layout(), 0);
-    let kick = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-    ActiveQueue::new(0, QueueLease::new(queue), kick)
-}
-
-fn worker<F>(queue: &ActiveQueue, interrupt: &InterruptHandle, script: F) -> Worker
-where
-    F: FnMut() -> Result<Progress, DeviceFault> + Send + 'static,
-{
-    Worker::new(
-        Box::new(Script(script)),
-        vec![queue.clone()],
-        interrupt.clone(),
-    )
-}
-
-fn interrupt() -> (Arc<Failures>, InterruptHandle) {
-    let failures = Arc::new(Failures::default());
-    (failures.clone(), InterruptHandle::new(failures))
-}
-
-fn wait_until(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + SOON;
-    while !condition() {
-        assert!(Instant::now() < deadline, "{what}: not in time");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-}
-
-#[test]
-#[cfg_attr(miri, ignore = "Miri has no level-triggered epoll")]
-fn a_kick_before_the_start_is_not_lost() {
-    let (queue, (_, interrupt)) = (queue(), interrupt());
-    queue.kick.write(1).unwrap();
-    let (sender, calls) = channel();
-    let script = worker(&queue, &interrupt, move || {
-        sender.send(()).unwrap();
-        Ok(Progress::Idle)
-    });
-    let _running = WorkerThread::named("test").start(script).unwrap();
-    calls.recv_timeout(SOON).unwrap();
-}
-
-#[test]
-#[cfg_attr(miri, ignore = "Miri has no level-triggered epoll")]
-fn a_handler_that_wants_more_is_called_again_and_can_be_stopped() {
-    let (queue, (_, interrupt)) = (queue(), interrupt());
-    queue.kick.write(1).unwrap();
-    let calls = Arc::new(AtomicU32::new(0));
-    let seen = calls.clone();
-    let script = worker(&queue, &interrupt, move || {
-        seen.fetch_add(1, Ordering::SeqCst);
-        Ok(Progress::More)
-    });
-    let mut thread = WorkerThread::named("test");
-    let running = thread.start(script).unwrap();
-    wait_until("100 calls", || calls.load(Ordering::SeqCst) > 100);
-    drop(running);
-    // The next start waits for the thread to end, so the endless handler has been stopped.
-    let idle = worker(&queue, &interrupt, || Ok(Progress::Idle));
-    let _running = thread.start(idle).unwrap();
-}
-
-#[test]
-#[cfg_attr(miri, ignore = "Miri has no level-triggered epoll")]
-fn a_fault_is_told_to_the_driver_once_and_ends_the_work() {
-    let (queue, (failures, interrupt)) = (queue(), interrupt());
-    let calls = Arc::new(AtomicU32::new(0));
-    let seen = calls.clone();
-    let script = worker(&queue, &interrupt, move || {
-        seen.fetch_add(1, Ordering::SeqCst);
-        Err(RingFault::ChainTooLong.into())
-    });
-    let _running = WorkerThread::named("test").start(script).unwrap();
-    queue.kick.write(1).unwrap();
-    wait_until("failure", || interrupt.is_broken());
-    queue.kick.write(1).unwrap();
-    std::thread::sleep(Duration::from_millis(20));
-    assert_eq!(calls.load(Ordering::SeqCst), 1);
-    assert_eq!(failures.count.load(Ordering::SeqCst), 1);
-    let causes = failures.causes.lock().unwrap();
-    assert_eq!(*causes, ["DeviceFailed(Ring(ChainTooLong))"]);
-}
-
-#[test]
-#[cfg_attr(miri, ignore = "Miri has no level-triggered epoll")]
-fn a_panic_is_told_to_the_driver() {
-    let (queue, (failures, interrupt)) = (queue(), interrupt());
-    queue.kick.write(1).unwrap();
-    let script = worker(&queue, &interrupt, || panic!("a bug in the device"));
-    let mut thread = WorkerThread::named("test");
-    let _running = thread.start(script).unwrap();
-    wait_until("failure", || failures.count.load(Ordering::SeqCst) == 1);
-    assert!(interrupt.is_broken());
-    assert_eq!(*failures.causes.lock().unwrap(), ["DeviceFailed(Panicked)"]);
-    // And the thread can be used again.
-    let _running = thread
-        .start(worker(&queue, &interrupt, || Ok(Progress::Idle)))
-        .unwrap();
-}
-
-/// A handler that waits for the test in the middle of its work.
-fn stuck(queue: &ActiveQueue, interrupt: &InterruptHandle) -> (Worker, Receiver<()>, Sender<()>) {
+/// A worker that waits for the test in the middle of its work.
+fn stuck(activated: &Activated) -> (Worker, Receiver<()>, Sender<()>) {
     let (entered, inside) = channel();
     let (release, released) = channel::<()>();
     let released = Mutex::new(released);
-    let script = worker(queue, interrupt, move || {
+    let worker = activated.worker(move |_, _| {
         entered.send(()).unwrap();
         let _ = released.lock().unwrap().recv();
         Ok(Progress::Idle)
     });
-    (script, inside, release)
+    (worker, inside, release)
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "Miri has no level-triggered epoll")]
-fn a_stuck_worker_holds_up_neither_revoke_nor_stop_but_the_next_worker() {
-    let (queue, (_, interrupt)) = (queue(), interrupt());
-    queue.kick.write(1).unwrap();
-    let (script, inside, release) = stuck(&queue, &interrupt);
-    let mut thread = WorkerThread::named("test");
-    let mut running = thread.start(script).unwrap();
-    inside.recv_timeout(SOON).unwrap();
-
-    assert!(queue.queue.revoke().is_some());
-    running.stop();
-    let error = thread
-        .start(worker(&queue, &interrupt, || Ok(Progress::Idle)))
-        .err()
-        .unwrap();
-    assert_eq!(error.kind(), std::io::ErrorKind::ResourceBusy);
-
-    drop(release);
-    let deadline = Instant::now() + SOON;
-    while thread
-        .start(worker(&queue, &interrupt, || Ok(Progress::Idle)))
-        .is_err()
-    {
-        assert!(Instant::now() < deadline, "the next worker never starts");
-    }
-}
-
-#[test]
-fn a_notification_for_the_next_worker_is_passed_on() {
-    let (old, (_, interrupt)) = (queue(), interrupt());
-    let mut worker = worker(&old, &interrupt, || {
-        unreachable!("the queue was taken back")
-    });
-    interrupt.revoke();
-    assert!(old.queue.revoke().is_some());
-    old.kick.write(1).unwrap();
-    assert!(!worker.notified(0));
-    assert_eq!(old.kick.read().unwrap(), 1);
-}
-
-#[test]
-fn a_notification_that_is_none_does_no_harm() {
-    let (queue, (failures, interrupt)) = (queue(), interrupt());
-    let mut worker = worker(&queue, &interrupt, || Ok(Progress::Idle));
-    // Nothing can be read from the event fd, or as much as goes into it; and no such queue exists.
-    assert!(worker.notified(0));
-    queue.kick.write(u64::MAX - 1).unwrap();
-    assert!(worker.notified(0));
-    queue.kick.read().unwrap_err();
-    assert!(worker.notified(1));
-    assert_eq!(failures.count.load(Ordering::SeqCst), 0);
-}
-
-#[test]
-fn a_panic_during_a_look_leaves_the_queue_to_the_others() {
-    let (queue, (_, interrupt)) = (queue(), interrupt());
-    let look = || queue.queue.with(|_| panic!("a bug in the device"));
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(look)).unwrap_err();
-    assert_eq!(queue.queue.with(|queue| queue.size()), Some(4));
-    queue.queue.pause();
-    assert_eq!(queue.queue.inspect(|queue| queue.size()), Some(4));
-    queue.queue.resume();
-    assert!(queue.queue.revoke().is_some());
-    interrupt.revoke();
-}
-
-#[test]
-fn a_worker_outlives_one_of_its_queues() {
-    let (queue, (_, interrupt)) = (queue(), interrupt());
-    let mut worker = worker(&queue, &interrupt, || {
-        unreachable!("the queue was taken back")
-    });
-    assert!(queue.queue.revoke().is_some());
-    queue.kick.write(1).unwrap();
-    assert!(worker.notified(0));
-    assert!(queue.kick.read().is_err(), "the notification is spent");
-}
-
-#[test]
-fn a_worker_lets_a_paused_queue_be() {
-    let (queue, (_, interrupt)) = (queue(), interrupt());
-    let calls = Arc::new(AtomicU32::new(0));
-    let seen = calls.clone();
-    let mut worker = worker(&queue, &interrupt, move || {
-        seen.fetch_add(1, Ordering::SeqCst);
+fn a_kick_before_the_start_is_not_lost() {
+    let activated = activated(1);
+    activated.kick(0);
+    let (sender, calls) = channel();
+    let worker = activated.worker(move |index, _| {
+        sender.send(index).unwrap();
         Ok(Progress::Idle)
     });
-    queue.queue.pause();
-    queue.kick.write(1).unwrap();
-    assert!(worker.notified(0));
-    assert_eq!(calls.load(Ordering::SeqCst), 0);
-    queue.queue.resume();
-    queue.kick.write(1).unwrap();
-    assert!(worker.notified(0));
-    assert_eq!(calls.load(Ordering::SeqCst), 1);
+    let mut thread = thread();
+    thread.start(worker).unwrap();
+    assert_eq!(calls.recv_timeout(SOON), Ok(0));
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "Miri has no level-triggered epoll")]
-fn a_paused_queue_keeps_a_busy_worker_out_until_it_goes_on() {
-    let (queue, (_, interrupt)) = (queue(), interrupt());
-    let (lease, looks) = (queue.queue.clone(), Arc::new(AtomicU32::new(0)));
-    let seen = looks.clone();
-    // As fast as a driver could ever make it.
-    let script = worker(&queue, &interrupt, move || {
-        lease.with(|_| seen.fetch_add(1, Ordering::SeqCst));
+fn a_handler_that_wants_more_is_called_again_until_reset() {
+    let activated = activated(1);
+    activated.kick(0);
+    let calls = Arc::new(AtomicU32::new(0));
+    let seen = calls.clone();
+    let worker = activated.worker(move |_, _| {
+        seen.fetch_add(1, Ordering::SeqCst);
         Ok(Progress::More)
     });
-    let mut thread = WorkerThread::named("test");
-    let running = thread.start(script).unwrap();
-    queue.kick.write(1).unwrap();
-    for _ in 0..20 {
-        let before = looks.load(Ordering::SeqCst);
-        wait_until("a look", || looks.load(Ordering::SeqCst) != before);
-        let asked = Instant::now();
-        queue.queue.pause();
-        assert!(asked.elapsed() < SOON);
-        let at_rest = looks.load(Ordering::SeqCst);
-        std::thread::sleep(Duration::from_millis(2));
-        assert_eq!(looks.load(Ordering::SeqCst), at_rest);
-        queue.queue.resume();
-        queue.kick.write(1).unwrap();
+    let mut thread = thread();
+    thread.start(worker).unwrap();
+    wait_until("100 calls", || calls.load(Ordering::SeqCst) > 100);
+    activated.session.revoke();
+    // Its handler is dropped, and with it the other half of this counter.
+    wait_until("the end of the worker", || Arc::strong_count(&calls) == 1);
+}
+
+#[test]
+fn a_fault_is_told_once_and_ends_the_siblings() {
+    let activated = activated(2);
+    let alive = Arc::new(());
+    let sibling = alive.clone();
+    let idle = Worker::new(
+        Script(move |_, _: &mut Context<'_>| {
+            let _ = &sibling;
+            Ok(Progress::Idle)
+        }),
+        vec![activated.queues[1].clone()],
+        activated.interrupt.clone(),
+    );
+    let failing = Worker::new(
+        Script(|_, _: &mut Context<'_>| Err(RingFault::ChainTooLong.into())),
+        vec![activated.queues[0].clone()],
+        activated.interrupt.clone(),
+    );
+    let mut pool = WorkerPool::new(vec![thread(), thread()]);
+    pool.start(idle).unwrap();
+    pool.start(failing).unwrap();
+    activated.kick(0);
+    wait_until("failure", || activated.session.is_broken());
+    wait_until("the end of the sibling", || Arc::strong_count(&alive) == 1);
+    activated.kick(0);
+    assert_eq!(activated.told.config.load(Ordering::SeqCst), 1);
+    let events = activated.told.events.lock().unwrap();
+    assert_eq!(*events, ["DeviceFailed(Ring(ChainTooLong))"]);
+}
+
+#[test]
+fn a_panic_is_told_to_the_driver_and_harms_no_other_device_on_the_thread() {
+    let (bad, good) = (activated(1), activated(1));
+    let mut thread = thread();
+    let panicking = bad.worker(|_, _| panic!("a bug in the device"));
+    thread.start(panicking).unwrap();
+    let (sender, calls) = channel();
+    let worker = good.worker(move |_, _| {
+        sender.send(()).unwrap();
+        Ok(Progress::Idle)
+    });
+    thread.start(worker).unwrap();
+    bad.kick(0);
+    wait_until("failure", || bad.session.is_broken());
+    assert_eq!(*bad.told.events.lock().unwrap(), ["DeviceFailed(Panicked)"]);
+    good.kick(0);
+    assert_eq!(calls.recv_timeout(SOON), Ok(()));
+    assert!(!good.session.is_broken());
+}
+
+#[test]
+fn a_handler_that_panics_when_it_is_dropped_harms_nobody() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            assert!(std::thread::panicking(), "a bug in the device");
+        }
     }
-    // A worker that waits at the gate ends when the queue is taken back.
-    queue.queue.pause();
-    drop(running);
-    assert!(queue.queue.revoke().is_some());
-    let idle = worker(&queue, &interrupt, || Ok(Progress::Idle));
-    let _running = thread.start(idle).unwrap();
+    let (bad, good) = (activated(1), activated(1));
+    let bomb = Bomb;
+    let (sender, calls) = channel();
+    let worker = bad.worker(move |_, _| {
+        let _ = &bomb;
+        Ok(Progress::Idle)
+    });
+    let mut thread = thread();
+    thread.start(worker).unwrap();
+    let worker = good.worker(move |_, _| {
+        sender.send(()).unwrap();
+        Ok(Progress::Idle)
+    });
+    thread.start(worker).unwrap();
+    bad.session.revoke();
+    good.kick(0);
+    assert_eq!(calls.recv_timeout(SOON), Ok(()));
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "Miri has no level-triggered epoll")]
-fn pausing_does_not_wait_for_a_backend() {
-    let (queue, (_, interrupt)) = (queue(), interrupt());
-    queue.kick.write(1).unwrap();
-    let (script, inside, release) = stuck(&queue, &interrupt);
-    let _running = WorkerThread::named("test").start(script).unwrap();
+fn behind_a_stuck_worker_resets_in_any_number_leave_one_that_waits() {
+    let kicks = kicks(1);
+    let first = activated_with(&kicks);
+    first.kick(0);
+    let (worker, inside, release) = stuck(&first);
+    let mut thread = thread();
+    thread.start(worker).unwrap();
     inside.recv_timeout(SOON).unwrap();
-    let asked = Instant::now();
-    queue.queue.pause();
-    assert!(asked.elapsed() < SOON);
+    first.session.revoke();
+
+    let alive = Arc::new(());
+    let (sender, served) = channel();
+    let mut last = None;
+    for round in 0..1000 {
+        let next = activated_with(&kicks);
+        let (held, sender) = (alive.clone(), sender.clone());
+        let worker = next.worker(move |_, _| {
+            let _ = &held;
+            sender.send(round).unwrap();
+            Ok(Progress::Idle)
+        });
+        thread.start(worker).unwrap();
+        assert!(Arc::strong_count(&alive) <= 3, "{round}: they pile up");
+        next.session.kick_all();
+        if let Some(before) = last.replace(next) {
+            drop::<Activated>(before);
+        }
+        if round < 999 {
+            last.as_ref().unwrap().session.revoke();
+        }
+    }
+    // It was never the driver's fault, and the driver is served as soon as the backend is.
+    assert!(!last.as_ref().unwrap().session.is_broken());
     drop(release);
+    assert_eq!(served.recv_timeout(SOON), Ok(999));
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "Miri has no level-triggered epoll")]
-fn a_request_that_was_half_done_goes_on_after_a_pause() {
-    let (queue, (_, interrupt)) = (queue(), interrupt());
-    let lease = queue.queue.clone();
+fn a_notification_for_the_next_worker_is_not_taken_by_the_last() {
+    let kicks = kicks(1);
+    let mut pool = WorkerPool::new(vec![thread(), thread()]);
+    for round in 0..500 {
+        let activated = activated_with(&kicks);
+        let (sender, calls) = channel();
+        let worker = activated.worker(move |_, _| {
+            let _ = sender.send(());
+            Ok(Progress::Idle)
+        });
+        pool.start(worker).unwrap();
+        activated.kick(0);
+        let called = calls.recv_timeout(SOON);
+        assert_eq!(called, Ok(()), "round {round}: a lost wake-up");
+        activated.session.revoke();
+    }
+}
+
+#[test]
+fn a_wait_of_one_queue_survives_a_kick_of_another() {
+    let activated = activated(2);
+    let (sender, calls) = channel();
+    let mut waits = vec![Duration::from_millis(30)].into_iter();
+    let worker = activated.worker(move |index, _| {
+        sender.send((index, Instant::now())).unwrap();
+        Ok(match index {
+            1 => waits.next().map_or(Progress::Idle, Progress::After),
+            _ => Progress::Idle,
+        })
+    });
+    let mut thread = thread();
+    thread.start(worker).unwrap();
+    activated.kick(1);
+    let (index, begin) = calls.recv_timeout(SOON).unwrap();
+    assert_eq!(index, 1);
+    activated.kick(0);
+    assert_eq!(calls.recv_timeout(SOON).unwrap().0, 0);
+    let (index, end) = calls.recv_timeout(SOON).unwrap();
+    assert_eq!(index, 1);
+    assert!(end - begin >= Duration::from_millis(30));
+    // The timer goes off once for each wait.
+    calls.recv_timeout(Duration::from_millis(50)).unwrap_err();
+}
+
+#[test]
+fn a_wait_for_ever_is_a_wait() {
+    let activated = activated(1);
+    let (sender, calls) = channel();
+    let worker = activated.worker(move |_, _| {
+        sender.send(()).unwrap();
+        Ok(Progress::After(Duration::MAX))
+    });
+    let mut thread = thread();
+    thread.start(worker).unwrap();
+    for _ in 0..2 {
+        activated.kick(0);
+        calls.recv_timeout(SOON).unwrap();
+    }
+    calls.recv_timeout(Duration::from_millis(20)).unwrap_err();
+    assert!(!activated.session.is_broken());
+}
+
+#[test]
+fn nothing_is_called_during_a_pause_and_everything_after_it() {
+    let activated = activated(2);
+    let calls = Arc::new(AtomicU32::new(0));
+    let seen = calls.clone();
+    let (sender, after) = channel();
+    let worker = activated.worker(move |index, cx| {
+        seen.fetch_add(1, Ordering::SeqCst);
+        let size = cx.queue(index).unwrap().lease.with(|queue| queue.size());
+        let _ = sender.send((index, size));
+        Ok(Progress::More)
+    });
+    let mut thread = thread();
+    thread.start(worker).unwrap();
+    activated.session.kick_all();
+    for _ in 0..20 {
+        let before = calls.load(Ordering::SeqCst);
+        wait_until("a call", || calls.load(Ordering::SeqCst) > before + 10);
+        activated.session.pause();
+        assert!(activated.session.wait_idle(Some(SOON)));
+        // A call that was under way finds its queue paused; there is no further one.
+        std::thread::sleep(Duration::from_millis(2));
+        while after.try_recv().is_ok() {}
+        let at_rest = calls.load(Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(2));
+        assert_eq!(calls.load(Ordering::SeqCst), at_rest);
+        activated.session.resume();
+    }
+    let mut seen = [false; 2];
+    while seen != [true; 2] {
+        if let (index, Ok(4)) = after.recv_timeout(SOON).unwrap() {
+            seen[usize::from(index)] = true;
+        }
+    }
+}
+
+#[test]
+fn a_request_that_was_half_done_at_a_pause_is_seen_again_after_it() {
+    let activated = activated(1);
     let (entered, inside) = channel();
     let (release, released) = channel::<()>();
     let released = Mutex::new(released);
-    let script = worker(&queue, &interrupt, move || {
-        entered.send(None).unwrap();
-        released.lock().unwrap().recv().unwrap();
-        // The second half: the queue is paused by now, and this waits.
-        entered.send(lease.with(|queue| queue.size())).unwrap();
+    let mut first = true;
+    let worker = activated.worker(move |index, cx| {
+        if std::mem::take(&mut first) {
+            entered.send(Ok(0)).unwrap();
+            released.lock().unwrap().recv().unwrap();
+        }
+        let size = cx.queue(index).unwrap().lease.with(|queue| queue.size());
+        entered.send(size).unwrap();
         Ok(Progress::Idle)
     });
-    let _running = WorkerThread::named("test").start(script).unwrap();
-    queue.kick.write(1).unwrap();
-    assert_eq!(inside.recv_timeout(SOON).unwrap(), None);
-    queue.queue.pause();
+    let mut thread = thread();
+    thread.start(worker).unwrap();
+    activated.kick(0);
+    assert_eq!(inside.recv_timeout(SOON), Ok(Ok(0)));
+    activated.session.pause();
     release.send(()).unwrap();
-    inside.recv_timeout(Duration::from_millis(50)).unwrap_err();
-    assert_eq!(queue.queue.inspect(|queue| queue.size()), Some(4));
-    queue.queue.resume();
-    assert_eq!(inside.recv_timeout(SOON).unwrap(), Some(4));
+    let paused = Ok(Err(Unavailable::Paused));
+    assert_eq!(inside.recv_timeout(SOON), paused);
+    activated.session.resume();
+    assert_eq!(inside.recv_timeout(SOON), Ok(Ok(4)));
 }
 
 #[test]
-fn a_queue_that_was_taken_back_is_neither_paused_nor_resumed() {
-    let queue = queue();
-    assert!(queue.queue.revoke().is_some());
-    queue.queue.pause();
-    assert!(queue.queue.is_revoked() && !queue.queue.is_paused());
-    queue.queue.resume();
-    assert!(queue.queue.is_revoked());
-    assert_eq!(queue.queue.inspect(|queue| queue.size()), None);
-}
-
-/// Does what the test's closure says, and may wait.
-struct Waiter<F>(F);
-
-impl<F: FnMut() -> Result<Progress, DeviceFault> + Send> QueueHandler for Waiter<F> {
-    fn process(&mut self, _index: u16) -> Result<Progress, DeviceFault> {
-        self.0()
-    }
-
-    fn needs_timer(&self) -> bool {
-        true
-    }
-}
-
-#[test]
-#[cfg_attr(miri, ignore = "Miri has no level-triggered epoll")]
-fn a_handler_that_waits_is_called_again_when_the_time_has_come() {
-    let (queue, (_, interrupt)) = (queue(), interrupt());
+fn a_queue_that_is_reset_alone_comes_back_to_its_worker() {
+    let mut activated = activated(2);
     let (sender, calls) = channel();
-    let mut waits = vec![Duration::ZERO, Duration::from_millis(20)].into_iter();
-    let handler = Waiter(move || {
-        sender.send(Instant::now()).unwrap();
-        Ok(waits.next().map_or(Progress::Idle, Progress::After))
+    let worker = activated.worker(move |index, cx| {
+        let size = cx.queue(index).unwrap().lease.with(|queue| queue.size());
+        sender.send((index, size)).unwrap();
+        Ok(Progress::Idle)
     });
-    let worker = Worker::new(Box::new(handler), vec![queue.clone()], interrupt.clone());
-    let _running = WorkerThread::named("test").start(worker).unwrap();
-    queue.kick.write(1).unwrap();
-    let times = [(); 3].map(|()| calls.recv_timeout(SOON).unwrap());
-    assert!(times[2] - times[1] >= Duration::from_millis(20));
-    // The timer goes off once for each wait.
-    calls.recv_timeout(Duration::from_millis(50)).unwrap_err();
-    assert!(!interrupt.is_broken());
+    let mut thread = thread();
+    thread.start(worker).unwrap();
+    activated.kick(0);
+    assert_eq!(calls.recv_timeout(SOON), Ok((0, Ok(4))));
+    activated.session.revoke_queue(0);
+    activated.kick(0);
+    let revoked = Err(Unavailable::Revoked);
+    assert_eq!(calls.recv_timeout(SOON), Ok((0, revoked)));
+    activated.kick(1);
+    assert_eq!(calls.recv_timeout(SOON), Ok((1, Ok(4))));
+    assert!(activated.session.restart_queue(0, support::virtqueue()));
+    assert_eq!(calls.recv_timeout(SOON), Ok((0, Ok(4))));
+    assert!(!activated.session.restart_queue(7, support::virtqueue()));
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "Miri has no level-triggered epoll")]
-fn a_notification_ends_a_wait() {
-    let (queue, (_, interrupt)) = (queue(), interrupt());
-    let mut waits = vec![Duration::from_millis(20)].into_iter();
+fn a_handler_built_on_its_thread_need_not_be_send() {
+    let activated = activated(1);
     let (sender, calls) = channel();
-    let handler = Waiter(move || {
-        sender.send(()).unwrap();
-        Ok(waits.next().map_or(Progress::Idle, Progress::After))
-    });
-    let worker = Worker::new(Box::new(handler), vec![queue.clone()], interrupt);
-    let _running = WorkerThread::named("test").start(worker).unwrap();
-    for _ in 0..2 {
-        queue.kick.write(1).unwrap();
-        calls.recv_timeout(SOON).unwrap();
+    let worker = Worker::build(
+        activated.queues.clone(),
+        activated.interrupt.clone(),
+        move || {
+            let local = Rc::new(std::thread::current().id());
+            Ok(Box::new(Script(move |_, _: &mut Context<'_>| {
+                sender.send(*local == std::thread::current().id()).unwrap();
+                Ok(Progress::Idle)
+            })))
+        },
+    );
+    let mut thread = thread();
+    thread.start(worker).unwrap();
+    activated.kick(0);
+    assert_eq!(calls.recv_timeout(SOON), Ok(true));
+}
+
+#[test]
+fn a_handler_that_cannot_be_built_fails_the_device_and_is_never_activated() {
+    for panics in [false, true] {
+        let activated = activated(1);
+        let worker = Worker::build(
+            activated.queues.clone(),
+            activated.interrupt.clone(),
+            move || {
+                assert!(!panics, "a bug in the device");
+                Err(DeviceFault::Backend(std::io::ErrorKind::NotFound.into()))
+            },
+        );
+        let mut thread = thread();
+        thread.start(worker).unwrap();
+        activated.session.activated();
+        wait_until("failure", || activated.session.is_broken());
+        let events = activated.told.events.lock().unwrap();
+        assert_eq!(events.len(), 1, "{events:?}");
     }
-    calls.recv_timeout(Duration::from_millis(50)).unwrap_err();
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "Miri has no level-triggered epoll")]
-fn a_wait_that_nobody_times_is_a_failure() {
-    let (queue, (_, interrupt)) = (queue(), interrupt());
-    queue.kick.write(1).unwrap();
-    let script = worker(&queue, &interrupt, || {
-        Ok(Progress::After(Duration::from_millis(1)))
+fn a_device_is_live_when_its_last_worker_has_started() {
+    let activated = activated(2);
+    let [first, second] = [0, 1].map(|index: usize| {
+        let idle = Script(|_, _: &mut Context<'_>| Ok(Progress::Idle));
+        let queue = activated.queues[index].clone();
+        Worker::new(idle, vec![queue], activated.interrupt.clone())
     });
-    let _running = WorkerThread::named("test").start(script).unwrap();
-    wait_until("failure", || interrupt.is_broken());
+    activated.session.activated();
+    let live = || !activated.told.events.lock().unwrap().is_empty();
+    let mut thread = thread();
+    thread.start(first).unwrap();
+    // Started by now, or never.
+    std::thread::sleep(Duration::from_millis(20));
+    assert!(!live());
+    thread.start(second).unwrap();
+    wait_until("the device is live", live);
+    let events = activated.told.events.lock().unwrap();
+    assert!(events[0].starts_with("Activated"), "{events:?}");
 }
 
 #[test]
-fn a_worker_without_a_loop_tells_how_long_it_waits() {
-    let (queue, (_, interrupt)) = (queue(), interrupt());
-    let mut left = 2u64;
-    let handler = Waiter(move || {
-        left = left.saturating_sub(1);
-        Ok(match left {
-            0 => Progress::Idle,
-            left => Progress::After(Duration::from_secs(left)),
+fn a_hook_runs_on_the_thread_and_may_refuse() {
+    let (sender, ran) = channel();
+    let thread = WorkerThread::with_hook("hooked", move || {
+        sender
+            .send(std::thread::current().name().map(str::to_owned))
+            .unwrap();
+        Ok(())
+    });
+    assert!(thread.is_ok());
+    assert_eq!(ran.recv_timeout(SOON).unwrap().as_deref(), Some("hooked"));
+    let refused = WorkerThread::with_hook("refused", || Err(std::io::ErrorKind::Other.into()));
+    assert!(refused.is_err());
+    let panicked = WorkerThread::with_hook("panicked", || panic!("a bug in the hook"));
+    assert!(panicked.is_err());
+}
+
+#[test]
+fn a_thread_ends_when_its_executor_is_dropped() {
+    let activated = activated(1);
+    let alive = Arc::new(());
+    let held = alive.clone();
+    let worker = activated.worker(move |_, _| {
+        let _ = &held;
+        Ok(Progress::Idle)
+    });
+    let mut thread = thread();
+    thread.start(worker).unwrap();
+    drop(thread);
+    wait_until("the end of the thread", || Arc::strong_count(&alive) == 1);
+    // A driver that is still there learns that nobody serves it any more.
+    assert!(activated.session.is_broken());
+}
+
+/// Whether `fd` becomes readable in an epoll instance of the VMM's own.
+fn readable(fd: &impl AsRawFd, wait: Duration) -> bool {
+    let epoll = Epoll::new().unwrap();
+    let event = EpollEvent::new(EventSet::IN, 0);
+    epoll
+        .ctl(ControlOperation::Add, fd.as_raw_fd(), event)
+        .unwrap();
+    let wait = i32::try_from(wait.as_millis()).unwrap();
+    epoll.wait(wait, &mut [EpollEvent::default()]).unwrap() == 1
+}
+
+#[test]
+fn a_worker_leaves_a_loop_of_the_vmms_own_and_comes_back() {
+    let mut workers = WorkerLoop::new().unwrap();
+    let kicks = kicks(2);
+    for round in 0..10 {
+        let activated = activated_with(&kicks);
+        let calls = Arc::new(AtomicU32::new(0));
+        let seen = calls.clone();
+        let worker = activated.worker(move |_, _| {
+            seen.fetch_add(1, Ordering::SeqCst);
+            Ok(Progress::Idle)
+        });
+        workers.handle().start(worker).unwrap();
+        assert!(readable(&workers, SOON));
+        workers.dispatch().unwrap();
+        assert_eq!(workers.workers(), 1, "round {round}");
+        assert!(!readable(&workers, Duration::ZERO));
+        activated.session.kick_all();
+        assert!(readable(&workers, SOON));
+        workers.dispatch().unwrap();
+        assert_eq!(calls.load(Ordering::SeqCst), 2);
+        activated.session.revoke();
+        assert!(readable(&workers, SOON));
+        workers.dispatch().unwrap();
+        assert_eq!(workers.workers(), 0);
+        // No descriptor was left behind: a kick of the next life wakes nobody yet.
+        activated.kick(0);
+        assert!(!readable(&workers, Duration::ZERO));
+        activated.queues[0].kick.read().unwrap();
+    }
+}
+
+#[test]
+fn a_loop_of_the_vmms_own_waits_for_time_as_well() {
+    let mut workers = WorkerLoop::new().unwrap();
+    let activated = activated(1);
+    let calls = Arc::new(AtomicU32::new(0));
+    let seen = calls.clone();
+    let worker = activated.worker(move |_, _| {
+        Ok(match seen.fetch_add(1, Ordering::SeqCst) {
+            0 => Progress::After(Duration::from_millis(5)),
+            1 => Progress::More,
+            _ => Progress::Idle,
         })
     });
-    let mut worker = Worker::new(Box::new(handler), vec![queue.clone()], interrupt.clone());
-    assert!(worker.needs_timer());
-    assert_eq!(worker.wait(), None);
-    assert!(worker.notified(0));
-    assert_eq!(worker.wait(), Some(Duration::from_secs(1)));
-    assert!(worker.expired());
-    assert_eq!(worker.wait(), None);
-    // A queue that was taken back is left alone, and a reset of the device ends the worker.
-    assert!(queue.queue.revoke().is_some());
-    assert!(worker.expired());
-    interrupt.revoke();
-    assert!(!worker.expired());
+    workers.handle().start(worker).unwrap();
+    activated.kick(0);
+    while calls.load(Ordering::SeqCst) < 3 {
+        assert!(readable(&workers, SOON));
+        workers.dispatch().unwrap();
+    }
+    assert!(!readable(&workers, Duration::from_millis(20)));
 }

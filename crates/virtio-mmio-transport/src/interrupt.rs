@@ -6,12 +6,13 @@
 use std::fmt;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use virtio_device_core::{Event, Interrupt, InterruptLine, Observer};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::register::{INT_CONFIG, INT_VRING};
-use crate::sync::{AtomicU32, Mutex, Ordering};
+use crate::sync::{AtomicBool, AtomicU32, Mutex, Ordering, fence};
 
 /// `InterruptStatus` and `ConfigGeneration`, and the line to the guest. Reading takes no locks:
 /// vCPUs read these registers while a worker raises interrupts.
@@ -22,6 +23,8 @@ pub(crate) struct MmioInterrupt {
     line: Box<dyn InterruptLine>,
     /// For a level-triggered line, its level.
     level: Option<Mutex<bool>>,
+    /// A foreign server interrupts by the line's event fd, and cannot say so in `status`.
+    external: AtomicBool,
     observer: OnceLock<Box<dyn Observer>>,
 }
 
@@ -31,6 +34,7 @@ impl MmioInterrupt {
             status: AtomicU32::new(0),
             generation: AtomicU32::new(0),
             level: line.is_level().then(|| Mutex::new(false)),
+            external: AtomicBool::new(false),
             line,
             observer: OnceLock::new(),
         }
@@ -47,7 +51,17 @@ impl MmioInterrupt {
         }
     }
 
+    /// `InterruptStatus`.
     pub(crate) fn status(&self) -> u32 {
+        let external = if self.external.load(Ordering::Acquire) {
+            INT_VRING
+        } else {
+            0
+        };
+        self.causes() | external
+    }
+
+    fn causes(&self) -> u32 {
         self.status.load(Ordering::Acquire)
     }
 
@@ -55,6 +69,12 @@ impl MmioInterrupt {
     pub(crate) fn acknowledge(&self, causes: u32) {
         self.status.fetch_and(!causes, Ordering::AcqRel);
         self.update_level();
+    }
+
+    /// Forgets all causes, and takes a level-triggered line down.
+    pub(crate) fn reset(&self) {
+        self.external.store(false, Ordering::Release);
+        self.acknowledge(u32::MAX);
     }
 
     /// What the driver reads from `ConfigGeneration`: never the same twice while the configuration
@@ -68,24 +88,9 @@ impl MmioInterrupt {
         self.generation.fetch_add(2, Ordering::AcqRel)
     }
 
-    /// Begins a change of the configuration space that no driver is told of; dropping what this
-    /// returns ends it, also if the change panics.
-    pub(crate) fn silent_change(&self) -> impl Drop {
-        struct Settled<'a>(&'a AtomicU32);
-
-        impl Drop for Settled<'_> {
-            fn drop(&mut self) {
-                self.0.fetch_add(1, Ordering::AcqRel);
-            }
-        }
-
-        self.config_changing();
-        Settled(&self.generation)
-    }
-
     /// The values to be saved: the causes, and a generation at rest.
     pub(crate) fn saved(&self) -> (u32, u32) {
-        (self.status(), self.generation().next_multiple_of(2))
+        (self.causes(), self.generation().next_multiple_of(2))
     }
 
     /// Puts saved values back, and raises the interrupt if there are causes.
@@ -97,8 +102,14 @@ impl MmioInterrupt {
     }
 
     pub(crate) fn raise(&self, causes: u32) {
-        // The causes first: a driver that is interrupted finds them.
-        self.status.fetch_or(causes, Ordering::AcqRel);
+        // The causes first: a driver that is interrupted finds them. Causes that are shown already are
+        // not written again, so that the workers of several queues do not pass one cache line back and
+        // forth. The fence puts what the device has written before that look: a driver that clears
+        // the causes afterwards finds it.
+        fence(Ordering::SeqCst);
+        if self.causes() & causes != causes {
+            self.status.fetch_or(causes, Ordering::AcqRel);
+        }
         if self.level.is_some() {
             self.update_level();
         } else {
@@ -113,7 +124,7 @@ impl MmioInterrupt {
     fn update_level(&self) {
         let Some(level) = &self.level else { return };
         let mut level = level.lock().unwrap_or_else(PoisonError::into_inner);
-        let wanted = self.status() != 0;
+        let wanted = self.causes() != 0;
         if wanted == *level {
             return;
         }
@@ -145,13 +156,18 @@ impl Interrupt for MmioInterrupt {
         self.generation.fetch_add(1, Ordering::AcqRel);
     }
 
-    fn config_changed(&self) {
+    fn config_settled(&self) {
         self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn config_interrupt(&self) {
         self.raise(INT_CONFIG);
     }
 
-    fn status_changed(&self) {
-        self.raise(INT_CONFIG);
+    fn event_fd(&self, _queue: u16) -> Option<Arc<EventFd>> {
+        let fd = self.line.event_fd()?.try_clone().ok()?;
+        self.external.store(true, Ordering::Release);
+        Some(Arc::new(fd))
     }
 
     fn observe(&self, event: &Event<'_>) {
@@ -171,9 +187,10 @@ impl fmt::Debug for MmioInterrupt {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use virtio_device_core::EdgeLine;
 
     fn interrupt() -> MmioInterrupt {
-        MmioInterrupt::new(Box::new(|| Ok(())))
+        MmioInterrupt::new(Box::new(EdgeLine(|| Ok(()))))
     }
 
     #[test]
@@ -188,17 +205,18 @@ mod tests {
             assert!(!seen.contains(&during));
             seen.push(during);
         }
-        interrupt.config_changed();
+        interrupt.config_settled();
         let after = interrupt.generation();
         assert!(!seen.contains(&after));
         assert_eq!(interrupt.generation(), after);
     }
 
     #[test]
-    fn a_silent_change_comes_to_rest_and_interrupts_nobody() {
+    fn a_change_alone_interrupts_nobody() {
         let interrupt = interrupt();
         let before = interrupt.generation();
-        drop(interrupt.silent_change());
+        interrupt.config_changing();
+        interrupt.config_settled();
         let after = interrupt.generation();
         assert_ne!(after, before);
         assert_eq!(interrupt.generation(), after);

@@ -44,8 +44,6 @@ mod register;
 mod registers;
 mod state;
 mod sync;
-#[cfg(feature = "test-utils")]
-pub mod test_utils;
 mod transport;
 
 #[cfg(feature = "acpi")]
@@ -53,6 +51,7 @@ pub use discovery::AcpiDevice;
 #[cfg(feature = "fdt")]
 pub use discovery::Trigger;
 pub use discovery::{Location, LocationError};
+pub use lifecycle::StillBusy;
 pub use register::{CONFIG, INT_CONFIG, INT_VRING, QUEUE_NOTIFY, REGION_SIZE};
 pub use state::{QueueState, RestoreError, STATE_VERSION, SaveError, TransportState};
 pub use transport::MmioTransport;

@@ -1,45 +1,40 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The device between activation and reset: what it is lent, and how that is taken back.
+//! The device's life: activation, reset of a queue and of everything, pause.
 
+use std::time::Duration;
+
+use thiserror::Error;
 use virtio_device_core::{
-    ActivateError, Activation, ActiveQueue, DeviceFault, Event, InterruptHandle, QueueLayout,
-    QueueLease, QueueSetup, StatusWrite, VirtioDevice, Virtqueue,
+    ActivateError, DeviceFault, Event, QueueLayout, QueueSetup, Session, SessionQueue, StatusWrite,
+    VirtioDevice, Virtqueue,
 };
 use vm_memory::GuestAddressSpace;
 
 use crate::register::Register;
-use crate::registers::{QueueRegisters, Registers};
-use crate::sync::wake;
+use crate::registers::QueueRegisters;
 use crate::transport::MmioTransport;
 
-/// What the device holds between activation and reset.
-#[derive(Debug)]
-pub(crate) struct Live {
-    pub(crate) interrupt: InterruptHandle,
-    /// By queue index; none for a queue that is not enabled.
-    pub(crate) leases: Vec<Option<QueueLease>>,
-}
+/// How long a reset waits for I/O in flight, unless the VMM says otherwise. A busy host is not a
+/// stuck one, so this is seconds.
+pub(crate) const RESET_BOUND: Duration = Duration::from_secs(2);
 
-impl Live {
-    /// Takes the queues and the interrupt back from the device.
-    pub(crate) fn take_back(&self) {
-        // The interrupt first: it tells a worker that this is not about one queue alone.
-        self.interrupt.revoke();
-        for lease in self.leases.iter().flatten() {
-            let _ = lease.revoke();
-        }
-    }
-
-    fn lease_mut(&mut self, queue: u32) -> Option<&mut Option<QueueLease>> {
-        self.leases.get_mut(usize::try_from(queue).ok()?)
-    }
-}
+/// The device has I/O in flight that does not come to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the device still has I/O in flight")]
+pub struct StillBusy;
 
 impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
     pub(crate) fn write_status(&mut self, value: u32) {
         let status = self.registers.status;
+        if self.reset_is_pending() {
+            // Until the old life has ended there is no new one. Whoever polls sees when it has.
+            if value != 0 {
+                self.event(&Event::StatusRefused { status, value });
+            }
+            return;
+        }
         match status.after_write(value, self.broken()) {
             // A driver may write again what it has read.
             StatusWrite::Ignored if value == self.status() => {}
@@ -49,7 +44,7 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
                 self.registers.status = status;
                 if status.failed() {
                     // The driver has given up, if the device ever was live: leave its memory alone.
-                    self.live.iter().for_each(Live::take_back);
+                    self.session.iter().for_each(Session::revoke);
                     self.event(&Event::DriverFailed);
                 }
             }
@@ -59,63 +54,63 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
             },
             StatusWrite::Activate(status) => {
                 self.registers.status = status;
-                let features = self.registers.features.accepted().0;
-                let lend = |queue: &QueueRegisters| {
-                    let layout = queue.ready?;
-                    Some(QueueLease::new(Virtqueue::new(layout, features)))
+                let features = self.registers.features.accepted();
+                let queues = (0..=u16::MAX).zip(&self.registers.queues);
+                let lend = |(index, queue): (u16, &QueueRegisters)| {
+                    Some((index, Some(Virtqueue::new(queue.ready?, features))))
                 };
-                let leases = self.registers.queues.iter().map(lend).collect();
-                if let Err(error) = self.activate(leases) {
+                let queues = queues.filter_map(lend).collect();
+                if let Err(error) = self.activate(queues) {
                     self.fail(error);
                 }
             }
         }
     }
 
-    /// Has the device go to work on `leases`.
+    /// Has the device go to work on `queues`, and look at each of them: the driver may have notified
+    /// it already, before there was anybody to hear.
     pub(crate) fn activate(
         &mut self,
-        leases: Vec<Option<QueueLease>>,
+        queues: Vec<(u16, Option<Virtqueue>)>,
     ) -> Result<(), ActivateError> {
-        let features = self.registers.features.accepted().0;
-        let interrupt = InterruptHandle::new(self.interrupt.clone());
-        if self.paused {
-            leases.iter().flatten().for_each(QueueLease::pause);
-        }
-        let queues = (0..=u16::MAX)
-            .zip(leases.iter().zip(&self.kicks))
-            .filter_map(|(index, (lease, kick))| {
-                Some(ActiveQueue::new(index, lease.clone()?, kick.clone()))
-            })
-            .collect();
-        self.live = Some(Live {
-            interrupt: interrupt.clone(),
-            leases,
+        let queues = queues.into_iter().filter_map(|(index, queue)| {
+            let kick = self.kicks.get(usize::from(index))?.clone();
+            Some(SessionQueue { index, kick, queue })
         });
-        let activation = Activation::new(self.memory.clone(), queues, features, interrupt);
+        let (session, activation) = Session::new(
+            &self.config,
+            self.memory.clone(),
+            self.registers.features.accepted(),
+            queues,
+            self.paused,
+        );
+        let session = self.session.insert(session);
         self.device.activate(activation)?;
-        self.event(&Event::Activated { features });
+        session.activated();
+        session.kick_all();
         Ok(())
     }
 
     fn fail(&self, error: ActivateError) {
-        if let Some(live) = &self.live {
-            live.interrupt.device_failed(&DeviceFault::from(error));
+        if let Some(session) = &self.session {
+            session.device_failed(&DeviceFault::from(error));
         }
     }
 
     /// Enables the selected queue if it is well-formed: if not, `QueueReady` goes on reading 0.
-    /// Disables it in any state; when this returns the device can reach it no more.
+    /// Disables it in any state; when it reads 0 the device can reach it no more.
     pub(crate) fn write_queue_ready(&mut self, value: u32) {
         match value {
-            0 => self.take_queue_back(),
+            0 => {
+                self.take_queue_back();
+            }
             1 => self.enable_queue(),
             _ => self.wrong_state(Register::QueueReady),
         }
     }
 
     /// Resets the selected queue by itself (sections 2.6.1 and 4.2.2.1): its set-up and both its
-    /// indices are gone. That is done when this returns, so `QueueReset` always reads 0.
+    /// indices are gone. `QueueReset` reads 1 until the device has no I/O of that queue in flight.
     pub(crate) fn write_queue_reset(&mut self, value: u32) {
         if value != 1 || !self.registers.queue_can_reset() {
             return self.wrong_state(Register::QueueReset);
@@ -132,18 +127,39 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
     }
 
     fn take_queue_back(&mut self) {
-        let index = self.registers.queue_sel;
-        if let Some(queue) = self.registers.queue_mut() {
-            queue.ready = None;
+        let queue = self.registers.queue_mut();
+        let enabled = queue.and_then(|queue| queue.ready.take()).is_some();
+        let Ok(index) = u16::try_from(self.registers.queue_sel) else {
+            return;
+        };
+        if let Some(session) = self.session.as_ref().filter(|_| enabled) {
+            session.revoke_queue(index);
+            // If that is not enough, the registers say so.
+            let _ = session.wait_queue_idle(index, Some(self.reset_bound));
         }
-        let live = self.live.as_mut();
-        let lease = live.and_then(|live| live.lease_mut(index)?.take());
-        let _ = lease.and_then(|lease| lease.revoke());
+    }
+
+    /// Whether the selected queue was taken back, and the device still has I/O of it in flight.
+    pub(crate) fn queue_is_busy(&self) -> bool {
+        let index = u16::try_from(self.registers.queue_sel);
+        let enabled = (self.registers.queue()).is_some_and(|queue| queue.ready.is_some());
+        let busy = |(session, index): (&Session, u16)| {
+            !session.wait_queue_idle(index, Some(Duration::ZERO))
+        };
+        !enabled && self.session.as_ref().zip(index.ok()).is_some_and(busy)
+    }
+
+    /// Whether there is a live device that was not given `queue` when it was activated: it never will
+    /// be.
+    fn is_unknown_to_live_device(&self, queue: u32) -> bool {
+        let has =
+            |session: &Session| u16::try_from(queue).is_ok_and(|queue| session.has_queue(queue));
+        self.session.as_ref().is_some_and(|session| !has(session))
     }
 
     fn enable_queue(&mut self) {
         let queue = self.registers.queue_sel;
-        if self.broken() {
+        if self.broken() || self.queue_is_busy() || self.is_unknown_to_live_device(queue) {
             return self.wrong_state(Register::QueueReady);
         }
         let Some(registers) = self.registers.queue_to_set_up() else {
@@ -154,7 +170,7 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
             Ok(layout) => {
                 registers.ready = Some(layout);
                 registers.reset = false;
-                let features = self.registers.features.accepted().0;
+                let features = self.registers.features.accepted();
                 self.restart_queue(Virtqueue::new(layout, features));
             }
             Err(error) => self.event(&Event::QueueRefused { queue, error }),
@@ -163,50 +179,55 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
 
     /// Gives a live device the selected queue back.
     fn restart_queue(&mut self, queue: Virtqueue) {
-        let index = self.registers.queue_sel;
-        let Some(slot) = self.live.as_mut().and_then(|live| live.lease_mut(index)) else {
-            return;
-        };
-        let lease = QueueLease::new(queue);
-        if self.paused {
-            lease.pause();
-        }
-        *slot = Some(lease.clone());
-        let kick = usize::try_from(index).ok().and_then(|i| self.kicks.get(i));
-        let (Ok(index), Some(kick)) = (u16::try_from(index), kick.cloned()) else {
-            return;
-        };
-        match self
-            .device
-            .restart_queue(ActiveQueue::new(index, lease, kick.clone()))
-        {
-            Ok(()) => {
-                // A notification that came meanwhile may have met the old worker.
-                wake(&kick);
+        let index = u16::try_from(self.registers.queue_sel);
+        if let (Some(session), Ok(index)) = (&mut self.session, index) {
+            if session.restart_queue(index, queue) {
                 self.event(&Event::QueueRestarted(index));
             }
-            Err(error) => self.fail(error),
         }
     }
 
     /// Keeps the device from its queues, and so from guest memory, until [`resume`].
     ///
-    /// Waits for at most one critical section of the device on each queue, whatever its worker is
-    /// stuck in and however fast the driver makes requests. A request that is being served is either
+    /// Waits for at most one critical section of the device on each queue, and for I/O that is in
+    /// flight straight into guest memory, up to the bound of
+    /// [`with_reset_bound`](MmioTransport::with_reset_bound). A request that is being served is either
     /// complete then or goes on later. The registers go on working: a driver may even reset the
     /// device and start it again, and it stays paused.
     ///
+    /// # Errors
+    ///
+    /// [`StillBusy`] if I/O is still in flight. No more is begun; call again to go on waiting.
+    ///
     /// [`resume`]: MmioTransport::resume
-    pub fn pause(&mut self) {
+    pub fn pause(&mut self) -> Result<(), StillBusy> {
+        if let Some(session) = &self.session {
+            session.pause();
+            if !self.paused {
+                self.device.pause();
+            }
+        }
         self.paused = true;
-        self.leases().for_each(QueueLease::pause);
+        let idle = |session: &Session| session.wait_idle(Some(self.reset_bound));
+        if self.session.iter().chain(&self.resetting).all(idle) {
+            self.resetting = None;
+            Ok(())
+        } else {
+            Err(StillBusy)
+        }
     }
 
     /// Lets the device go on, and look at its queues without waiting for a notification.
     pub fn resume(&mut self) {
+        if !self.paused {
+            return;
+        }
         self.paused = false;
-        self.leases().for_each(QueueLease::resume);
-        self.kick_all();
+        if let Some(session) = &self.session {
+            session.resume();
+            self.device.resume();
+            session.kick_all();
+        }
     }
 
     /// Whether [`pause`](MmioTransport::pause) was called last, and not
@@ -215,30 +236,35 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
         self.paused
     }
 
-    /// Has the device look at all of its queues.
-    pub(crate) fn kick_all(&self) {
-        let leases = self.live.iter().flat_map(|live| &live.leases);
-        for (_, kick) in leases.zip(&self.kicks).filter(|(lease, _)| lease.is_some()) {
-            wake(kick);
-        }
-    }
-
-    fn leases(&self) -> impl Iterator<Item = &QueueLease> {
-        self.live
-            .iter()
-            .flat_map(|live| live.leases.iter().flatten())
-    }
-
-    /// Puts everything but the configuration generation back to the start, from every state. When
-    /// this returns, no guest memory is touched and no interrupt raised on behalf of what was before
-    /// (section 2.4.1).
+    /// Puts everything but the configuration generation back to the start, from every state (section
+    /// 2.4.1).
+    ///
+    /// Once it is complete no guest memory is touched and no interrupt raised on behalf of what was
+    /// before. If the device still has I/O in flight after the bound of
+    /// [`with_reset_bound`](MmioTransport::with_reset_bound), the reset stays
+    /// [pending](MmioTransport::reset_is_pending).
     pub fn reset(&mut self) {
-        if let Some(live) = self.live.take() {
-            live.take_back();
-            self.device.reset();
+        if self.reset_is_pending() {
+            return;
         }
-        self.interrupt.acknowledge(u32::MAX);
-        self.registers = Registers::new(&self.device);
+        if let Some(session) = self.session.take() {
+            session.revoke();
+            self.device.reset();
+            if !session.wait_idle(Some(self.reset_bound)) {
+                self.resetting = Some(session);
+            }
+        }
+        self.interrupt.reset();
+        self.registers = self.fresh_registers();
         self.event(&Event::Reset);
+    }
+
+    /// Whether the device was reset and still has I/O in flight from before. Until it has not, the
+    /// driver reads `DEVICE_NEEDS_RESET` alone from Status, and no write changes anything.
+    pub fn reset_is_pending(&mut self) -> bool {
+        if self.resetting.as_ref().is_some_and(Session::is_idle) {
+            self.resetting = None;
+        }
+        self.resetting.is_some()
     }
 }

@@ -4,15 +4,9 @@
 //! What the driver has written: everything that a reset puts back to the start.
 
 use virtio_device_core::{
-    DeviceStatus, Negotiation, QueueLayout, QueueSetup, VIRTIO_F_RING_RESET, VirtioDevice,
+    DeviceStatus, Features, Negotiation, QueueLayout, QueueSetup, VIRTIO_F_RING_RESET, VirtioDevice,
 };
 use vm_memory::GuestAddressSpace;
-
-/// Features that a device must not have behind this transport: `VIRTIO_F_SR_IOV`,
-/// `VIRTIO_F_NOTIF_CONFIG_DATA` and `VIRTIO_F_ADMIN_VQ` (sections 4.2.4 and 6).
-//
-// For mutation tests: the bits are disjoint, so `^` would do the same.
-const NOT_OVER_MMIO: u64 = 1 << 37 | 1 << 39 | 1 << 41;
 
 #[derive(Debug)]
 pub(crate) struct Registers {
@@ -37,14 +31,20 @@ pub(crate) struct QueueRegisters {
 
 impl Registers {
     /// The registers of `device` after reset.
-    pub(crate) fn new<M: GuestAddressSpace>(device: &impl VirtioDevice<M>) -> Self {
+    ///
+    /// They offer what the device has of its own, and `offered` as far as its queues have it.
+    pub(crate) fn new<M: GuestAddressSpace>(
+        device: &impl VirtioDevice<M>,
+        offered: Features,
+    ) -> Self {
         let queue = |&max_size| QueueRegisters {
             max_size,
             setup: QueueSetup::default(),
             ready: None,
             reset: false,
         };
-        let features = device.features() & !NOT_OVER_MMIO;
+        let offered = offered - (Features::QUEUE - device.queue_features());
+        let features = device.features() & Features::DEVICE_TYPE | offered;
         Self {
             status: DeviceStatus::RESET,
             features: Negotiation::new(device.device_type(), features),
@@ -65,8 +65,8 @@ impl Registers {
     }
 
     /// Whether both sides have agreed on `feature`.
-    pub(crate) fn agreed(&self, feature: u64) -> bool {
-        self.status.features_ok() && self.features.accepted().0 & feature != 0
+    pub(crate) fn agreed(&self, feature: u32) -> bool {
+        self.status.features_ok() && self.features.accepted().has(feature)
     }
 
     /// The selected queue, if a driver may set it up now: features agreed on and device not live, or

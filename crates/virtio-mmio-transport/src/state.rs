@@ -3,28 +3,28 @@
 
 //! The transport as plain data: saved, and put back into a transport that is at the start.
 
-use std::fmt;
+use std::collections::BTreeMap;
 
+use thiserror::Error;
 use virtio_device_core::{
-    ActivateError, DeviceStatus, FeatureError, InterruptHandle, ProgressError, QueueLayout,
-    QueueLease, QueueProgress, QueueSetup, QueueSetupError, VIRTIO_F_RING_RESET, VirtioDevice,
-    Virtqueue,
+    ActivateError, DeviceState, DeviceStateError, DeviceStatus, FeatureError, ProgressError,
+    QueueLayout, QueueProgress, QueueSetup, QueueSetupError, Session, VIRTIO_F_RING_RESET,
+    VirtioDevice, Virtqueue,
 };
 use vm_memory::GuestAddressSpace;
 
-use crate::lifecycle::Live;
 use crate::register::{INT_CONFIG, INT_VRING};
 use crate::registers::{QueueRegisters, Registers};
 use crate::transport::MmioTransport;
 
 /// The version of [`TransportState`] that this crate writes, and the only one that it reads.
-pub const STATE_VERSION: u32 = 1;
+pub const STATE_VERSION: u32 = 2;
 
-/// What a transport and its queues know: plain data, to be stored in any format.
+/// What a transport, its queues and its device know: plain data, to be stored in any format.
 ///
-/// It holds nothing of the device behind them, which has its own state if it has one, and nothing
-/// random. With the feature `serde` it can be serialised.
+/// With the feature `serde` it can be serialised.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct TransportState {
     /// [`STATE_VERSION`].
@@ -35,10 +35,8 @@ pub struct TransportState {
     pub status: u8,
     /// Whether the device asks for a reset.
     pub needs_reset: bool,
-    /// The features that the driver has accepted.
-    pub driver_features: u64,
-    /// Whether the driver has accepted features beyond the first 64.
-    pub driver_features_beyond: bool,
+    /// The words of `DriverFeatures` that are not 0, by `DriverFeaturesSel`.
+    pub driver_features: BTreeMap<u32, u32>,
     /// `DeviceFeaturesSel`.
     pub device_features_sel: u32,
     /// `DriverFeaturesSel`.
@@ -53,11 +51,14 @@ pub struct TransportState {
     pub config_generation: u32,
     /// The queues, by index.
     pub queues: Vec<QueueState>,
+    /// The device's own state.
+    pub device: DeviceState,
 }
 
 /// One queue of a [`TransportState`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub struct QueueState {
     /// What the driver has written about the queue.
     pub setup: QueueSetup,
@@ -65,96 +66,72 @@ pub struct QueueState {
     pub ready: bool,
     /// Whether the driver has reset the queue by itself and not enabled it again.
     pub reset: bool,
+    /// Whether the device was given the queue when it was activated, and is live.
+    pub active: bool,
     /// How far the device has come; for the enabled queues of a device that is live and works.
     pub progress: Option<QueueProgress>,
 }
 
 /// Why a transport cannot be saved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum SaveError {
-    /// The device is live and not paused: its queues move.
+    /// The device is live and not paused, or has I/O in flight: its queues move.
+    #[error("the device is not paused")]
     NotPaused,
 }
 
-impl fmt::Display for SaveError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotPaused => f.write_str("the device is live and not paused"),
-        }
-    }
-}
-
-impl std::error::Error for SaveError {}
-
 /// Why a transport cannot go on from a saved state. It is left at the start.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum RestoreError {
     /// The transport is not at the start: a driver uses it already.
+    #[error("the transport is in use")]
     InUse,
     /// The state is of another version.
+    #[error("state of version {0} is not supported, only version {STATE_VERSION}")]
     Version(u32),
-    /// The state is of a device of this type.
+    /// The state is of a device of another type.
+    #[error("saved device type {0} does not match this device")]
     DeviceType(u32),
     /// No driver can come to this status.
+    #[error("status {0:#x} is not reachable")]
     Status(u8),
     /// The device asks for a reset without ever having been live.
+    #[error("needs_reset without DRIVER_OK")]
     NeedsReset,
     /// The features were agreed on, and cannot have been with this device.
-    Features(FeatureError),
+    #[error("driver_features do not fit this device")]
+    Features(#[source] FeatureError),
     /// There are causes of an interrupt that do not exist, or too early.
+    #[error("interrupt_status {0:#x} is not reachable")]
     InterruptStatus(u32),
     /// The state has this number of queues, and the device another.
+    #[error("saved number of queues, {0}, does not match this device")]
     QueueCount(usize),
     /// The enabled queue of this index is not well-formed in this memory.
-    QueueSetup(usize, QueueSetupError),
+    #[error("queue {0} is not well-formed")]
+    QueueSetup(usize, #[source] QueueSetupError),
     /// The queue of this index is enabled, reset or in progress in a state in which it cannot be.
+    #[error("queue {0}: ready, reset, active and progress contradict each other or the status")]
     QueueState(usize),
     /// The progress of the queue of this index contradicts itself.
-    Progress(usize, ProgressError),
+    #[error("queue {0} cannot go on from its progress")]
+    Progress(usize, #[source] ProgressError),
+    /// The device refuses its own state.
+    #[error("device refuses its state")]
+    Device(#[source] DeviceStateError),
     /// The device could not be activated.
-    Activate(ActivateError),
-}
-
-impl fmt::Display for RestoreError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::InUse => f.write_str("the transport is in use"),
-            Self::Version(version) => write!(f, "version {version} is not {STATE_VERSION}"),
-            Self::DeviceType(device_type) => write!(f, "device type {device_type} is another"),
-            Self::Status(status) => write!(f, "status {status:#x} cannot be"),
-            Self::NeedsReset => f.write_str("needs_reset without DRIVER_OK"),
-            Self::Features(error) => write!(f, "driver_features: {error}"),
-            Self::InterruptStatus(status) => write!(f, "interrupt_status {status:#x} cannot be"),
-            Self::QueueCount(count) => write!(f, "{count} queues are not what the device has"),
-            Self::QueueSetup(index, error) => write!(f, "queue {index}: {error}"),
-            Self::QueueState(index) => {
-                write!(f, "queue {index}: ready, reset or progress cannot be")
-            }
-            Self::Progress(index, error) => write!(f, "queue {index}: {error}"),
-            Self::Activate(error) => write!(f, "device cannot go on: {error}"),
-        }
-    }
-}
-
-impl std::error::Error for RestoreError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Features(error) => Some(error),
-            Self::QueueSetup(_, error) => Some(error),
-            Self::Progress(_, error) => Some(error),
-            Self::Activate(error) => Some(error),
-            _ => None,
-        }
-    }
+    #[error("device could not be activated")]
+    Activate(#[source] ActivateError),
 }
 
 /// A state that was checked as a whole, ready to be put in place.
 struct Checked {
     registers: Registers,
-    /// By index; none for a queue that the device does not work on.
-    queues: Vec<Option<Virtqueue>>,
+    /// The queues that the device is to be given, with their index; `None` inside for one that was
+    /// taken back.
+    queues: Vec<(u16, Option<Virtqueue>)>,
 }
 
 impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
@@ -168,41 +145,46 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
     ///
     /// [`SaveError::NotPaused`] if the device is live and was not [paused](MmioTransport::pause).
     pub fn save(&self) -> Result<TransportState, SaveError> {
-        if self.live.is_some() && !self.is_paused() {
+        let moving = |session: &Session| !self.is_paused() || !session.is_idle();
+        if self.session.as_ref().is_some_and(moving) || self.resetting.is_some() {
             return Err(SaveError::NotPaused);
         }
         let registers = &self.registers;
-        let leases = self.live.iter().flat_map(|live| &live.leases);
         // A fault that the worker has not told yet is one all the same.
-        let faulted = leases.flatten().any(|lease| {
-            let fault = lease.inspect(|queue| queue.fault().is_some());
-            fault.unwrap_or(false)
-        });
-        let needs_reset = self.broken() || faulted && registers.status.live();
-        let queue = |(index, queue): (usize, &QueueRegisters)| QueueState {
+        let untold = self.session.as_ref().is_some_and(Session::has_ring_fault)
+            && registers.status.live()
+            && !self.broken();
+        let needs_reset = self.broken() || untold;
+        let session = self
+            .session
+            .as_ref()
+            .filter(|_| registers.status.live() && !needs_reset);
+        let queue = |(index, queue): (u16, &QueueRegisters)| QueueState {
             setup: queue.setup,
             ready: queue.ready.is_some(),
             reset: queue.reset,
-            progress: (self.lease(index))
-                .filter(|_| !needs_reset)
-                .and_then(|lease| lease.inspect(Virtqueue::progress)),
+            active: session.is_some_and(|session| session.has_queue(index)),
+            progress: session.and_then(|session| session.inspect(index, Virtqueue::progress)),
         };
-        let (driver_features, driver_features_beyond) = registers.features.accepted();
-        let (interrupt_status, config_generation) = self.interrupt.saved();
+        let (mut interrupt_status, config_generation) = self.interrupt.saved();
+        if untold {
+            // The driver is told after restore, by the interrupt that announces it (section 2.1.2).
+            interrupt_status |= INT_CONFIG;
+        }
         Ok(TransportState {
             version: STATE_VERSION,
             device_type: self.device.device_type(),
             status: registers.status.bits(),
             needs_reset,
-            driver_features,
-            driver_features_beyond,
+            driver_features: registers.features.accepted_words().collect(),
             device_features_sel: registers.device_features_sel,
             driver_features_sel: registers.driver_features_sel,
             queue_sel: registers.queue_sel,
             shm_sel: registers.shm_sel,
             interrupt_status,
             config_generation,
-            queues: registers.queues.iter().enumerate().map(queue).collect(),
+            queues: (0..=u16::MAX).zip(&registers.queues).map(queue).collect(),
+            device: self.device.save(),
         })
     }
 
@@ -215,32 +197,29 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
     ///
     /// What in `state` cannot be, or not with this device and memory. Nothing has changed then.
     pub fn restore(&mut self, state: &TransportState) -> Result<(), RestoreError> {
-        if self.live.is_some() || self.registers.status != DeviceStatus::RESET {
+        if self.session.is_some()
+            || self.resetting.is_some()
+            || self.registers.status != DeviceStatus::RESET
+        {
             return Err(RestoreError::InUse);
         }
         let Checked { registers, queues } = self.check(state)?;
+        self.device
+            .restore(&state.device)
+            .map_err(RestoreError::Device)?;
         self.registers = registers;
         let mut causes = state.interrupt_status;
         if state.needs_reset {
-            self.live = Some(Live {
-                interrupt: InterruptHandle::broken(self.interrupt.clone()),
-                leases: Vec::new(),
-            });
+            self.session = Some(Session::broken(&self.config));
         } else if self.registers.status.live() {
-            let lend = |queue: Option<Virtqueue>| queue.map(QueueLease::new);
-            if let Err(error) = self.activate(queues.into_iter().map(lend).collect()) {
+            if let Err(error) = self.activate(queues) {
                 self.reset();
                 return Err(RestoreError::Activate(error));
             }
-            self.kick_all();
             causes |= INT_VRING;
         }
         self.interrupt.restore(causes, state.config_generation);
         Ok(())
-    }
-
-    fn lease(&self, index: usize) -> Option<&QueueLease> {
-        self.live.as_ref()?.leases.get(index)?.as_ref()
     }
 
     fn check(&self, state: &TransportState) -> Result<Checked, RestoreError> {
@@ -259,9 +238,11 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
         if causes & !(INT_VRING | INT_CONFIG) != 0 || causes != 0 && !status.driver_ok() {
             return Err(RestoreError::InterruptStatus(causes));
         }
-        let mut registers = Registers::new(&self.device);
+        let mut registers = self.fresh_registers();
         let features = &mut registers.features;
-        features.restore(state.driver_features, state.driver_features_beyond);
+        for (&select, &word) in &state.driver_features {
+            features.accept_word(select, word);
+        }
         if status.features_ok() {
             features.check().map_err(RestoreError::Features)?;
         }
@@ -275,8 +256,11 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
         registers.shm_sel = state.shm_sel;
         let works = status.live() && !state.needs_reset;
         let mut queues = Vec::with_capacity(state.queues.len());
-        for (index, saved) in state.queues.iter().enumerate() {
-            queues.push(self.check_queue(&mut registers, works, index, saved)?);
+        for (index, saved) in (0..=u16::MAX).zip(&state.queues) {
+            let queue = self.check_queue(&mut registers, works, index.into(), saved)?;
+            if saved.active {
+                queues.push((index, queue));
+            }
         }
         Ok(Checked { registers, queues })
     }
@@ -297,10 +281,13 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
         if touched && !features_ok || saved.reset && (saved.ready || !can_be_reset) {
             return Err(wrong);
         }
-        if saved.progress.is_some() != (saved.ready && works) {
+        if saved.progress.is_some() != (saved.ready && works)
+            || saved.active && !works
+            || saved.progress.is_some() && !saved.active
+        {
             return Err(wrong);
         }
-        let features = registers.features.accepted().0;
+        let features = registers.features.accepted();
         let Some(queue) = registers.queues.get_mut(index) else {
             return Err(wrong);
         };

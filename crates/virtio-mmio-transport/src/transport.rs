@@ -6,17 +6,19 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bus::{AccessError, BusDevice};
 use virtio_device_core::{
-    DEVICE_NEEDS_RESET, Event, InterruptLine, Observer, QueueSetup, VIRTIO_F_NOTIFICATION_DATA,
-    VirtioDevice,
+    ConfigNotifier, DEVICE_NEEDS_RESET, Event, Features, InterruptLine, Observer, QueueSetup,
+    Session, VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC,
+    VIRTIO_F_NOTIFICATION_DATA, VIRTIO_F_RING_RESET, VirtioDevice,
 };
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::interrupt::MmioInterrupt;
-use crate::lifecycle::Live;
+use crate::lifecycle::RESET_BOUND;
 use crate::register::{CONFIG, MAGIC, Register, VERSION};
 use crate::registers::Registers;
 use crate::sync::wake;
@@ -33,16 +35,37 @@ const DEFAULT_VENDOR_ID: u32 = 0x4d4d_5652;
 /// The driver's notifications arrive in event fds, one for each queue. They are written when the
 /// driver's write to `QueueNotify` comes over the bus, and a VMM can have the kernel do it without
 /// an exit: see [`MmioTransport::kicks`].
-pub struct MmioTransport<M, D> {
+pub struct MmioTransport<M: GuestAddressSpace, D: VirtioDevice<M>> {
     pub(crate) device: D,
     pub(crate) memory: M,
     vendor_id: u32,
+    /// Features of queues and transport that the VMM wants to be offered.
+    offered: Features,
     pub(crate) interrupt: Arc<MmioInterrupt>,
+    pub(crate) config: ConfigNotifier,
     pub(crate) kicks: Vec<Arc<EventFd>>,
     pub(crate) registers: Registers,
-    pub(crate) live: Option<Live>,
+    /// What the device holds between activation and reset.
+    pub(crate) session: Option<Session>,
+    /// What it held before a reset that is pending.
+    pub(crate) resetting: Option<Session>,
+    pub(crate) reset_bound: Duration,
     pub(crate) paused: bool,
 }
+
+/// Features that this transport has, and a VMM may have it offer.
+const TRANSPORT_FEATURES: Features = Features::of(&[
+    VIRTIO_F_RING_RESET,
+    VIRTIO_F_NOTIFICATION_DATA,
+    VIRTIO_F_ACCESS_PLATFORM,
+]);
+
+/// What is offered unless the VMM says otherwise.
+const OFFERED: Features = Features::of(&[
+    VIRTIO_F_INDIRECT_DESC,
+    VIRTIO_F_EVENT_IDX,
+    VIRTIO_F_RING_RESET,
+]);
 
 impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
     /// Puts `device` behind registers. It sees `memory`, and interrupts the guest through `line`.
@@ -50,19 +73,53 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
     /// # Errors
     ///
     /// If the event fds for the device's queues cannot be made.
-    pub fn new(device: D, memory: M, line: impl InterruptLine + 'static) -> io::Result<Self> {
-        let max_sizes = device.queue_max_sizes();
+    pub fn new(mut device: D, memory: M, line: impl InterruptLine + 'static) -> io::Result<Self> {
         let kick = |_: &u16| EventFd::new(EFD_NONBLOCK).map(Arc::new);
+        let kicks = device.queue_max_sizes().iter().map(kick);
+        let kicks = kicks.collect::<io::Result<_>>()?;
+        let interrupt = Arc::new(MmioInterrupt::new(Box::new(line)));
+        let config = ConfigNotifier::new(interrupt.clone());
+        device.connect(config.clone());
         Ok(Self {
             memory,
             vendor_id: DEFAULT_VENDOR_ID,
-            interrupt: Arc::new(MmioInterrupt::new(Box::new(line))),
-            kicks: max_sizes.iter().map(kick).collect::<io::Result<_>>()?,
-            registers: Registers::new(&device),
-            live: None,
+            offered: OFFERED,
+            interrupt,
+            config,
+            kicks,
+            registers: Registers::new(&device, OFFERED),
+            session: None,
+            resetting: None,
+            reset_bound: RESET_BOUND,
             paused: false,
             device,
         })
+    }
+
+    /// Sets which features of queues and transport are offered, beside the device's own.
+    ///
+    /// Without this they are `VIRTIO_F_INDIRECT_DESC`, `VIRTIO_F_EVENT_IDX` and
+    /// `VIRTIO_F_RING_RESET`. A VMM may add `VIRTIO_F_NOTIFICATION_DATA` (see
+    /// [`kicks`](MmioTransport::kicks)), and `VIRTIO_F_ACCESS_PLATFORM` if `memory` is the memory
+    /// behind an IOMMU. `VIRTIO_F_VERSION_1` is offered in any case, and nothing that this transport
+    /// or the device's queues do not have.
+    #[must_use]
+    pub fn with_features(mut self, features: Features) -> Self {
+        self.offered = features & (TRANSPORT_FEATURES | Features::QUEUE);
+        self.registers = self.fresh_registers();
+        self
+    }
+
+    /// Sets how long reset, reset of a queue and pause wait for I/O that the device has in flight
+    /// straight into guest memory; without this, two seconds. A device that copies has none.
+    #[must_use]
+    pub const fn with_reset_bound(mut self, bound: Duration) -> Self {
+        self.reset_bound = bound;
+        self
+    }
+
+    pub(crate) fn fresh_registers(&self) -> Registers {
+        Registers::new(&self.device, self.offered)
     }
 
     /// Sets what the driver reads from `VendorID`.
@@ -100,21 +157,11 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
     }
 
     /// Changes the configuration space from outside of the device, and tells the driver if there is
-    /// one; see [`InterruptHandle::update_config`](virtio_device_core::InterruptHandle).
+    /// one; see [`ConfigNotifier::update`].
     ///
     /// `change` must leave the number of queues and the features as they are.
     pub fn update_config<T>(&mut self, change: impl FnOnce(&mut D) -> T) -> T {
-        let device = &mut self.device;
-        match &self.live {
-            Some(live) if !live.interrupt.is_revoked() => {
-                live.interrupt.update_config(|| change(device))
-            }
-            _ => {
-                // The driver may be reading already, and is interrupted only once it is ready.
-                let _changing = self.interrupt.silent_change();
-                change(device)
-            }
-        }
+        self.config.update(|| change(&mut self.device))
     }
 
     pub(crate) fn event(&self, event: &Event<'_>) {
@@ -122,13 +169,14 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
     }
 
     pub(crate) fn broken(&self) -> bool {
-        self.live
-            .as_ref()
-            .is_some_and(|live| live.interrupt.is_broken())
+        self.session.as_ref().is_some_and(Session::is_broken)
     }
 
     /// What the driver reads from Status.
-    pub(crate) fn status(&self) -> u32 {
+    pub(crate) fn status(&mut self) -> u32 {
+        if self.reset_is_pending() {
+            return DEVICE_NEEDS_RESET.into();
+        }
         let broken = if self.broken() { DEVICE_NEEDS_RESET } else { 0 };
         (self.registers.status.bits() | broken).into()
     }
@@ -149,7 +197,7 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
             .map_or((u64::MAX, u64::MAX), |region| (region.len, region.base.0))
     }
 
-    fn read_register(&self, register: Register) -> u32 {
+    fn read_register(&mut self, register: Register) -> u32 {
         let registers = &self.registers;
         match register {
             Register::MagicValue => MAGIC,
@@ -158,20 +206,20 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
             Register::VendorId => self.vendor_id,
             Register::DeviceFeatures => registers
                 .features
-                .offered_word(registers.device_features_sel),
+                .offered()
+                .word(registers.device_features_sel),
             Register::QueueSizeMax => registers.queue().map_or(0, |queue| queue.max_size.into()),
-            Register::QueueReady => registers
-                .queue()
-                .is_some_and(|queue| queue.ready.is_some())
-                .into(),
+            Register::QueueReady => {
+                let enabled = registers.queue().is_some_and(|queue| queue.ready.is_some());
+                (enabled || self.queue_is_busy()).into()
+            }
             Register::InterruptStatus => self.interrupt.status(),
             Register::Status => self.status(),
             Register::ShmLenLow => low(self.shared_memory().0),
             Register::ShmLenHigh => high(self.shared_memory().0),
             Register::ShmBaseLow => low(self.shared_memory().1),
             Register::ShmBaseHigh => high(self.shared_memory().1),
-            // A reset is done before the driver can look.
-            Register::QueueReset => 0,
+            Register::QueueReset => self.queue_is_busy().into(),
             Register::ConfigGeneration => self.interrupt.generation(),
             _ => {
                 let offset = register.offset();
@@ -224,12 +272,12 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
         } else {
             value
         };
-        let index = usize::try_from(queue).ok();
-        let lease = (self.live.as_ref().zip(index))
-            .and_then(|(live, index)| live.leases.get(index)?.as_ref())
-            .filter(|lease| !lease.is_revoked());
-        match index.and_then(|index| self.kicks.get(index)).zip(lease) {
-            Some((kick, _)) => wake(kick),
+        // In every state, as by ioeventfd: what comes before the device is live waits for it.
+        let kick = usize::try_from(queue)
+            .ok()
+            .and_then(|queue| self.kicks.get(queue));
+        match kick {
+            Some(kick) => wake(kick),
             None => self.event(&Event::NotificationIgnored { value }),
         }
     }
@@ -300,19 +348,34 @@ where
 }
 
 /// A transport that goes away takes its device's hands off guest memory.
-impl<M, D> Drop for MmioTransport<M, D> {
+///
+/// It waits until the device has no I/O in flight any more, however long that takes. A VMM that does
+/// not want to wait calls [`MmioTransport::reset`] before, and keeps a transport whose reset is
+/// [pending](MmioTransport::reset_is_pending).
+impl<M: GuestAddressSpace, D: VirtioDevice<M>> Drop for MmioTransport<M, D> {
     fn drop(&mut self) {
-        self.live.iter().for_each(Live::take_back);
+        if let Some(session) = &self.session {
+            session.revoke();
+            self.device.reset();
+        }
+        for session in self.session.iter().chain(&self.resetting) {
+            let _ = session.wait_idle(None);
+        }
+        self.interrupt.reset();
     }
 }
 
-impl<M, D: fmt::Debug> fmt::Debug for MmioTransport<M, D> {
+impl<M, D> fmt::Debug for MmioTransport<M, D>
+where
+    M: GuestAddressSpace,
+    D: VirtioDevice<M> + fmt::Debug,
+{
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MmioTransport")
             .field("device", &self.device)
             .field("registers", &self.registers)
             .field("interrupt", &self.interrupt)
-            .field("live", &self.live)
+            .field("session", &self.session)
             .finish_non_exhaustive()
     }
 }

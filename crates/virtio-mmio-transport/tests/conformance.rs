@@ -1,28 +1,38 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The conformance suite, with two devices behind the registers: on threads of their own, and step
-//! by step on the test's.
+//! The conformance suite, with the example's block device behind the registers: on a thread of its own,
+//! and step by step on the test's.
 #![expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
 
 use std::fmt;
-use std::io::{self, Read};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::panic::catch_unwind;
 use std::sync::{Arc, Mutex};
 
-use virtio_device_core::test_utils::conformance::{HeapGrowth, Memory, Parts, Request, Suite};
-use virtio_device_core::test_utils::ramdisk::RamDisk;
-use virtio_device_core::{Executor, VirtioDevice, WorkerThread};
+use bus::BusDevice;
+use virtio_conformance::ramdisk::RamDisk;
+use virtio_conformance::{HeapGrowth, Memory, MmioPort, Parts, Request, Suite};
+use virtio_device_core::{
+    ActivateError, Activation, Chain, Context, DeviceFault, Executor, Interest, Progress,
+    QueueHandler, QueueInterrupt, Readiness, RingFault, VirtioDevice, Virtqueue, Worker,
+    WorkerThread,
+};
 use virtio_mmio_transport::MmioTransport;
-use virtio_mmio_transport::test_utils::RegisterPort;
-use virtio_rng_device::Rng;
 
 const SECRET: &[u8] = b"what only the host may know";
 
-type Port<D> = RegisterPort<MmioTransport<Memory, D>>;
+type Port<D> = MmioPort<MmioTransport<Memory, D>>;
 
 fn port<D: VirtioDevice<Memory> + fmt::Debug>(device: D, parts: Parts) -> Port<D> {
     let transport = MmioTransport::new(device, parts.memory, parts.line).unwrap();
-    RegisterPort::new(transport.with_observer(parts.events)).showing(|transport| {
+    MmioPort::new(
+        transport.with_observer(parts.events),
+        |it, offset, data| it.read(offset, data).unwrap(),
+        |it, offset, data| it.write(offset, data).unwrap(),
+    )
+    .showing(|transport| {
         let state = transport.save();
         format!("{transport:?} {transport:#?} {state:?}")
     })
@@ -37,60 +47,160 @@ fn heap(work: &mut dyn FnMut()) -> HeapGrowth {
     }
 }
 
-/// Gives 48 bytes at most, and spoils the rest of the buffer.
-struct Source;
-
-impl Read for Source {
-    fn read(&mut self, data: &mut [u8]) -> io::Result<usize> {
-        let secret = SECRET.iter().cycle();
-        data.iter_mut()
-            .zip(secret)
-            .for_each(|(to, from)| *to = *from);
-        let count = data.len().min(48);
-        data.iter_mut().take(count).for_each(|byte| *byte = 0x5a);
-        Ok(count)
-    }
-}
-
-fn rng_suite() -> Suite {
-    let request = Request {
-        readable: b"",
-        writable: 64,
-        most: 64 << 10,
-        is_answer: |bytes| bytes == [0x5a; 48],
-    };
-    Suite::new(request).with_secret(SECRET)
-}
-
-fn rng<E: Executor>(executor: E) -> Rng<Source, E> {
-    Rng::new(Source, executor)
-}
-
 fn disk_suite() -> Suite {
-    let request = Request {
-        // Read sector 1.
-        readable: &[0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0],
-        writable: 513,
-        most: 4096 + 1,
-        is_answer: |bytes| {
-            let (answer, data) = bytes.split_last().unwrap();
-            *answer == 0 && data == [7; 512]
-        },
-    };
-    Suite::new(request).with_secret(SECRET)
+    let request = Request::new(|bytes| {
+        let (answer, data) = bytes.split_last().unwrap();
+        *answer == 0 && data == [7; 512]
+    });
+    // Read sector 1.
+    let request = request.readable(&[0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]);
+    Suite::new(request.writable(513).at_most(4096 + 1)).with_secret(SECRET)
 }
 
-fn disk<E: Executor>(executor: E) -> RamDisk<Memory, E> {
+fn disk<E: Executor>(executor: E) -> RamDisk<E> {
     let mut disk: Vec<u8> = SECRET.iter().copied().cycle().take(4096).collect();
     disk.get_mut(512..1024).unwrap().fill(7);
     RamDisk::new(Arc::new(Mutex::new(disk)), executor)
 }
 
+/// Gives what the host types to a driver that has room for it, in the second of two queues.
+#[derive(Debug)]
+struct Keys {
+    thread: WorkerThread,
+    keys: UnixStream,
+    reason: Option<&'static str>,
+}
+
+impl VirtioDevice<Memory> for Keys {
+    fn device_type(&self) -> u32 {
+        42
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &[4, 16]
+    }
+
+    fn activate(&mut self, activation: Activation<Memory>) -> Result<(), ActivateError> {
+        if let Some(reason) = self.reason {
+            return Err(ActivateError::device(reason));
+        }
+        let handler = Typing {
+            memory: activation.memory,
+            keys: self.keys.try_clone()?,
+            chain: Chain::with_capacity(16),
+        };
+        let worker = Worker::new(handler, activation.queues, activation.interrupt);
+        Ok(self.thread.start(worker)?)
+    }
+}
+
+struct Typing {
+    memory: Memory,
+    keys: UnixStream,
+    chain: Chain,
+}
+
+impl QueueHandler for Typing {
+    fn start(&mut self, cx: &mut Context<'_>) -> Result<(), DeviceFault> {
+        let watched = cx.watch(0, &self.keys, Interest::NONE);
+        watched.map_err(DeviceFault::Backend)
+    }
+
+    fn process(&mut self, _queue: u16, cx: &mut Context<'_>) -> Result<Progress, DeviceFault> {
+        let Some(active) = cx.queue(1) else {
+            return Ok(Progress::Idle);
+        };
+        let interrupt = &active.interrupt;
+        let Ok(has_room) = active.lease.with(|queue| self.batch(queue, interrupt)) else {
+            return Ok(Progress::Idle);
+        };
+        let interest = if has_room? {
+            Interest::READ
+        } else {
+            Interest::NONE
+        };
+        let changed = cx.set_interest(0, interest);
+        changed.map_err(DeviceFault::Backend)?;
+        Ok(Progress::Idle)
+    }
+
+    fn ready(
+        &mut self,
+        _source: u32,
+        _readiness: Readiness,
+        cx: &mut Context<'_>,
+    ) -> Result<Progress, DeviceFault> {
+        self.process(1, cx)
+    }
+}
+
+impl Typing {
+    /// Returns whether there is room for more.
+    fn batch(
+        &mut self,
+        queue: &mut Virtqueue,
+        interrupt: &QueueInterrupt,
+    ) -> Result<bool, RingFault> {
+        let memory = &*self.memory;
+        let mut has_room = false;
+        while let Some(head) = queue.take(memory, &mut self.chain)? {
+            let room = self.chain.writable_len().min(64);
+            if room == 0 || self.chain.check(memory).is_err() {
+                queue.complete(memory, head, 0)?;
+                continue;
+            }
+            let mut keys = vec![0; usize::try_from(room).unwrap()];
+            let Ok(count) = self.keys.read(&mut keys) else {
+                queue.put_back(head);
+                has_room = true;
+                break;
+            };
+            let keys = keys.get(..count).unwrap();
+            let len = self.chain.write(memory, keys).unwrap();
+            queue.complete(memory, head, len)?;
+        }
+        if queue.needs_interrupt(memory)? {
+            interrupt.trigger();
+        }
+        Ok(queue.enable_notification(memory)? || has_room)
+    }
+}
+
+fn keys(parts: Parts, reason: Option<&'static str>) -> Port<Keys> {
+    let (mut host, device) = UnixStream::pair().unwrap();
+    host.set_nonblocking(true).unwrap();
+    device.set_nonblocking(true).unwrap();
+    parts.host.deliver_by(move || drop(host.write(b"key")));
+    let device = Keys {
+        thread: WorkerThread::named("keys").unwrap(),
+        keys: device,
+        reason,
+    };
+    port(device, parts)
+}
+
+fn keys_suite() -> Suite {
+    let request =
+        Request::new(|bytes| !bytes.is_empty() && bytes.iter().all(|byte| b"key".contains(byte)));
+    Suite::new(request.queue(1).writable(64))
+}
+
 #[test]
-#[cfg_attr(miri, ignore = "it takes too long")]
-fn virtio_rng_conforms() {
-    let suite = rng_suite().with_heap(heap);
-    suite.check(|parts| port(rng(parts.executor.clone()), parts));
+#[cfg_attr(miri, ignore = "Miri has no level-triggered epoll")]
+fn a_device_that_waits_for_the_host_conforms() {
+    keys_suite().check(|parts| keys(parts, None));
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no level-triggered epoll")]
+fn the_suite_says_why_a_device_does_not_start() {
+    let check = || keys_suite().check(|parts| keys(parts, Some("tap0 is gone")));
+    let refused = catch_unwind(check).unwrap_err();
+    let message = refused.downcast::<String>().unwrap();
+    assert!(
+        message.ends_with("device could not be started: tap0 is gone\n  left: 79\n right: 15"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -102,12 +212,6 @@ fn the_example_block_device_conforms() {
 
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no level-triggered epoll")]
-fn virtio_rng_conforms_on_a_thread_of_its_own() {
-    rng_suite().check(|parts| port(rng(WorkerThread::named("rng")), parts));
-}
-
-#[test]
-#[cfg_attr(miri, ignore = "Miri has no level-triggered epoll")]
 fn the_example_block_device_conforms_on_a_thread_of_its_own() {
-    disk_suite().check(|parts| port(disk(WorkerThread::named("disk")), parts));
+    disk_suite().check(|parts| port(disk(WorkerThread::named("disk").unwrap()), parts));
 }

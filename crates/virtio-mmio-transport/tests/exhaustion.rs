@@ -1,84 +1,156 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! A host that has run out of file descriptors: a process of its own, for the limit is everybody's.
+//! A host on which every call of a worker's start fails in turn: a process of its own, for the limits
+//! are everybody's.
 #![cfg(not(miri))]
 #![expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
 
+mod support;
+
 use std::fs::File;
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use virtio_device_core::test_utils::DriverQueue;
-use virtio_device_core::test_utils::conformance::Port;
-use virtio_device_core::test_utils::ramdisk::RamDisk;
-use virtio_device_core::{EventCounters, WorkerThread};
+use support::{Memory, port};
+use virtio_conformance::ramdisk::RamDisk;
+use virtio_conformance::{DriverQueue, EventLog, MmioPort, Port};
+use virtio_device_core::{
+    ActivateError, Activation, Context, DeviceFault, EdgeLine, Executor, Interest, Progress,
+    QueueHandler, VirtioDevice, Worker, WorkerThread,
+};
 use virtio_mmio_transport::MmioTransport;
-use virtio_mmio_transport::test_utils::RegisterPort;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+const SOON: Duration = Duration::from_secs(60);
 
 fn open() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
+fn memory() -> Memory {
+    Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap())
+}
+
+/// Makes `work` with room for `spare` more file descriptors.
+fn with_spare_descriptors<R>(spare: usize, work: impl FnOnce() -> R) -> R {
+    let limit = getrlimit(Resource::Nofile);
+    let few = Rlimit {
+        current: Some(256),
+        ..limit
+    };
+    setrlimit(Resource::Nofile, few).unwrap();
+    let mut files = Vec::new();
+    while let Ok(file) = File::open("/dev/null") {
+        files.push(file);
+    }
+    files.truncate(files.len() - spare);
+    let result = work();
+    drop(files);
+    setrlimit(Resource::Nofile, limit).unwrap();
+    result
+}
+
+/// Watches a descriptor of the host.
+struct Watching(WorkerThread, Arc<UnixStream>);
+
+impl VirtioDevice<Memory> for Watching {
+    fn device_type(&self) -> u32 {
+        42
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &[16]
+    }
+
+    fn activate(&mut self, activation: Activation<Memory>) -> Result<(), ActivateError> {
+        let handler = Handler(self.1.clone());
+        let worker = Worker::new(handler, activation.queues, activation.interrupt);
+        Ok(self.0.start(worker)?)
+    }
+}
+
+struct Handler(Arc<UnixStream>);
+
+impl QueueHandler for Handler {
+    fn start(&mut self, cx: &mut Context<'_>) -> Result<(), DeviceFault> {
+        // The caller's reason: it says of what kind this failure is.
+        let watched = cx.watch(0, &*self.0, Interest::READ);
+        watched.map_err(|error| ActivateError::from(error).into())
+    }
+
+    fn process(&mut self, _queue: u16, _cx: &mut Context<'_>) -> Result<Progress, DeviceFault> {
+        Ok(Progress::Idle)
+    }
+}
+
+fn start<T>(port: &mut MmioPort<T>, memory: &Memory) -> u32 {
+    for (offset, value) in [(0x70, 0), (0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11)] {
+        port.set(offset, value);
+    }
+    let setup = *DriverQueue::new(&**memory, 0x1000, 8).setup();
+    assert!(port.enable(0, &setup));
+    port.set(0x70, 15);
+    port.get(0x70)
+}
+
+/// Waits until the device has started, or has failed.
+fn outcome<T>(port: &mut MmioPort<T>, events: &EventLog, activated: u64) -> u32 {
+    let deadline = Instant::now() + SOON;
+    while port.get(0x70) == 15 && events.counts().activated == activated {
+        assert!(Instant::now() < deadline, "neither started nor failed");
+    }
+    port.get(0x70)
+}
+
 #[test]
 fn a_device_that_finds_no_file_descriptor_says_so_and_leaves_none_open() {
-    let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap();
-    let memory = Arc::new(memory);
-    let events = Arc::new(EventCounters::default());
+    // All descriptors of a worker exist before the guest runs: nothing can be missing.
+    let (memory_, events) = (memory(), Arc::new(EventLog::default()));
     let disk = Arc::new(Mutex::new(vec![0; 512]));
-    let device = RamDisk::new(disk, WorkerThread::named("disk"));
-    let transport = MmioTransport::new(device, memory.clone(), || Ok(())).unwrap();
-    let mut port = RegisterPort::new(transport.with_observer(events.clone()));
-    let setup = *DriverQueue::new(&*memory, 0x1000, 8).setup();
-    let start = |port: &mut RegisterPort<_>| {
-        for (offset, value) in [(0x70, 0), (0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11)] {
-            port.set(offset, value);
-        }
-        assert!(port.enable(0, &setup));
-        port.set(0x70, 15);
-        port.get(0x70)
-    };
-    let limit = getrlimit(Resource::Nofile);
+    let device = RamDisk::new(disk, WorkerThread::named("disk").unwrap());
+    let transport = MmioTransport::new(device, memory_.clone(), EdgeLine(|| Ok(()))).unwrap();
+    let mut disk = port(transport.with_observer(events.clone()));
+    with_spare_descriptors(0, || {
+        start(&mut disk, &memory_);
+        assert_eq!(outcome(&mut disk, &events, 0), 15);
+    });
+    drop(disk);
+
+    // A descriptor of the host is duplicated when it is watched.
+    let (_host, watched) = UnixStream::pair().unwrap();
+    let (memory, events) = (memory(), Arc::new(EventLog::default()));
+    let device = Watching(WorkerThread::named("watching").unwrap(), Arc::new(watched));
+    let transport = MmioTransport::new(device, memory.clone(), EdgeLine(|| Ok(()))).unwrap();
+    let mut port = port(transport.with_observer(events.clone()));
     let at_rest = open();
-    // A thread that was told to stop has not ended yet.
-    let rest = |port: &mut RegisterPort<_>| {
+    for round in 0..3 {
+        let activated = events.counts().activated;
+        let status = with_spare_descriptors(0, || {
+            start(&mut port, &memory);
+            outcome(&mut port, &events, activated)
+        });
+        assert_eq!(status, 15 | 64);
+        let counts = events.counts();
+        assert_eq!(
+            (counts.activation_failed, counts.activated),
+            (round + 1, activated)
+        );
+        let reason = events.last_failure().unwrap();
+        assert!(reason.contains("could not be activated"), "{reason}");
         port.set(0x70, 0);
-        let deadline = Instant::now() + Duration::from_secs(5);
+        start(&mut port, &memory);
+        assert_eq!(
+            outcome(&mut port, &events, activated),
+            15,
+            "there are enough again"
+        );
+        port.set(0x70, 0);
+        let deadline = Instant::now() + SOON;
         while open() > at_rest {
             assert!(Instant::now() < deadline, "something is left open");
         }
-    };
-    let mut failures = 0;
-    // One more descriptor at each turn, so that each of those that it takes is the one that is
-    // missing.
-    for spare in 0.. {
-        let few = Rlimit {
-            current: Some(256),
-            ..limit
-        };
-        setrlimit(Resource::Nofile, few).unwrap();
-        let mut files = Vec::new();
-        while let Ok(file) = File::open("/dev/null") {
-            files.push(file);
-        }
-        files.truncate(files.len() - spare);
-        let status = start(&mut port);
-        drop(files);
-        setrlimit(Resource::Nofile, limit).unwrap();
-        if status == 15 {
-            break;
-        }
-        assert_eq!(status, 15 | 64);
-        failures += 1;
-        assert_eq!(events.snapshot().activation_failed, failures);
-        rest(&mut port);
-        assert_eq!(start(&mut port), 15, "there are enough again");
-        rest(&mut port);
     }
-    assert_eq!(failures, 2, "a loop takes an event fd and one for epoll");
-    rest(&mut port);
-    assert_eq!(start(&mut port), 15);
-    rest(&mut port);
 }

@@ -15,52 +15,39 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bus::BusDevice;
-use support::{CONFIG, Fixture, Probe, TestDevice};
+use support::{Fixture, Probe};
 use virtio_device_core::{
-    InterruptHandle, LevelLine, QueueLease, VIRTIO_F_NOTIFICATION_DATA, VIRTIO_F_RING_RESET,
-    VIRTIO_F_VERSION_1,
+    DeviceFault, EdgeLine, Features, LevelLine, VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_EVENT_IDX,
+    VIRTIO_F_INDIRECT_DESC, VIRTIO_F_NOTIFICATION_DATA, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1,
 };
-use virtio_mmio_transport::{INT_CONFIG, INT_VRING, MmioTransport};
+use virtio_mmio_transport::{INT_CONFIG, INT_VRING};
 
 const READY: u64 = 0x44;
 const NOTIFY: u64 = 0x50;
 const RESET: u64 = 0xc0;
 
-fn lease(fixture: &Fixture) -> QueueLease {
-    let activation = fixture.probe.activation.lock().unwrap();
-    activation.as_ref().unwrap().queues[0].queue.clone()
-}
-
-fn interrupt(fixture: &Fixture) -> InterruptHandle {
-    let activation = fixture.probe.activation.lock().unwrap();
-    activation.as_ref().unwrap().interrupt.clone()
-}
-
 #[test]
 fn a_queue_is_reset_and_comes_back_with_another_size() {
-    let mut fixture = Fixture::live_with(VIRTIO_F_RING_RESET);
-    let old = lease(&fixture);
+    let mut fixture = Fixture::live_with(Features::of(&[VIRTIO_F_RING_RESET]));
+    let old = fixture.lease(0);
     fixture.set(RESET, 1);
     assert_eq!((fixture.get(RESET), fixture.get(READY)), (0, 0));
     assert!(old.is_revoked());
     let events = fixture.events();
     assert_eq!((events.queue_reset, events.wrong_direction), (1, 0));
-    // Nothing reaches it, and the old set-up is gone.
-    fixture.set(NOTIFY, 0);
-    assert_eq!(fixture.kicks(0), 0);
+    // The old set-up is gone.
     fixture.set(READY, 1);
     assert_eq!(fixture.get(READY), 0);
+    let _ = fixture.kicks(0);
 
     fixture.enable_queue(0, 0x3000, 8);
     assert_eq!((fixture.get(RESET), fixture.get(READY)), (0, 1));
-    let restarted = fixture.probe.restarted.lock().unwrap().pop().unwrap();
+    let restarted = fixture.queue(0);
     assert_eq!(restarted.index, 0);
-    let layout = restarted.queue.with(|queue| *queue.layout()).unwrap();
+    let layout = restarted.lease.with(|queue| *queue.layout()).unwrap();
     assert_eq!((layout.size(), layout.desc_table().0), (8, 0x3000));
-    assert_eq!(
-        restarted.queue.with(|queue| queue.progress().next_avail),
-        Some(0)
-    );
+    let next = restarted.lease.with(|queue| queue.progress().next_avail);
+    assert_eq!(next, Ok(0));
     assert_eq!(
         fixture.kicks(0),
         1,
@@ -73,9 +60,9 @@ fn a_queue_is_reset_and_comes_back_with_another_size() {
     // And a second time; enabled, it is frozen again.
     fixture.set(0x38, 16);
     fixture.set(READY, 1);
-    assert_eq!(restarted.queue.with(|queue| queue.size()), Some(8));
+    assert_eq!(restarted.lease.with(|queue| queue.size()), Ok(8));
     fixture.set(RESET, 1);
-    assert!(restarted.queue.is_revoked());
+    assert!(restarted.lease.is_revoked());
     // A reset of the device ends it all.
     fixture.set(0x70, 0);
     assert_eq!(fixture.status(), 0);
@@ -83,16 +70,14 @@ fn a_queue_is_reset_and_comes_back_with_another_size() {
 
 #[test]
 fn queue_reset_needs_the_feature_the_value_and_a_queue() {
-    for (offered, accepted) in [(0, 0), (VIRTIO_F_RING_RESET, 0)] {
-        let mut fixture = Fixture::with(Probe {
-            features: offered,
-            ..Probe::default()
-        });
-        fixture.negotiate_with(accepted);
+    for offered in [Features::NONE, Features::of(&[VIRTIO_F_RING_RESET])] {
+        let mut fixture = Fixture::new();
+        fixture.transport = fixture.transport.with_features(offered);
+        fixture.negotiate_with(Features::NONE);
         fixture.enable_queue(0, 0x1000, 16);
         fixture.set(0x70, 15);
         fixture.set(RESET, 1);
-        assert!(!lease(&fixture).is_revoked());
+        assert!(!fixture.lease(0).is_revoked());
         assert_eq!(fixture.get(READY), 1);
         assert_eq!(fixture.events().wrong_state, 1);
         // A queue that was only disabled does not come back either.
@@ -100,7 +85,7 @@ fn queue_reset_needs_the_feature_the_value_and_a_queue() {
         fixture.enable_queue(0, 0x1000, 16);
         assert_eq!(fixture.get(READY), 0);
     }
-    let mut fixture = Fixture::live_with(VIRTIO_F_RING_RESET);
+    let mut fixture = Fixture::live_with(Features::of(&[VIRTIO_F_RING_RESET]));
     for value in [0, 2, 3, u32::MAX] {
         fixture.set(RESET, value);
     }
@@ -108,7 +93,7 @@ fn queue_reset_needs_the_feature_the_value_and_a_queue() {
         fixture.set(0x30, select);
         fixture.set(RESET, 1);
     }
-    assert!(!lease(&fixture).is_revoked());
+    assert!(!fixture.lease(0).is_revoked());
     assert_eq!(fixture.events().queue_reset, 0);
     // Not before the features are agreed on.
     fixture.set(0x70, 0);
@@ -118,11 +103,8 @@ fn queue_reset_needs_the_feature_the_value_and_a_queue() {
 
 #[test]
 fn a_queue_reset_before_driver_ok_is_set_up_anew() {
-    let mut fixture = Fixture::with(Probe {
-        features: VIRTIO_F_RING_RESET,
-        ..Probe::default()
-    });
-    fixture.negotiate_with(VIRTIO_F_RING_RESET);
+    let mut fixture = Fixture::new();
+    fixture.negotiate_with(Features::of(&[VIRTIO_F_RING_RESET]));
     fixture.enable_queue(0, 0x1000, 16);
     fixture.set(RESET, 1);
     assert_eq!(fixture.get(READY), 0);
@@ -130,59 +112,69 @@ fn a_queue_reset_before_driver_ok_is_set_up_anew() {
     assert_eq!(fixture.get(READY), 0, "its set-up is gone");
     fixture.enable_queue(0, 0x3000, 4);
     fixture.set(0x70, 15);
-    assert_eq!(lease(&fixture).with(|queue| queue.size()), Some(4));
-    assert!(fixture.probe.restarted.lock().unwrap().is_empty());
+    assert_eq!(fixture.lease(0).with(|queue| queue.size()), Ok(4));
+    assert_eq!(fixture.events().queue_restarted, 0);
 }
 
 #[test]
-fn a_device_that_does_not_take_the_queue_back_asks_for_a_reset() {
-    let mut fixture = Fixture::live_with(VIRTIO_F_RING_RESET);
+fn a_broken_device_is_given_no_queue_back() {
+    let mut fixture = Fixture::live_with(Features::of(&[VIRTIO_F_RING_RESET]));
     fixture.set(RESET, 1);
-    let probe = fixture.probe.clone();
-    fixture.transport.update_config(|device| {
-        device.probe = Probe {
-            fail: true,
-            ..probe
-        }
-    });
+    fixture.interrupt().device_failed(&DeviceFault::Panicked);
     fixture.enable_queue(0, 0x1000, 16);
-    assert_eq!(fixture.status(), 15 | 64);
-    assert_eq!(fixture.events().activation_failed, 1);
-    // A broken device is given nothing more.
-    fixture.set(RESET, 1);
-    fixture.enable_queue(0, 0x1000, 16);
-    assert_eq!(fixture.get(READY), 0);
-    assert_eq!(fixture.events().activation_failed, 1);
+    assert_eq!((fixture.status(), fixture.get(READY)), (15 | 64, 0));
+    assert!(fixture.lease(0).is_revoked());
+    assert_eq!(fixture.events().queue_restarted, 0);
 }
 
 #[test]
 fn notification_data_is_no_part_of_the_index() {
-    let mut fixture = Fixture::live_with(VIRTIO_F_NOTIFICATION_DATA);
+    let mut fixture = Fixture::live_with(Features::of(&[VIRTIO_F_NOTIFICATION_DATA]));
+    let _ = fixture.kicks(0);
     for value in [0, 0x1_0000, 0xffff_0000, 0x8000_0000] {
         fixture.set(NOTIFY, value);
         assert_eq!(fixture.kicks(0), 1, "{value:#x}");
     }
-    fixture.set(NOTIFY, 0x1_0001);
+    fixture.set(NOTIFY, 0x1_0002);
     assert_eq!(fixture.events().notification_ignored, 1);
     let mut fixture = Fixture::live();
+    let _ = fixture.kicks(0);
     fixture.set(NOTIFY, 0x1_0000);
     assert_eq!(fixture.kicks(0), 0);
     assert_eq!(fixture.events().notification_ignored, 1);
 }
 
+fn offered(fixture: &mut Fixture) -> Features {
+    Features::from_words([0, 1, 2, 3].map(|select| {
+        fixture.set(0x14, select);
+        fixture.get(0x10)
+    }))
+}
+
 #[test]
-fn what_mmio_does_not_have_is_not_offered() {
+fn a_device_offers_what_is_of_its_type_and_the_transport_the_rest() {
+    let all = Features::from_words([u32::MAX; 4]);
     let mut fixture = Fixture::with(Probe {
-        features: u64::MAX,
+        features: all,
         ..Probe::default()
     });
-    let word = |fixture: &mut Fixture, select| {
-        fixture.set(0x14, select);
-        u64::from(fixture.get(0x10)) << (32 * select)
-    };
-    let offered = word(&mut fixture, 0) | word(&mut fixture, 1);
-    assert_eq!(offered, !(1 << 34 | 1 << 37 | 1 << 39 | 1 << 41));
-    assert_ne!(offered & VIRTIO_F_VERSION_1, 0);
+    let usual = Features::of(&[
+        VIRTIO_F_INDIRECT_DESC,
+        VIRTIO_F_EVENT_IDX,
+        VIRTIO_F_VERSION_1,
+        VIRTIO_F_RING_RESET,
+    ]);
+    assert_eq!(offered(&mut fixture), Features::DEVICE_TYPE | usual);
+    // The VMM switches what is not the device's, and gets nothing that there is not.
+    fixture.transport = fixture.transport.with_features(Features::NONE);
+    let version_1 = Features::of(&[VIRTIO_F_VERSION_1]);
+    assert_eq!(offered(&mut fixture), Features::DEVICE_TYPE | version_1);
+    fixture.transport = fixture.transport.with_features(all);
+    let switched = Features::of(&[VIRTIO_F_NOTIFICATION_DATA, VIRTIO_F_ACCESS_PLATFORM]);
+    assert_eq!(
+        offered(&mut fixture),
+        Features::DEVICE_TYPE | usual | switched
+    );
 }
 
 #[test]
@@ -222,14 +214,7 @@ fn by_level(fail: &Arc<AtomicBool>) -> (Fixture, Arc<Mutex<Vec<bool>>>) {
         wire.lock().unwrap().push(level);
         Ok(())
     });
-    let mut fixture = Fixture::new();
-    let device = TestDevice {
-        probe: fixture.probe.clone(),
-        config: CONFIG,
-    };
-    fixture.transport = MmioTransport::new(device, fixture.memory.clone(), line)
-        .unwrap()
-        .with_observer(fixture.counters.clone());
+    let mut fixture = Fixture::behind_line(line);
     fixture.negotiate();
     fixture.enable_queue(0, 0x1000, 16);
     fixture.set(0x70, 15);
@@ -239,10 +224,10 @@ fn by_level(fail: &Arc<AtomicBool>) -> (Fixture, Arc<Mutex<Vec<bool>>>) {
 #[test]
 fn a_level_is_held_until_the_last_cause_is_acknowledged() {
     let (mut fixture, changes) = by_level(&Arc::default());
-    let interrupt = interrupt(&fixture);
-    interrupt.used_buffers(0);
-    interrupt.used_buffers(0);
-    interrupt.update_config(|| ());
+    let interrupt = fixture.queue(0).interrupt;
+    interrupt.trigger();
+    interrupt.trigger();
+    fixture.notifier().update(|| ());
     assert_eq!(*changes.lock().unwrap(), [true]);
     fixture.set(0x64, INT_VRING);
     assert_eq!(*changes.lock().unwrap(), [true]);
@@ -250,20 +235,53 @@ fn a_level_is_held_until_the_last_cause_is_acknowledged() {
     assert_eq!(*changes.lock().unwrap(), [true, false]);
     fixture.set(0x64, u32::MAX);
     assert_eq!(*changes.lock().unwrap(), [true, false]);
-    interrupt.used_buffers(0);
+    interrupt.trigger();
     fixture.set(0x70, 0);
     assert_eq!(*changes.lock().unwrap(), [true, false, true, false]);
+}
+
+#[test]
+fn a_level_is_low_once_the_transport_is_gone() {
+    for acknowledged in [false, true] {
+        for broken in [false, true] {
+            let (mut fixture, changes) = by_level(&Arc::default());
+            fixture.queue(0).interrupt.trigger();
+            if broken {
+                fixture.interrupt().device_failed(&DeviceFault::Panicked);
+            }
+            if acknowledged {
+                fixture.set(0x64, u32::MAX);
+            }
+            let late = fixture.queue(0).interrupt;
+            drop(fixture);
+            late.trigger();
+            assert_eq!(*changes.lock().unwrap(), [true, false]);
+        }
+    }
+}
+
+#[test]
+fn a_level_is_low_once_the_region_is_removed() {
+    let (fixture, changes) = by_level(&Arc::default());
+    fixture.queue(0).interrupt.trigger();
+    let Fixture { transport, .. } = fixture;
+    let bus = bus::MmioBus::new();
+    let transport = Arc::new(Mutex::new(transport));
+    let id = bus.insert(transport, 0x1000, 0x1000).unwrap();
+    assert_eq!(*changes.lock().unwrap(), [true]);
+    drop(bus.remove(id).unwrap());
+    assert_eq!(*changes.lock().unwrap(), [true, false]);
 }
 
 #[test]
 fn a_level_that_could_not_be_set_is_tried_again() {
     let fail = Arc::new(AtomicBool::new(true));
     let (mut fixture, changes) = by_level(&fail);
-    let interrupt = interrupt(&fixture);
-    interrupt.used_buffers(0);
+    let interrupt = fixture.queue(0).interrupt;
+    interrupt.trigger();
     assert_eq!(fixture.events().line_failed, 1);
     fail.store(false, Ordering::SeqCst);
-    interrupt.used_buffers(0);
+    interrupt.trigger();
     assert_eq!(*changes.lock().unwrap(), [true]);
     fail.store(true, Ordering::SeqCst);
     fixture.set(0x64, INT_VRING);
@@ -275,10 +293,10 @@ fn a_level_that_could_not_be_set_is_tried_again() {
 #[test]
 fn a_level_follows_the_causes_however_they_race() {
     let (mut fixture, changes) = by_level(&Arc::default());
-    let interrupt = interrupt(&fixture);
+    let interrupt = fixture.queue(0).interrupt;
     let rounds = if cfg!(miri) { 50 } else { 20_000 };
     std::thread::scope(|scope| {
-        scope.spawn(|| (0..rounds).for_each(|_| interrupt.used_buffers(0)));
+        scope.spawn(|| (0..rounds).for_each(|_| interrupt.trigger()));
         (0..rounds).for_each(|_| fixture.set(0x64, INT_VRING));
     });
     let pending = fixture.get(0x60) != 0;
@@ -294,18 +312,12 @@ fn a_level_follows_the_causes_however_they_race() {
 
 #[test]
 fn a_line_that_panics_is_a_line_that_fails() {
-    let mut fixture = Fixture::new();
-    let device = TestDevice {
-        probe: fixture.probe.clone(),
-        config: CONFIG,
-    };
-    let line = || -> io::Result<()> { panic!("a bug in the line") };
-    fixture.transport = MmioTransport::new(device, fixture.memory.clone(), line)
-        .unwrap()
-        .with_observer(fixture.counters.clone());
+    let line = EdgeLine(|| -> io::Result<()> { panic!("a bug in the line") });
+    let mut fixture = Fixture::behind_line(line);
     fixture.negotiate();
+    fixture.enable_queue(0, 0x1000, 16);
     fixture.set(0x70, 15);
-    interrupt(&fixture).used_buffers(0);
+    fixture.queue(0).interrupt.trigger();
     assert_eq!(fixture.events().line_failed, 1);
     assert_eq!(fixture.get(0x60), INT_VRING);
 }
@@ -392,7 +404,7 @@ fn every_error_of_the_driver_has_its_counter() {
             fixture.transport.write(0x100, &[0]).unwrap()
         }),
         ("status_refused", |fixture| fixture.set(0x70, 15)),
-        ("notification_ignored", |fixture| fixture.set(NOTIFY, 0)),
+        ("notification_ignored", |fixture| fixture.set(NOTIFY, 2)),
     ];
     for (name, step) in steps {
         let before = format!("{:?}", fixture.events());

@@ -15,10 +15,11 @@ use bus::BusDevice;
 use loom::sync::Mutex;
 use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use loom::thread;
-use virtio_device_core::test_utils::DriverQueue;
+use virtio_conformance::DriverQueue;
 use virtio_device_core::{
-    ActivateError, Activation, ActiveQueue, DeviceFault, InterruptHandle, InterruptLine, LevelLine,
-    Progress, QueueHandler, QueueLease, VIRTIO_F_RING_RESET, VirtioDevice, Worker, eventfd_edge,
+    ActivateError, Activation, ActiveQueue, DeviceFault, Features, InterruptHandle, InterruptLine,
+    LevelLine, Progress, QueueHandler, QueueLease, VIRTIO_F_RING_RESET, VirtioDevice, Worker,
+    eventfd_edge,
 };
 use virtio_mmio_transport::MmioTransport;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -104,8 +105,8 @@ impl VirtioDevice<Memory> for Device {
         &[4]
     }
 
-    fn features(&self) -> u64 {
-        VIRTIO_F_RING_RESET
+    fn features(&self) -> Features {
+        Features::of(&[VIRTIO_F_RING_RESET])
     }
 
     fn config_size(&self) -> u32 {

@@ -6,15 +6,13 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use virtio_device_core::test_utils::StepExecutor;
-use virtio_device_core::test_utils::conformance::{HeapGrowth, Memory, Request, Suite};
+use bus::BusDevice;
+use virtio_conformance::{HeapGrowth, Memory, MmioPort, Request, Suite};
 use virtio_device_core::{
-    ActivateError, Activation, Chain, DeviceFault, Executor, InterruptHandle, Progress,
-    QueueHandler, QueueLease, RingFault, RunningWorker, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC,
-    VirtioDevice, Virtqueue, Worker,
+    ActivateError, Activation, ActiveQueue, Chain, Context, DeviceFault, Executor, LoopHandle,
+    Progress, QueueHandler, RingFault, VirtioDevice, Virtqueue, Worker,
 };
 use virtio_mmio_transport::MmioTransport;
-use virtio_mmio_transport::test_utils::RegisterPort;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemory};
 
 const SECRET: &[u8] = b"not for the guest";
@@ -45,8 +43,7 @@ enum Flaw {
 
 struct Letters {
     flaw: Flaw,
-    executor: StepExecutor,
-    running: Option<Box<dyn RunningWorker>>,
+    executor: LoopHandle,
     memory: Option<Memory>,
     hoard: Vec<Vec<u8>>,
 }
@@ -60,37 +57,23 @@ impl VirtioDevice<Memory> for Letters {
         &[16]
     }
 
-    fn features(&self) -> u64 {
-        VIRTIO_F_INDIRECT_DESC | VIRTIO_F_EVENT_IDX
-    }
-
     fn activate(&mut self, activation: Activation<Memory>) -> Result<(), ActivateError> {
-        let Activation {
-            memory,
-            queues,
-            interrupt,
-            ..
-        } = activation;
         if self.flaw == Flaw::LeaksAtStart {
             self.hoard.push(vec![0; 16]);
         }
-        self.memory = Some(memory.clone());
-        let queue = queues.first().ok_or(ActivateError::QueueMissing(0))?;
+        self.memory = Some(activation.memory.clone());
+        activation.queue(0)?;
         let handler = Handler {
             flaw: self.flaw,
-            memory,
-            queue: queue.queue.clone(),
-            interrupt: interrupt.clone(),
+            memory: activation.memory,
             chain: Chain::with_capacity(16),
             hoard: Vec::new(),
         };
-        let worker = Worker::new(Box::new(handler), queues, interrupt);
-        self.running = Some(self.executor.start(worker).map_err(ActivateError::Worker)?);
-        Ok(())
+        let worker = Worker::new(handler, activation.queues, activation.interrupt);
+        Ok(self.executor.start(worker)?)
     }
 
     fn reset(&mut self) {
-        self.running = None;
         if let (Flaw::ChangesMemoryAfterReset, Some(memory)) = (self.flaw, &self.memory) {
             // Where the suite's queue is.
             memory.write_obj(0x55u8, GuestAddress(0x1000)).unwrap();
@@ -101,20 +84,21 @@ impl VirtioDevice<Memory> for Letters {
 struct Handler {
     flaw: Flaw,
     memory: Memory,
-    queue: QueueLease,
-    interrupt: InterruptHandle,
     chain: Chain,
     hoard: Vec<Vec<u8>>,
 }
 
 impl QueueHandler for Handler {
-    fn process(&mut self, index: u16) -> Result<Progress, DeviceFault> {
-        let lease = self.queue.clone();
+    fn process(&mut self, index: u16, cx: &mut Context<'_>) -> Result<Progress, DeviceFault> {
+        let Some(active) = cx.queue(index) else {
+            return Ok(Progress::Idle);
+        };
         let memory = self.memory.memory();
-        match lease.with(|queue| self.batch(queue, &*memory, index)) {
-            Some(Err(_)) if self.flaw == Flaw::HidesFaults => Ok(Progress::Idle),
-            Some(result) => Ok(result?),
-            None => Ok(Progress::Idle),
+        let lease = &active.lease;
+        match lease.with(|queue| self.batch(queue, &*memory, active)) {
+            Ok(Err(_)) if self.flaw == Flaw::HidesFaults => Ok(Progress::Idle),
+            Ok(result) => Ok(result?),
+            Err(_) => Ok(Progress::Idle),
         }
     }
 }
@@ -124,7 +108,7 @@ impl Handler {
         &mut self,
         queue: &mut Virtqueue,
         memory: &impl GuestMemory,
-        index: u16,
+        active: &ActiveQueue,
     ) -> Result<Progress, RingFault> {
         let most = match self.flaw {
             Flaw::NeverEnds => 1000,
@@ -153,7 +137,7 @@ impl Handler {
         }
         let wanted = queue.needs_interrupt(memory)? && self.flaw != Flaw::NeverInterrupts;
         if wanted || self.flaw == Flaw::InterruptsTwice {
-            self.interrupt.used_buffers(index);
+            active.interrupt.trigger();
         }
         let more = queue.enable_notification(memory)?;
         Ok(if more && self.flaw != Flaw::Stops {
@@ -182,12 +166,7 @@ impl Handler {
 
 /// Whether the suite finds nothing wrong.
 fn conforms(flaw: Flaw) -> bool {
-    let suite = Suite::new(Request {
-        readable: b"",
-        writable: 64,
-        most: 64,
-        is_answer: |bytes| !bytes.is_empty(),
-    });
+    let suite = Suite::new(Request::new(|bytes| !bytes.is_empty()).writable(64));
     let suite = suite.with_secret(SECRET).with_heap(|work| {
         let measured = allocation_counter::measure(work);
         HeapGrowth {
@@ -200,12 +179,15 @@ fn conforms(flaw: Flaw) -> bool {
             let device = Letters {
                 flaw,
                 executor: parts.executor,
-                running: None,
                 memory: None,
                 hoard: Vec::new(),
             };
             let transport = MmioTransport::new(device, parts.memory, parts.line).unwrap();
-            let port = RegisterPort::new(transport.with_observer(parts.events));
+            let port = MmioPort::new(
+                transport.with_observer(parts.events),
+                |it, offset, data| it.read(offset, data).unwrap(),
+                |it, offset, data| it.write(offset, data).unwrap(),
+            );
             port.showing(|transport| match transport.device().flaw {
                 Flaw::TellsItsSecret => format!("letters of {SECRET:?}"),
                 _ => String::new(),

@@ -16,10 +16,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use bus::BusDevice;
-use support::{CONFIG, Fixture, Probe, TestDevice};
-use virtio_device_core::{DeviceFault, EventCounters, VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1};
-use virtio_mmio_transport::{INT_CONFIG, INT_VRING, MmioTransport};
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use support::{CONFIG, Fixture, Probe};
+use virtio_device_core::{
+    DeviceFault, EdgeLine, Features, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC,
+    VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1,
+};
+use virtio_mmio_transport::{INT_CONFIG, INT_VRING};
+
+/// What is offered when neither device nor VMM says anything.
+const OFFERED: Features = Features::of(&[
+    VIRTIO_F_INDIRECT_DESC,
+    VIRTIO_F_EVENT_IDX,
+    VIRTIO_F_VERSION_1,
+    VIRTIO_F_RING_RESET,
+]);
 
 #[test]
 fn identification_is_constant() {
@@ -82,10 +92,9 @@ fn registers_that_do_not_exist_or_are_write_only_read_zero() {
 #[test]
 fn features_are_offered_by_word() {
     let mut fixture = Fixture::new();
-    let offered = VIRTIO_F_VERSION_1 | VIRTIO_F_EVENT_IDX;
     for (select, word) in [
-        (0, offered as u32),
-        (1, (offered >> 32) as u32),
+        (0, OFFERED.word(0)),
+        (1, OFFERED.word(1)),
         (2, 0),
         (u32::MAX, 0),
     ] {
@@ -136,7 +145,10 @@ fn features_are_taken_between_driver_and_features_ok_only() {
     fixture.enable_queue(0, 0x1000, 16);
     fixture.set(0x70, 15);
     let activation = fixture.probe.activation.lock().unwrap();
-    assert_eq!(activation.as_ref().unwrap().features, VIRTIO_F_VERSION_1);
+    assert_eq!(
+        activation.as_ref().unwrap().features,
+        Features::of(&[VIRTIO_F_VERSION_1])
+    );
 }
 
 #[test]
@@ -147,14 +159,14 @@ fn the_device_gets_the_enabled_queues_and_the_features() {
     fixture.set(0x70, 15);
     let activation = fixture.probe.activation.lock().unwrap();
     let activation = activation.as_ref().unwrap();
-    assert_eq!(activation.features, VIRTIO_F_VERSION_1);
+    assert_eq!(activation.features, Features::of(&[VIRTIO_F_VERSION_1]));
     let queues: Vec<_> = activation.queues.iter().map(|queue| queue.index).collect();
     assert_eq!(queues, [1]);
     assert_eq!(
         activation.queues[0]
-            .queue
+            .lease
             .with(|queue| queue.layout().desc_table().0),
-        Some(0x2000)
+        Ok(0x2000)
     );
 }
 
@@ -165,7 +177,7 @@ fn a_device_may_be_started_without_queues() {
     fixture.set(0x70, 15);
     assert_eq!(fixture.status(), 15);
     fixture.set(0x50, 0);
-    assert_eq!(fixture.kicks(0), 0);
+    assert_eq!(fixture.status(), 15);
 }
 
 #[test]
@@ -250,7 +262,7 @@ fn an_enabled_queue_is_frozen() {
         assert_eq!(fixture.get(0x44), 1);
     }
     let activation = fixture.probe.activation.lock().unwrap();
-    let queue = &activation.as_ref().unwrap().queues[0].queue;
+    let queue = &activation.as_ref().unwrap().queues[0].lease;
     let layout = queue.with(|queue| *queue.layout()).unwrap();
     assert_eq!((layout.size(), layout.desc_table().0), (16, 0x1000));
 }
@@ -258,51 +270,41 @@ fn an_enabled_queue_is_frozen() {
 #[test]
 fn a_queue_can_be_disabled_and_is_out_of_reach_then() {
     let mut fixture = Fixture::live();
-    let queue = {
-        let activation = fixture.probe.activation.lock().unwrap();
-        activation.as_ref().unwrap().queues[0].queue.clone()
-    };
+    let queue = fixture.lease(0);
     assert!(!queue.is_revoked());
     fixture.set(0x30, 0);
     fixture.set(0x44, 0);
     assert_eq!(fixture.get(0x44), 0);
     assert!(queue.is_revoked());
-    fixture.set(0x50, 0);
-    assert_eq!(fixture.kicks(0), 0);
 }
 
 #[test]
-fn notifications_reach_enabled_queues_of_a_live_device_only() {
+fn notifications_reach_every_queue_that_exists_at_every_moment() {
+    // By ioeventfd they do in any case.
     let mut fixture = Fixture::new();
     fixture.set(0x50, 0);
+    assert_eq!(fixture.kicks(0), 1);
     fixture.negotiate();
     fixture.enable_queue(0, 0x1000, 16);
     fixture.set(0x50, 0);
-    assert_eq!(fixture.kicks(0), 0);
+    assert_eq!(fixture.kicks(0), 1);
     fixture.set(0x70, 15);
+    assert_eq!(fixture.kicks(0), 1, "it is looked at in any case");
     for queue in [0, 0, 1, 2, 0xffff, 0x1_0000, u32::MAX] {
         fixture.set(0x50, queue);
     }
     assert_eq!(fixture.kicks(0), 2);
-    assert_eq!(fixture.kicks(1), 0);
+    assert_eq!(fixture.kicks(1), 1);
+    assert_eq!(fixture.events().notification_ignored, 4);
 }
 
 #[test]
 fn interrupt_causes_stay_until_acknowledged() {
     let mut fixture = Fixture::live();
-    let interrupt = fixture
-        .probe
-        .activation
-        .lock()
-        .unwrap()
-        .as_ref()
-        .unwrap()
-        .interrupt
-        .clone();
     let generation = fixture.get(0xfc);
-    interrupt.used_buffers(0);
+    fixture.queue(0).interrupt.trigger();
     assert_eq!(fixture.get(0xfc), generation);
-    interrupt.update_config(|| ());
+    fixture.notifier().update(|| ());
     assert_ne!(fixture.get(0xfc), generation);
     assert_eq!(fixture.raised(), 2);
     for _ in 0..2 {
@@ -339,8 +341,8 @@ fn a_driver_that_gives_up_is_left_alone_until_it_resets() {
     let activation = fixture.probe.activation.lock().unwrap().take().unwrap();
     fixture.set(0x70, 15 | 128);
     assert_eq!(fixture.status(), 15 | 128);
-    assert!(activation.queues[0].queue.is_revoked());
-    activation.interrupt.used_buffers(0);
+    assert!(activation.queues[0].lease.is_revoked());
+    activation.queues[0].interrupt.trigger();
     assert_eq!(fixture.raised(), 0);
     fixture.set(0x70, 15);
     assert_eq!(fixture.status(), 15 | 128);
@@ -371,15 +373,15 @@ fn reset_from_every_state_starts_anew() {
         let late = fixture.probe.activation.lock().unwrap().take();
         let was_live = late.is_some();
         if let Some(activation) = &late {
-            activation.interrupt.used_buffers(0);
+            activation.queues[0].interrupt.trigger();
         }
         let (raised, resets) = (fixture.raised(), u32::from(was_live));
         fixture.set(0x14, 1);
         fixture.set(0x30, 1);
         fixture.set(0x70, 0);
         if let Some(activation) = late {
-            assert!(activation.queues[0].queue.is_revoked());
-            activation.interrupt.used_buffers(0);
+            assert!(activation.queues[0].lease.is_revoked());
+            activation.queues[0].interrupt.trigger();
             activation.interrupt.device_failed(&DeviceFault::Panicked);
         }
         assert_eq!(fixture.raised(), raised);
@@ -388,7 +390,7 @@ fn reset_from_every_state_starts_anew() {
         assert_eq!(fixture.get(0x60), 0);
         assert_eq!(
             fixture.get(0x10),
-            VIRTIO_F_EVENT_IDX as u32,
+            OFFERED.word(0),
             "feature word 0 is selected"
         );
         assert_eq!(fixture.get(0x34), 16, "queue 0 is selected");
@@ -408,7 +410,7 @@ fn reset_from_every_state_starts_anew() {
 fn debug_output_says_what_is_live() {
     let text = format!("{:?}", Fixture::live().transport);
     assert!(
-        text.contains("MmioTransport") && text.contains("live: Some"),
+        text.contains("MmioTransport") && text.contains("session: Some"),
         "{text}"
     );
 }
@@ -422,10 +424,11 @@ fn a_transport_that_goes_away_takes_everything_back() {
         raised,
         ..
     } = fixture;
-    drop(transport);
     let activation = probe.activation.lock().unwrap().take().unwrap();
-    assert!(activation.queues[0].queue.is_revoked());
-    activation.interrupt.used_buffers(0);
+    drop(transport);
+    assert_eq!(probe.resets.load(Ordering::SeqCst), 1);
+    assert!(activation.queues[0].lease.is_revoked());
+    activation.queues[0].interrupt.trigger();
     assert_eq!(raised.load(Ordering::SeqCst), 0);
 }
 
@@ -478,43 +481,19 @@ fn configuration_space_is_written_after_agreement_only() {
 
 #[test]
 fn a_line_that_fails_leaves_the_cause_and_is_tried_again() {
-    let probe = Probe::default();
-    let memory = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap());
     let tries = Arc::new(AtomicU32::new(0));
     let counter = tries.clone();
-    let line = move || {
+    let mut fixture = Fixture::behind_line(EdgeLine(move || {
         counter.fetch_add(1, Ordering::SeqCst);
         Err(io::ErrorKind::WouldBlock.into())
-    };
-    let device = TestDevice {
-        probe: probe.clone(),
-        config: CONFIG,
-    };
-    let counters = Arc::new(EventCounters::default());
-    let transport = MmioTransport::new(device, memory.clone(), line)
-        .unwrap()
-        .with_observer(counters.clone());
-    let mut fixture = Fixture {
-        counters,
-        transport,
-        probe,
-        memory,
-        raised: tries,
-    };
+    }));
     fixture.negotiate();
+    fixture.enable_queue(0, 0x1000, 16);
     fixture.set(0x70, 15);
-    let interrupt = fixture
-        .probe
-        .activation
-        .lock()
-        .unwrap()
-        .as_ref()
-        .unwrap()
-        .interrupt
-        .clone();
-    interrupt.used_buffers(0);
+    let interrupt = fixture.queue(0).interrupt;
+    interrupt.trigger();
     assert_eq!(fixture.get(0x60), INT_VRING);
-    interrupt.used_buffers(0);
-    assert_eq!(fixture.raised(), 2);
+    interrupt.trigger();
+    assert_eq!(tries.load(Ordering::SeqCst), 2);
     assert_eq!(fixture.events().line_failed, 2);
 }

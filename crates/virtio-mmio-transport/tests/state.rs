@@ -12,34 +12,34 @@ mod support;
 
 use bus::BusDevice;
 use support::{Fixture, Probe};
-use virtio_device_core::test_utils::DriverQueue;
+use virtio_conformance::DriverQueue;
 use virtio_device_core::{
-    Chain, DeviceFault, FeatureError, QueueProgress, QueueSetupError, RingFault,
-    VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1,
+    Chain, DeviceFault, DeviceState, DeviceStateError, FeatureError, Features, QueueProgress,
+    QueueSetupError, RingFault, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1, Virtqueue,
 };
-use virtio_mmio_transport::{RestoreError, SaveError, TransportState};
+use virtio_mmio_transport::{INT_CONFIG, RestoreError, SaveError, TransportState};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 /// The state of a live device whose driver has made two requests, one of them taken.
 fn saved() -> (Fixture, TransportState) {
-    let mut fixture = Fixture::live_with(VIRTIO_F_RING_RESET);
+    let mut fixture = Fixture::live_with(Features::of(&[VIRTIO_F_RING_RESET]));
     {
         let memory = fixture.memory.clone();
         let mut driver = DriverQueue::new(&*memory, 0x1000, 16);
         driver.offer_writable(4, 0x5000, 8);
         driver.offer_writable(6, 0x5000, 8);
-        let mut activation = fixture.probe.activation.lock().unwrap();
-        let activation = activation.as_mut().unwrap();
         let mut chain = Chain::with_capacity(16);
-        let take = activation.queues[0].queue.with(|queue| {
+        let take = fixture.lease(0).with(|queue| {
             let head = queue.take(&*memory, &mut chain).unwrap().unwrap();
-            assert_eq!(head.index(), 4);
+            head.index()
         });
-        assert!(take.is_some());
-        activation.interrupt.update_config(|| ());
+        assert_eq!(take, Ok(4));
+        fixture.notifier().update(|| ());
     }
+    let own = DeviceState::new(1, b"own".to_vec()).unwrap();
+    *fixture.probe.state.lock().unwrap() = own;
     fixture.set(0x30, 1);
-    fixture.transport.pause();
+    fixture.transport.pause().unwrap();
     let state = fixture.transport.save().unwrap();
     (fixture, state)
 }
@@ -50,24 +50,11 @@ fn twin(fixture: &Fixture) -> Fixture {
 }
 
 fn twin_in(fixture: &Fixture, memory: support::Memory) -> Fixture {
-    let mut twin = Fixture::with(Probe {
+    let probe = Probe {
         features: fixture.probe.features,
         ..Probe::default()
-    });
-    let device = support::TestDevice {
-        probe: twin.probe.clone(),
-        config: support::CONFIG,
     };
-    let raised = twin.raised.clone();
-    let line = move || {
-        raised.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-        Ok(())
-    };
-    twin.transport = virtio_mmio_transport::MmioTransport::new(device, memory.clone(), line)
-        .unwrap()
-        .with_observer(twin.counters.clone());
-    twin.memory = memory;
-    twin
+    Fixture::in_memory(probe, memory)
 }
 
 fn restore(state: &TransportState) -> Result<(), RestoreError> {
@@ -102,15 +89,19 @@ fn a_live_device_goes_on_elsewhere() {
     twin.set(0x50, 0);
     assert_eq!(twin.kicks(0), 1);
 
+    let own = twin.probe.state.lock().unwrap().clone();
+    assert_eq!(own.data(1).unwrap(), b"own");
+
     // The request that was taken comes again, then the one that was not.
+    let lease = twin.lease(0);
     let activation = twin.probe.activation.lock().unwrap();
     let activation = activation.as_ref().unwrap();
     assert_eq!(
         activation.features,
-        VIRTIO_F_VERSION_1 | VIRTIO_F_RING_RESET
+        Features::of(&[VIRTIO_F_VERSION_1, VIRTIO_F_RING_RESET])
     );
     let mut chain = Chain::with_capacity(16);
-    let heads = activation.queues[0].queue.with(|queue| {
+    let heads = lease.with(|queue| {
         std::iter::from_fn(|| queue.take(&*twin.memory, &mut chain).unwrap())
             .map(|head| head.index())
             .collect::<Vec<_>>()
@@ -123,7 +114,7 @@ fn what_is_restored_is_saved_again() {
     let (fixture, mut state) = saved();
     let mut twin = twin(&fixture);
     twin.transport.restore(&state).unwrap();
-    twin.transport.pause();
+    twin.transport.pause().unwrap();
     state.interrupt_status = 3;
     assert_eq!(twin.transport.save().unwrap(), state);
 
@@ -138,13 +129,13 @@ fn what_is_restored_is_saved_again() {
             fixture.set(0x14, 5);
             fixture.set(0xac, 6);
         },
-        |fixture| fixture.negotiate_with(VIRTIO_F_RING_RESET),
+        |fixture| fixture.negotiate_with(Features::of(&[VIRTIO_F_RING_RESET])),
         |fixture| {
-            fixture.negotiate_with(VIRTIO_F_RING_RESET);
+            fixture.negotiate_with(Features::of(&[VIRTIO_F_RING_RESET]));
             fixture.enable_queue(1, 0x2000, 4);
         },
         |fixture| {
-            fixture.negotiate_with(VIRTIO_F_RING_RESET);
+            fixture.negotiate_with(Features::of(&[VIRTIO_F_RING_RESET]));
             fixture.enable_queue(1, 0x2000, 4);
             fixture.set(0x70, 15 | 128);
             fixture.set(0x70, 11 | 128);
@@ -164,17 +155,19 @@ fn what_is_restored_is_saved_again() {
 
 #[test]
 fn queue_reset_is_saved() {
-    let mut fixture = Fixture::live_with(VIRTIO_F_RING_RESET);
+    let mut fixture = Fixture::live_with(Features::of(&[VIRTIO_F_RING_RESET]));
     fixture.set(0xc0, 1);
-    fixture.transport.pause();
+    fixture.transport.pause().unwrap();
     let state = fixture.transport.save().unwrap();
     let mut twin = twin(&fixture);
     twin.transport.restore(&state).unwrap();
     assert_eq!(twin.get(0x44), 0);
-    assert_eq!(twin.kicks(0), 0);
+    assert!(twin.lease(0).is_revoked());
+    let _ = twin.kicks(0);
     twin.enable_queue(0, 0x2000, 8);
     assert_eq!(twin.get(0x44), 1);
-    assert_eq!(twin.probe.restarted.lock().unwrap().len(), 1);
+    assert_eq!(twin.lease(0).with(|queue| queue.size()), Ok(8));
+    assert_eq!((twin.kicks(0), twin.events().queue_restarted), (1, 1));
 }
 
 #[test]
@@ -182,15 +175,16 @@ fn a_live_device_is_saved_while_it_is_paused_only() {
     let mut fixture = Fixture::live();
     assert_eq!(fixture.transport.save(), Err(SaveError::NotPaused));
     assert!(SaveError::NotPaused.to_string().contains("not paused"));
-    fixture.transport.pause();
+    let _ = fixture.kicks(0);
+    fixture.transport.pause().unwrap();
     assert!(fixture.transport.is_paused());
     fixture.transport.save().unwrap();
     assert_eq!(fixture.kicks(0), 0);
     fixture.transport.resume();
     assert!(!fixture.transport.is_paused());
-    assert_eq!(
+    assert_ne!(
         fixture.kicks(0),
-        1,
+        0,
         "the queue is looked at without a notification"
     );
     assert_eq!(fixture.kicks(1), 0);
@@ -201,21 +195,17 @@ fn a_live_device_is_saved_while_it_is_paused_only() {
 
 #[test]
 fn a_pause_outlasts_a_new_start() {
-    let mut fixture = Fixture::live_with(VIRTIO_F_RING_RESET);
-    fixture.transport.pause();
+    let mut fixture = Fixture::live_with(Features::of(&[VIRTIO_F_RING_RESET]));
+    fixture.transport.pause().unwrap();
     fixture.set(0xc0, 1);
     fixture.enable_queue(0, 0x1000, 16);
-    let restarted = fixture.probe.restarted.lock().unwrap()[0].queue.clone();
-    assert!(restarted.is_paused());
+    assert!(fixture.lease(0).is_paused());
     fixture.set(0x70, 0);
     fixture.negotiate();
     fixture.enable_queue(0, 0x1000, 16);
     fixture.set(0x70, 15);
-    let lease = {
-        let activation = fixture.probe.activation.lock().unwrap();
-        activation.as_ref().unwrap().queues[0].queue.clone()
-    };
-    assert!(lease.is_paused());
+    let lease = fixture.lease(0);
+    assert!(lease.is_paused() && fixture.interrupt().is_paused());
     fixture.transport.resume();
     assert!(!lease.is_paused());
 }
@@ -241,31 +231,30 @@ fn a_transport_in_use_is_not_restored() {
 fn a_broken_device_stays_broken() {
     let (fixture, _) = saved();
     let ring_fault = |fixture: &Fixture| {
-        let activation = fixture.probe.activation.lock().unwrap();
-        let queue = &activation.as_ref().unwrap().queues[0].queue;
         let mut chain = Chain::with_capacity(16);
         DriverQueue::new(&*fixture.memory, 0x1000, 16).set_avail_index(100);
-        queue.resume();
-        let fault = queue.with(|queue| queue.take(&*fixture.memory, &mut chain).unwrap_err());
-        assert!(matches!(fault, Some(RingFault::AvailIndex { .. })));
+        let take = |queue: &mut Virtqueue| queue.take(&*fixture.memory, &mut chain);
+        let taken = fixture.lease(0).with(take).unwrap();
+        assert!(matches!(taken, Err(RingFault::AvailIndex { .. })));
     };
-    let told = |fixture: &Fixture| {
-        let activation = fixture.probe.activation.lock().unwrap();
-        let interrupt = &activation.as_ref().unwrap().interrupt;
-        interrupt.device_failed(&DeviceFault::Panicked);
-    };
-    for break_it in [&ring_fault as &dyn Fn(&Fixture), &told] {
+    let told = |fixture: &Fixture| fixture.interrupt().device_failed(&DeviceFault::Panicked);
+    for (break_it, interrupts) in [(&ring_fault as &dyn Fn(&Fixture), 0), (&told, 1)] {
         let (mut broken, _) = saved();
+        broken.transport.resume();
+        let before = broken.raised();
         break_it(&broken);
-        broken.transport.pause();
+        assert_eq!(broken.raised(), before + interrupts);
+        broken.transport.pause().unwrap();
         let state = broken.transport.save().unwrap();
         assert!(state.needs_reset);
+        // Told before or not, the driver finds the reason of its interrupt.
+        assert_eq!(state.interrupt_status & INT_CONFIG, INT_CONFIG);
         let mut twin = twin(&fixture);
         twin.transport.restore(&state).unwrap();
-        assert_eq!(twin.status(), 15 | 64);
+        assert_eq!((twin.status(), twin.raised()), (15 | 64, 1));
         assert!(twin.probe.activation.lock().unwrap().is_none());
         twin.set(0x50, 0);
-        assert_eq!(twin.kicks(0), 0);
+        assert_eq!(twin.status(), 15 | 64);
         twin.set(0x70, 0);
         assert_eq!(twin.status(), 0);
         twin.negotiate();
@@ -278,9 +267,25 @@ fn impossible_states_are_refused_by_name() {
 
     type Change = fn(&mut TransportState);
     type Is = fn(&RestoreError) -> bool;
-    let cases: [(Change, Is); 27] = [
+    let cases: [(Change, Is); 31] = [
         (|s| s.version = 0, |e| matches!(e, E::Version(0))),
-        (|s| s.version = 2, |e| matches!(e, E::Version(2))),
+        (|s| s.version = 1, |e| matches!(e, E::Version(1))),
+        (|s| s.version = 3, |e| matches!(e, E::Version(3))),
+        (
+            |s| s.queues[0].active = false,
+            |e| matches!(e, E::QueueState(0)),
+        ),
+        (
+            |s| {
+                (s.status, s.interrupt_status) = (11, 0);
+                s.queues[0].progress = None;
+            },
+            |e| matches!(e, E::QueueState(0)),
+        ),
+        (
+            |s| s.device = DeviceState::new(2, vec![]).unwrap(),
+            |e| matches!(e, E::Device(DeviceStateError::Version(2))),
+        ),
         (|s| s.device_type = 4, |e| matches!(e, E::DeviceType(4))),
         (|s| s.status = 16, |e| matches!(e, E::Status(16))),
         // DRIVER_OK without FEATURES_OK, and a bit that only the device sets.
@@ -317,16 +322,16 @@ fn impossible_states_are_refused_by_name() {
             |e| matches!(e, E::QueueState(0)),
         ),
         (
-            |s| s.driver_features |= 1,
-            |e| matches!(e, E::Features(FeatureError::NotOffered(1))),
+            |s| s.driver_features.extend([(0, 1)]),
+            |e| matches!(e, E::Features(FeatureError::NotOffered(_))),
         ),
         (
-            |s| s.driver_features = 0,
+            |s| s.driver_features.clear(),
             |e| matches!(e, E::Features(FeatureError::NoVersion1)),
         ),
         (
-            |s| s.driver_features_beyond = true,
-            |e| matches!(e, E::Features(FeatureError::NotOffered(0))),
+            |s| s.driver_features.extend([(9, 1)]),
+            |e| matches!(e, E::Features(FeatureError::NoSuchWord(9))),
         ),
         (|s| drop(s.queues.pop()), |e| matches!(e, E::QueueCount(1))),
         (
@@ -352,7 +357,7 @@ fn impossible_states_are_refused_by_name() {
         (
             |s| {
                 s.queues[1].reset = true;
-                s.driver_features = VIRTIO_F_VERSION_1;
+                s.driver_features = [(1, 1)].into();
             },
             |e| matches!(e, E::QueueState(1)),
         ),
@@ -383,7 +388,10 @@ fn impossible_states_are_refused_by_name() {
         assert!(is(&error), "case {number}: {error:?}");
         assert!(!error.to_string().is_empty());
         // What lies beneath is passed on.
-        let caused = matches!(error, E::Features(_) | E::QueueSetup(..) | E::Progress(..));
+        let caused = matches!(
+            error,
+            E::Features(_) | E::QueueSetup(..) | E::Progress(..) | E::Device(_)
+        );
         assert_eq!(std::error::Error::source(&error).is_some(), caused);
     }
 }
@@ -425,15 +433,14 @@ fn a_ring_that_does_not_fit_its_state_is_a_fault() {
     DriverQueue::new(&*fixture.memory, 0x1000, 16).set_avail_index(0x7000);
     let mut twin = twin(&fixture);
     twin.transport.restore(&state).unwrap();
-    let activation = twin.probe.activation.lock().unwrap();
     let mut chain = Chain::with_capacity(16);
-    let fault = activation.as_ref().unwrap().queues[0].queue.with(|queue| {
+    let fault = twin.lease(0).with(|queue| {
         let _again = queue.take(&*twin.memory, &mut chain).unwrap().unwrap();
         queue.take(&*twin.memory, &mut chain).unwrap_err()
     });
     assert_eq!(
         fault,
-        Some(RingFault::AvailIndex {
+        Ok(RingFault::AvailIndex {
             next: 1,
             index: 0x7000
         })

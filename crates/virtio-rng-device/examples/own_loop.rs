@@ -11,10 +11,10 @@ use std::error::Error;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use virtio_device_core::test_utils::DriverQueue;
+use virtio_conformance::DriverQueue;
 use virtio_device_core::{
-    Activation, ActiveQueue, Executor, Interrupt, InterruptHandle, QueueLease, RunningWorker,
-    VirtioDevice, Virtqueue, Worker,
+    Activation, ActiveQueue, Executor, Features, Interrupt, InterruptHandle, QueueLease,
+    RunningWorker, VirtioDevice, Virtqueue, Worker,
 };
 use virtio_rng_device::{KernelEntropy, QUEUE_SIZE, RateLimit, Rng, RngCounters};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -66,10 +66,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     let memory = Arc::new(memory);
     let mut driver = DriverQueue::new(&*memory, 0, QUEUE_SIZE);
     let kick = Arc::new(EventFd::new(EFD_NONBLOCK)?);
-    let queue = QueueLease::new(Virtqueue::new(driver.layout(), 0));
+    let queue = QueueLease::new(Virtqueue::new(driver.layout(), Features::NONE));
     let queues = vec![ActiveQueue::new(0, queue, kick.clone())];
     let interrupt = InterruptHandle::new(Arc::new(Line));
-    rng.activate(Activation::new(memory.clone(), queues, 0, interrupt))?;
+    rng.activate(Activation::new(
+        memory.clone(),
+        queues,
+        Features::NONE,
+        interrupt,
+    ))?;
 
     // What the driver does: three requests of 64 bytes, one notification.
     for index in 0..3 {

@@ -8,8 +8,7 @@ use std::io::Read;
 use std::sync::{Arc, Mutex};
 
 use virtio_device_core::{
-    ActivateError, Activation, Executor, RunningWorker, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC,
-    VirtioDevice, Worker,
+    ActivateError, Activation, Executor, Features, RunningWorker, VirtioDevice, Worker,
 };
 use vm_memory::GuestAddressSpace;
 
@@ -122,8 +121,8 @@ where
         &[QUEUE_SIZE]
     }
 
-    fn features(&self) -> u64 {
-        VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC
+    fn features(&self) -> Features {
+        Features::QUEUE
     }
 
     fn activate(&mut self, activation: Activation<M>) -> Result<(), ActivateError> {

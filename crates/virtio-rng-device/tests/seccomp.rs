@@ -19,10 +19,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
-use virtio_device_core::test_utils::DriverQueue;
+use virtio_conformance::DriverQueue;
 use virtio_device_core::{
-    Activation, ActiveQueue, Interrupt, InterruptHandle, QueueLease, VirtioDevice, Virtqueue,
-    WorkerThread,
+    Activation, ActiveQueue, Features, Interrupt, InterruptHandle, QueueLease, VirtioDevice,
+    Virtqueue, WorkerThread,
 };
 use virtio_rng_device::{KernelEntropy, QUEUE_SIZE, RateLimit, Retry, Rng};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -105,12 +105,12 @@ fn child(source: impl Read + Send + 'static, allowed: &[i64]) {
     device
         .limits()
         .set(RateLimit::new(1 << 30, 1 << 20), RateLimit::new(2000, 50));
-    let lease = QueueLease::new(Virtqueue::new(driver.layout(), 0));
+    let lease = QueueLease::new(Virtqueue::new(driver.layout(), Features::NONE));
     let kick = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
     let queues = vec![ActiveQueue::new(0, lease, kick.clone())];
     let irq = Arc::new(EventFd::new(0).unwrap());
     let interrupt = InterruptHandle::new(Arc::new(Irq(irq.clone())));
-    let activation = Activation::new(memory.clone(), queues, 0, interrupt.clone());
+    let activation = Activation::new(memory.clone(), queues, Features::NONE, interrupt.clone());
     device.activate(activation).unwrap();
 
     let mut served = 0;

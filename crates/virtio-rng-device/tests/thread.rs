@@ -10,10 +10,10 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use virtio_device_core::test_utils::DriverQueue;
+use virtio_conformance::DriverQueue;
 use virtio_device_core::{
-    Activation, ActiveQueue, Interrupt, InterruptHandle, QueueLease, VirtioDevice, Virtqueue,
-    WorkerThread,
+    Activation, ActiveQueue, Features, Interrupt, InterruptHandle, QueueLease, VirtioDevice,
+    Virtqueue, WorkerThread,
 };
 use virtio_rng_device::{QUEUE_SIZE, RateLimit, Retry, Rng};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -63,7 +63,7 @@ fn activate<'m, S: Read + Send + 'static>(
     memory: &'m Memory,
 ) -> Result<Active<'m>, virtio_device_core::ActivateError> {
     let driver = DriverQueue::new(&**memory, 0, QUEUE_SIZE);
-    let lease = QueueLease::new(Virtqueue::new(driver.layout(), 0));
+    let lease = QueueLease::new(Virtqueue::new(driver.layout(), Features::NONE));
     let kick = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
     let (sender, interrupts) = channel();
     let interrupt = InterruptHandle::new(Arc::new(Line(Mutex::new(sender))));
@@ -71,7 +71,7 @@ fn activate<'m, S: Read + Send + 'static>(
     rng.activate(Activation::new(
         memory.clone(),
         queues,
-        0,
+        Features::NONE,
         interrupt.clone(),
     ))?;
     Ok(Active {

@@ -8,18 +8,21 @@
 )]
 #![allow(dead_code, reason = "no test file uses everything")]
 
+pub(crate) mod programs;
+
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bus::BusDevice;
-use virtio_device_core::test_utils::DriverQueue;
+use virtio_conformance::{DriverQueue, MmioPort};
 use virtio_device_core::{
-    ActivateError, Activation, ActiveQueue, EventCounters, EventCounts, SharedMemoryRegion,
-    VIRTIO_F_EVENT_IDX, VirtioDevice,
+    ActivateError, Activation, ActiveQueue, ConfigNotifier, DeviceState, DeviceStateError,
+    EdgeLine, EventCounters, EventCounts, Features, InterruptHandle, InterruptLine, QueueLease,
+    SharedMemoryRegion, VIRTIO_F_RING_RESET, VirtioDevice,
 };
 use virtio_mmio_transport::MmioTransport;
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryMmap};
 
 pub(crate) type Memory = Arc<GuestMemoryMmap<()>>;
 
@@ -29,11 +32,13 @@ pub(crate) const CONFIG: [u8; 6] = [1, 2, 3, 4, 5, 6];
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Probe {
     pub(crate) activation: Arc<Mutex<Option<Activation<Memory>>>>,
-    /// Queues that came back after a reset of their own.
-    pub(crate) restarted: Arc<Mutex<Vec<ActiveQueue>>>,
+    pub(crate) notifier: Arc<Mutex<Option<ConfigNotifier>>>,
     pub(crate) resets: Arc<AtomicU32>,
-    pub(crate) features: u64,
+    pub(crate) pauses: Arc<AtomicU32>,
+    /// Of the device's own.
+    pub(crate) features: Features,
     pub(crate) fail: bool,
+    pub(crate) state: Arc<Mutex<DeviceState>>,
 }
 
 #[derive(Debug)]
@@ -51,8 +56,8 @@ impl VirtioDevice<Memory> for TestDevice {
         &[16, 8]
     }
 
-    fn features(&self) -> u64 {
-        VIRTIO_F_EVENT_IDX | self.probe.features
+    fn features(&self) -> Features {
+        self.probe.features
     }
 
     fn config_size(&self) -> u32 {
@@ -69,18 +74,34 @@ impl VirtioDevice<Memory> for TestDevice {
 
     fn activate(&mut self, activation: Activation<Memory>) -> Result<(), ActivateError> {
         if self.probe.fail {
-            return Err(ActivateError::Worker(io::Error::other("no worker today")));
+            return Err(io::Error::other("no worker today").into());
         }
         let before = self.probe.activation.lock().unwrap().replace(activation);
         assert!(before.is_none(), "activated twice");
         Ok(())
     }
 
-    fn restart_queue(&mut self, queue: ActiveQueue) -> Result<(), ActivateError> {
-        if self.probe.fail {
-            return Err(ActivateError::NoRestart(queue.index));
+    fn connect(&mut self, config: ConfigNotifier) {
+        *self.probe.notifier.lock().unwrap() = Some(config);
+    }
+
+    fn pause(&mut self) {
+        self.probe.pauses.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn resume(&mut self) {
+        self.probe.pauses.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    fn save(&self) -> DeviceState {
+        self.probe.state.lock().unwrap().clone()
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceStateError> {
+        if state.version() > 1 {
+            return Err(DeviceStateError::Version(state.version()));
         }
-        self.probe.restarted.lock().unwrap().push(queue);
+        *self.probe.state.lock().unwrap() = state.clone();
         Ok(())
     }
 
@@ -106,6 +127,19 @@ impl VirtioDevice<Memory> for TestDevice {
     }
 }
 
+/// A driver's hands on the registers of `transport`.
+pub(crate) fn port<M, D>(transport: MmioTransport<M, D>) -> MmioPort<MmioTransport<M, D>>
+where
+    M: GuestAddressSpace + Send,
+    D: VirtioDevice<M>,
+{
+    MmioPort::new(
+        transport,
+        |it, offset, data| it.read(offset, data).unwrap(),
+        |it, offset, data| it.write(offset, data).unwrap(),
+    )
+}
+
 /// A transport, and what is around it.
 pub(crate) struct Fixture {
     pub(crate) transport: MmioTransport<Memory, TestDevice>,
@@ -122,17 +156,33 @@ impl Fixture {
     }
 
     pub(crate) fn with(probe: Probe) -> Self {
-        let memory =
-            Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap());
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap();
+        Self::in_memory(probe, Arc::new(memory))
+    }
+
+    pub(crate) fn in_memory(probe: Probe, memory: Memory) -> Self {
         let raised = Arc::new(AtomicU32::new(0));
+        let counter = raised.clone();
+        let line = EdgeLine(move || {
+            counter.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        });
+        Self {
+            raised,
+            ..Self::behind(probe, memory, line)
+        }
+    }
+
+    /// A device behind a line that nobody counts.
+    pub(crate) fn behind_line(line: impl InterruptLine + 'static) -> Self {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap();
+        Self::behind(Probe::default(), Arc::new(memory), line)
+    }
+
+    fn behind(probe: Probe, memory: Memory, line: impl InterruptLine + 'static) -> Self {
         let device = TestDevice {
             probe: probe.clone(),
             config: CONFIG,
-        };
-        let counter = raised.clone();
-        let line = move || {
-            counter.fetch_add(1, Ordering::SeqCst);
-            Ok(())
         };
         let counters = Arc::new(EventCounters::default());
         let transport = MmioTransport::new(device, memory.clone(), line)
@@ -143,8 +193,37 @@ impl Fixture {
             transport,
             probe,
             memory,
-            raised,
+            raised: Arc::default(),
         }
+    }
+
+    /// A transport that offers `features` of queues and transport as well.
+    pub(crate) fn offering(mut self, features: Features) -> Self {
+        let usual = Features::QUEUE | Features::of(&[VIRTIO_F_RING_RESET]);
+        self.transport = self.transport.with_features(usual | features);
+        self
+    }
+
+    /// What the device was given at activation, with what has come back since.
+    pub(crate) fn queue(&self, index: u16) -> ActiveQueue {
+        let activation = self.probe.activation.lock().unwrap();
+        let mut queue = activation.as_ref().unwrap().queue(index).unwrap().clone();
+        queue.refresh();
+        queue
+    }
+
+    pub(crate) fn lease(&self, index: u16) -> QueueLease {
+        self.queue(index).lease
+    }
+
+    pub(crate) fn interrupt(&self) -> InterruptHandle {
+        let activation = self.probe.activation.lock().unwrap();
+        activation.as_ref().unwrap().interrupt.clone()
+    }
+
+    /// The device's own announcement of a change.
+    pub(crate) fn notifier(&self) -> ConfigNotifier {
+        self.probe.notifier.lock().unwrap().clone().unwrap()
     }
 
     pub(crate) fn get(&mut self, offset: u64) -> u32 {
@@ -220,11 +299,11 @@ impl Fixture {
     }
 
     /// Up to `FEATURES_OK`, with `VIRTIO_F_VERSION_1` and `features`.
-    pub(crate) fn negotiate_with(&mut self, features: u64) {
+    pub(crate) fn negotiate_with(&mut self, features: Features) {
         for status in [0, 1, 3] {
             self.set(0x70, status);
         }
-        for (select, word) in [(0, features as u32), (1, (features >> 32) as u32 | 1)] {
+        for (select, word) in [(0, features.word(0)), (1, features.word(1) | 1)] {
             self.set(0x24, select);
             self.set(0x20, word);
         }
@@ -232,12 +311,10 @@ impl Fixture {
         assert_eq!(self.status(), 11);
     }
 
-    /// A live device that offers `features` and whose driver has accepted them; queue 0 enabled.
-    pub(crate) fn live_with(features: u64) -> Self {
-        let mut fixture = Self::with(Probe {
-            features,
-            ..Probe::default()
-        });
+    /// A live device behind a transport that offers `features`, and whose driver has accepted them;
+    /// queue 0 enabled.
+    pub(crate) fn live_with(features: Features) -> Self {
+        let mut fixture = Self::new().offering(features);
         fixture.negotiate_with(features);
         fixture.enable_queue(0, 0x1000, 16);
         fixture.set(0x70, 15);

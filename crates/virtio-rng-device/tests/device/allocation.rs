@@ -5,8 +5,8 @@
 
 use crate::support::{BUFFER, Fixture, Memory, RAM, counter, memory};
 use allocation_counter::measure;
-use virtio_device_core::VIRTIO_F_INDIRECT_DESC;
-use virtio_device_core::test_utils::{VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
+use virtio_conformance::{VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
+use virtio_device_core::{Features, VIRTIO_F_INDIRECT_DESC};
 use virtio_rng_device::{QUEUE_SIZE, RateLimit, RngCounters};
 
 #[test]
@@ -20,7 +20,7 @@ fn no_request_allocates() {
 fn serve_everything(memory: &Memory, prompt: bool) {
     let mut fixture = Fixture::made(
         memory,
-        VIRTIO_F_INDIRECT_DESC,
+        Features::of(&[VIRTIO_F_INDIRECT_DESC]),
         prompt,
         counter(usize::MAX),
         RngCounters::default(),
@@ -59,7 +59,7 @@ fn serve_everything(memory: &Memory, prompt: bool) {
 #[test]
 fn waiting_does_not_allocate() {
     let memory = memory();
-    let mut fixture = Fixture::new(&memory, 0, counter(usize::MAX));
+    let mut fixture = Fixture::new(&memory, Features::NONE, counter(usize::MAX));
     fixture
         .limits
         .set(RateLimit::new(1, 1), RateLimit::new(1, 1));
@@ -73,7 +73,7 @@ fn waiting_does_not_allocate() {
 #[test]
 fn resets_leave_nothing_behind() {
     let memory = memory();
-    let mut fixture = Fixture::new(&memory, 0, counter(usize::MAX));
+    let mut fixture = Fixture::new(&memory, Features::NONE, counter(usize::MAX));
     fixture.reset_and_serve();
     let allocated = measure(|| (0..20).for_each(|_| fixture.reset_and_serve()));
     assert_eq!(allocated.count_current, 0);

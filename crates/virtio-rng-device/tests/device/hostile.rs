@@ -7,10 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use proptest::prelude::*;
-use virtio_device_core::test_utils::{
-    VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE,
-};
-use virtio_device_core::{VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC};
+use virtio_conformance::{VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
+use virtio_device_core::{Features, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC};
 use virtio_rng_device::{QUEUE_SIZE, RngCounters};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -20,13 +18,13 @@ use crate::support::{
 
 type Watched<'m> = Fixture<'m, Counter, Arc<RngCounters>>;
 
-fn watched(memory: &Memory, features: u64) -> (Watched<'_>, Arc<RngCounters>, Arc<AtomicU32>) {
+fn watched(memory: &Memory, features: Features) -> (Watched<'_>, Arc<RngCounters>, Arc<AtomicU32>) {
     watched_as(memory, features, false)
 }
 
 fn watched_as(
     memory: &Memory,
-    features: u64,
+    features: Features,
     prompt: bool,
 ) -> (Watched<'_>, Arc<RngCounters>, Arc<AtomicU32>) {
     let counters = Arc::new(RngCounters::default());
@@ -95,7 +93,8 @@ fn broken_rings_ask_for_a_reset_once_and_nothing_is_written() {
     ];
     let memory = memory();
     for (what, break_ring) in breaks {
-        let (mut fixture, counters, reads) = watched(&memory, VIRTIO_F_INDIRECT_DESC);
+        let (mut fixture, counters, reads) =
+            watched(&memory, Features::of(&[VIRTIO_F_INDIRECT_DESC]));
         break_ring(&mut fixture);
         let before = fixture.picture();
         assert!(!fixture.notify(), "{what}");
@@ -120,7 +119,7 @@ fn indirect(fixture: &mut Watched<'_>, table: u64, len: u32, flags: u16) {
 #[test]
 fn an_indirect_table_needs_the_feature() {
     let memory = memory();
-    let (mut fixture, ..) = watched(&memory, 0);
+    let (mut fixture, ..) = watched(&memory, Features::NONE);
     fixture
         .driver
         .descriptor_at(BUFFER, 0, BUFFER + 0x100, 4, WRITE, 0);
@@ -132,7 +131,7 @@ fn an_indirect_table_needs_the_feature() {
 #[test]
 fn good_indirect_tables_are_served() {
     let memory = memory();
-    let (mut fixture, _, reads) = watched(&memory, VIRTIO_F_INDIRECT_DESC);
+    let (mut fixture, _, reads) = watched(&memory, Features::of(&[VIRTIO_F_INDIRECT_DESC]));
     // Not aligned, marked as writable, behind a direct descriptor.
     let table = BUFFER + 0x1001;
     let driver = &mut fixture.driver;
@@ -152,7 +151,7 @@ fn good_indirect_tables_are_served() {
 #[test]
 fn a_chain_may_be_as_long_as_the_queue_and_no_longer() {
     let memory = memory();
-    let (mut fixture, _, reads) = watched(&memory, VIRTIO_F_INDIRECT_DESC);
+    let (mut fixture, _, reads) = watched(&memory, Features::of(&[VIRTIO_F_INDIRECT_DESC]));
     for index in 0..QUEUE_SIZE {
         let flags = if index + 1 < QUEUE_SIZE {
             WRITE | NEXT
@@ -187,7 +186,7 @@ fn a_chain_may_be_as_long_as_the_queue_and_no_longer() {
 #[test]
 fn requests_of_every_size_in_one_program_leave_the_device_usable() {
     let memory = memory();
-    let (mut fixture, counters, _) = watched(&memory, VIRTIO_F_INDIRECT_DESC);
+    let (mut fixture, counters, _) = watched(&memory, Features::of(&[VIRTIO_F_INDIRECT_DESC]));
     // 0 B, 1 B, 1 MiB, 4 GiB, to the end of the world.
     for (index, (addr, len)) in [
         (BUFFER, 0),
@@ -238,7 +237,7 @@ fn lengths_may_add_up_to_more_than_32_bits() {
     const LARGE: u32 = 0x110_0000;
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x120_0000)]).unwrap();
     let memory = Arc::new(memory);
-    let (mut fixture, _, reads) = watched(&memory, 0);
+    let (mut fixture, _, reads) = watched(&memory, Features::NONE);
     // 256 times the same 17 MiB: 4.25 GiB.
     for index in 0..QUEUE_SIZE {
         let flags = if index < 255 { WRITE | NEXT } else { WRITE };
@@ -271,7 +270,7 @@ fn buffers_at_the_edges_of_memory() {
         (u64::MAX, 2, 0),
     ];
     for (addr, len, served) in cases {
-        let (mut fixture, _, reads) = watched(&memory, 0);
+        let (mut fixture, _, reads) = watched(&memory, Features::NONE);
         for (base, len) in [(BUFFER, RAM - BUFFER), (ISLAND, ISLAND_END - ISLAND)] {
             fixture.fill(base, len as usize);
         }
@@ -296,7 +295,7 @@ fn buffers_at_the_edges_of_memory() {
 fn readable_buffers_are_left_alone_wherever_they_stand() {
     let memory = memory();
     for order in 0..8_u16 {
-        let (mut fixture, ..) = watched(&memory, 0);
+        let (mut fixture, ..) = watched(&memory, Features::NONE);
         fixture.fill(BUFFER, 0x300);
         let mut written = Vec::new();
         for index in 0..3_u16 {
@@ -320,7 +319,7 @@ fn readable_buffers_are_left_alone_wherever_they_stand() {
 #[test]
 fn the_same_head_twice_is_answered_twice() {
     let memory = memory();
-    let (mut fixture, ..) = watched(&memory, 0);
+    let (mut fixture, ..) = watched(&memory, Features::NONE);
     fixture.driver.offer_writable(7, BUFFER, 4);
     fixture.driver.offer(7);
     assert!(fixture.notify());
@@ -330,7 +329,7 @@ fn the_same_head_twice_is_answered_twice() {
 #[test]
 fn a_buffer_over_the_rings_harms_the_driver_alone() {
     let memory = memory();
-    let (mut fixture, ..) = watched(&memory, VIRTIO_F_EVENT_IDX);
+    let (mut fixture, ..) = watched(&memory, Features::of(&[VIRTIO_F_EVENT_IDX]));
     let setup = *fixture.driver.setup();
     for addr in [setup.desc_table, setup.avail_ring, setup.used_ring] {
         fixture.driver.offer_writable(0, addr, 4096);
@@ -343,7 +342,7 @@ fn a_buffer_over_the_rings_harms_the_driver_alone() {
 #[test]
 fn a_driver_that_rewrites_the_used_ring_changes_nothing() {
     let memory = memory();
-    let (mut fixture, ..) = watched(&memory, 0);
+    let (mut fixture, ..) = watched(&memory, Features::NONE);
     for index in 0..4 {
         let addr = GuestAddress(fixture.driver.setup().used_ring);
         memory.write_obj(0xffff_ffff_u32, addr).unwrap();
@@ -357,7 +356,7 @@ fn a_driver_that_rewrites_the_used_ring_changes_nothing() {
 fn the_available_index_may_wrap_without_loss() {
     let memory = memory();
     let rounds = if cfg!(miri) { 600 } else { 70_000_u32 };
-    for features in [0, VIRTIO_F_EVENT_IDX] {
+    for features in [Features::NONE, Features::of(&[VIRTIO_F_EVENT_IDX])] {
         let (mut fixture, counters, _) = watched(&memory, features);
         for round in 0..rounds {
             let head = (round % u32::from(QUEUE_SIZE)) as u16;
@@ -372,7 +371,7 @@ fn the_available_index_may_wrap_without_loss() {
 #[test]
 fn a_million_malformed_requests_are_nothing_special() {
     let memory = memory();
-    let (mut fixture, counters, reads) = watched(&memory, 0);
+    let (mut fixture, counters, reads) = watched(&memory, Features::NONE);
     // In the hole, around the end of the world, empty, and for the device to read.
     let kinds = [
         (HOLE, 64, WRITE),
@@ -402,7 +401,7 @@ fn a_million_malformed_requests_are_nothing_special() {
 #[test]
 fn a_driver_that_keeps_filling_the_ring_does_not_hold_the_worker() {
     let memory = memory();
-    let (mut fixture, counters, _) = watched(&memory, 0);
+    let (mut fixture, counters, _) = watched(&memory, Features::NONE);
     for index in 0..QUEUE_SIZE {
         fixture.driver.offer_writable(index, BUFFER, 0);
     }
@@ -440,7 +439,7 @@ proptest! {
         table in proptest::collection::vec(descriptor(), 16),
         heads in proptest::collection::vec(prop_oneof![8 => 0..16_u16, 1 => any::<u16>()], 1..40),
         jump in prop_oneof![8 => Just(0_u16), 1 => any::<u16>()],
-        features in (0..4_u64).prop_map(|bits| bits << 28),
+        features in (0..4_u64).prop_map(|bits| Features::from(bits << 28)),
         prompt in any::<bool>(),
     ) {
         let memory = memory();

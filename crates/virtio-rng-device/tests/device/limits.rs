@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
+use virtio_device_core::Features;
 use virtio_rng_device::{
     BadRateLimit, BucketState, QUEUE_SIZE, RateLimit, RateLimitsState, RngCounters, TokenBucket,
 };
@@ -31,7 +32,12 @@ fn offer(fixture: &mut Fixture<'_, Counter, Arc<RngCounters>>, lens: &[u32]) {
 fn a_request_waits_for_bytes_and_is_then_served() {
     let memory = memory();
     let counters = Arc::new(RngCounters::default());
-    let mut fixture = Fixture::observed(&memory, 0, counter(usize::MAX), counters.clone());
+    let mut fixture = Fixture::observed(
+        &memory,
+        Features::NONE,
+        counter(usize::MAX),
+        counters.clone(),
+    );
     fixture.limits.set(RateLimit::new(400, 100), None);
     offer(&mut fixture, &[60, 60, 60]);
     assert!(fixture.notify());
@@ -52,7 +58,12 @@ fn a_request_waits_for_bytes_and_is_then_served() {
 fn malformed_and_empty_requests_cost_an_operation() {
     let memory = memory();
     let counters = Arc::new(RngCounters::default());
-    let mut fixture = Fixture::observed(&memory, 0, counter(usize::MAX), counters.clone());
+    let mut fixture = Fixture::observed(
+        &memory,
+        Features::NONE,
+        counter(usize::MAX),
+        counters.clone(),
+    );
     fixture.limits.set(None, slow(3));
     fixture.driver.offer_writable(0, BUFFER, 0);
     fixture.driver.offer_writable(1, RAM - 1, 2);
@@ -71,7 +82,7 @@ fn malformed_and_empty_requests_cost_an_operation() {
 fn a_request_larger_than_the_bucket_is_cut_and_does_not_wait_for_ever() {
     let memory = memory();
     let counters = Arc::new(RngCounters::default());
-    let mut fixture = Fixture::observed(&memory, 0, counter(usize::MAX), counters);
+    let mut fixture = Fixture::observed(&memory, Features::NONE, counter(usize::MAX), counters);
     fixture.limits.set(RateLimit::new(100, 10), None);
     offer(&mut fixture, &[4096, 4096]);
     assert!(fixture.notify());
@@ -85,7 +96,7 @@ fn a_request_larger_than_the_bucket_is_cut_and_does_not_wait_for_ever() {
 fn what_was_served_is_charged_not_what_was_asked_for() {
     let memory = memory();
     let counters = Arc::new(RngCounters::default());
-    let mut fixture = Fixture::observed(&memory, 0, counter(3), counters);
+    let mut fixture = Fixture::observed(&memory, Features::NONE, counter(3), counters);
     fixture.limits.set(slow(100), slow(100));
     offer(&mut fixture, &[4096; 5]);
     assert!(fixture.notify());
@@ -100,7 +111,12 @@ fn what_was_served_is_charged_not_what_was_asked_for() {
 fn neither_reset_nor_restore_fills_a_bucket() {
     let memory = memory();
     let counters = Arc::new(RngCounters::default());
-    let mut fixture = Fixture::observed(&memory, 0, counter(usize::MAX), counters.clone());
+    let mut fixture = Fixture::observed(
+        &memory,
+        Features::NONE,
+        counter(usize::MAX),
+        counters.clone(),
+    );
     fixture.limits.set(slow(68), None);
     offer(&mut fixture, &[64]);
     assert!(fixture.notify());
@@ -111,7 +127,7 @@ fn neither_reset_nor_restore_fills_a_bucket() {
     assert_eq!(fixture.limits.save().bytes.unwrap().level, 0);
 
     let saved = fixture.limits.save();
-    let mut other = Fixture::observed(&memory, 0, counter(usize::MAX), counters);
+    let mut other = Fixture::observed(&memory, Features::NONE, counter(usize::MAX), counters);
     other.limits.restore(&saved).unwrap();
     assert_eq!(other.limits.save(), saved);
     offer(&mut other, &[1]);
@@ -124,7 +140,7 @@ fn neither_reset_nor_restore_fills_a_bucket() {
 fn a_new_limit_reaches_a_request_that_waits() {
     let memory = memory();
     let counters = Arc::new(RngCounters::default());
-    let mut fixture = Fixture::observed(&memory, 0, counter(usize::MAX), counters);
+    let mut fixture = Fixture::observed(&memory, Features::NONE, counter(usize::MAX), counters);
     fixture.limits.set(None, slow(1));
     offer(&mut fixture, &[4, 4]);
     assert!(fixture.notify());
@@ -145,7 +161,7 @@ fn a_new_limit_reaches_a_request_that_waits() {
 fn a_changed_limit_is_no_gift() {
     let memory = memory();
     let counters = Arc::new(RngCounters::default());
-    let mut fixture = Fixture::observed(&memory, 0, counter(usize::MAX), counters);
+    let mut fixture = Fixture::observed(&memory, Features::NONE, counter(usize::MAX), counters);
     fixture.limits.set(slow(64), None);
     offer(&mut fixture, &[64]);
     assert!(fixture.notify());
@@ -156,7 +172,7 @@ fn a_changed_limit_is_no_gift() {
 #[test]
 fn a_limit_that_no_device_saves_is_refused() {
     let memory = memory();
-    let fixture = Fixture::new(&memory, 0, counter(usize::MAX));
+    let fixture = Fixture::new(&memory, Features::NONE, counter(usize::MAX));
     let good = BucketState {
         per_second: 5,
         burst: 7,
@@ -192,7 +208,12 @@ fn a_limit_that_no_device_saves_is_refused() {
 fn a_full_queue_waits_as_a_whole_and_costs_one_look_at_a_time() {
     let memory = memory();
     let counters = Arc::new(RngCounters::default());
-    let mut fixture = Fixture::observed(&memory, 0, counter(usize::MAX), counters.clone());
+    let mut fixture = Fixture::observed(
+        &memory,
+        Features::NONE,
+        counter(usize::MAX),
+        counters.clone(),
+    );
     fixture.limits.set(slow(1), None);
     offer(&mut fixture, &[1; QUEUE_SIZE as usize]);
     assert!(fixture.notify());

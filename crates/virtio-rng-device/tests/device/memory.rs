@@ -8,11 +8,9 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
-use virtio_device_core::test_utils::{
-    DriverQueue, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE, WatchedMemory,
-};
+use virtio_conformance::{DriverQueue, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE, WatchedMemory};
 use virtio_device_core::{
-    Activation, ActiveQueue, Interrupt, InterruptHandle, QueueLease, VIRTIO_F_EVENT_IDX,
+    Activation, ActiveQueue, Features, Interrupt, InterruptHandle, QueueLease, VIRTIO_F_EVENT_IDX,
     VirtioDevice, Virtqueue,
 };
 use virtio_rng_device::{QUEUE_SIZE, Rng, RngCounters};
@@ -78,7 +76,7 @@ impl<F: FnOnce() + Send + 'static> Machine<F> {
     fn new<M>(
         memory: M,
         driver: &DriverQueue<'_, Plain>,
-        features: u64,
+        features: Features,
         prompt: bool,
         interrupt: Arc<dyn Interrupt>,
         first: F,
@@ -109,7 +107,7 @@ impl<F: FnOnce() + Send + 'static> Machine<F> {
         machine
     }
 
-    fn activate<M: GuestAddressSpace + Send + 'static>(&mut self, memory: M, features: u64) {
+    fn activate<M: GuestAddressSpace + Send + 'static>(&mut self, memory: M, features: Features) {
         let kick = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
         let queues = vec![ActiveQueue::new(0, self.lease.clone(), kick)];
         let activation = Activation::new(memory, queues, features, self.interrupt.clone());
@@ -139,8 +137,14 @@ fn a_region_taken_away_during_a_request_is_missed_by_the_next_one_only() {
             let counts = Arc::<Counts>::default();
             let mut driver = DriverQueue::new(&all, RINGS.start, QUEUE_SIZE);
             driver.offer_writable(0, BUFFERS.start, 8);
-            let mut machine =
-                Machine::new(memory.clone(), &driver, 0, prompt, counts.clone(), take);
+            let mut machine = Machine::new(
+                memory.clone(),
+                &driver,
+                Features::NONE,
+                prompt,
+                counts.clone(),
+                take,
+            );
             // The request under way is served in the memory that it began in.
             assert!(machine.notify());
             assert_eq!(driver.take_used(), [(0, 8)]);
@@ -167,9 +171,9 @@ fn a_region_taken_away_during_a_request_is_missed_by_the_next_one_only() {
             machine.interrupt.revoke();
             VirtioDevice::<GuestMemoryAtomic<Plain>>::reset(&mut machine.device);
             let mut driver = DriverQueue::new(&all, RINGS.start, QUEUE_SIZE);
-            machine.lease = QueueLease::new(Virtqueue::new(driver.layout(), 0));
+            machine.lease = QueueLease::new(Virtqueue::new(driver.layout(), Features::NONE));
             machine.interrupt = InterruptHandle::new(Arc::<Counts>::default());
-            machine.activate(memory, 0);
+            machine.activate(memory, Features::NONE);
             driver.offer_writable(5, BUFFERS.start, 3);
             assert!(machine.notify());
             assert_eq!(driver.take_used(), [(5, 3)]);
@@ -244,7 +248,14 @@ fn memory_unmapped_during_a_draw_is_not_written_and_nothing_is_claimed() {
             let counts = Arc::<Counts>::default();
             let unmapped = range.clone();
             let take = move || *gone.lock().unwrap() = unmapped;
-            let machine = Machine::new(memory.clone(), &driver, 0, prompt, counts.clone(), take);
+            let machine = Machine::new(
+                memory.clone(),
+                &driver,
+                Features::NONE,
+                prompt,
+                counts.clone(),
+                take,
+            );
             assert_eq!(machine.notify(), answered, "{range:x?}");
             assert_eq!(machine.reads(), 1);
             assert_eq!(machine.interrupt.is_broken(), !answered);
@@ -288,14 +299,14 @@ impl Interrupt for Line {
 #[test]
 fn a_request_is_published_buffer_first_index_last() {
     use Deed::{AsksForTheWish, Interrupts, WritesBuffer, WritesElement, WritesIndex};
-    for features in [0, VIRTIO_F_EVENT_IDX] {
+    for features in [Features::NONE, Features::of(&[VIRTIO_F_EVENT_IDX])] {
         let memory = Arc::new(WatchedMemory::new(plain()));
         let mut driver = DriverQueue::new(memory.plain(), RINGS.start, QUEUE_SIZE);
         let rings = *driver.setup();
         let deeds = Arc::<Mutex<Vec<Deed>>>::default();
         let line = Arc::new(Line(deeds.clone()));
         let machine = Machine::new(memory.clone(), &driver, features, false, line, || ());
-        let wish = if features == 0 {
+        let wish = if features == Features::NONE {
             rings.avail_ring
         } else {
             rings.avail_ring + 4 + 2 * u64::from(QUEUE_SIZE)

@@ -10,10 +10,8 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use virtio_device_core::test_utils::{DriverQueue, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
-use virtio_device_core::{
-    ActivateError, Activation, QueueLease, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VirtioDevice,
-};
+use virtio_conformance::{DriverQueue, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
+use virtio_device_core::{ActivateError, Activation, Features, QueueLease, VirtioDevice};
 use virtio_rng_device::{KernelEntropy, MAX_REQUEST, QUEUE_SIZE, Rng};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -23,7 +21,7 @@ use crate::support::{BUFFER, CANARY, Capture, Counter, Fixture, Memory, RAM, cou
 fn a_request_is_filled_exactly() {
     let memory = memory();
     for len in [1, 7, 8, 64, 4095, 4096, 65_535, 65_536, 65_537] {
-        let mut fixture = Fixture::new(&memory, 0, counter(usize::MAX));
+        let mut fixture = Fixture::new(&memory, Features::NONE, counter(usize::MAX));
         memory
             .write_slice(&[CANARY; 0x1_1000], GuestAddress(BUFFER))
             .unwrap();
@@ -47,7 +45,7 @@ fn scattered_buffers_are_filled_in_order_by_one_draw() {
     let memory = memory();
     let source = counter(usize::MAX);
     let reads = source.reads.clone();
-    let mut fixture = Fixture::new(&memory, 0, source);
+    let mut fixture = Fixture::new(&memory, Features::NONE, source);
     for index in 0..16u16 {
         let flags = VIRTQ_DESC_F_WRITE | if index == 15 { 0 } else { VIRTQ_DESC_F_NEXT };
         fixture.driver.descriptor(
@@ -71,7 +69,7 @@ fn scattered_buffers_are_filled_in_order_by_one_draw() {
 #[test]
 fn a_source_that_gives_less_makes_a_shorter_answer_without_a_gap() {
     let memory = memory();
-    let mut fixture = Fixture::new(&memory, 0, counter(5));
+    let mut fixture = Fixture::new(&memory, Features::NONE, counter(5));
     fixture
         .driver
         .descriptor(0, BUFFER, 3, VIRTQ_DESC_F_WRITE | VIRTQ_DESC_F_NEXT, 1);
@@ -90,7 +88,7 @@ fn requests_that_cannot_be_served_go_back_empty_and_draw_nothing() {
     let memory = memory();
     let source = counter(usize::MAX);
     let reads = source.reads.clone();
-    let mut fixture = Fixture::new(&memory, 0, source);
+    let mut fixture = Fixture::new(&memory, Features::NONE, source);
     // Readable only; empty; past the end of memory behind a good buffer; wrapping.
     fixture.driver.descriptor(0, BUFFER, 64, 0, 0);
     fixture
@@ -123,7 +121,7 @@ fn requests_that_cannot_be_served_go_back_empty_and_draw_nothing() {
 #[test]
 fn a_full_queue_is_served_with_one_interrupt() {
     let memory = memory();
-    for features in [0, VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC] {
+    for features in [Features::NONE, Features::QUEUE] {
         let mut fixture = Fixture::new(&memory, features, counter(usize::MAX));
         for index in 0..QUEUE_SIZE {
             fixture.driver.offer_writable(index, BUFFER, 4);
@@ -140,7 +138,7 @@ fn a_full_queue_is_served_with_one_interrupt() {
 #[test]
 fn one_wake_up_takes_one_queue_length_at_most() {
     let memory = memory();
-    let mut fixture = Fixture::new(&memory, 0, counter(usize::MAX));
+    let mut fixture = Fixture::new(&memory, Features::NONE, counter(usize::MAX));
     for index in 0..QUEUE_SIZE {
         fixture
             .driver
@@ -182,7 +180,7 @@ fn the_driver_is_asked_not_to_notify_during_a_batch_and_to_notify_after_it() {
         let flags: u16 = view.read_obj(GuestAddress(used_ring)).unwrap();
         during.store(flags.into(), Ordering::SeqCst);
     });
-    let mut fixture = Fixture::new(&memory, 0, look);
+    let mut fixture = Fixture::new(&memory, Features::NONE, look);
     fixture.driver.offer_writable(0, BUFFER, 4);
     assert!(fixture.notify());
     assert_eq!(seen.load(Ordering::SeqCst), 1);
@@ -192,7 +190,7 @@ fn the_driver_is_asked_not_to_notify_during_a_batch_and_to_notify_after_it() {
 #[test]
 fn a_broken_ring_asks_for_a_reset() {
     let memory = memory();
-    let mut fixture = Fixture::new(&memory, 0, counter(usize::MAX));
+    let mut fixture = Fixture::new(&memory, Features::NONE, counter(usize::MAX));
     fixture.driver.offer(QUEUE_SIZE);
     assert!(!fixture.notify());
     assert!(fixture.interrupt.is_broken());
@@ -221,7 +219,7 @@ fn a_queue_taken_back_during_a_draw_is_not_touched() {
         let source = TakesBack {
             lease: lease.clone(),
         };
-        let mut fixture = Fixture::made(&memory, 0, prompt, source, ());
+        let mut fixture = Fixture::made(&memory, Features::NONE, prompt, source, ());
         *lease.lock().unwrap() = Some(fixture.lease.clone());
         fixture.driver.offer_writable(0, BUFFER, len);
         fixture.notify();
@@ -263,7 +261,7 @@ fn a_prompt_source_is_asked_with_the_queue_held_and_serves_the_same() {
             lease: Arc::clone(&lease),
             prompt,
         };
-        let mut fixture = Fixture::made(&memory, 0, prompt, source, ());
+        let mut fixture = Fixture::made(&memory, Features::NONE, prompt, source, ());
         *lease.lock().unwrap() = Some(fixture.lease.clone());
         for (index, len) in (0..).zip([1, 4096, 4097, 64]) {
             fixture.driver.offer_writable(index, BUFFER, len);
@@ -280,9 +278,14 @@ fn a_prompt_source_is_asked_with_the_queue_held_and_serves_the_same() {
 #[test]
 fn the_device_needs_its_queue_and_works_again_after_a_reset() {
     let memory = memory();
-    let mut fixture = Fixture::new(&memory, 0, counter(usize::MAX));
+    let mut fixture = Fixture::new(&memory, Features::NONE, counter(usize::MAX));
     let again = |fixture: &Fixture<'_, Counter, ()>, queues| {
-        Activation::new(memory.clone(), queues, 0, fixture.interrupt.clone())
+        Activation::new(
+            memory.clone(),
+            queues,
+            Features::NONE,
+            fixture.interrupt.clone(),
+        )
     };
     let activation = again(&fixture, Vec::new());
     let active = fixture.device.activate(activation).unwrap_err();
@@ -304,7 +307,7 @@ fn the_device_offers_what_it_can_do() {
     let device: &dyn VirtioDevice<Memory> = &rng;
     assert_eq!(device.device_type(), 4);
     assert_eq!(device.queue_max_sizes(), [256]);
-    let features = VIRTIO_F_EVENT_IDX | VIRTIO_F_INDIRECT_DESC;
+    let features = Features::QUEUE;
     assert_eq!(device.features(), features);
     assert_eq!(device.config_size(), 0);
 }
@@ -314,7 +317,7 @@ fn no_two_answers_are_alike() {
     let memory = memory();
     let mut seen = HashSet::new();
     for _ in 0..2 {
-        let mut fixture = Fixture::new(&memory, 0, KernelEntropy);
+        let mut fixture = Fixture::new(&memory, Features::NONE, KernelEntropy);
         for index in 0..QUEUE_SIZE / 2 {
             let addr = BUFFER + 64 * u64::from(index);
             fixture.driver.offer_writable(index, addr, 64);

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use virtio_device_core::Features;
 use virtio_rng_device::{RngCounters, RngObserver, SourceFailure};
 
 use crate::support::{BUFFER, CANARY, Fixture, QUICK, Script, Step, memory, script};
@@ -32,7 +33,13 @@ fn a_source_that_is_beyond_hope_asks_for_a_reset_and_completes_nothing() {
     for (step, prompt) in both([Step::End, Step::ClaimTooMuch, Step::Panic]) {
         let memory = memory();
         let counters = Arc::new(RngCounters::default());
-        let mut fixture = Fixture::made(&memory, 0, prompt, script(&[step]), counters.clone());
+        let mut fixture = Fixture::made(
+            &memory,
+            Features::NONE,
+            prompt,
+            script(&[step]),
+            counters.clone(),
+        );
         fixture.driver.offer_writable(0, BUFFER, 8);
         assert!(!fixture.notify(), "{step:?}");
         assert!(fixture.interrupt.is_broken());
@@ -48,7 +55,7 @@ fn a_request_waits_for_a_source_that_fails_for_a_while() {
         let memory = memory();
         let counters = Arc::new(RngCounters::default());
         let source = script(&[step, step, Step::Give]);
-        let mut fixture = Fixture::made(&memory, 0, prompt, source, counters.clone());
+        let mut fixture = Fixture::made(&memory, Features::NONE, prompt, source, counters.clone());
         fixture.driver.offer_writable(3, BUFFER, 8);
         assert!(fixture.notify());
         nothing_was_given(&mut fixture);
@@ -69,7 +76,7 @@ fn a_request_waits_for_a_source_that_fails_for_a_while() {
 fn a_source_that_fails_for_too_long_asks_for_a_reset() {
     for (step, prompt) in both([NOT_YET, BROKEN, INTERRUPTED]) {
         let memory = memory();
-        let mut fixture = Fixture::made(&memory, 0, prompt, script(&[step]), ());
+        let mut fixture = Fixture::made(&memory, Features::NONE, prompt, script(&[step]), ());
         fixture.driver.offer_writable(0, BUFFER, 8);
         assert!(fixture.notify());
         for _ in 2..QUICK.attempts {
@@ -90,7 +97,7 @@ fn notifications_do_not_make_a_failing_source_be_asked_more_often() {
     let memory = memory();
     let source = script(&[BROKEN]);
     let reads = source.reads.clone();
-    let mut fixture = Fixture::new(&memory, 0, source);
+    let mut fixture = Fixture::new(&memory, Features::NONE, source);
     fixture.driver.offer_writable(0, BUFFER, 8);
     for _ in 0..3 {
         assert!(fixture.notify());
@@ -103,7 +110,7 @@ fn notifications_do_not_make_a_failing_source_be_asked_more_often() {
 fn failures_in_a_row_are_forgotten_when_the_source_gives() {
     let memory = memory();
     let pattern = [NOT_YET, NOT_YET, NOT_YET, Step::Give].repeat(3);
-    let mut fixture = Fixture::new(&memory, 0, script(&pattern));
+    let mut fixture = Fixture::new(&memory, Features::NONE, script(&pattern));
     for index in 0..3 {
         fixture.driver.offer_writable(index, BUFFER, 8);
     }
@@ -118,7 +125,13 @@ fn failures_in_a_row_are_forgotten_when_the_source_gives() {
 fn what_was_served_before_a_failure_is_announced() {
     for (step, prompt) in both([NOT_YET, Step::End]) {
         let memory = memory();
-        let mut fixture = Fixture::made(&memory, 0, prompt, script(&[Step::Give, step]), ());
+        let mut fixture = Fixture::made(
+            &memory,
+            Features::NONE,
+            prompt,
+            script(&[Step::Give, step]),
+            (),
+        );
         fixture.driver.offer_writable(0, BUFFER, 8);
         fixture.driver.offer_writable(1, BUFFER, 8);
         fixture.notify();
@@ -130,7 +143,11 @@ fn what_was_served_before_a_failure_is_announced() {
 #[test]
 fn a_reset_ends_the_wait_and_the_failure() {
     let memory = memory();
-    let mut fixture = Fixture::new(&memory, 0, script(&[NOT_YET, Step::End, Step::Give]));
+    let mut fixture = Fixture::new(
+        &memory,
+        Features::NONE,
+        script(&[NOT_YET, Step::End, Step::Give]),
+    );
     fixture.driver.offer_writable(0, BUFFER, 8);
     assert!(fixture.notify());
     assert!(!fixture.expire());
@@ -143,7 +160,7 @@ fn a_source_that_is_interrupted_now_and_then_is_asked_again_at_once() {
     let steps = [&[INTERRUPTED; 63][..], &[Step::Give]].concat();
     let source = script(&steps);
     let reads = source.reads.clone();
-    let mut fixture = Fixture::new(&memory, 0, source);
+    let mut fixture = Fixture::new(&memory, Features::NONE, source);
     fixture.driver.offer_writable(0, BUFFER, 8);
     assert!(fixture.notify());
     assert_eq!(fixture.driver.take_used(), [(0, 8)]);
@@ -156,7 +173,7 @@ fn a_source_that_panicked_is_never_asked_again() {
         let memory = memory();
         let source = script(&[Step::Panic, Step::Give]);
         let reads = source.reads.clone();
-        let mut fixture = Fixture::made(&memory, 0, prompt, source, ());
+        let mut fixture = Fixture::made(&memory, Features::NONE, prompt, source, ());
         fixture.driver.offer_writable(0, BUFFER, 8);
         assert!(!fixture.notify());
         assert!(
@@ -181,7 +198,7 @@ fn the_observer_hears_the_kind_of_each_failure() {
     let memory = memory();
     let heard = Arc::new(Heard::default());
     let source = script(&[NOT_YET, BROKEN, Step::End]);
-    let mut fixture = Fixture::observed(&memory, 0, source, heard.clone());
+    let mut fixture = Fixture::observed(&memory, Features::NONE, source, heard.clone());
     fixture.driver.offer_writable(0, BUFFER, 8);
     assert!(fixture.notify());
     assert!(fixture.expire());

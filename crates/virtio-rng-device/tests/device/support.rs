@@ -9,10 +9,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use virtio_device_core::test_utils::DriverQueue;
+use virtio_conformance::DriverQueue;
 use virtio_device_core::{
-    Activation, ActiveQueue, Executor, Interrupt, InterruptHandle, QueueLease, RunningWorker,
-    VirtioDevice, Virtqueue, Worker,
+    Activation, ActiveQueue, Executor, Features, Interrupt, InterruptHandle, QueueLease,
+    RunningWorker, VirtioDevice, Virtqueue, Worker,
 };
 use virtio_rng_device::{QUEUE_SIZE, RateLimits, Retry, Rng, RngObserver};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -162,7 +162,7 @@ pub(crate) struct Fixture<'m, S, O = ()> {
     pub(crate) lease: QueueLease,
     pub(crate) counts: Arc<Counts>,
     pub(crate) interrupt: InterruptHandle,
-    features: u64,
+    features: Features,
 }
 
 /// Waits that tests can wait for.
@@ -173,20 +173,20 @@ pub(crate) const QUICK: Retry = Retry {
 };
 
 impl<'m, S: Read + Send + 'static> Fixture<'m, S> {
-    pub(crate) fn new(memory: &'m Memory, features: u64, source: S) -> Self {
+    pub(crate) fn new(memory: &'m Memory, features: Features, source: S) -> Self {
         Self::observed(memory, features, source, ())
     }
 }
 
 impl<'m, S: Read + Send + 'static, O: RngObserver + 'static> Fixture<'m, S, O> {
-    pub(crate) fn observed(memory: &'m Memory, features: u64, source: S, observer: O) -> Self {
+    pub(crate) fn observed(memory: &'m Memory, features: Features, source: S, observer: O) -> Self {
         Self::made(memory, features, false, source, observer)
     }
 
     /// A device that asks its source during a look at the queue, if `prompt`.
     pub(crate) fn made(
         memory: &'m Memory,
-        features: u64,
+        features: Features,
         prompt: bool,
         source: S,
         observer: O,

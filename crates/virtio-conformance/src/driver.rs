@@ -1,0 +1,197 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The driver's side of a split virtqueue.
+
+use virtio_device_core::{QueueLayout, QueueSetup};
+use vm_memory::{Bytes, GuestAddress, GuestMemory};
+
+/// Descriptor flag: the chain goes on at `next`.
+pub const VIRTQ_DESC_F_NEXT: u16 = 1;
+/// Descriptor flag: the buffer is for the device to write.
+pub const VIRTQ_DESC_F_WRITE: u16 = 2;
+/// Descriptor flag: the buffer is a table of descriptors.
+pub const VIRTQ_DESC_F_INDIRECT: u16 = 4;
+
+/// A driver's queue: descriptor table, available ring and used ring, one after the other.
+///
+/// Unlike a real driver it writes whatever it is told to, legal or not.
+#[derive(Debug)]
+pub struct DriverQueue<'m, M> {
+    memory: &'m M,
+    setup: QueueSetup,
+    avail_index: u16,
+    used_index: u16,
+}
+
+#[expect(
+    clippy::unwrap_used,
+    reason = "a test that leaves guest memory should fail there"
+)]
+impl<'m, M: GuestMemory> DriverQueue<'m, M> {
+    /// Lays out a queue of `size` descriptors from `base`, a multiple of 16, and zeroes both rings.
+    ///
+    /// # Panics
+    ///
+    /// If the queue does not fit into `memory`; so do all methods for what they touch.
+    #[must_use]
+    pub fn new(memory: &'m M, base: u64, size: u16) -> Self {
+        let entries = u64::from(size);
+        let avail_ring = base + 16 * entries;
+        let used_ring = (avail_ring + 6 + 2 * entries).next_multiple_of(4);
+        let setup = QueueSetup {
+            size: size.into(),
+            desc_table: base,
+            avail_ring,
+            used_ring,
+        };
+        let len = usize::try_from(used_ring + 6 + 8 * entries - base).unwrap();
+        memory
+            .write_slice(&vec![0; len], GuestAddress(base))
+            .unwrap();
+        Self {
+            memory,
+            setup,
+            avail_index: 0,
+            used_index: 0,
+        }
+    }
+
+    /// What the driver tells the device about the queue.
+    #[must_use]
+    pub const fn setup(&self) -> &QueueSetup {
+        &self.setup
+    }
+
+    /// Where the used ring is, which is the device's to write.
+    #[must_use]
+    pub const fn used_ring(&self) -> std::ops::Range<u64> {
+        let from = self.setup.used_ring;
+        from..from + 6 + 8 * self.setup.size as u64
+    }
+
+    /// The checked layout.
+    #[must_use]
+    pub fn layout(&self) -> QueueLayout {
+        QueueLayout::check(
+            &self.setup,
+            u16::try_from(self.setup.size).unwrap(),
+            self.memory,
+        )
+        .unwrap()
+    }
+
+    /// Writes descriptor `index` of the queue's table.
+    pub fn descriptor(&self, index: u16, addr: u64, len: u32, flags: u16, next: u16) {
+        self.descriptor_at(self.setup.desc_table, index, addr, len, flags, next);
+    }
+
+    /// Writes descriptor `index` of a table at `table`.
+    pub fn descriptor_at(
+        &self,
+        table: u64,
+        index: u16,
+        addr: u64,
+        len: u32,
+        flags: u16,
+        next: u16,
+    ) {
+        let mut bytes = [0; 16];
+        let fields = [
+            &addr.to_le_bytes()[..],
+            &len.to_le_bytes(),
+            &flags.to_le_bytes(),
+            &next.to_le_bytes(),
+        ];
+        bytes.copy_from_slice(&fields.concat());
+        self.memory
+            .write_slice(&bytes, GuestAddress(table + 16 * u64::from(index)))
+            .unwrap();
+    }
+
+    /// Makes the chain at `head` available.
+    pub fn offer(&mut self, head: u16) {
+        self.stage(head);
+        self.set_avail_index(self.avail_index.wrapping_add(1));
+    }
+
+    /// Writes `head` where the next available chain is named, without making it available.
+    pub fn stage(&self, head: u16) {
+        let slot = u64::from(self.avail_index) % u64::from(self.setup.size);
+        let addr = GuestAddress(self.setup.avail_ring + 4 + 2 * slot);
+        self.memory.write_slice(&head.to_le_bytes(), addr).unwrap();
+    }
+
+    /// Writes a single device-writable descriptor and makes it available.
+    pub fn offer_writable(&mut self, index: u16, addr: u64, len: u32) {
+        self.descriptor(index, addr, len, VIRTQ_DESC_F_WRITE, 0);
+        self.offer(index);
+    }
+
+    /// The available index as the driver has written it last.
+    #[must_use]
+    pub const fn avail_index(&self) -> u16 {
+        self.avail_index
+    }
+
+    /// Sets the available index to any value.
+    pub fn set_avail_index(&mut self, index: u16) {
+        self.avail_index = index;
+        let addr = GuestAddress(self.setup.avail_ring + 2);
+        self.memory
+            .store(index.to_le(), addr, std::sync::atomic::Ordering::Release)
+            .unwrap();
+    }
+
+    /// Sets the flags of the available ring.
+    pub fn set_avail_flags(&self, flags: u16) {
+        let addr = GuestAddress(self.setup.avail_ring);
+        self.memory.write_slice(&flags.to_le_bytes(), addr).unwrap();
+    }
+
+    /// Sets the used index at which the driver wants the next interrupt (`VIRTIO_F_EVENT_IDX`).
+    pub fn set_used_event(&self, index: u16) {
+        let addr = self.setup.avail_ring + 4 + 2 * u64::from(self.setup.size);
+        self.memory
+            .write_slice(&index.to_le_bytes(), GuestAddress(addr))
+            .unwrap();
+    }
+
+    /// The available index at which the device wants the next notification.
+    #[must_use]
+    pub fn avail_event(&self) -> u16 {
+        let addr = self.setup.used_ring + 4 + 8 * u64::from(self.setup.size);
+        u16::from_le(self.memory.read_obj(GuestAddress(addr)).unwrap())
+    }
+
+    /// The flags of the used ring.
+    #[must_use]
+    pub fn used_flags(&self) -> u16 {
+        let addr = GuestAddress(self.setup.used_ring);
+        u16::from_le(self.memory.read_obj(addr).unwrap())
+    }
+
+    /// The used index as the device has written it.
+    #[must_use]
+    pub fn used_index(&self) -> u16 {
+        let addr = GuestAddress(self.setup.used_ring + 2);
+        u16::from_le(
+            self.memory
+                .load(addr, std::sync::atomic::Ordering::Acquire)
+                .unwrap(),
+        )
+    }
+
+    /// The used elements that have come since this was last called, as (head, length).
+    pub fn take_used(&mut self) -> Vec<(u32, u32)> {
+        let mut used = Vec::new();
+        while self.used_index != self.used_index() {
+            let slot = u64::from(self.used_index) % u64::from(self.setup.size);
+            let addr = self.setup.used_ring + 4 + 8 * slot;
+            let word = |addr| u32::from_le(self.memory.read_obj(GuestAddress(addr)).unwrap());
+            used.push((word(addr), word(addr + 4)));
+            self.used_index = self.used_index.wrapping_add(1);
+        }
+        used
+    }
+}

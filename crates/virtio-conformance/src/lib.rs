@@ -1,0 +1,81 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A suite that any virtio device passes behind any transport, whatever its driver does.
+//!
+//! All of these hold, in every scenario:
+//!
+//! * nothing panics, also in the worker, which would show as a failed device;
+//! * guest memory is as it was, but for the written bytes of accepted requests and the used ring;
+//! * the device's memory in the host does not grow ([`Suite::with_heap`]);
+//! * one wake-up does a bounded amount of work, and each descriptor is read once;
+//! * every accepted request comes back once, with a length that its buffers have;
+//! * no interrupt is raised without a used buffer or a change to tell of;
+//! * each fault is counted as what it is, and told to the driver by exactly one interrupt;
+//! * what the host keeps to itself reaches neither guest memory nor debug output
+//!   ([`Suite::with_secret`]);
+//! * after each scenario a reset and a new start are enough for a valid request to be served;
+//! * a second device goes on working all the while.
+//!
+//! # For the author of a device
+//!
+//! Say what a request is, and put a fresh device behind a transport from the [`Parts`] that you are
+//! given. Any transport will do; `virtio-mmio-transport` is one.
+//!
+//! ```
+//! use std::sync::{Arc, Mutex};
+//! use virtio_conformance::ramdisk::RamDisk;
+//! use virtio_conformance::{Memory, Parts, Port, Request, Suite};
+//! # use virtio_device_core::VirtioDevice;
+//!
+//! # fn the_disk_conforms<P: Port>(transport: impl Fn(Box<dyn VirtioDevice<Memory>>, Parts) -> P) {
+//! // Read sector 0: a header of 16 bytes, then room for the sector and for the status.
+//! let request = Request::new(|bytes| bytes == [0; 513]).readable(&[0; 16]).writable(513);
+//! Suite::new(request.at_most(4096 + 1)).check(|parts| {
+//!     let disk = Arc::new(Mutex::new(vec![0; 4096]));
+//!     let device = RamDisk::new(disk, parts.executor.clone());
+//!     transport(Box::new(device), parts)
+//! });
+//! # }
+//! ```
+//!
+//! A device that watches file descriptors of the host needs a `WorkerThread` in place of
+//! [`Parts::executor`]; one that waits for the host to deliver something is fed by
+//! [`Host::deliver_by`]. A device with several queues is checked once for each kind of request:
+//! [`Request::queue`].
+//!
+//! # For the author of a transport or a VMM
+//!
+//! A [`Port`] is a driver's way to a transport. For registers of virtio-mmio there is one,
+//! [`MmioPort`], which needs two functions that read and write at an offset; it also checks each
+//! register at every width. Run the suite with [`ramdisk::RamDisk`] behind your transport, made of
+//! [`Parts::memory`], [`Parts::line`] and [`Parts::events`].
+//!
+//! # For tests of your own
+//!
+//! [`DriverQueue`] is the driver's side of a virtqueue, and writes whatever it is told to;
+//! [`WatchedMemory`] shows each access of a device to guest memory, and can change memory before it
+//! happens.
+
+#![forbid(unsafe_code)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod checks;
+mod driver;
+mod machine;
+mod memory;
+mod mmio;
+mod parts;
+mod port;
+pub mod ramdisk;
+mod scenarios;
+mod subject;
+mod suite;
+
+pub use driver::{DriverQueue, VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
+pub use memory::{Access, WatchedMemory};
+pub use mmio::{MmioPort, READABLE};
+pub use parts::{CountingLine, EventLog, Host, Memory, Parts};
+pub use port::Port;
+pub use subject::{HeapGrowth, MeasureHeap, Request};
+pub use suite::Suite;

@@ -1,0 +1,74 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The suite: every scenario, over and over, on a device and on one beside it.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use virtio_device_core::{Features, VIRTIO_F_INDIRECT_DESC};
+
+use crate::machine::Machine;
+use crate::parts::Parts;
+use crate::port::Port;
+use crate::scenarios;
+use crate::subject::{MeasureHeap, Request, Subject};
+
+/// The suite, for one kind of device.
+#[derive(Clone, Copy, Debug)]
+pub struct Suite {
+    subject: Subject,
+}
+
+impl Suite {
+    /// The suite for devices that serve `request`.
+    #[must_use]
+    pub const fn new(request: Request) -> Self {
+        Self {
+            subject: Subject {
+                request,
+                secret: &[],
+                heap: None,
+            },
+        }
+    }
+
+    /// Has the suite look for `secret`: bytes that the test has put where the device has them in
+    /// reach and must keep them from its driver, such as the rest of a buffer that a backend has
+    /// filled in part. They should be printable, so that they are found in text as well.
+    #[must_use]
+    pub const fn with_secret(mut self, secret: &'static [u8]) -> Self {
+        self.subject.secret = secret;
+        self
+    }
+
+    /// Has the suite check by `measure` that the device takes no more host memory than at its
+    /// start. It sees one thread, or all, as the test's allocator does.
+    #[must_use]
+    pub const fn with_heap(mut self, measure: MeasureHeap) -> Self {
+        self.subject.heap = Some(measure);
+        self
+    }
+
+    /// Puts devices made by `make` through every scenario. It puts a fresh device of one kind
+    /// behind a transport, from the given parts.
+    ///
+    /// # Panics
+    ///
+    /// If the device or the transport does not conform.
+    pub fn check<P: Port>(&self, make: impl Fn(Parts) -> P) {
+        let mut sibling = Machine::new(self.subject, &make);
+        let mut sibling_queue = sibling.start(Features::of(&[VIRTIO_F_INDIRECT_DESC]));
+        let mut machine = Machine::new(self.subject, &make);
+        for &(name, scenario) in &scenarios::all() {
+            let passed = catch_unwind(AssertUnwindSafe(|| {
+                scenario(&mut machine);
+                // Whatever state the other one is in now.
+                sibling.serve(&mut sibling_queue);
+                machine.keeps_its_secret();
+                let mut queue = machine.start(Features::of(&[VIRTIO_F_INDIRECT_DESC]));
+                machine.serve(&mut queue);
+            }));
+            assert!(passed.is_ok(), "scenario failed: {name}");
+        }
+    }
+}

@@ -1,0 +1,163 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What can go wrong: a ring or a request that the driver has spoiled, a device that cannot start or
+//! cannot go on.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+
+use thiserror::Error;
+
+/// How a driver has broken a ring. The queue cannot be trusted from then on: it latches the fault,
+/// and the device must ask for a reset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RingFault {
+    /// The ring is not in guest memory any more.
+    RingMemory,
+    /// The available index is further ahead than the queue is long (section 2.7.6.1).
+    AvailIndex {
+        /// The index up to which the device has taken chains.
+        next: u16,
+        /// The index the driver has written.
+        index: u16,
+    },
+    /// The used index is not one that leads to what was taken: a driver has written to the ring that
+    /// only devices write (section 2.7.8).
+    UsedIndex {
+        /// The index up to which chains were taken.
+        next: u16,
+        /// The index in the used ring.
+        index: u16,
+    },
+    /// A head or `next` field names a descriptor that the table does not have.
+    DescriptorIndex {
+        /// The index named.
+        index: u16,
+        /// The number of descriptors in the table.
+        size: u16,
+    },
+    /// The chain is longer than the queue: a loop, or more than a driver may build.
+    ChainTooLong,
+    /// An indirect descriptor, although the feature was not negotiated (section 2.7.5.3.1).
+    IndirectNotNegotiated,
+    /// An indirect descriptor inside an indirect table.
+    IndirectNested,
+    /// An indirect descriptor that has a next one.
+    IndirectWithNext,
+    /// An indirect table of a length that is 0 or no multiple of 16.
+    IndirectLength(u32),
+    /// An indirect table that is not in guest memory as a whole.
+    IndirectMemory(u64),
+    /// A chain was made available again before it was given back.
+    HeadInUse(u16),
+    /// The device gave a chain back that it had not taken from this queue.
+    HeadNotTaken(u16),
+}
+
+impl fmt::Display for RingFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::RingMemory => f.write_str("ring is not in guest memory"),
+            Self::AvailIndex { next, index } => {
+                write!(f, "available index {index} is too far ahead of {next}")
+            }
+            Self::UsedIndex { next, index } => {
+                write!(f, "used index {index} is too far behind {next}")
+            }
+            Self::DescriptorIndex { index, size } => {
+                write!(f, "descriptor {index} in a table of {size}")
+            }
+            Self::ChainTooLong => f.write_str("descriptor chain is longer than the queue"),
+            Self::IndirectNotNegotiated => {
+                f.write_str("indirect descriptor without VIRTIO_F_INDIRECT_DESC")
+            }
+            Self::IndirectNested => f.write_str("indirect descriptor in an indirect table"),
+            Self::IndirectWithNext => f.write_str("indirect descriptor with a next one"),
+            Self::IndirectLength(len) => write!(f, "indirect table of {len} bytes"),
+            Self::IndirectMemory(addr) => {
+                write!(f, "indirect table at {addr:#x} is not all in memory")
+            }
+            Self::HeadInUse(head) => write!(f, "chain {head} is available twice"),
+            Self::HeadNotTaken(head) => write!(f, "chain {head} was not taken"),
+        }
+    }
+}
+
+impl Error for RingFault {}
+
+/// A request that cannot be served although the ring is sound: give the chain back with length 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BadRequest {
+    /// A buffer does not lie in guest memory as a whole.
+    BufferMemory {
+        /// Guest address of the buffer.
+        addr: u64,
+        /// Length of the buffer in bytes.
+        len: u32,
+    },
+    /// The buffers are not what the device type asks for: too short, or of the wrong direction.
+    Layout,
+}
+
+impl fmt::Display for BadRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BufferMemory { addr, len } => {
+                write!(f, "buffer of {len} bytes at {addr:#x} is not all in memory")
+            }
+            Self::Layout => f.write_str("buffers are not laid out as the device type demands"),
+        }
+    }
+}
+
+impl Error for BadRequest {}
+
+/// Why a device could not be activated.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ActivateError {
+    /// The device cannot work without a queue that the driver has left disabled.
+    #[error("queue {0} is needed and not enabled")]
+    QueueMissing(u16),
+    /// The device is active already.
+    #[error("device is active already")]
+    AlreadyActive,
+    /// A worker could not be started.
+    #[error("worker could not be started")]
+    Worker(#[from] io::Error),
+    /// The device has a reason of its own.
+    #[error("device could not be started")]
+    Device(#[source] Box<dyn Error + Send + Sync>),
+}
+
+impl ActivateError {
+    /// A reason of the device's own: an error of any type, or a text.
+    pub fn device(reason: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Device(reason.into())
+    }
+}
+
+/// Why a device cannot go on.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum DeviceFault {
+    /// The driver has broken a ring.
+    #[error("driver broke the ring")]
+    Ring(#[from] RingFault),
+    /// The device's backend does not work any more.
+    #[error("device backend failed")]
+    Backend(#[source] io::Error),
+    /// The device could not be activated.
+    #[error("device could not be activated")]
+    Activation(#[from] ActivateError),
+    /// The loop that drives the device's worker does not work any more.
+    #[error("worker's loop failed")]
+    Loop(#[source] io::Error),
+    /// The device's handler panicked.
+    #[error("device panicked")]
+    Panicked,
+}

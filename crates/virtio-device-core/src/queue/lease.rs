@@ -1,0 +1,289 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Things on loan to a device: a queue, or guest memory outside of every queue.
+//!
+//! A loan has two halves of different types. The transport keeps [`Lent`], which pauses and revokes;
+//! the device gets [`Lease`], which only uses. A device touches guest memory
+//!
+//! * inside [`Lease::with`], under a lock, without waiting for anything; or
+//! * while it has an [`InFlight`], for I/O that takes its time: straight from a file into guest
+//!   memory, say, by another thread or by the kernel.
+//!
+//! Taking the loan back therefore takes one critical section of the device and the end of its I/O in
+//! flight, and is final: nothing touches the driver's memory afterwards.
+
+use std::error::Error;
+use std::fmt;
+use std::sync::{Arc, PoisonError};
+use std::time::Instant;
+
+use crate::queue::Virtqueue;
+use crate::sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering};
+
+/// A device's half of the loan of a virtqueue.
+pub type QueueLease = Lease<Virtqueue>;
+
+/// A device's half of the loan of guest memory outside of every queue: a ring of its own, a shared
+/// buffer, memory that a foreign server has mapped.
+pub type DeviceLease = Lease<()>;
+
+/// The borrower's half of a loan; see the [module](self). Clones are the same loan.
+#[derive(Debug)]
+pub struct Lease<T> {
+    shared: Arc<Shared<T>>,
+}
+
+/// The owner's half of a loan, for transports: pauses it, resumes it, and takes it back.
+#[derive(Debug)]
+pub struct Lent<T> {
+    shared: Arc<Shared<T>>,
+}
+
+/// Permission to touch guest memory outside of [`Lease::with`] for as long as this lives.
+///
+/// One for each request in flight, as a rule. It can be sent to the thread that completes the
+/// request. Pause, queue reset and reset are complete only when every guard is gone, so drop it as
+/// soon as the last byte has moved.
+#[derive(Debug)]
+pub struct InFlight<T> {
+    shared: Arc<Shared<T>>,
+}
+
+/// Why what was lent cannot be used now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unavailable {
+    /// The device is paused. Leave the request where it is: every queue is notified on resume.
+    Paused,
+    /// It has been taken back for good. Drop whatever belongs to it.
+    Revoked,
+}
+
+impl fmt::Display for Unavailable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Paused => "device is paused",
+            Self::Revoked => "loan has been revoked",
+        })
+    }
+}
+
+impl Error for Unavailable {}
+
+#[derive(Debug)]
+struct Shared<T> {
+    /// [`PAUSED`], [`REVOKED`], and the number of guards in units of [`ONE_IN_FLIGHT`]: in one word,
+    /// so that no guard is made after either flag was seen to be set.
+    gate: AtomicUsize,
+    value: Mutex<Option<T>>,
+    /// Guards the condition variable alone. Not `value`: a guard may be dropped under that.
+    idle: Mutex<()>,
+    drained: Condvar,
+}
+
+const PAUSED: usize = 1;
+const REVOKED: usize = 2;
+const FLAGS: usize = PAUSED | REVOKED;
+const ONE_IN_FLIGHT: usize = 4;
+
+const fn open(gate: usize) -> Result<(), Unavailable> {
+    match gate & FLAGS {
+        0 => Ok(()),
+        PAUSED => Err(Unavailable::Paused),
+        _ => Err(Unavailable::Revoked),
+    }
+}
+
+/// For a request in flight a pause is no obstacle: the pause waits for it.
+const fn not_revoked(gate: usize) -> Result<(), Unavailable> {
+    open(gate & !PAUSED)
+}
+
+impl<T> Shared<T> {
+    #[inline]
+    fn with<R>(
+        &self,
+        admits: fn(usize) -> Result<(), Unavailable>,
+        look: impl FnOnce(&mut T) -> R,
+    ) -> Result<R, Unavailable> {
+        // Asked before the lock, so that a busy device does not keep the owner waiting for it.
+        admits(self.gate.load(Ordering::Acquire))?;
+        let mut value = self.lock();
+        admits(self.gate.load(Ordering::Acquire))?;
+        value.as_mut().map(look).ok_or(Unavailable::Revoked)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<T>> {
+        // A device that panicked under the lock leaves no more than a half-served request.
+        self.value.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_idle(&self) -> bool {
+        self.gate.load(Ordering::Acquire) < ONE_IN_FLIGHT
+    }
+}
+
+impl<T> Lease<T> {
+    /// Runs `look` on what was lent, under its lock.
+    ///
+    /// `look` must not wait for anything but guest memory: pause and reset wait for it.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`] while the device is paused, and once the loan has been revoked; `look` has not
+    /// run then. This never waits for a pause to end.
+    #[inline]
+    pub fn with<R>(&self, look: impl FnOnce(&mut T) -> R) -> Result<R, Unavailable> {
+        self.shared.with(open, look)
+    }
+
+    /// Asks for permission to touch guest memory outside of [`Lease::with`].
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable`], as for [`Lease::with`]; put the request back then.
+    pub fn hold(&self) -> Result<InFlight<T>, Unavailable> {
+        let gate = &self.shared.gate;
+        let mut seen = gate.load(Ordering::Acquire);
+        loop {
+            open(seen)?;
+            let more = seen + ONE_IN_FLIGHT;
+            match gate.compare_exchange_weak(seen, more, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => break,
+                Err(now) => seen = now,
+            }
+        }
+        Ok(InFlight {
+            shared: self.shared.clone(),
+        })
+    }
+
+    /// Whether the loan has been revoked, or is about to be.
+    #[must_use]
+    pub fn is_revoked(&self) -> bool {
+        self.shared.gate.load(Ordering::Acquire) & REVOKED != 0
+    }
+
+    /// Whether the device is paused, or about to be.
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        open(self.shared.gate.load(Ordering::Acquire)) == Err(Unavailable::Paused)
+    }
+}
+
+impl<T> Clone for Lease<T> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: self.shared.clone(),
+        }
+    }
+}
+
+impl<T> InFlight<T> {
+    /// Runs `look` on what was lent, under its lock: to complete the request.
+    ///
+    /// Unlike [`Lease::with`] this works while a pause waits for the requests in flight, so that a
+    /// request is complete, memory and used ring, before the pause is acknowledged.
+    ///
+    /// # Errors
+    ///
+    /// [`Unavailable::Revoked`] once the loan has been revoked: there is nobody to complete for.
+    pub fn with<R>(&self, look: impl FnOnce(&mut T) -> R) -> Result<R, Unavailable> {
+        self.shared.with(not_revoked, look)
+    }
+
+    /// Whether the loan has been revoked: cancel the request if that is possible.
+    #[must_use]
+    pub fn is_revoked(&self) -> bool {
+        self.shared.gate.load(Ordering::Acquire) & REVOKED != 0
+    }
+}
+
+impl<T> Drop for InFlight<T> {
+    fn drop(&mut self) {
+        let before = self.shared.gate.fetch_sub(ONE_IN_FLIGHT, Ordering::AcqRel);
+        let last = before & !FLAGS == ONE_IN_FLIGHT;
+        if last && before & FLAGS != 0 {
+            // Under its lock, so that an owner that has just found the gate busy is waiting already.
+            let _idle = lock_idle(&self.shared.idle);
+            self.shared.drained.notify_all();
+        }
+    }
+}
+
+impl<T> Lent<T> {
+    /// Lends `value`; `None` makes a loan that is revoked from the start.
+    #[must_use]
+    pub fn new(value: Option<T>) -> (Self, Lease<T>) {
+        let shared = Arc::new(Shared {
+            gate: AtomicUsize::new(if value.is_some() { 0 } else { REVOKED }),
+            value: Mutex::new(value),
+            idle: Mutex::new(()),
+            drained: Condvar::new(),
+        });
+        let lease = Lease {
+            shared: shared.clone(),
+        };
+        (Self { shared }, lease)
+    }
+
+    /// Keeps the device from what was lent, until [`Lent::resume`].
+    ///
+    /// Waits for at most one critical section of the device, and not for requests in flight: those
+    /// go on until [`Lent::is_idle`].
+    pub fn pause(&self) {
+        self.shared.gate.fetch_or(PAUSED, Ordering::AcqRel);
+        drop(self.shared.lock());
+    }
+
+    /// Lets the device go on. It must be notified afterwards.
+    pub fn resume(&self) {
+        self.shared.gate.fetch_and(!PAUSED, Ordering::AcqRel);
+    }
+
+    /// Takes back what was lent, in its final state; `None` if that was done before.
+    ///
+    /// Waits for at most one critical section of the device, and not for requests in flight: memory
+    /// is at rest once [`Lent::is_idle`].
+    #[must_use = "the value is lost otherwise; drop it explicitly"]
+    pub fn revoke(&self) -> Option<T> {
+        self.shared.gate.fetch_or(REVOKED, Ordering::AcqRel);
+        self.shared.lock().take()
+    }
+
+    /// Whether no request is in flight. Stays true once it is, if the loan is paused or revoked.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.shared.is_idle()
+    }
+
+    /// Waits until no request is in flight, but not beyond `deadline`, if there is one; to be called
+    /// after [`Lent::pause`] or [`Lent::revoke`]. Returns whether there is none.
+    #[must_use]
+    pub fn wait_idle(&self, deadline: Option<Instant>) -> bool {
+        let mut idle = lock_idle(&self.shared.idle);
+        while !self.shared.is_idle() {
+            let drained = &self.shared.drained;
+            let Some(deadline) = deadline else {
+                idle = drained.wait(idle).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            let waited = drained.wait_timeout(idle, left);
+            (idle, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+        true
+    }
+
+    /// Looks at what was lent; `None` if it has been taken back.
+    pub fn inspect<R>(&self, look: impl FnOnce(&T) -> R) -> Option<R> {
+        self.shared.lock().as_ref().map(look)
+    }
+}
+
+fn lock_idle(idle: &Mutex<()>) -> MutexGuard<'_, ()> {
+    idle.lock().unwrap_or_else(PoisonError::into_inner)
+}

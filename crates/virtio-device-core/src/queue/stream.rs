@@ -1,0 +1,267 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Streams and slices over the buffers of a chain, whatever pieces the driver has cut them into.
+
+use std::fmt;
+use std::io::{self, ErrorKind, Read, Write};
+
+use vm_memory::bitmap::BS;
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, Permissions, VolatileSlice};
+
+use super::chain::{Buffer, Chain};
+use crate::fault::BadRequest;
+
+impl Chain {
+    /// A stream of the device-readable bytes, in the driver's order. What is read twice may differ,
+    /// because the driver can change it meanwhile.
+    pub fn reader<'a, M: GuestMemory>(&'a self, memory: &'a M) -> Reader<'a, M> {
+        Reader(Cursor::new(memory, self.buffers(), false))
+    }
+
+    /// A stream into the device-writable bytes, in the driver's order.
+    pub fn writer<'a, M: GuestMemory>(&'a self, memory: &'a M) -> Writer<'a, M> {
+        Writer(Cursor::new(memory, self.buffers(), true))
+    }
+
+    /// The device-readable bytes as slices of guest memory, in the driver's order, for vectored I/O
+    /// without a copy. The driver can change them at any time.
+    ///
+    /// A buffer that lies in several regions gives several slices, an empty one none. Items after an
+    /// error mean nothing, so collect all before any byte moves:
+    ///
+    /// ```
+    /// # use virtio_device_core::{BadRequest, Chain};
+    /// # use vm_memory::GuestMemory;
+    /// # fn example(chain: &Chain, memory: &impl GuestMemory) -> Result<(), BadRequest> {
+    /// let slices = chain.readable_slices(memory).collect::<Result<Vec<_>, _>>()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn readable_slices<'a, M: GuestMemory>(
+        &'a self,
+        memory: &'a M,
+    ) -> impl Iterator<Item = Result<VolatileSlice<'a, BS<'a, M::Bitmap>>, BadRequest>> {
+        slices(self.buffers(), memory, false)
+    }
+
+    /// The device-writable bytes as slices of guest memory; see
+    /// [`readable_slices`](Self::readable_slices).
+    pub fn writable_slices<'a, M: GuestMemory>(
+        &'a self,
+        memory: &'a M,
+    ) -> impl Iterator<Item = Result<VolatileSlice<'a, BS<'a, M::Bitmap>>, BadRequest>> {
+        slices(self.buffers(), memory, true)
+    }
+}
+
+fn slices<'a, M: GuestMemory>(
+    buffers: &'a [Buffer],
+    memory: &'a M,
+    writable: bool,
+) -> impl Iterator<Item = Result<VolatileSlice<'a, BS<'a, M::Bitmap>>, BadRequest>> {
+    let access = if writable {
+        Permissions::Write
+    } else {
+        Permissions::Read
+    };
+    let mine =
+        (buffers.iter()).filter(move |buffer| buffer.writable == writable && buffer.len != 0);
+    mine.flat_map(move |&Buffer { addr, len, .. }| {
+        let error = BadRequest::BufferMemory {
+            addr: addr.raw_value(),
+            len,
+        };
+        let (slices, refused) = match memory.get_slices(addr, len as usize, access) {
+            Ok(slices) => (Some(slices), None),
+            Err(_) => (None, Some(Err(error))),
+        };
+        let slices = slices.into_iter().flatten();
+        slices
+            .map(move |slice| slice.map_err(|_| error))
+            .chain(refused)
+    })
+}
+
+/// Reads the device-readable bytes of a chain; see [`Chain::reader`].
+///
+/// It ends where they end. A buffer outside of guest memory is an error, which does not occur after
+/// [`Chain::check`].
+pub struct Reader<'a, M>(Cursor<'a, M>);
+
+/// Writes the device-writable bytes of a chain; see [`Chain::writer`].
+///
+/// It is full where they end. A buffer outside of guest memory is an error, which does not occur
+/// after [`Chain::check`].
+pub struct Writer<'a, M>(Cursor<'a, M>);
+
+impl<M: GuestMemory> Reader<'_, M> {
+    /// Number of bytes that are left.
+    #[must_use]
+    pub fn remaining(&self) -> u64 {
+        self.0.remaining()
+    }
+
+    /// The next `N` bytes: a header.
+    ///
+    /// # Errors
+    ///
+    /// [`BadRequest::Layout`] if there are fewer, and [`BadRequest::BufferMemory`] if they are not
+    /// in guest memory.
+    pub fn read_array<const N: usize>(&mut self) -> Result<[u8; N], BadRequest> {
+        let mut bytes = [0; N];
+        match self.0.transfer(N, |memory, address, done, count| {
+            let part = bytes.get_mut(done..done + count).unwrap_or_default();
+            memory.read_slice(part, address).is_ok()
+        })? {
+            count if count == N => Ok(bytes),
+            _ => Err(BadRequest::Layout),
+        }
+    }
+}
+
+impl<M: GuestMemory> Writer<'_, M> {
+    /// Number of bytes that are left.
+    #[must_use]
+    pub fn remaining(&self) -> u64 {
+        self.0.remaining()
+    }
+
+    /// Number of bytes written so far: the length to complete the request with, if everything up to
+    /// here was written and not skipped.
+    #[must_use]
+    pub const fn written(&self) -> u32 {
+        self.0.done
+    }
+
+    /// Leaves the next `count` bytes as they are, or as many as are left.
+    ///
+    /// The length that a request is completed with covers only what was written from the first byte
+    /// on (section 2.7.8.2), so skipped bytes must be written by another writer before.
+    pub fn skip(&mut self, count: u64) {
+        self.0.skip(count);
+    }
+}
+
+impl<M: GuestMemory> Read for Reader<'_, M> {
+    fn read(&mut self, data: &mut [u8]) -> io::Result<usize> {
+        let moved = self.0.transfer(data.len(), |memory, address, done, count| {
+            let part = data.get_mut(done..done + count).unwrap_or_default();
+            memory.read_slice(part, address).is_ok()
+        });
+        moved.map_err(|_| ErrorKind::InvalidData.into())
+    }
+}
+
+impl<M: GuestMemory> Write for Writer<'_, M> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let moved = self.0.transfer(data.len(), |memory, address, done, count| {
+            let part = data.get(done..done + count).unwrap_or_default();
+            memory.write_slice(part, address).is_ok()
+        });
+        moved.map_err(|_| ErrorKind::InvalidData.into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A place in the buffers of one direction.
+struct Cursor<'a, M> {
+    memory: &'a M,
+    /// The buffers from the present one on, of both directions.
+    buffers: &'a [Buffer],
+    writable: bool,
+    /// How much of the present buffer is behind.
+    offset: u32,
+    /// How many bytes were moved.
+    done: u32,
+}
+
+impl<'a, M: GuestMemory> Cursor<'a, M> {
+    const fn new(memory: &'a M, buffers: &'a [Buffer], writable: bool) -> Self {
+        Self {
+            memory,
+            buffers,
+            writable,
+            offset: 0,
+            done: 0,
+        }
+    }
+
+    fn remaining(&self) -> u64 {
+        let buffers = self.buffers.iter();
+        let mine = buffers.filter(|buffer| buffer.writable == self.writable);
+        let all: u64 = mine.map(|buffer| u64::from(buffer.len)).sum();
+        all - u64::from(self.offset)
+    }
+
+    /// The present buffer, and how much of it is left: not 0.
+    fn present(&mut self) -> Option<(Buffer, u32)> {
+        while let Some((buffer, later)) = self.buffers.split_first() {
+            if buffer.writable == self.writable && self.offset < buffer.len {
+                return Some((*buffer, buffer.len - self.offset));
+            }
+            (self.buffers, self.offset) = (later, 0);
+        }
+        None
+    }
+
+    /// Has `copy` move up to `len` bytes, buffer by buffer: from the address, this many bytes after
+    /// `done` others.
+    fn transfer(
+        &mut self,
+        len: usize,
+        mut copy: impl FnMut(&M, GuestAddress, usize, usize) -> bool,
+    ) -> Result<usize, BadRequest> {
+        let mut done = 0;
+        while done < len {
+            let Some((Buffer { addr, len: all, .. }, left)) = self.present() else {
+                break;
+            };
+            let count = left.min(u32::try_from(len - done).unwrap_or(u32::MAX));
+            let copied = addr
+                .checked_add(u64::from(self.offset))
+                .is_some_and(|start| copy(self.memory, start, done, count as usize));
+            if !copied {
+                let addr = addr.raw_value();
+                return Err(BadRequest::BufferMemory { addr, len: all });
+            }
+            self.offset += count;
+            self.done = self.done.saturating_add(count);
+            done += count as usize;
+        }
+        Ok(done)
+    }
+
+    fn skip(&mut self, mut count: u64) {
+        while let Some((_, left)) = self.present().filter(|_| count != 0) {
+            let step = u64::from(left).min(count);
+            // At most `left`, which has 32 bits.
+            self.offset += u32::try_from(step).unwrap_or(left);
+            count -= step;
+        }
+    }
+}
+
+impl<M> fmt::Debug for Reader<'_, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Reader").field(&self.0).finish()
+    }
+}
+
+impl<M> fmt::Debug for Writer<'_, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Writer").field(&self.0).finish()
+    }
+}
+
+impl<M> fmt::Debug for Cursor<'_, M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cursor")
+            .field("buffers", &self.buffers)
+            .field("offset", &self.offset)
+            .finish_non_exhaustive()
+    }
+}

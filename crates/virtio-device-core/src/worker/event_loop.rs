@@ -1,0 +1,379 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A loop that serves workers: one epoll instance, one timer, one mailbox.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::timerfd::TimerFd;
+
+use crate::fault::DeviceFault;
+use crate::worker::running::{Life, Reason, Running};
+use crate::worker::sources::{Poller, Readiness};
+use crate::worker::{Executor, Worker};
+
+/// Events taken from the kernel at once.
+const BATCH: usize = 32;
+
+/// What events of the loop itself carry in their upper half; workers have keys from [`FIRST_KEY`].
+const MAILBOX: u64 = 0;
+const TIMER: u64 = 1;
+const FIRST_KEY: u32 = 1;
+
+/// A loop that any number of workers, of any number of devices, run in.
+///
+/// [`WorkerThread`](crate::WorkerThread) has one on a thread of its own. A VMM with a loop of its
+/// own watches this loop's one file descriptor there, and calls [`WorkerLoop::dispatch`] when it is
+/// readable. Workers come and go inside.
+///
+/// ```
+/// use std::os::fd::AsRawFd;
+/// use virtio_device_core::WorkerLoop;
+///
+/// let mut workers = WorkerLoop::new()?;
+/// let executor = workers.handle(); // for the devices
+/// // In the VMM's loop: wait until `workers.as_raw_fd()` is readable, then
+/// workers.dispatch()?;
+/// # Ok::<(), std::io::Error>(())
+/// ```
+///
+/// It stays on the thread that made it, because its handlers do. The [handle](WorkerLoop::handle) can
+/// be sent anywhere.
+pub struct WorkerLoop {
+    parts: LoopParts,
+    /// What the timer is set to.
+    armed: Option<Instant>,
+    workers: Vec<Running>,
+    next_key: u32,
+}
+
+/// What a loop is made of before it has workers: still free to be sent to another thread.
+pub(crate) struct LoopParts {
+    epoll: Epoll,
+    timer: TimerFd,
+    mailbox: Arc<Mailbox>,
+}
+
+/// Starts workers in a [`WorkerLoop`]; clones start them in the same one.
+#[derive(Clone)]
+pub struct LoopHandle {
+    mailbox: Arc<Mailbox>,
+}
+
+/// What reaches the loop from other threads.
+pub(crate) struct Mailbox {
+    new: Mutex<Vec<Worker>>,
+    stop: AtomicBool,
+    /// Wakes the loop: there are new workers, some have ended, or a pause is over.
+    wake: Arc<EventFd>,
+}
+
+impl Mailbox {
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self {
+            new: Mutex::new(Vec::with_capacity(8)),
+            stop: AtomicBool::new(false),
+            wake: Arc::new(EventFd::new(EFD_NONBLOCK)?),
+        })
+    }
+
+    pub(crate) fn take_new(&self) -> Vec<Worker> {
+        std::mem::take(&mut *self.new_workers())
+    }
+
+    /// Takes note of a wake-up; returns whether there was one.
+    pub(crate) fn clear(&self) -> bool {
+        self.wake.read().is_ok()
+    }
+
+    fn new_workers(&self) -> MutexGuard<'_, Vec<Worker>> {
+        self.new.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake(&self) {
+        // A full counter wakes the loop just as well.
+        let _ = self.wake.write(1);
+    }
+}
+
+impl LoopParts {
+    pub(crate) fn new() -> io::Result<Self> {
+        let epoll = Epoll::new()?;
+        let timer = TimerFd::new()?;
+        let mailbox = Arc::new(Mailbox::new()?);
+        let wake = mailbox.wake.as_raw_fd();
+        for (fd, data) in [(wake, MAILBOX), (timer.as_raw_fd(), TIMER)] {
+            epoll.ctl(
+                ControlOperation::Add,
+                fd,
+                EpollEvent::new(EventSet::IN, data),
+            )?;
+        }
+        Ok(Self {
+            epoll,
+            timer,
+            mailbox,
+        })
+    }
+
+    pub(crate) fn handle(&self) -> LoopHandle {
+        LoopHandle::new(self.mailbox.clone())
+    }
+}
+
+impl From<LoopParts> for WorkerLoop {
+    fn from(parts: LoopParts) -> Self {
+        Self {
+            parts,
+            armed: None,
+            workers: Vec::new(),
+            next_key: FIRST_KEY,
+        }
+    }
+}
+
+impl WorkerLoop {
+    /// Makes a loop without workers.
+    ///
+    /// # Errors
+    ///
+    /// If epoll instance, timer or event fd cannot be made.
+    pub fn new() -> io::Result<Self> {
+        LoopParts::new().map(Self::from)
+    }
+
+    /// An executor that starts workers in this loop. Those started before the loop first runs wait
+    /// for it; those started after the loop is gone are refused.
+    #[must_use]
+    pub fn handle(&self) -> LoopHandle {
+        self.parts.handle()
+    }
+
+    /// Number of workers in the loop; one whose activation has ended may still be counted until the
+    /// loop comes round.
+    #[must_use]
+    pub fn workers(&self) -> usize {
+        self.workers.len()
+    }
+
+    /// Serves workers until [`LoopHandle::stop`] is called.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses to wait; all devices in the loop are marked as broken then.
+    pub fn run(&mut self) -> io::Result<()> {
+        while !self.parts.mailbox.stop.load(Ordering::Acquire) {
+            self.round(-1)?;
+        }
+        Ok(())
+    }
+
+    /// Serves whatever is ready, once, and does not wait.
+    ///
+    /// # Errors
+    ///
+    /// As for [`WorkerLoop::run`].
+    pub fn dispatch(&mut self) -> io::Result<()> {
+        self.round(0)
+    }
+
+    fn round(&mut self, timeout: i32) -> io::Result<()> {
+        let mut events = [EpollEvent::default(); BATCH];
+        let count = match self.parts.epoll.wait(timeout, &mut events) {
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
+            Err(error) => return Err(self.fail_all(error)),
+        };
+        let (mut come_round, mut start_new) = (false, false);
+        for event in events.iter().take(count) {
+            match event.data() {
+                MAILBOX => {
+                    self.parts.mailbox.clear();
+                    (come_round, start_new) = (true, true);
+                }
+                TIMER => {
+                    // It stays readable until it is stopped or set again.
+                    self.parts
+                        .timer
+                        .clear()
+                        .map_err(|error| self.fail_all(error.into()))?;
+                    self.armed = None;
+                    come_round = true;
+                }
+                data => self.event(data, event.event_set()),
+            }
+        }
+        if come_round {
+            let now = Instant::now();
+            self.for_each_worker(|worker, poller| worker.come_round(poller, now));
+        }
+        if start_new {
+            // After those of the last activation have left: both wait for the same descriptors.
+            self.start_new();
+        }
+        if self.workers.iter().any(Running::is_due) {
+            self.parts.mailbox.wake();
+        }
+        self.arm().map_err(|error| self.fail_all(error))
+    }
+
+    fn start_new(&mut self) {
+        for worker in self.parts.mailbox.take_new() {
+            // A key is not used again before 4 billion others were.
+            self.next_key = self.next_key.checked_add(1).unwrap_or(FIRST_KEY + 1);
+            let poller = Poller {
+                epoll: Some(&self.parts.epoll),
+                key: self.next_key,
+            };
+            self.workers.extend(Running::start(worker, &poller));
+        }
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "the halves are meant")]
+    fn event(&mut self, data: u64, events: EventSet) {
+        let (key, reason) = ((data >> 32) as u32, Reason::from_bits(data as u32));
+        let readiness = Readiness::of(events);
+        // One that has ended in this round is not there any more.
+        if let Some(place) = self.workers.iter().position(|worker| worker.key() == key) {
+            self.visit(place, |worker, poller| {
+                worker.event(poller, reason, readiness)
+            });
+        }
+    }
+
+    fn for_each_worker(&mut self, mut call: impl FnMut(&mut Running, &Poller<'_>) -> Life) {
+        let mut place = 0;
+        while place < self.workers.len() {
+            if self.visit(place, &mut call) == Life::GoesOn {
+                place += 1;
+            }
+        }
+    }
+
+    /// Calls the worker at `place`, and has it leave the loop if it has ended.
+    fn visit(
+        &mut self,
+        place: usize,
+        call: impl FnOnce(&mut Running, &Poller<'_>) -> Life,
+    ) -> Life {
+        let Some(worker) = self.workers.get_mut(place) else {
+            return Life::GoesOn;
+        };
+        let poller = Poller {
+            epoll: Some(&self.parts.epoll),
+            key: worker.key(),
+        };
+        let life = call(worker, &poller);
+        if life == Life::Ended {
+            self.workers.swap_remove(place).end(&poller);
+        }
+        life
+    }
+
+    /// Sets the timer to the first moment that any worker waits for.
+    fn arm(&mut self) -> io::Result<()> {
+        let first = self.workers.iter().filter_map(Running::deadline).min();
+        if first == self.armed {
+            return Ok(());
+        }
+        match first {
+            Some(at) => {
+                let left = at.saturating_duration_since(Instant::now());
+                // 0 would stop it; beyond what the kernel takes, it wakes early and is set again.
+                let left = left.clamp(Duration::from_nanos(1), Duration::from_secs(1 << 30));
+                self.parts.timer.reset(left, None)?;
+            }
+            None => self.parts.timer.clear()?,
+        }
+        self.armed = first;
+        Ok(())
+    }
+
+    /// Marks all devices in the loop as broken, for the same reason.
+    fn fail_all(&mut self, error: io::Error) -> io::Error {
+        let kind = error.kind();
+        let fault = |error: &io::Error| match error.raw_os_error() {
+            Some(code) => DeviceFault::Loop(io::Error::from_raw_os_error(code)),
+            None => DeviceFault::Loop(kind.into()),
+        };
+        self.for_each_worker(|worker, _| worker.fail(&fault(&error)));
+        error
+    }
+}
+
+impl AsRawFd for WorkerLoop {
+    /// Readable when [`WorkerLoop::dispatch`] has something to do.
+    fn as_raw_fd(&self) -> RawFd {
+        self.parts.epoll.as_raw_fd()
+    }
+}
+
+/// The workers of a loop that goes away are told to their drivers as failed.
+impl Drop for WorkerLoop {
+    fn drop(&mut self) {
+        self.parts.mailbox.stop.store(true, Ordering::Release);
+        let gone = || DeviceFault::Loop(io::ErrorKind::BrokenPipe.into());
+        self.for_each_worker(|worker, _| {
+            if worker.has_ended() {
+                return Life::Ended;
+            }
+            worker.fail(&gone())
+        });
+        for worker in self.parts.mailbox.new_workers().drain(..) {
+            worker.interrupt.device_failed(&gone());
+        }
+    }
+}
+
+impl LoopHandle {
+    pub(crate) const fn new(mailbox: Arc<Mailbox>) -> Self {
+        Self { mailbox }
+    }
+
+    /// Has [`WorkerLoop::run`] return as soon as no handler is being called, and refuses further
+    /// workers.
+    pub fn stop(&self) {
+        self.mailbox.stop.store(true, Ordering::Release);
+        self.mailbox.wake();
+    }
+}
+
+impl Executor for LoopHandle {
+    fn start(&mut self, worker: Worker) -> io::Result<()> {
+        worker.interrupt.add_loop(&self.mailbox.wake);
+        let mut new = self.mailbox.new_workers();
+        if self.mailbox.stop.load(Ordering::Acquire) {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        // Behind a handler that is stuck, resets in any number leave one worker that waits.
+        let waiting = std::mem::take(&mut *new).into_iter();
+        let (ended, live): (Vec<_>, _) = waiting.partition(|old| old.interrupt.has_ended());
+        *new = live;
+        new.push(worker);
+        drop(new);
+        self.mailbox.wake();
+        ended.into_iter().for_each(Worker::discard);
+        Ok(())
+    }
+}
+
+impl fmt::Debug for WorkerLoop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WorkerLoop")
+            .field("workers", &self.workers.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for LoopHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LoopHandle").finish_non_exhaustive()
+    }
+}

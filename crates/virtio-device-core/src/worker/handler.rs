@@ -1,0 +1,136 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What a device author writes: a handler, called when there is something to do.
+
+use std::fmt;
+use std::io;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use crate::device::ActiveQueue;
+use crate::fault::DeviceFault;
+use crate::interrupt::InterruptHandle;
+use crate::worker::sources::{Interest, Poller, Readiness, Sources};
+
+/// Whether a handler has more to do for the queue or the source that it was called for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Nothing: the queue is empty, paused or gone. The next notification or event wakes the handler.
+    Idle,
+    /// The handler has used up its share, and is called again without a notification, after whatever
+    /// else its loop has to do.
+    More,
+    /// The handler waits for time to pass, and is called again after this long, or earlier by a
+    /// notification. Each queue and each source has a wait of its own. [`Duration::MAX`] waits for
+    /// a notification alone.
+    After(Duration),
+}
+
+/// A device's work on its queues. It is called on one thread, and need not be [`Send`] if it is
+/// [built](crate::Worker::build) there.
+///
+/// A call may come without need: look at the ring, and find it empty. No call comes while the device
+/// is paused; one that is under way finds its queues [paused](crate::Unavailable::Paused), returns
+/// [`Progress::Idle`], and is repeated on resume.
+pub trait QueueHandler {
+    /// Serves queue `queue`, for at most one queue-length of requests.
+    ///
+    /// # Errors
+    ///
+    /// Why the device cannot go on. The driver sees `DEVICE_NEEDS_RESET`, and all workers of this
+    /// activation end.
+    fn process(&mut self, queue: u16, cx: &mut Context<'_>) -> Result<Progress, DeviceFault>;
+
+    /// The first call: watch the file descriptors of the host here.
+    ///
+    /// # Errors
+    ///
+    /// Why the device cannot start, as for [`QueueHandler::process`].
+    fn start(&mut self, cx: &mut Context<'_>) -> Result<(), DeviceFault> {
+        let _ = cx;
+        Ok(())
+    }
+
+    /// The watched file descriptor `source` is ready. It is level-triggered: the call is repeated
+    /// until the descriptor is not ready any more, or its interest has changed.
+    ///
+    /// # Errors
+    ///
+    /// As for [`QueueHandler::process`].
+    fn ready(
+        &mut self,
+        source: u32,
+        readiness: Readiness,
+        cx: &mut Context<'_>,
+    ) -> Result<Progress, DeviceFault> {
+        let _ = (source, readiness, cx);
+        Ok(Progress::Idle)
+    }
+}
+
+/// What a handler finds around itself: its queues, and the file descriptors that wake it.
+pub struct Context<'a> {
+    pub(crate) queues: &'a [ActiveQueue],
+    pub(crate) sources: &'a mut Sources,
+    pub(crate) poller: &'a Poller<'a>,
+    pub(crate) interrupt: &'a InterruptHandle,
+}
+
+impl Context<'_> {
+    /// Queue `index`, if it is one of the worker's. If it was reset by itself and enabled again, this
+    /// is the new one.
+    #[must_use]
+    #[inline]
+    pub fn queue(&self, index: u16) -> Option<&ActiveQueue> {
+        self.queues.iter().find(|queue| queue.index == index)
+    }
+
+    /// The worker's queues.
+    #[must_use]
+    pub const fn queues(&self) -> &[ActiveQueue] {
+        self.queues
+    }
+
+    /// The way to the driver for the device as a whole.
+    #[must_use]
+    pub const fn interrupt(&self) -> &InterruptHandle {
+        self.interrupt
+    }
+
+    /// Watches `fd`, under a number of the handler's choice, until it is unwatched or the worker
+    /// ends. A duplicate is watched, so `fd` itself may be closed. Replaces what was watched under
+    /// this number before.
+    ///
+    /// Events are held back while the device is paused.
+    ///
+    /// # Errors
+    ///
+    /// If `fd` cannot be duplicated or watched: `EPERM` for regular files, which are always ready.
+    pub fn watch(&mut self, source: u32, fd: impl AsFd, interest: Interest) -> io::Result<()> {
+        self.sources.watch(self.poller, source, fd, interest)
+    }
+
+    /// Changes what a watched descriptor is waited for: with [`Interest::NONE`] it wakes nobody, not
+    /// even when its peer hangs up. Nothing to do if `source` is not watched.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn set_interest(&mut self, source: u32, interest: Interest) -> io::Result<()> {
+        self.sources.set_interest(self.poller, source, interest)
+    }
+
+    /// Does not watch `source` any more.
+    pub fn unwatch(&mut self, source: u32) {
+        self.sources.unwatch(self.poller, source);
+    }
+}
+
+impl fmt::Debug for Context<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context")
+            .field("queues", &self.queues)
+            .finish_non_exhaustive()
+    }
+}

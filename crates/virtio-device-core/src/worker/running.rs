@@ -1,0 +1,295 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A worker that has started, on the thread of its loop.
+
+use std::os::fd::AsRawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
+
+use vmm_sys_util::epoll::EventSet;
+
+use crate::device::ActiveQueue;
+use crate::fault::{ActivateError, DeviceFault};
+use crate::interrupt::InterruptHandle;
+use crate::sync::{clear_kick, write_kick};
+use crate::worker::Worker;
+use crate::worker::handler::{Context, Progress, QueueHandler};
+use crate::worker::sources::{Poller, Readiness, Sources};
+
+/// What a handler is called for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reason {
+    Queue(u16),
+    Source(u32),
+}
+
+const SOURCE: u32 = 1 << 31;
+
+impl Reason {
+    /// The lower half of what an event carries.
+    pub(crate) const fn to_bits(self) -> u32 {
+        match self {
+            Self::Queue(index) => index as u32,
+            Self::Source(number) => number | SOURCE,
+        }
+    }
+
+    pub(crate) fn from_bits(bits: u32) -> Self {
+        match u16::try_from(bits) {
+            Ok(index) => Self::Queue(index),
+            Err(_) => Self::Source(bits & !SOURCE),
+        }
+    }
+
+    /// A source's number has 31 bits.
+    pub(crate) const fn is_out_of_range(self) -> bool {
+        matches!(self, Self::Source(number) if number & SOURCE != 0)
+    }
+}
+
+/// When a handler wants to be called again for a reason, without an event.
+#[derive(Clone, Copy, Debug)]
+struct Again {
+    reason: Reason,
+    at: When,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum When {
+    /// As soon as the loop comes round, or the pause has ended.
+    Soon,
+    At(Instant),
+}
+
+/// Whether a worker goes on after a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Life {
+    GoesOn,
+    Ended,
+}
+
+pub(crate) struct Running {
+    key: u32,
+    handler: Box<dyn QueueHandler>,
+    queues: Vec<ActiveQueue>,
+    sources: Sources,
+    interrupt: InterruptHandle,
+    /// At most one for each reason.
+    again: Vec<Again>,
+}
+
+impl Running {
+    /// Starts `worker` in the loop of `poller`; `None` if that failed, as the driver was told, or is
+    /// not wanted any more.
+    pub(crate) fn start(worker: Worker, poller: &Poller<'_>) -> Option<Self> {
+        if worker.interrupt.has_ended() {
+            worker.discard();
+            return None;
+        }
+        let Worker {
+            build,
+            queues,
+            interrupt,
+        } = worker;
+        let started = catch_unwind(AssertUnwindSafe(|| {
+            let mut running = Self {
+                key: poller.key,
+                handler: build()?,
+                queues,
+                sources: Sources::default(),
+                interrupt: interrupt.clone(),
+                again: Vec::new(),
+            };
+            let result = running.begin(poller);
+            if result.is_err() {
+                running.leave(poller);
+            }
+            result.map(|()| running)
+        }));
+        match started {
+            Ok(Ok(running)) => {
+                interrupt.started();
+                Some(running)
+            }
+            Ok(Err(fault)) => {
+                interrupt.device_failed(&fault);
+                None
+            }
+            Err(_) => {
+                interrupt.device_failed(&DeviceFault::Panicked);
+                None
+            }
+        }
+    }
+
+    fn begin(&mut self, poller: &Poller<'_>) -> Result<(), DeviceFault> {
+        for queue in &self.queues {
+            let fd = queue.kick.as_raw_fd();
+            let added = poller.add(fd, EventSet::IN, Reason::Queue(queue.index));
+            added.map_err(ActivateError::Worker)?;
+        }
+        let mut cx = Context {
+            queues: &self.queues,
+            sources: &mut self.sources,
+            poller,
+            interrupt: &self.interrupt,
+        };
+        self.handler.start(&mut cx)
+    }
+
+    pub(crate) const fn key(&self) -> u32 {
+        self.key
+    }
+
+    pub(crate) fn queues(&self) -> &[ActiveQueue] {
+        &self.queues
+    }
+
+    /// Has every wait be over; returns whether there is any.
+    pub(crate) fn expire_all(&mut self) -> bool {
+        self.again
+            .iter_mut()
+            .for_each(|again| again.at = When::Soon);
+        !self.again.is_empty()
+    }
+
+    /// Whether the activation has ended, so that there is nothing left to do.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.interrupt.has_ended()
+    }
+
+    /// Takes note of an event and serves it.
+    pub(crate) fn event(
+        &mut self,
+        poller: &Poller<'_>,
+        reason: Reason,
+        readiness: Readiness,
+    ) -> Life {
+        match reason {
+            Reason::Queue(index) => {
+                let mut queues = self.queues.iter();
+                let Some(queue) = queues.find(|queue| queue.index == index) else {
+                    return Life::GoesOn;
+                };
+                clear_kick(&queue.kick);
+                if self.interrupt.has_ended() {
+                    // The notification may be for the worker that comes next.
+                    write_kick(&queue.kick);
+                    return Life::Ended;
+                }
+            }
+            Reason::Source(number) => {
+                // It may have been unwatched since the event was reported.
+                if !self.sources.is_watched(number) {
+                    return Life::GoesOn;
+                }
+            }
+        }
+        self.serve(poller, reason, readiness)
+    }
+
+    /// Calls the handler for everything that it has asked to be called for by now, and goes on with
+    /// what a pause has held back.
+    pub(crate) fn come_round(&mut self, poller: &Poller<'_>, now: Instant) -> Life {
+        if self.interrupt.has_ended() {
+            return Life::Ended;
+        }
+        let paused = self.interrupt.is_paused();
+        if let Err(error) = self.sources.suspend(poller, paused) {
+            return self.fail(&DeviceFault::Loop(error));
+        }
+        if paused {
+            return Life::GoesOn;
+        }
+        let due = |again: &Again| match again.at {
+            When::Soon => true,
+            When::At(at) => at <= now,
+        };
+        // As many calls as there are now: whoever wants more waits for the next round.
+        let reasons: Vec<Reason> = (self.again.iter().filter(|again| due(again)))
+            .map(|again| again.reason)
+            .collect();
+        for reason in reasons {
+            if self.serve(poller, reason, Readiness::default()) == Life::Ended {
+                return Life::Ended;
+            }
+        }
+        Life::GoesOn
+    }
+
+    /// Whether the loop must come round without waiting.
+    pub(crate) fn is_due(&self) -> bool {
+        let soon = |again: &Again| matches!(again.at, When::Soon);
+        !self.interrupt.is_paused() && self.again.iter().any(soon)
+    }
+
+    /// The next moment that the handler waits for.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        let times = self.again.iter().filter_map(|again| match again.at {
+            When::At(at) => Some(at),
+            When::Soon => None,
+        });
+        times.min().filter(|_| !self.interrupt.is_paused())
+    }
+
+    fn serve(&mut self, poller: &Poller<'_>, reason: Reason, readiness: Readiness) -> Life {
+        self.again.retain(|again| again.reason != reason);
+        if self.interrupt.is_paused() {
+            self.call_again(reason, When::Soon);
+            return match self.sources.suspend(poller, true) {
+                Ok(()) => Life::GoesOn,
+                Err(error) => self.fail(&DeviceFault::Loop(error)),
+            };
+        }
+        self.queues.iter_mut().for_each(ActiveQueue::refresh);
+        let mut cx = Context {
+            queues: &self.queues,
+            sources: &mut self.sources,
+            poller,
+            interrupt: &self.interrupt,
+        };
+        let handler = &mut self.handler;
+        // The handler is dropped after a panic and never called again.
+        let served = catch_unwind(AssertUnwindSafe(|| match reason {
+            Reason::Queue(index) => handler.process(index, &mut cx),
+            Reason::Source(number) => handler.ready(number, readiness, &mut cx),
+        }));
+        match served {
+            Ok(Ok(Progress::Idle)) => {}
+            Ok(Ok(Progress::More)) => self.call_again(reason, When::Soon),
+            Ok(Ok(Progress::After(wait))) => {
+                // A moment that no clock shows is never reached.
+                if let Some(at) = Instant::now().checked_add(wait) {
+                    self.call_again(reason, When::At(at));
+                }
+            }
+            Ok(Err(fault)) => return self.fail(&fault),
+            Err(_) => return self.fail(&DeviceFault::Panicked),
+        }
+        Life::GoesOn
+    }
+
+    fn call_again(&mut self, reason: Reason, at: When) {
+        self.again.push(Again { reason, at });
+    }
+
+    pub(crate) fn fail(&self, fault: &DeviceFault) -> Life {
+        self.interrupt.device_failed(fault);
+        Life::Ended
+    }
+
+    /// Leaves the loop, with no descriptor left in it.
+    pub(crate) fn end(mut self, poller: &Poller<'_>) {
+        self.leave(poller);
+        // A panic on the way out harms nobody else in the loop.
+        let _ = catch_unwind(AssertUnwindSafe(|| drop(self)));
+    }
+
+    fn leave(&mut self, poller: &Poller<'_>) {
+        for queue in &self.queues {
+            poller.remove(queue.kick.as_raw_fd());
+        }
+        self.sources.clear(poller);
+    }
+}

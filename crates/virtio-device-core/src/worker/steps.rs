@@ -1,0 +1,120 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A loop without a system call of its own that runs when it is told to.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::worker::event_loop::{LoopHandle, Mailbox};
+use crate::worker::running::{Life, Reason, Running};
+use crate::worker::sources::{Poller, Readiness};
+
+/// Serves workers on the calling thread, when it is told to: the same in every run, for tests,
+/// fuzzers and benchmarks, and for a VMM that serves a device on the thread of the vCPU that notifies
+/// it.
+///
+/// Host descriptors cannot be watched here, and nobody wakes it: [`StepLoop::step`] looks at every
+/// queue.
+///
+/// ```
+/// use virtio_device_core::StepLoop;
+///
+/// let mut workers = StepLoop::new()?;
+/// let executor = workers.handle(); // for the devices
+/// assert!(!workers.step(), "there is nothing to do");
+/// # Ok::<(), std::io::Error>(())
+/// ```
+pub struct StepLoop {
+    mailbox: Arc<Mailbox>,
+    workers: Vec<Running>,
+}
+
+/// What a worker is told of its surroundings: there is nothing to wait for.
+const NOWHERE: Poller<'_> = Poller {
+    epoll: None,
+    key: 0,
+};
+
+impl StepLoop {
+    /// Makes a loop without workers.
+    ///
+    /// # Errors
+    ///
+    /// If an event fd cannot be made.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            mailbox: Arc::new(Mailbox::new()?),
+            workers: Vec::new(),
+        })
+    }
+
+    /// An executor that starts workers in this loop, at its next step.
+    #[must_use]
+    pub fn handle(&self) -> LoopHandle {
+        LoopHandle::new(self.mailbox.clone())
+    }
+
+    /// Has each worker serve its queues that were notified, and what it has been waiting for since
+    /// the last step, however long it meant to wait. Returns whether there was anything to do.
+    pub fn step(&mut self) -> bool {
+        let woken = self.mailbox.clear();
+        let mut done = woken && self.clean_up();
+        for worker in self.mailbox.take_new() {
+            self.workers.extend(Running::start(worker, &NOWHERE));
+            done = true;
+        }
+        let mut place = 0;
+        while let Some(worker) = self.workers.get_mut(place) {
+            let (served, life) = serve(worker);
+            done |= served;
+            match life {
+                Life::GoesOn => place += 1,
+                Life::Ended => self.workers.swap_remove(place).end(&NOWHERE),
+            }
+        }
+        done
+    }
+
+    /// Drops workers whose activation has ended; returns whether there were any.
+    fn clean_up(&mut self) -> bool {
+        let before = self.workers.len();
+        while let Some(place) = self.workers.iter().position(Running::has_ended) {
+            self.workers.swap_remove(place).end(&NOWHERE);
+        }
+        self.workers.len() != before
+    }
+}
+
+fn serve(worker: &mut Running) -> (bool, Life) {
+    let mut served = worker.expire_all();
+    let mut life = worker.come_round(&NOWHERE, Instant::now());
+    for place in 0..worker.queues().len() {
+        let Some(queue) = worker.queues().get(place) else {
+            break;
+        };
+        if life == Life::GoesOn && queue.kick.read().is_ok() {
+            let reason = Reason::Queue(queue.index);
+            life = worker.event(&NOWHERE, reason, Readiness::default());
+            served = true;
+        }
+    }
+    (served, life)
+}
+
+/// Workers are refused from now on.
+impl Drop for StepLoop {
+    fn drop(&mut self) {
+        self.handle().stop();
+    }
+}
+
+impl fmt::Debug for StepLoop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StepLoop")
+            .field("workers", &self.workers.len())
+            .finish_non_exhaustive()
+    }
+}

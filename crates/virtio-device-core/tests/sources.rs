@@ -1,0 +1,204 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Descriptors of the host that wake a handler.
+#![expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
+#![cfg(not(miri))] // Miri has no level-triggered epoll.
+
+mod support;
+
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::channel;
+use std::time::Duration;
+
+use support::{Input, SOON, Script, activated, wait_until};
+use virtio_device_core::{
+    Context, DeviceFault, Executor, Interest, Progress, Readiness, Worker, WorkerThread,
+};
+
+const SOURCE: u32 = 7;
+
+fn start(worker: Worker) -> WorkerThread {
+    let mut thread = WorkerThread::named("test").unwrap();
+    thread.start(worker).unwrap();
+    thread
+}
+
+fn watch(cx: &mut Context<'_>, stream: &UnixStream, interest: Interest) -> Result<(), DeviceFault> {
+    let watched = cx.watch(SOURCE, stream, interest);
+    watched.map_err(DeviceFault::Backend)
+}
+
+#[test]
+fn host_input_wakes_the_worker() {
+    let activated = activated(1);
+    let (mut host, device) = UnixStream::pair().unwrap();
+    let (sender, received) = channel();
+    let watched = device.try_clone().unwrap();
+    let handler = Input(
+        move |cx: &mut Context<'_>| watch(cx, &watched, Interest::READ),
+        move |source, readiness: Readiness, _: &mut Context<'_>| {
+            assert!(source == SOURCE && readiness.readable && !readiness.writable);
+            let mut byte = [0];
+            (&device).read_exact(&mut byte).unwrap();
+            sender.send(byte[0]).unwrap();
+            Ok(Progress::Idle)
+        },
+    );
+    let _thread = start(Worker::new(handler, vec![], activated.interrupt.clone()));
+    // One call for each byte: what is left over is reported again.
+    host.write_all(b"abc").unwrap();
+    let bytes = [(); 3].map(|()| received.recv_timeout(SOON).unwrap());
+    assert_eq!(&bytes, b"abc");
+}
+
+#[test]
+fn a_source_without_interest_wakes_nobody_not_even_by_hanging_up() {
+    let activated = activated(1);
+    let (mut host, device) = UnixStream::pair().unwrap();
+    let calls = Arc::new(AtomicU32::new(0));
+    let seen = calls.clone();
+    let mut device = Some(device);
+    // The driver has no buffers until it kicks.
+    struct Handler<R>(Option<UnixStream>, R);
+    impl<R> virtio_device_core::QueueHandler for Handler<R>
+    where
+        R: FnMut(Readiness, &mut Context<'_>) -> Progress,
+    {
+        fn start(&mut self, cx: &mut Context<'_>) -> Result<(), DeviceFault> {
+            watch(cx, self.0.as_ref().unwrap(), Interest::NONE)
+        }
+        fn process(&mut self, _: u16, cx: &mut Context<'_>) -> Result<Progress, DeviceFault> {
+            cx.set_interest(SOURCE, Interest::READ).unwrap();
+            Ok(Progress::Idle)
+        }
+        fn ready(
+            &mut self,
+            _: u32,
+            readiness: Readiness,
+            cx: &mut Context<'_>,
+        ) -> Result<Progress, DeviceFault> {
+            Ok((self.1)(readiness, cx))
+        }
+    }
+    let handler = Handler(device.take(), move |_: Readiness, cx: &mut Context<'_>| {
+        seen.fetch_add(1, Ordering::SeqCst);
+        cx.set_interest(SOURCE, Interest::NONE).unwrap();
+        Progress::Idle
+    });
+    let worker = Worker::new(
+        handler,
+        activated.queues.clone(),
+        activated.interrupt.clone(),
+    );
+    let _thread = start(worker);
+    host.write_all(b"x").unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(calls.load(Ordering::SeqCst), 0);
+    activated.kick(0);
+    wait_until("a call", || calls.load(Ordering::SeqCst) == 1);
+    drop(host);
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(calls.load(Ordering::SeqCst), 1, "it spins");
+    activated.kick(0);
+    wait_until("a call", || calls.load(Ordering::SeqCst) == 2);
+}
+
+#[test]
+fn host_output_waits_for_the_host_and_nobody_else_does() {
+    let activated = activated(1);
+    let (mut host, device) = UnixStream::pair().unwrap();
+    device.set_nonblocking(true).unwrap();
+    let watched = device.try_clone().unwrap();
+    let mut left = 1 << 20;
+    let handler = Input(
+        move |cx: &mut Context<'_>| watch(cx, &watched, Interest::WRITE),
+        move |_, readiness: Readiness, cx: &mut Context<'_>| {
+            assert!(readiness.writable);
+            match (&device).write(&vec![7; left]) {
+                Ok(count) => left -= count,
+                Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
+            }
+            if left == 0 {
+                cx.unwatch(SOURCE);
+            }
+            Ok(Progress::Idle)
+        },
+    );
+    let _thread = start(Worker::new(handler, vec![], activated.interrupt.clone()));
+    let mut all = vec![0; 1 << 20];
+    host.read_exact(&mut all).unwrap();
+    assert!(all.iter().all(|&byte| byte == 7));
+}
+
+#[test]
+fn a_pause_holds_host_input_back_and_loses_none() {
+    let activated = activated(0);
+    let (mut host, device) = UnixStream::pair().unwrap();
+    let (sender, received) = channel();
+    let calls = Arc::new(AtomicU32::new(0));
+    let (seen, watched) = (calls.clone(), device.try_clone().unwrap());
+    let handler = Input(
+        move |cx: &mut Context<'_>| watch(cx, &watched, Interest::READ),
+        move |_, _, _: &mut Context<'_>| {
+            seen.fetch_add(1, Ordering::SeqCst);
+            let mut byte = [0];
+            (&device).read_exact(&mut byte).unwrap();
+            sender.send(byte[0]).unwrap();
+            Ok(Progress::Idle)
+        },
+    );
+    let _thread = start(Worker::new(handler, vec![], activated.interrupt.clone()));
+    for byte in 0..20 {
+        activated.session.pause();
+        let before = calls.load(Ordering::SeqCst);
+        host.write_all(&[byte]).unwrap();
+        std::thread::sleep(Duration::from_millis(2));
+        assert_eq!(calls.load(Ordering::SeqCst), before);
+        activated.session.resume();
+        assert_eq!(received.recv_timeout(SOON), Ok(byte));
+    }
+}
+
+#[test]
+fn a_descriptor_that_cannot_be_waited_for_is_an_error() {
+    let activated = activated(1);
+    let (sender, kinds) = channel();
+    let worker = activated.worker(move |_, cx| {
+        let file = std::fs::File::open("/proc/self/exe").unwrap();
+        let error = cx.watch(SOURCE, &file, Interest::READ).unwrap_err();
+        let far = cx.watch(1 << 31, &file, Interest::READ).unwrap_err();
+        sender.send((error.kind(), far.kind())).unwrap();
+        Ok(Progress::Idle)
+    });
+    let _thread = start(worker);
+    activated.kick(0);
+    let kinds = kinds.recv_timeout(SOON).unwrap();
+    assert_eq!(
+        kinds,
+        (ErrorKind::PermissionDenied, ErrorKind::InvalidInput)
+    );
+}
+
+#[test]
+fn a_worker_that_ends_leaves_none_of_its_descriptors_open() {
+    let mut thread = WorkerThread::named("test").unwrap();
+    let (mut host, device) = UnixStream::pair().unwrap();
+    let activated = activated(1);
+    let handler = Input(
+        move |cx: &mut Context<'_>| watch(cx, &device, Interest::READ),
+        |_, _, _: &mut Context<'_>| Ok(Progress::Idle),
+    );
+    let worker = Worker::new(handler, vec![], activated.interrupt.clone());
+    thread.start(worker).unwrap();
+    let idle = Script(|_, _: &mut Context<'_>| Ok(Progress::Idle));
+    let worker = Worker::new(idle, activated.queues.clone(), activated.interrupt.clone());
+    thread.start(worker).unwrap();
+    activated.session.revoke();
+    host.set_read_timeout(Some(SOON)).unwrap();
+    // The end of the stream: both the handler's descriptor and its duplicate are closed.
+    assert_eq!(host.read(&mut [0]).unwrap(), 0);
+}

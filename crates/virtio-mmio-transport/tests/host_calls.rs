@@ -1,0 +1,193 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! System calls: those that a worker's thread needs fail one by one, and a vCPU's thread makes none
+//! but the write of an event fd.
+#![cfg(all(target_os = "linux", not(miri)))]
+#![expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
+
+mod support;
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+use support::{Memory, port};
+use virtio_conformance::{DriverQueue, EventLog, MmioPort, Port};
+use virtio_device_core::{
+    ActivateError, Activation, Context, DeviceFault, EdgeLine, Executor, Interest, Progress,
+    QueueHandler, VirtioDevice, Worker, WorkerThread,
+};
+use virtio_mmio_transport::MmioTransport;
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+const SOON: Duration = Duration::from_secs(60);
+const EVERY_STEP: Duration = Duration::from_millis(1);
+
+/// Puts the calling thread under a filter: `listed` calls get one action, all others another.
+fn filter(listed: &[i64], action: SeccompAction, others: SeccompAction) {
+    let rules = listed.iter().map(|&call| (call, Vec::new())).collect();
+    let arch = std::env::consts::ARCH.try_into().unwrap();
+    let filter = SeccompFilter::new(rules, others, action, arch);
+    let program: BpfProgram = filter.unwrap().try_into().unwrap();
+    seccompiler::apply_filter(&program).unwrap();
+}
+
+/// Watches a descriptor of the host, and waits for time to pass.
+struct Busy {
+    thread: WorkerThread,
+    watched: Arc<UnixStream>,
+}
+
+impl VirtioDevice<Memory> for Busy {
+    fn device_type(&self) -> u32 {
+        42
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &[16]
+    }
+
+    fn activate(&mut self, activation: Activation<Memory>) -> Result<(), ActivateError> {
+        let handler = Handler(self.watched.clone());
+        let worker = Worker::new(handler, activation.queues, activation.interrupt);
+        Ok(self.thread.start(worker)?)
+    }
+}
+
+struct Handler(Arc<UnixStream>);
+
+impl QueueHandler for Handler {
+    fn start(&mut self, cx: &mut Context<'_>) -> Result<(), DeviceFault> {
+        let watched = cx.watch(0, &*self.0, Interest::READ);
+        watched.map_err(|error| ActivateError::from(error).into())
+    }
+
+    fn process(&mut self, _queue: u16, _cx: &mut Context<'_>) -> Result<Progress, DeviceFault> {
+        Ok(Progress::After(EVERY_STEP))
+    }
+}
+
+struct Machine {
+    port: MmioPort<MmioTransport<Memory, Busy>>,
+    memory: Memory,
+    events: Arc<EventLog>,
+    _host: UnixStream,
+}
+
+impl Machine {
+    fn new(hook: impl FnOnce() -> io::Result<()> + Send + 'static) -> Self {
+        let memory: Memory =
+            Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap());
+        let (host, watched) = UnixStream::pair().unwrap();
+        let device = Busy {
+            thread: WorkerThread::with_hook("busy", hook).unwrap(),
+            watched: Arc::new(watched),
+        };
+        let events = Arc::new(EventLog::default());
+        let transport = MmioTransport::new(device, memory.clone(), EdgeLine(|| Ok(()))).unwrap();
+        Self {
+            port: port(transport.with_observer(events.clone())),
+            memory,
+            events,
+            _host: host,
+        }
+    }
+
+    fn set_up(&mut self) {
+        for (offset, value) in [(0x70, 0), (0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11)] {
+            self.port.set(offset, value);
+        }
+        let setup = *DriverQueue::new(&*self.memory, 0x1000, 16).setup();
+        assert!(self.port.enable(0, &setup));
+    }
+
+    fn wait(&mut self, condition: impl Fn(&mut Self) -> bool) {
+        let deadline = Instant::now() + SOON;
+        while !condition(self) {
+            assert!(Instant::now() < deadline, "not in time");
+        }
+    }
+}
+
+#[test]
+fn each_call_that_fails_in_a_workers_start_is_told_as_a_failed_activation() {
+    for call in [libc::SYS_epoll_ctl, libc::SYS_fcntl] {
+        let mut machine = Machine::new(move || {
+            let refused = SeccompAction::Errno(libc::EMFILE.unsigned_abs());
+            filter(&[call], refused, SeccompAction::Allow);
+            Ok(())
+        });
+        for round in 1..=2 {
+            machine.set_up();
+            machine.port.set(0x70, 15);
+            machine.wait(|machine| machine.port.get(0x70) == 15 | 64);
+            machine.wait(|machine| machine.port.get(0x60) == 2);
+            let counts = machine.events.counts();
+            assert_eq!((counts.activation_failed, counts.activated), (round, 0));
+            let reason = machine.events.last_failure().unwrap();
+            assert!(
+                reason.starts_with("device could not be activated"),
+                "{reason}"
+            );
+        }
+    }
+}
+
+#[test]
+fn each_call_that_fails_in_a_workers_loop_is_told_to_the_driver() {
+    #[cfg(target_arch = "x86_64")]
+    let wait = libc::SYS_epoll_wait;
+    #[cfg(not(target_arch = "x86_64"))]
+    let wait = libc::SYS_epoll_pwait;
+    for call in [libc::SYS_timerfd_settime, wait] {
+        let mut machine = Machine::new(move || {
+            let refused = SeccompAction::Errno(libc::EPERM.unsigned_abs());
+            filter(&[call], refused, SeccompAction::Allow);
+            Ok(())
+        });
+        for _ in 0..2 {
+            machine.set_up();
+            machine.port.set(0x70, 15);
+            machine.wait(|machine| machine.port.get(0x70) == 15 | 64);
+            machine.wait(|machine| machine.port.get(0x60) == 2);
+            assert!(machine.events.last_failure().is_some());
+        }
+    }
+}
+
+#[test]
+fn a_vcpu_that_activates_a_device_makes_no_call_but_writes() {
+    let mut machine = Machine::new(|| Ok(()));
+    machine.set_up();
+    let vcpu = std::thread::spawn(move || {
+        // Beside those of the allocator, and of locks that are contended.
+        let allowed = [
+            libc::SYS_write,
+            libc::SYS_futex,
+            libc::SYS_brk,
+            libc::SYS_mmap,
+            libc::SYS_munmap,
+            libc::SYS_mprotect,
+            libc::SYS_madvise,
+            // The end of the thread.
+            libc::SYS_rt_sigprocmask,
+            libc::SYS_sigaltstack,
+            libc::SYS_rseq,
+            libc::SYS_exit,
+        ];
+        filter(&allowed, SeccompAction::Allow, SeccompAction::KillProcess);
+        machine.port.set(0x70, 15);
+        assert_eq!(machine.port.get(0x70), 15);
+        machine.port.set(0x50, 0);
+        machine.port.set(0x70, 0);
+        assert_eq!(machine.port.get(0x70), 0);
+        machine
+    });
+    let mut machine = vcpu.join().unwrap();
+    machine.set_up();
+    machine.port.set(0x70, 15);
+    machine.wait(|machine| machine.events.counts().activated > 0);
+}
