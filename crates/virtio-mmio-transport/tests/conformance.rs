@@ -14,7 +14,7 @@ use virtio_conformance::ramdisk::RamDisk;
 use virtio_conformance::{HeapGrowth, Memory, Parts, Request, Suite};
 use virtio_device_core::{Executor, VirtioDevice, WorkerThread};
 use virtio_mmio_transport::MmioTransport;
-use virtio_rng_device::Rng;
+use virtio_rng_device::EntropyDevice;
 
 const SECRET: &[u8] = b"what only the host may know";
 
@@ -62,8 +62,8 @@ fn rng_suite() -> Suite {
     Suite::new(request).with_secret(SECRET)
 }
 
-fn rng<E: Executor>(executor: E) -> Rng<Source, E> {
-    Rng::new(Source, executor)
+fn rng<E: Executor>(executor: E) -> EntropyDevice<Source, E> {
+    EntropyDevice::new(Source, executor)
 }
 
 fn disk_suite() -> Suite {
