@@ -15,7 +15,7 @@ use mmio_rng_legacy::Rngboi1337;
 use vcpu_runner::{Doorbell, IoEvent};
 use virtio_device_core::{InterruptLine, WorkerThread};
 use virtio_mmio_transport::{Location, LocationError, MmioTransport, QUEUE_NOTIFY};
-use virtio_rng_device::{Rng, RngObserver};
+use virtio_rng_device::{EntropyDevice, RngObserver};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::boot::{self, Memory};
@@ -46,7 +46,7 @@ pub(crate) fn insert_legacy_rng(
 }
 
 /// The thread that virtio-rng works on.
-pub(crate) fn worker() -> WorkerThread {
+pub(crate) fn worker() -> io::Result<WorkerThread> {
     WorkerThread::named("virtio-rng")
 }
 
@@ -59,7 +59,7 @@ pub(crate) const fn virtio_rng_location() -> Result<Location, LocationError> {
 /// fails, `tell` is called with a line that says so.
 pub(crate) fn insert_virtio_rng<O: RngObserver + 'static>(
     mmio: &MmioBus,
-    device: Rng<Entropy, WorkerThread, O>,
+    device: EntropyDevice<Entropy, WorkerThread, O>,
     memory: Arc<Memory>,
     tell: impl Fn(String) + Send + Sync + 'static,
 ) -> Result<Wires, Box<dyn Error>> {

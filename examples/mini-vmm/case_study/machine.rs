@@ -12,7 +12,7 @@ use bus::{MmioBus, PioBus, Region};
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_regs};
 use kvm_ioctls::Kvm;
 use vcpu_runner::{BusIo, ExitCounters, KvmVcpu, VcpuHandle, VcpuRunner};
-use virtio_rng_device::Rng;
+use virtio_rng_device::EntropyDevice;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::announce::{Announcements, Message, Phase};
@@ -71,7 +71,7 @@ pub(crate) fn run(
 
     let mmio = MmioBus::new();
     devices::insert_legacy_rng(&mmio, legacy)?;
-    let virtio = Rng::new(virtio, devices::worker());
+    let virtio = EntropyDevice::new(virtio, devices::worker()?);
     let (sender, messages) = channel();
     let failures = sender.clone();
     // If nobody listens any more, the run is over.
