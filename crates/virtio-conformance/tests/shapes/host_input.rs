@@ -136,7 +136,10 @@ impl Shape for HostInput {
 
     fn abandon(&mut self) {
         // What nobody took is still there.
-        while (&*self.near).read(&mut [0; 64]).is_ok_and(|count| count != 0) {}
+        while (&*self.near)
+            .read(&mut [0; 64])
+            .is_ok_and(|count| count != 0)
+        {}
     }
 
     fn looks_at(&self, _index: usize) -> bool {

@@ -14,19 +14,19 @@
 
 mod support;
 
-// mod activation_that_fails;
-// mod configuration_changed_by_the_host;
-// mod handler_that_is_not_send;
+mod activation_that_fails;
+mod configuration_changed_by_the_host;
+mod handler_that_is_not_send;
 mod host_input;
 mod host_output_with_back_pressure;
 mod in_flight_out_of_order;
-// mod io_straight_into_guest_memory;
-// mod memory_outside_of_queues;
-// mod one_of_several_queues_reset;
-// mod queue_t_unchanged;
-// mod rings_served_by_somebody_else;
+mod io_straight_into_guest_memory;
+mod memory_outside_of_queues;
+mod one_of_several_queues_reset;
+mod queue_t_unchanged;
+mod rings_served_by_somebody_else;
 mod several_workers;
-// mod state_of_its_own;
-// mod two_queues_together;
-// mod used_elements_as_a_group;
-// mod worker_in_the_vmms_loop;
+mod state_of_its_own;
+mod two_queues_together;
+mod used_elements_as_a_group;
+mod worker_in_the_vmms_loop;

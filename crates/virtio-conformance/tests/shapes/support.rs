@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bus::BusDevice;
 use virtio_conformance::DriverQueue;
 use virtio_device_core::{
-    ActivateError, Activation, DEVICE_NEEDS_RESET, EdgeLine, VirtioDevice, WorkerThread,
+    ActivateError, Activation, DEVICE_NEEDS_RESET, EdgeLine, Observer, VirtioDevice, WorkerThread,
 };
 use virtio_mmio_transport::{MmioTransport, TransportState};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -74,6 +74,18 @@ impl<D: VirtioDevice<Memory>> Guest<D> {
             queues: Vec::new(),
             interrupts,
         }
+    }
+
+    /// Sets how long a reset waits for I/O in flight.
+    pub(crate) fn bound(mut self, bound: Duration) -> Self {
+        self.transport = self.transport.with_reset_bound(bound);
+        self
+    }
+
+    /// Has `observer` told of events.
+    pub(crate) fn observed(mut self, observer: impl Observer + 'static) -> Self {
+        self.transport = self.transport.with_observer(observer);
+        self
     }
 
     pub(crate) fn get(&mut self, offset: u64) -> u32 {
@@ -150,7 +162,7 @@ impl<D: VirtioDevice<Memory>> Guest<D> {
         self.set(0x30, u32::try_from(index).unwrap());
         self.set(QUEUE_RESET, 1);
         wait("queue reset", || self.get(QUEUE_RESET) == 0);
-        self.settled();
+        self.queue_settled(index);
         self.queues[index] = self.enable(u32::try_from(index).unwrap());
     }
 
@@ -205,10 +217,24 @@ impl<D: VirtioDevice<Memory>> Guest<D> {
 
     fn image(&self) -> Vec<u8> {
         let mut image = vec![0; MEMORY];
-        self.memory
-            .read_slice(&mut image, GuestAddress(0))
-            .unwrap();
+        self.memory.read_slice(&mut image, GuestAddress(0)).unwrap();
         image
+    }
+
+    /// Checks that nothing touches the rings and the buffers of one queue.
+    fn queue_settled(&self, index: usize) {
+        let parts = || {
+            let image = self.image();
+            let (ring, buffers) = (0x1000 * (index + 1), buffers(index) as usize);
+            let parts = [ring..ring + 0x1000, buffers..buffers + 0x4000];
+            parts.map(|part| image[part].to_vec())
+        };
+        let before = parts();
+        std::thread::sleep(A_WHILE);
+        assert!(
+            before == parts(),
+            "somebody is still at work on queue {index}"
+        );
     }
 
     /// Checks that nothing touches guest memory, and nobody interrupts.
@@ -320,7 +346,9 @@ pub(crate) fn exchange<S: Shape>(shape: &mut S, guest: &mut Guest<S::Device>) {
     shape.begin(guest);
     shape.finish(guest);
     let interrupts = guest.interrupts.clone();
-    wait("an interrupt", || interrupts.load(Ordering::SeqCst) != before);
+    wait("an interrupt", || {
+        interrupts.load(Ordering::SeqCst) != before
+    });
 }
 
 /// A device without features or configuration, of any number of queues: what it does when it is
