@@ -14,7 +14,7 @@ use crate::support::{Guest, Memory, Plain, QUEUE_SIZE, Shape, ordeal, thread};
 
 struct NotSend {
     letters: Letters,
-    /// Stands for an io_uring, a connection to a display server, an interpreter.
+    /// Stands for an `io_uring`, a connection to a display server, an interpreter.
     thread: Rc<std::thread::ThreadId>,
 }
 

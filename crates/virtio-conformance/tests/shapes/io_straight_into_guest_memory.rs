@@ -145,7 +145,7 @@ fn a_reset_stays_pending_while_io_is_in_flight_and_is_final_afterwards() {
         guest.set(0x70, status);
         assert_eq!(guest.status(), 0x40, "{status} was taken");
     }
-    assert!(guest.transport.save().is_err());
+    guest.transport.save().unwrap_err();
     shape.far.write_all(b"abc").unwrap();
     wait("the end of the reset", || guest.status() == 0);
     guest.settled();
@@ -162,7 +162,7 @@ fn a_pause_waits_for_io_in_flight_and_completes_it() {
     guest.offer_writable(0, 0, 3);
     std::thread::sleep(Duration::from_millis(20));
     assert!(guest.transport.pause().is_err());
-    assert!(guest.transport.save().is_err());
+    guest.transport.save().unwrap_err();
     shape.far.write_all(b"abc").unwrap();
     wait("the pause", || guest.transport.pause().is_ok());
     assert_eq!(guest.queues[0].take_used(), [(0, 3)]);

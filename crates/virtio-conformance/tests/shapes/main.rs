@@ -23,6 +23,7 @@ mod in_flight_out_of_order;
 mod io_straight_into_guest_memory;
 mod memory_outside_of_queues;
 mod one_of_several_queues_reset;
+mod page;
 mod queue_t_unchanged;
 mod rings_served_by_somebody_else;
 mod several_workers;
