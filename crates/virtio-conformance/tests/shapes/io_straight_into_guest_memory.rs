@@ -7,6 +7,7 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use virtio_device_core::{
@@ -20,6 +21,7 @@ use crate::support::{Guest, Memory, Plain, QUEUE_SIZE, Shape, ordeal, thread, wa
 struct Submit {
     memory: Memory,
     file: Arc<UnixStream>,
+    begun: Arc<AtomicU32>,
 }
 
 impl QueueHandler for Submit {
@@ -37,6 +39,7 @@ impl QueueHandler for Submit {
                 return Ok(Progress::Idle);
             };
             let (memory, file, active) = (self.memory.clone(), self.file.clone(), active.clone());
+            self.begun.fetch_add(1, Ordering::SeqCst);
             std::thread::spawn(move || transfer(&memory, &file, &chain, head, &in_flight, &active));
             Ok::<_, RingFault>(Progress::More)
         });
@@ -72,6 +75,8 @@ fn transfer(
 struct IoStraightIntoGuestMemory {
     far: UnixStream,
     near: Arc<UnixStream>,
+    /// Requests that were in flight at one time or another.
+    begun: Arc<AtomicU32>,
     next: u8,
 }
 
@@ -81,8 +86,18 @@ impl IoStraightIntoGuestMemory {
         Self {
             far,
             near: Arc::new(near),
+            begun: Arc::default(),
             next: 0,
         }
+    }
+
+    /// A request that hangs until the host says something.
+    fn hang(&self, guest: &mut Guest<Box<dyn VirtioDevice<Memory>>>) {
+        let before = self.begun.load(Ordering::SeqCst);
+        guest.offer_writable(0, 0, 3);
+        wait("the request to be in flight", || {
+            self.begun.load(Ordering::SeqCst) != before
+        });
     }
 }
 
@@ -90,11 +105,14 @@ impl Shape for IoStraightIntoGuestMemory {
     type Device = Box<dyn VirtioDevice<Memory>>;
 
     fn device(&mut self) -> Self::Device {
-        let file = self.near.clone();
+        let (file, begun) = (self.near.clone(), self.begun.clone());
         let mut executor = thread();
         let activate = move |activation: Activation<Memory>| {
-            let (memory, file) = (activation.memory, file.clone());
-            let handler = Submit { memory, file };
+            let handler = Submit {
+                memory: activation.memory,
+                file: file.clone(),
+                begun: begun.clone(),
+            };
             let worker = Worker::new(handler, activation.queues, activation.interrupt);
             Ok(executor.start(worker)?)
         };
@@ -136,9 +154,8 @@ fn a_reset_stays_pending_while_io_is_in_flight_and_is_final_afterwards() {
     let mut shape = IoStraightIntoGuestMemory::new();
     let mut guest = Guest::new(shape.device()).bound(Duration::from_millis(1));
     guest.start();
-    guest.offer_writable(0, 0, 3);
     // The host says nothing, and the request hangs: so does the reset, but not the vCPU.
-    std::thread::sleep(Duration::from_millis(20));
+    shape.hang(&mut guest);
     guest.set(0x70, 0);
     assert_eq!(guest.status(), 0x40);
     for status in [1, 3, 11, 15, 128, 0] {
@@ -159,8 +176,7 @@ fn a_pause_waits_for_io_in_flight_and_completes_it() {
     let mut shape = IoStraightIntoGuestMemory::new();
     let mut guest = Guest::new(shape.device()).bound(Duration::from_millis(1));
     guest.start();
-    guest.offer_writable(0, 0, 3);
-    std::thread::sleep(Duration::from_millis(20));
+    shape.hang(&mut guest);
     assert!(guest.transport.pause().is_err());
     guest.transport.save().unwrap_err();
     shape.far.write_all(b"abc").unwrap();
@@ -177,8 +193,7 @@ fn the_reset_of_a_queue_stays_pending_while_its_io_is_in_flight() {
     let mut shape = IoStraightIntoGuestMemory::new();
     let mut guest = Guest::new(shape.device()).bound(Duration::from_millis(1));
     guest.start();
-    guest.offer_writable(0, 0, 3);
-    std::thread::sleep(Duration::from_millis(20));
+    shape.hang(&mut guest);
     guest.set(0x30, 0);
     guest.set(0xc0, 1);
     assert_eq!((guest.get(0xc0), guest.get(0x44)), (1, 1));
