@@ -71,6 +71,10 @@ pub trait BusDevice<R = ()>: Send {
     ) -> Result<R, AccessError> {
         self.write(offset, data)
     }
+
+    /// A region of this device was taken off the bus, and no access is left in it: takes down what
+    /// the guest can take down no more, such as a level-triggered interrupt line.
+    fn removed(&mut self) {}
 }
 
 /// A device that is accessed through `&self` from several vCPUs at once and does its own locking.
@@ -120,6 +124,9 @@ pub trait BusDeviceSync<R = ()>: Send + Sync {
     fn write_by(&self, initiator: Option<u32>, offset: u64, data: &[u8]) -> Result<R, AccessError> {
         self.write(offset, data)
     }
+
+    /// A region of this device was taken off the bus; see [`BusDevice::removed`].
+    fn removed(&self) {}
 }
 
 /// A device as the bus holds it.
@@ -166,6 +173,13 @@ macro_rules! pass_on {
                 data: &[u8],
             ) -> Result<R, AccessError> {
                 $through($self, |device| device.write_by(initiator, offset, data))
+            }
+
+            fn removed($self: $receiver) {
+                let _: Result<(), AccessError> = $through($self, |device| {
+                    device.removed();
+                    Ok(())
+                });
             }
         }
     };
@@ -233,10 +247,10 @@ fn contended<'a, T: ?Sized>(
 /// A device that its bus does not keep alive.
 pub(crate) struct WeakDevice<R>(pub(crate) Weak<dyn BusDeviceSync<R>>);
 
-fn upgraded<R>(
+fn upgraded<R, A>(
     device: &WeakDevice<R>,
-    call: impl FnOnce(&dyn BusDeviceSync<R>) -> Result<R, AccessError>,
-) -> Result<R, AccessError> {
+    call: impl FnOnce(&dyn BusDeviceSync<R>) -> Result<A, AccessError>,
+) -> Result<A, AccessError> {
     call(&*device.0.upgrade().ok_or(AccessError::Unclaimed)?)
 }
 

@@ -244,3 +244,28 @@ fn ten_thousand_devices() {
             .all(|pair| pair[0].range.last() < pair[1].range.first())
     );
 }
+
+#[test]
+fn a_device_hears_that_its_region_was_removed_and_one_that_panicked_then_harms_nobody() {
+    struct Hears(u32);
+    impl bus::BusDevice for Hears {
+        fn removed(&mut self) {
+            self.0 += 1;
+            assert!(self.0 == 1, "a bug in the device");
+        }
+    }
+    let bus = MmioBus::new();
+    let device = std::sync::Arc::new(std::sync::Mutex::new(Hears(0)));
+    for expected in 1..=2 {
+        let id = bus.insert(device.clone(), 0, 1).unwrap();
+        bus.relocate(id, 0x1000).unwrap();
+        assert_eq!(hears(&device), expected - 1, "relocating is not removing");
+        bus.remove(id).unwrap();
+        assert_eq!(hears(&device), expected);
+    }
+
+    fn hears(device: &std::sync::Mutex<Hears>) -> u32 {
+        let device = device.lock();
+        device.unwrap_or_else(std::sync::PoisonError::into_inner).0
+    }
+}
