@@ -134,6 +134,15 @@ impl MmioInterrupt {
         }
     }
 
+    /// Takes a level-triggered line down, whatever causes there are.
+    pub(crate) fn lower(&self) {
+        let Some(level) = &self.level else { return };
+        let mut level = level.lock().unwrap_or_else(PoisonError::into_inner);
+        if *level && self.drive(|line| line.clear()) {
+            *level = false;
+        }
+    }
+
     /// Returns whether the line took the change. A line that panics has not; it must not take the
     /// device with it.
     fn drive(&self, change: impl FnOnce(&dyn InterruptLine) -> io::Result<()>) -> bool {

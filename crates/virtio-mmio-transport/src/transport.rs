@@ -345,6 +345,12 @@ where
         }
         Ok(())
     }
+
+    /// The driver can acknowledge nothing any more, so a level-triggered line is taken down. It goes
+    /// up again with the next interrupt if the transport is put back.
+    fn removed(&mut self) {
+        self.interrupt.lower();
+    }
 }
 
 /// A transport that goes away takes its device's hands off guest memory.

@@ -267,9 +267,12 @@ fn a_level_is_low_once_the_region_is_removed() {
     let Fixture { transport, .. } = fixture;
     let bus = bus::MmioBus::new();
     let transport = Arc::new(Mutex::new(transport));
-    let id = bus.insert(transport, 0x1000, 0x1000).unwrap();
+    let id = bus.insert(transport.clone(), 0x1000, 0x1000).unwrap();
     assert_eq!(*changes.lock().unwrap(), [true]);
-    drop(bus.remove(id).unwrap());
+    bus.remove(id).unwrap();
+    // Although the transport itself is still there.
+    assert_eq!(*changes.lock().unwrap(), [true, false]);
+    drop(transport);
     assert_eq!(*changes.lock().unwrap(), [true, false]);
 }
 
