@@ -179,7 +179,7 @@ impl MockLog {
         self.lock().runs
     }
 
-    /// How many times the vCPU was told that it is paused.
+    /// How many times the vCPU was told that it had been paused.
     #[must_use]
     pub fn pauses(&self) -> usize {
         self.lock().pauses

@@ -250,12 +250,13 @@ impl<'a, V: Vcpu, I: GuestIo, O: ExitObserver, P: ExitPolicy> Session<'a, V, I, 
                 Next::Enter => return None,
                 Next::End(outcome) => return Some(outcome),
                 Next::Park => {
-                    vcpu.notify_paused();
                     shared.park(|| {
                         if let Some(call) = calls.as_ref().and_then(|calls| calls.try_recv().ok()) {
                             call(vcpu);
                         }
                     });
+                    // Not sooner: a vCPU that is restored during the pause has no clock before.
+                    vcpu.notify_paused();
                 }
             }
         }

@@ -41,7 +41,10 @@ pub trait Vcpu {
     /// The calling thread does not run the vCPU any longer.
     fn unbind_thread(&mut self) {}
 
-    /// The vCPU has been paused: a paravirtual clock can be told.
+    /// The vCPU was paused and is about to go on: a paravirtual clock can be told.
+    ///
+    /// Called after the last change that was made during the pause, so that it also concerns a
+    /// vCPU whose state was restored then.
     fn notify_paused(&mut self) {}
 
     /// The guest's program counter, for error messages.

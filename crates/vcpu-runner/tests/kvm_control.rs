@@ -352,3 +352,47 @@ fn groups_pause_together() {
         running.resume().unwrap();
     }
 }
+
+/// `MSR_KVM_SYSTEM_TIME_NEW` and the flag of `struct pvclock_vcpu_time_info`.
+const KVMCLOCK: u32 = 0x4b56_4d01;
+const GUEST_STOPPED: u8 = 1 << 1;
+
+#[test]
+fn a_vcpu_restored_during_a_pause_sees_that_its_clock_stood_still() {
+    let Some(kvm) = common::kvm() else { return };
+    let machine = Guest::Spins.machine(&kvm);
+    let vcpu = machine.vcpu(0);
+    vcpu.fd()
+        .set_cpuid2(
+            &kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
+                .unwrap(),
+        )
+        .unwrap();
+    let mut handle = VcpuRunner::new(vcpu, Nothing).spawn("clock").unwrap();
+    wait_until(|| rounds(&machine) > 0);
+    handle.pause(SOON).unwrap();
+    let set = handle
+        .with_vcpu(SOON, |vcpu| {
+            let entry = kvm_bindings::kvm_msr_entry {
+                index: KVMCLOCK,
+                data: 0x7000 | 1,
+                ..Default::default()
+            };
+            let msrs = kvm_bindings::Msrs::from_entries(&[entry]).unwrap();
+            vcpu.fd().set_msrs(&msrs)
+        })
+        .unwrap();
+    if set.ok() != Some(1) {
+        println!("skipped: no kvmclock");
+        return;
+    }
+    let before = rounds(&machine);
+    handle.resume().unwrap();
+    wait_until(|| rounds(&machine) != before);
+    // Pausing once more makes sure that the vCPU was in the guest after the clock's update.
+    handle.pause(SOON).unwrap();
+    let [flags] = machine.read::<1>(0x7000 + 29);
+    assert_eq!(flags & GUEST_STOPPED, GUEST_STOPPED, "{flags:#x}");
+    handle.stop();
+    assert_eq!(handle.join(SOON).unwrap(), Outcome::Stopped);
+}
