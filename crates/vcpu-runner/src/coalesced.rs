@@ -55,17 +55,19 @@ pub struct CoalescedMmio {
 #[derive(Debug)]
 struct Shared {
     ring: CoalescedRing,
-    /// Held by the vCPU that takes writes out, until they have been carried out: otherwise
-    /// another vCPU could overtake its own writes.
+    /// Held by the vCPU that carries writes out.
     taking: Mutex<()>,
 }
 
 impl CoalescedMmio {
     /// The ring of the machine that this vCPU belongs to.
     ///
+    /// A machine has one ring, whichever vCPU it is reached by, and the ring one of these.
+    ///
     /// # Errors
     ///
-    /// The ring cannot be mapped.
+    /// The ring cannot be mapped; `AddrInUse` if it has been made already, for this vCPU or
+    /// another one of the machine, and is still in use: clone that one.
     pub fn new(fd: &VcpuFd) -> io::Result<Self> {
         Ok(Self::from_ring(CoalescedRing::map(fd)?))
     }
@@ -79,7 +81,10 @@ impl CoalescedMmio {
         }
     }
 
-    /// Carries out what has been collected so far.
+    /// Carries out what has been collected so far, or waits for the vCPU that does.
+    ///
+    /// A write stays in the ring until it has been carried out. An empty ring therefore means that
+    /// none is in flight, whichever vCPU took it.
     #[inline]
     pub(crate) fn drain<I: GuestIo + ?Sized>(&self, io: &mut I) {
         if !self.shared.ring.is_empty() {
@@ -89,16 +94,17 @@ impl CoalescedMmio {
 
     #[cold]
     fn take<I: GuestIo + ?Sized>(&self, io: &mut I) {
-        let taking = self
+        let mut taking = self
             .shared
             .taking
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         // At most once around: other vCPUs may add to the ring all the time.
         for _ in 0..self.shared.ring.capacity() {
-            let Some(write) = self.shared.ring.pop(&taking) else {
+            let Some(oldest) = self.shared.ring.oldest(&mut taking) else {
                 break;
             };
+            let write = &oldest.write;
             let Some(data) = write.data.get(..write.len as usize) else {
                 continue;
             };
@@ -118,7 +124,14 @@ impl CoalescedMmio {
 mod tests {
     use super::*;
     use std::os::unix::fs::FileExt;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
     use vmm_sys_util::tempfile::TempFile;
+
+    /// Longer than anything takes that is not stuck.
+    const SOON: Duration = Duration::from_secs(10);
 
     #[derive(Default)]
     struct Log(Vec<(u64, Vec<u8>)>);
@@ -191,6 +204,92 @@ mod tests {
             bad.drain(&mut log);
             assert!(log.0.is_empty(), "{first} {last}");
         }
+    }
+
+    #[test]
+    fn a_ring_has_one_drain_at_a_time() {
+        let (file, ring) = ring(0, 0, &[]);
+        let again = || CoalescedRing::map_at(file.as_file(), 0, 4096).map(drop);
+        assert_eq!(again().unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(ring.clone());
+        assert_eq!(again().unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(ring);
+        again().unwrap();
+        again().unwrap();
+    }
+
+    /// Devices that say when a write begins, and wait before they carry it out.
+    struct Slow {
+        begun: mpsc::Sender<()>,
+        go: mpsc::Receiver<()>,
+        done: Arc<AtomicBool>,
+    }
+
+    impl GuestIo for Slow {
+        fn mmio_read(&mut self, _: u64, _: &mut [u8]) {}
+        fn mmio_write(&mut self, _: u64, _: &[u8]) {
+            self.begun.send(()).unwrap();
+            let _ = self.go.recv_timeout(SOON);
+            self.done.store(true, Ordering::Relaxed);
+        }
+        fn pio_read(&mut self, _: u16, _: &mut [u8]) {}
+        fn pio_write(&mut self, _: u16, _: &[u8]) {}
+    }
+
+    #[test]
+    fn a_drain_waits_for_the_write_that_another_vcpu_has_taken() {
+        let (_file, ring) = ring(0, 1, &[(0x1000, 1, 0, 1)]);
+        let (begun, has_begun) = mpsc::channel();
+        let (go, may_go) = mpsc::channel();
+        let done = Arc::new(AtomicBool::new(false));
+        let mut slow = Slow {
+            begun,
+            go: may_go,
+            done: Arc::clone(&done),
+        };
+        let first = thread::spawn({
+            let ring = ring.clone();
+            move || ring.drain(&mut slow)
+        });
+        has_begun.recv_timeout(SOON).expect("the write is taken");
+        let (drained, is_drained) = mpsc::channel();
+        let second = thread::spawn(move || {
+            let mut log = Log::default();
+            ring.drain(&mut log);
+            drained.send((done.load(Ordering::Relaxed), log.0)).unwrap();
+        });
+        // Time enough for the second drain to find nothing to do, were it not to wait.
+        let early = is_drained.recv_timeout(Duration::from_millis(50));
+        assert_eq!(early, Err(mpsc::RecvTimeoutError::Timeout));
+        go.send(()).unwrap();
+        let later = is_drained.recv_timeout(SOON).expect("the drain to end");
+        assert_eq!(later, (true, vec![]), "carried out once, and by then");
+        first.join().unwrap();
+        second.join().unwrap();
+    }
+
+    #[test]
+    fn a_device_that_panics_gets_its_write_once() {
+        struct Panics;
+        impl GuestIo for Panics {
+            fn mmio_read(&mut self, _: u64, _: &mut [u8]) {}
+            #[expect(clippy::panic, reason = "a device that panics")]
+            fn mmio_write(&mut self, _: u64, _: &[u8]) {
+                panic!("broken");
+            }
+            fn pio_read(&mut self, _: u16, _: &mut [u8]) {}
+            fn pio_write(&mut self, _: u16, _: &[u8]) {}
+        }
+        let (_file, ring) = ring(0, 2, &[(0x1000, 1, 0, 1), (0x2000, 1, 0, 2)]);
+        let other = ring.clone();
+        assert!(
+            thread::spawn(move || other.drain(&mut Panics))
+                .join()
+                .is_err()
+        );
+        let mut log = Log::default();
+        ring.drain(&mut log);
+        assert_eq!(log.0, [(0x2000, vec![2])]);
     }
 
     #[test]

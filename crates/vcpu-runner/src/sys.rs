@@ -128,9 +128,23 @@ impl ImmediateExit {
     }
 }
 
-/// The ring of coalesced writes, as a consumer sees it: `struct kvm_coalesced_mmio_ring`.
+/// The ring of coalesced writes, as its only consumer sees it: `struct kvm_coalesced_mmio_ring`.
 #[derive(Debug)]
 pub(crate) struct CoalescedRing(Mapping);
+
+/// The oldest write of a ring; it leaves the ring when this is dropped.
+pub(crate) struct Oldest<'a> {
+    pub(crate) write: Coalesced,
+    ring: &'a CoalescedRing,
+    next: u32,
+}
+
+impl Drop for Oldest<'_> {
+    fn drop(&mut self) {
+        // Release: who sees the ring without this write sees what came of it, too.
+        self.ring.index(0).store(self.next, Ordering::Release);
+    }
+}
 
 impl CoalescedRing {
     /// Two indices of 32 bits.
@@ -147,7 +161,25 @@ impl CoalescedRing {
     }
 
     pub(crate) fn map_at(file: &impl AsRawFd, offset: libc::off_t, len: usize) -> io::Result<Self> {
-        Mapping::new(file, offset, len).map(Self)
+        let mapping = Mapping::new(file, offset, len)?;
+        if Self::owned(&mapping).swap(1, Ordering::Acquire) != 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::AddrInUse,
+                "the machine's coalesced writes are taken already",
+            ));
+        }
+        Ok(Self(mapping))
+    }
+
+    /// Whether the ring has a consumer: 1 if it has, 0 if not.
+    ///
+    /// The mark is in the ring's own page, which all vCPUs of a machine have in common: in its
+    /// last byte, which no entry reaches because a page is no multiple of their size.
+    fn owned(mapping: &Mapping) -> &AtomicU8 {
+        debug_assert!((mapping.len - Self::HEADER) % Self::ENTRY != 0);
+        // SAFETY: the byte lies inside of the mapping, which lives as long as the reference. It is
+        // only ever accessed here, atomically; the kernel leaves it zero.
+        unsafe { AtomicU8::from_ptr(mapping.base.add(mapping.len - 1).as_ptr()) }
     }
 
     /// How many entries the kernel keeps.
@@ -163,13 +195,14 @@ impl CoalescedRing {
         unsafe { AtomicU32::from_ptr(self.0.base.as_ptr().cast::<u32>().add(which)) }
     }
 
+    /// Whether every write of the ring has been carried out.
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
-        self.index(0).load(Ordering::Relaxed) == self.index(1).load(Ordering::Relaxed)
+        self.index(0).load(Ordering::Acquire) == self.index(1).load(Ordering::Relaxed)
     }
 
-    /// Takes the oldest entry. The guard stands for being the only one who does.
-    pub(crate) fn pop(&self, _taking: &MutexGuard<'_, ()>) -> Option<Coalesced> {
+    /// The oldest write. The guard stands for being the only one who takes writes.
+    pub(crate) fn oldest<'a>(&'a self, _taking: &'a mut MutexGuard<'_, ()>) -> Option<Oldest<'a>> {
         let first = self.index(0).load(Ordering::Relaxed);
         let last = self.index(1).load(Ordering::Acquire);
         let capacity = self.capacity();
@@ -181,8 +214,6 @@ impl CoalescedRing {
         // kernel writes only entries outside of `first..last`, and nobody else moves `first`
         // meanwhile. Bytes have no invalid values.
         let entry = unsafe { self.0.base.add(at).cast::<[u8; Self::ENTRY]>().read() };
-        self.index(0)
-            .store((first + 1) % capacity, Ordering::Release);
 
         let word = |n: usize| {
             let bytes = entry.get(4 * n..).and_then(|rest| rest.first_chunk());
@@ -192,12 +223,22 @@ impl CoalescedRing {
             let bytes = entry.get(8 * n..).and_then(|rest| rest.first_chunk());
             bytes.copied().unwrap_or_default()
         };
-        Some(Coalesced {
-            addr: u64::from_ne_bytes(double(0)),
-            len: word(2),
-            is_pio: word(3) != 0,
-            data: double(2),
+        Some(Oldest {
+            write: Coalesced {
+                addr: u64::from_ne_bytes(double(0)),
+                len: word(2),
+                is_pio: word(3) != 0,
+                data: double(2),
+            },
+            ring: self,
+            next: (first + 1) % capacity,
         })
+    }
+}
+
+impl Drop for CoalescedRing {
+    fn drop(&mut self) {
+        Self::owned(&self.0).store(0, Ordering::Release);
     }
 }
 
