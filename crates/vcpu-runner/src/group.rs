@@ -157,7 +157,7 @@ impl<V> VcpuGroup<V> {
                     for control in controls.iter() {
                         control.stop();
                     }
-                    start.change(|progress| progress.failed = true);
+                    start.change(|progress| progress.ended = progress.ended.or(Some(index)));
                 }
             });
             match spawn(&(self.name)(index), hook, ended) {
@@ -180,11 +180,8 @@ impl<V> VcpuGroup<V> {
             Ok(()) => Ok(running),
             Err(StartFailure::Spawn { index, error }) => Err(GroupError::Spawn { index, error }),
             Err(StartFailure::Timeout) => Err(GroupError::StartTimeout),
-            // All have been stopped; the one that failed by itself is the one to report.
-            Err(StartFailure::Ended) => match running.join(DROP_TIMEOUT) {
-                Err(error) => Err(error),
-                Ok(_) => Err(GroupError::StartTimeout),
-            },
+            // Only this one is asked: the others may still be in their hooks.
+            Err(StartFailure::Ended { index }) => Err(running.reason(index)),
         }
     }
 }
@@ -241,6 +238,15 @@ impl<V> RunningGroup<V> {
     /// [`GroupError::Control`] for the first vCPU that is not running. The others are resumed.
     pub fn resume(&self) -> Result<(), GroupError> {
         self.each(Control::resume)
+    }
+
+    /// Why a vCPU ended that has never run.
+    fn reason(&mut self, index: usize) -> GroupError {
+        let never = Deadline::after(Duration::MAX);
+        match self.handles.get_mut(index).map(|it| it.join_until(never)) {
+            Some(Err(error)) => GroupError::Vcpu { index, error },
+            _ => GroupError::StartTimeout,
+        }
     }
 
     /// Does something with every vCPU; the first error counts.

@@ -17,8 +17,8 @@ pub(crate) struct Start {
 pub(crate) struct Progress {
     /// Threads whose hook has returned, and that wait for the others.
     ready: usize,
-    /// A thread ended before the start.
-    pub(crate) failed: bool,
+    /// The first thread that ended before the start, by its position.
+    pub(crate) ended: Option<usize>,
     /// The barrier is open.
     pub(crate) open: bool,
 }
@@ -49,8 +49,8 @@ impl Start {
     pub(crate) fn wait_for(&self, count: usize, deadline: Deadline) -> Result<(), StartFailure> {
         let mut progress = lock(&self.progress);
         loop {
-            if progress.failed {
-                return Err(StartFailure::Ended);
+            if let Some(index) = progress.ended {
+                return Err(StartFailure::Ended { index });
             }
             if progress.ready == count {
                 return Ok(());
@@ -65,6 +65,6 @@ impl Start {
 /// Why the barrier is not opened for the guests.
 pub(crate) enum StartFailure {
     Spawn { index: usize, error: io::Error },
-    Ended,
+    Ended { index: usize },
     Timeout,
 }
