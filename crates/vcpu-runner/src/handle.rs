@@ -22,7 +22,7 @@ use crate::sync::{Arc, Builder, Condvar, Deadline, JoinHandle, Mutex, lock};
 use crate::vcpu::Vcpu;
 
 /// A call to be made on a paused vCPU's thread.
-pub(crate) type Call<V> = Box<dyn FnOnce(&mut V) + Send>;
+pub(crate) type Call<V> = Box<dyn FnOnce(&V) + Send>;
 
 /// How long dropping a handle waits for the thread to end.
 pub(crate) const DROP_TIMEOUT: Duration = Duration::from_secs(1);
@@ -207,7 +207,8 @@ impl<V> VcpuHandle<V> {
 
     /// Calls `f` with the paused vCPU on its own thread, to save or change its state.
     ///
-    /// KVM wants a vCPU's state to be accessed by the thread that runs it.
+    /// KVM wants a vCPU's state to be accessed by the thread that runs it. The reference is not
+    /// exclusive, so that the vCPU cannot be exchanged for another one.
     ///
     /// # Errors
     ///
@@ -218,7 +219,7 @@ impl<V> VcpuHandle<V> {
     where
         V: 'static,
         R: Send + 'static,
-        F: FnOnce(&mut V) -> R + Send + 'static,
+        F: FnOnce(&V) -> R + Send + 'static,
     {
         let (answer, answered) = mpsc::sync_channel(1);
         let call: Call<V> = Box::new(move |vcpu| {

@@ -47,7 +47,7 @@ impl Default for KickSignal {
     }
 }
 
-/// A vCPU of KVM.
+/// A vCPU of KVM: its file, the record of its exits and what kicks it, for good together.
 ///
 /// It takes over a `VcpuFd` whose registers are set up; [`KvmVcpu::fd`] still gives access to
 /// them, except while the vCPU is running. Linux 4.12 or later is needed, for `immediate_exit`.
@@ -100,14 +100,18 @@ impl KvmVcpu {
     ///
     /// After a read exit the guest's registers are not up to date before the loop has entered
     /// the vCPU again; they are while the vCPU is paused.
+    ///
+    /// The reference is a shared one: whoever could exchange the file would part it from the
+    /// record of its exits, which an [`Exit`] borrows.
+    ///
+    /// ```compile_fail,E0596
+    /// # fn swap(one: &mut vcpu_runner::KvmVcpu, other: &mut vcpu_runner::KvmVcpu) {
+    /// std::mem::swap(&mut *one.fd(), &mut *other.fd());
+    /// # }
+    /// ```
     #[must_use]
     pub const fn fd(&self) -> &VcpuFd {
         &self.fd
-    }
-
-    /// The vCPU's file, to change it.
-    pub const fn fd_mut(&mut self) -> &mut VcpuFd {
-        &mut self.fd
     }
 }
 

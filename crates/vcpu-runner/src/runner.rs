@@ -116,13 +116,10 @@ impl<V: Vcpu, I: GuestIo, O: ExitObserver, P: ExitPolicy> VcpuRunner<V, I, O, P>
     }
 
     /// The vCPU, while the loop does not run.
+    ///
+    /// Not exclusive, because that would allow to exchange the vCPU that [`Control`] kicks.
     pub const fn vcpu(&self) -> &V {
         &self.vcpu
-    }
-
-    /// The vCPU, to change it while the loop does not run.
-    pub const fn vcpu_mut(&mut self) -> &mut V {
-        &mut self.vcpu
     }
 
     /// Runs the loop in the calling thread until it ends.

@@ -315,7 +315,7 @@ fn a_device_stops_its_own_vcpu_before_the_next_exit() {
 #[test]
 fn calls_are_made_on_the_paused_vcpus_thread() {
     let mut handle = spawn(flooding());
-    let name = |_: &mut MockVcpu| thread::current().name().map(str::to_owned);
+    let name = |_: &MockVcpu| thread::current().name().map(str::to_owned);
     assert_eq!(handle.with_vcpu(SOON, name), Err(ControlError::NotPaused));
     for _ in 0..50 {
         handle.pause(SOON).unwrap();
@@ -330,7 +330,7 @@ fn calls_are_made_on_the_paused_vcpus_thread() {
     let (go, may_go) = mpsc::channel::<()>();
     let slow = {
         let done = Arc::clone(&done);
-        move |_: &mut MockVcpu| {
+        move |_: &MockVcpu| {
             may_go.recv().unwrap();
             done.store(true, Ordering::SeqCst);
         }
@@ -611,6 +611,33 @@ fn a_hook_that_fails_stops_the_group() {
     for log in logs {
         assert_eq!((log.runs(), log.bound()), (0, 0));
     }
+}
+
+#[test]
+fn a_hook_that_fails_is_the_reason_although_another_one_hangs() {
+    let (go, may_go) = mpsc::channel::<()>();
+    let may_go = Mutex::new(may_go);
+    let since = Instant::now();
+    let error = group([spinning(), spinning(), spinning()])
+        .with_hook(move |index| match index {
+            0 => {
+                let _ = may_go.lock().unwrap().recv_timeout(SOON);
+                Ok(())
+            }
+            1 => Err(io::ErrorKind::PermissionDenied.into()),
+            _ => Ok(()),
+        })
+        .start(SOON)
+        .unwrap_err();
+    match error {
+        GroupError::Vcpu {
+            index: 1,
+            error: JoinError::Hook(error),
+        } => assert_eq!(error.kind(), io::ErrorKind::PermissionDenied),
+        other => panic!("unexpected {other}"),
+    }
+    assert!(since.elapsed() < SOON, "it waited for the hook that hangs");
+    drop(go);
 }
 
 #[test]

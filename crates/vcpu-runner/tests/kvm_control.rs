@@ -31,7 +31,7 @@ fn a_paused_guest_stands_still() {
             wait_until("the guest goes on", || rounds(&machine) != before);
             handle.pause(SOON).unwrap();
             let before = rounds(&machine);
-            let regs = |vcpu: &mut KvmVcpu| vcpu.fd().get_regs().unwrap();
+            let regs = |vcpu: &KvmVcpu| vcpu.fd().get_regs().unwrap();
             let first = handle.with_vcpu(SOON, regs).unwrap();
             thread::sleep(Duration::from_millis(2));
             assert_eq!(rounds(&machine), before);

@@ -39,6 +39,12 @@ fn collected_writes_come_before_the_exit_that_follows_them() {
         .vm
         .register_coalesced_mmio(IoEventAddress::Mmio(0x8000_0000), 0x100)
         .unwrap();
+    // The machine has one ring, whichever vCPU it is reached by.
+    let second = machine.fd_at(1, common::ENTRY);
+    for fd in [&fd, &second] {
+        let error = CoalescedMmio::new(fd).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
+    }
     let devices = Recorder::default();
     let counters = Arc::new(ExitCounters::default());
     let mut runner = VcpuRunner::new(KvmVcpu::new(fd).unwrap(), devices.clone())
