@@ -27,6 +27,7 @@ pub enum Doorbell {
 #[cfg(feature = "bus")]
 impl Doorbell {
     /// Bytes that a matching write touches at least.
+    #[cfg(feature = "bus")]
     const fn width(self) -> u64 {
         match self {
             Self::Any | Self::U8(_) => 1,
