@@ -149,6 +149,7 @@ fn io_manager() -> IoManager {
 struct Nothing;
 
 impl GuestIo for Nothing {
+    type Answer = ();
     fn mmio_read(&mut self, _: u64, _: &mut [u8]) {}
     fn mmio_write(&mut self, _: u64, _: &[u8]) {}
     fn pio_read(&mut self, _: u16, _: &mut [u8]) {}
@@ -190,7 +191,7 @@ fn plain(name: &str, mut read: impl FnMut(u64, &mut [u8]) + Send + 'static) -> C
 /// The loop of this family.
 fn runner<I, O>(name: &str, io: I, observer: O) -> Case
 where
-    I: GuestIo + Send + 'static,
+    I: GuestIo<Answer = ()> + Send + 'static,
     O: ExitObserver + Send + 'static,
 {
     let (vcpu, machine) = machine();
@@ -242,6 +243,8 @@ struct InPlace {
 }
 
 impl Vcpu for InPlace {
+    type Error = std::convert::Infallible;
+
     fn run(&mut self) -> Result<Exit<'_>, RunError> {
         let now = clock();
         let spent = now.wrapping_sub(self.left);
@@ -268,7 +271,7 @@ impl Vcpu for InPlace {
 fn in_place(rounds: usize) -> Vec<(&'static str, Vec<u64>)> {
     type Batch = Box<dyn FnMut(u64) -> Vec<u64>>;
 
-    fn runner(io: impl GuestIo + 'static) -> Batch {
+    fn runner(io: impl GuestIo<Answer = ()> + 'static) -> Batch {
         let (vcpu, machine) = machine();
         let ticks = Arc::new(Mutex::new(Vec::new()));
         let vcpu = InPlace {

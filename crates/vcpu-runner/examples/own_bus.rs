@@ -43,6 +43,7 @@ impl OwnIo {
 }
 
 impl GuestIo for OwnIo {
+    type Answer = ();
     fn mmio_read(&mut self, addr: u64, data: &mut [u8]) {
         self.with(addr, |device, offset| device.read(offset, data));
     }

@@ -62,6 +62,7 @@ fn spawn(vcpu: MockVcpu) -> VcpuHandle<MockVcpu> {
 struct Does<F>(F);
 
 impl<F: FnMut()> GuestIo for Does<F> {
+    type Answer = ();
     fn mmio_read(&mut self, _: u64, _: &mut [u8]) {
         (self.0)();
     }
@@ -395,6 +396,7 @@ fn dropping_the_handle_ends_the_thread() {
         }
     }
     impl GuestIo for Flag {
+        type Answer = ();
         fn mmio_read(&mut self, _: u64, _: &mut [u8]) {}
         fn mmio_write(&mut self, _: u64, _: &[u8]) {}
         fn pio_read(&mut self, _: u16, _: &mut [u8]) {}

@@ -60,6 +60,7 @@ impl Slow {
 }
 
 impl GuestIo for Slow {
+    type Answer = ();
     fn mmio_read(&mut self, addr: u64, data: &mut [u8]) {
         self.answer(addr, data);
     }
@@ -139,6 +140,7 @@ fn a_pause_in_the_middle_of_a_string_loses_nothing() {
 struct Busy;
 
 impl GuestIo for Busy {
+    type Answer = ();
     fn mmio_read(&mut self, _: u64, data: &mut [u8]) {
         let output = std::io::stdout().lock();
         data.copy_from_slice(&vec![0; data.len()]);
@@ -288,6 +290,7 @@ fn a_foreign_signal_is_not_a_request() {
 struct PowerSwitch(Arc<Mutex<Option<Control>>>);
 
 impl GuestIo for PowerSwitch {
+    type Answer = ();
     fn mmio_read(&mut self, _: u64, _: &mut [u8]) {}
     fn mmio_write(&mut self, _: u64, _: &[u8]) {}
     fn pio_read(&mut self, _: u16, _: &mut [u8]) {}
