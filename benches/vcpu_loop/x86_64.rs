@@ -191,7 +191,7 @@ fn plain(name: &str, mut read: impl FnMut(u64, &mut [u8]) + Send + 'static) -> C
 /// The loop of this family.
 fn runner<I, O>(name: &str, io: I, observer: O) -> Case
 where
-    I: GuestIo<Answer = ()> + Send + 'static,
+    I: GuestIo<Answer: Flow<End: Debug + PartialEq>> + Send + 'static,
     O: ExitObserver + Send + 'static,
 {
     let (vcpu, machine) = machine();
@@ -271,7 +271,7 @@ impl Vcpu for InPlace {
 fn in_place(rounds: usize) -> Vec<(&'static str, Vec<u64>)> {
     type Batch = Box<dyn FnMut(u64) -> Vec<u64>>;
 
-    fn runner(io: impl GuestIo<Answer = ()> + 'static) -> Batch {
+    fn runner(io: impl GuestIo<Answer: Flow<End: Debug + PartialEq>> + 'static) -> Batch {
         let (vcpu, machine) = machine();
         let ticks = Arc::new(Mutex::new(Vec::new()));
         let vcpu = InPlace {

@@ -23,16 +23,43 @@ use super::guest_io::GuestIo;
 /// io.mmio_read(0x8000_1000, &mut data);
 /// assert_eq!(data, [0xff; 4]);
 /// ```
+///
+/// What a device on the bus answers the VMM, an `R`, is handed on: as it is if it is a
+/// [`Flow`](crate::Flow), or by [`GuestIo::map_answer`]. It is `None` if no device answered.
+///
+/// ```
+/// use std::ops::ControlFlow::{self, Break, Continue};
+/// use std::sync::{Arc, Mutex};
+/// use bus::{AccessError, BusDevice, MmioBus};
+/// use vcpu_runner::{BusIo, Flow, GuestIo};
+///
+/// #[derive(Debug, PartialEq)]
+/// struct Reset;
+///
+/// struct ResetRegister;
+/// impl BusDevice<ControlFlow<Reset>> for ResetRegister {
+///     fn write(&mut self, _: u64, data: &[u8]) -> Result<ControlFlow<Reset>, AccessError> {
+///         Ok(if data == [1] { Break(Reset) } else { Continue(()) })
+///     }
+/// }
+///
+/// let mmio = MmioBus::<ControlFlow<Reset>>::default();
+/// mmio.insert(Arc::new(Mutex::new(ResetRegister)), 0x1000, 1)?;
+/// let mut io = BusIo::without_ports(mmio.view());
+/// assert_eq!(io.mmio_write(0x1000, &[1]).flow(), Break(Reset));
+/// assert_eq!(io.mmio_write(0x2000, &[1]).flow(), Continue(()));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
-pub struct BusIo {
-    mmio: MmioView,
-    pio: Option<PioView>,
+pub struct BusIo<R = ()> {
+    mmio: MmioView<R>,
+    pio: Option<PioView<R>>,
 }
 
-impl BusIo {
+impl<R> BusIo<R> {
     /// Devices on these buses. Each vCPU has views of its own.
     #[must_use]
-    pub const fn new(mmio: MmioView, pio: PioView) -> Self {
+    pub const fn new(mmio: MmioView<R>, pio: PioView<R>) -> Self {
         Self {
             mmio,
             pio: Some(pio),
@@ -41,35 +68,31 @@ impl BusIo {
 
     /// Devices of a machine that has no I/O ports: on arm64, say.
     #[must_use]
-    pub const fn without_ports(mmio: MmioView) -> Self {
+    pub const fn without_ports(mmio: MmioView<R>) -> Self {
         Self { mmio, pio: None }
     }
 }
 
-impl GuestIo for BusIo {
-    type Answer = ();
+impl<R: 'static> GuestIo for BusIo<R> {
+    type Answer = Option<R>;
 
     #[inline]
-    fn mmio_read(&mut self, addr: u64, data: &mut [u8]) {
-        let _ = self.mmio.read(addr, data);
+    fn mmio_read(&mut self, addr: u64, data: &mut [u8]) -> Option<R> {
+        self.mmio.read(addr, data).ok()
     }
 
     #[inline]
-    fn mmio_write(&mut self, addr: u64, data: &[u8]) {
-        let _ = self.mmio.write(addr, data);
+    fn mmio_write(&mut self, addr: u64, data: &[u8]) -> Option<R> {
+        self.mmio.write(addr, data).ok()
     }
 
     #[inline]
-    fn pio_read(&mut self, port: u16, data: &mut [u8]) {
-        if let Some(pio) = &mut self.pio {
-            let _ = pio.read(port, data);
-        }
+    fn pio_read(&mut self, port: u16, data: &mut [u8]) -> Option<R> {
+        self.pio.as_mut()?.read(port, data).ok()
     }
 
     #[inline]
-    fn pio_write(&mut self, port: u16, data: &[u8]) {
-        if let Some(pio) = &mut self.pio {
-            let _ = pio.write(port, data);
-        }
+    fn pio_write(&mut self, port: u16, data: &[u8]) -> Option<R> {
+        self.pio.as_mut()?.write(port, data).ok()
     }
 }
