@@ -78,6 +78,13 @@ pub fn decode(record: &mut [u8]) -> Exit<'_> {
     }
 }
 
+/// The `KVM_EXIT_*` number of a record.
+#[cfg(feature = "kvm")]
+#[inline(always)]
+pub(crate) fn reason(record: &[u8]) -> u32 {
+    u32_at(record, REASON)
+}
+
 /// Makes the record one of no exit.
 #[cfg(feature = "kvm")]
 pub(crate) fn forget(record: &mut [u8]) {

@@ -13,7 +13,7 @@ use std::fmt;
 pub use debug::DebugInfo;
 pub use decode::{RECORD_LEN, Record, decode};
 #[cfg(feature = "kvm")]
-pub(crate) use decode::{RECORD_START, forget};
+pub(crate) use decode::{RECORD_START, forget, reason};
 #[cfg(feature = "test-utils")]
 pub(crate) use decode::{UNION, data_offset};
 pub use kind::ExitKind;

@@ -13,7 +13,7 @@ use super::arch;
 use super::ioctl;
 use super::kick::{KickSignal, KvmKick};
 use super::run_area::{self, RunRecord};
-use crate::exit::{Exit, decode, forget, number};
+use crate::exit::{Exit, decode, forget, number, reason};
 use crate::run::{Kick, RunError, Vcpu};
 
 /// A vCPU of KVM: its file, the record of its exits and what kicks it, for good together.
@@ -147,13 +147,11 @@ impl<F> Vcpu for KvmVcpu<F> {
         // SAFETY: the file is a vCPU's. The run area is looked at through `record` only, which is
         // borrowed by whoever does, and so is this object.
         match unsafe { ioctl::kvm_run(self.raw) } {
-            Ok(()) => match decode(self.record.get()) {
-                // The kernel's other way of saying EINTR.
-                Exit::Other { number } if number == number::KVM_EXIT_INTR => {
-                    Err(RunError::Interrupted)
-                }
-                exit => Ok(exit),
-            },
+            // The kernel's other way of saying EINTR.
+            Ok(()) if reason(self.record.get()) == number::KVM_EXIT_INTR => {
+                Err(RunError::Interrupted)
+            }
+            Ok(()) => Ok(decode(self.record.get())),
             Err(errno) => self.failed(errno),
         }
     }

@@ -88,11 +88,21 @@ impl<R: 'static> GuestIo for BusIo<R> {
 
     #[inline]
     fn pio_read(&mut self, port: u16, data: &mut [u8]) -> Option<R> {
-        self.pio.as_mut()?.read(port, data).ok()
+        let Some(pio) = &mut self.pio else {
+            data.fill(0xff);
+            return None;
+        };
+        pio.read(port, data).ok()
     }
 
     #[inline]
     fn pio_write(&mut self, port: u16, data: &[u8]) -> Option<R> {
         self.pio.as_mut()?.write(port, data).ok()
+    }
+
+    /// The bus fills them with its own value.
+    #[inline]
+    fn fills_reads(&self) -> bool {
+        true
     }
 }

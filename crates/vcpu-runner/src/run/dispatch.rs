@@ -42,7 +42,17 @@ use crate::exit::{Exit, number};
 /// );
 /// ```
 #[inline]
-pub fn dispatch<I, P>(exit: Exit<'_>, io: &mut I, policy: &mut P) -> Action<End<I>>
+pub fn dispatch<I, P>(mut exit: Exit<'_>, io: &mut I, policy: &mut P) -> Action<End<I>>
+where
+    I: GuestIo<Answer: Flow> + ?Sized,
+    P: ExitPolicy<End<I>> + ?Sized,
+{
+    carry_out(&mut exit, io, policy)
+}
+
+/// The same, where the exit lies: moving it would cost more than carrying it out.
+#[inline(always)]
+pub(super) fn carry_out<I, P>(exit: &mut Exit<'_>, io: &mut I, policy: &mut P) -> Action<End<I>>
 where
     I: GuestIo<Answer: Flow> + ?Sized,
     P: ExitPolicy<End<I>> + ?Sized,
@@ -50,21 +60,21 @@ where
     let mut flow = ControlFlow::Continue(());
     match exit {
         Exit::MmioRead { addr, data } if (1..=8).contains(&data.len()) => {
-            data.fill(0xff);
-            flow = io.mmio_read(addr, data).flow();
+            prepare(data, io);
+            flow = io.mmio_read(*addr, data).flow();
         }
         Exit::MmioWrite { addr, data } if (1..=8).contains(&data.len()) => {
-            flow = io.mmio_write(addr, data).flow();
+            flow = io.mmio_write(*addr, data).flow();
         }
-        Exit::IoIn { port, size, data } if is_port_access(size, data) => {
-            data.fill(0xff);
-            for element in data.chunks_exact_mut(size.into()) {
-                keep_first(&mut flow, io.pio_read(port, element));
+        Exit::IoIn { port, size, data } if is_port_access(*size, data) => {
+            prepare(data, io);
+            for element in data.chunks_exact_mut(usize::from(*size)) {
+                keep_first(&mut flow, io.pio_read(*port, element));
             }
         }
-        Exit::IoOut { port, size, data } if is_port_access(size, data) => {
-            for element in data.chunks_exact(size.into()) {
-                keep_first(&mut flow, io.pio_write(port, element));
+        Exit::IoOut { port, size, data } if is_port_access(*size, data) => {
+            for element in data.chunks_exact(usize::from(*size)) {
+                keep_first(&mut flow, io.pio_write(*port, element));
             }
         }
         rare => return decide(rare, policy),
@@ -72,6 +82,19 @@ where
     match flow {
         ControlFlow::Continue(()) => Action::Resume,
         ControlFlow::Break(end) => Action::Stop(Outcome::Vmm(end)),
+    }
+}
+
+/// Fills what a device is to fill with ones, unless the devices do that.
+#[inline(always)]
+fn prepare<I: GuestIo + ?Sized>(data: &mut [u8], io: &I) {
+    if io.fills_reads() {
+        return;
+    }
+    // A single store for the usual width.
+    match <&mut [u8; 4]>::try_from(&mut *data) {
+        Ok(word) => *word = [0xff; 4],
+        Err(_) => data.fill(0xff),
     }
 }
 
@@ -92,30 +115,30 @@ fn is_port_access(size: u8, data: &[u8]) -> bool {
 
 /// Everything that is not a device access.
 #[cold]
-fn decide<T, P: ExitPolicy<T> + ?Sized>(exit: Exit<'_>, policy: &mut P) -> Action<T> {
-    let event = match exit {
-        Exit::Hypercall { call, ret } => {
-            *ret = policy.hypercall(call).to_ne_bytes();
+fn decide<T, P: ExitPolicy<T> + ?Sized>(exit: &mut Exit<'_>, policy: &mut P) -> Action<T> {
+    let event = match *exit {
+        Exit::Hypercall { call, ref mut ret } => {
+            **ret = policy.hypercall(call).to_ne_bytes();
             return Action::Resume;
         }
         Exit::RdMsr {
             index,
             reason,
-            data,
-            error,
+            ref mut data,
+            ref mut error,
         } => {
             let answer = policy.read_msr(index, reason);
-            *data = answer.unwrap_or(0).to_ne_bytes();
-            *error = u8::from(answer.is_none());
+            **data = answer.unwrap_or(0).to_ne_bytes();
+            **error = u8::from(answer.is_none());
             return Action::Resume;
         }
         Exit::WrMsr {
             index,
             reason,
             data,
-            error,
+            ref mut error,
         } => {
-            *error = u8::from(!policy.write_msr(index, reason, data));
+            **error = u8::from(!policy.write_msr(index, reason, data));
             return Action::Resume;
         }
 

@@ -66,6 +66,15 @@ pub trait GuestIo {
     /// Takes a write of 1, 2 or 4 bytes to an I/O port.
     fn pio_write(&mut self, port: u16, data: &[u8]) -> Self::Answer;
 
+    /// Whether every byte of a read is set here, whatever becomes of the access; the loop does not
+    /// fill the buffer first then.
+    ///
+    /// What is not set is what the vCPU's last access has left there.
+    #[inline]
+    fn fills_reads(&self) -> bool {
+        false
+    }
+
     /// Has `act` see every answer and say what it means.
     ///
     /// It is called when the access has been made and none of the devices' locks is held: here a
@@ -138,6 +147,11 @@ impl<I: GuestIo, A, F: FnMut(I::Answer) -> A> GuestIo for MapAnswer<I, F> {
     fn pio_write(&mut self, port: u16, data: &[u8]) -> A {
         (self.act)(self.io.pio_write(port, data))
     }
+
+    #[inline]
+    fn fills_reads(&self) -> bool {
+        self.io.fills_reads()
+    }
 }
 
 /// Passes accesses on to what a pointer points to.
@@ -160,6 +174,10 @@ macro_rules! through {
 
             fn pio_write(&mut self, port: u16, data: &[u8]) -> T::Answer {
                 (**self).pio_write(port, data)
+            }
+
+            fn fills_reads(&self) -> bool {
+                (**self).fills_reads()
             }
         }
     };

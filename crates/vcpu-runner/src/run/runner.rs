@@ -9,7 +9,7 @@ use std::sync::mpsc::Receiver;
 
 use super::coalesced::{CoalescedWrite, CoalescedWrites};
 use super::control::{Control, Next, Shared};
-use super::dispatch::{dispatch, keep_first};
+use super::dispatch::{carry_out, keep_first};
 use super::error::{Error, Fault, RunError};
 use super::flow::{End, Flow};
 use super::guest_io::GuestIo;
@@ -222,17 +222,17 @@ where
         // What a device ends the loop with, once its access is complete.
         let mut ending = None;
         loop {
-            let exit = vcpu.run();
+            let mut exit = vcpu.run();
             // The guest made these writes before it came to this exit.
             if let Some(end) = coalesced.as_deref().and_then(|ring| drain(ring, io)) {
                 ending.get_or_insert(Outcome::Vmm(end));
                 shared.complete();
             }
             match exit {
-                Ok(exit) => {
+                Ok(ref mut exit) => {
                     let kind = exit.kind();
                     observer.exit(kind);
-                    let action = dispatch(exit, io, policy);
+                    let action = carry_out(exit, io, policy);
                     observer.handled(kind);
                     match action {
                         Action::Resume => {}
