@@ -99,7 +99,7 @@ fn a_group_that_has_ended_starts_again() {
     let before: Vec<_> = logs.iter().map(vcpu_runner::MockLog::runs).collect();
 
     let mut running = group.start(SOON).unwrap();
-    wait_until(|| {
+    wait_until("each vCPU runs", || {
         logs.iter()
             .zip(&before)
             .all(|(log, before)| log.runs() > *before)
@@ -148,7 +148,7 @@ fn a_vcpu_added_to_a_running_group_is_one_of_it() {
     let log = added.log();
     let index = running.add(VcpuRunner::new(added, Nothing), SOON).unwrap();
     assert_eq!((index, running.vcpus().len()), (1, 2));
-    wait_until(|| log.runs() > 0);
+    wait_until("each vCPU runs", || log.runs() > 0);
     // Its end is the end of all, and so is the end of another one.
     let index = running
         .add(VcpuRunner::new(resetting(), Nothing), SOON)
@@ -172,7 +172,7 @@ fn a_vcpu_added_to_a_paused_group_begins_with_a_pause() {
     running.pause(SOON).unwrap();
     assert_eq!(log.runs(), 0);
     running.resume().unwrap();
-    wait_until(|| log.runs() > 0);
+    wait_until("each vCPU runs", || log.runs() > 0);
 }
 
 #[test]

@@ -372,7 +372,7 @@ fn a_vcpu_restored_during_a_pause_sees_that_its_clock_stood_still() {
         )
         .unwrap();
     let mut handle = VcpuRunner::new(vcpu, Nothing).spawn("clock").unwrap();
-    wait_until(|| rounds(&machine) > 0);
+    wait_until("the guest runs", || rounds(&machine) > 0);
     handle.pause(SOON).unwrap();
     let set = handle
         .with_vcpu(SOON, |vcpu| {
@@ -391,7 +391,7 @@ fn a_vcpu_restored_during_a_pause_sees_that_its_clock_stood_still() {
     }
     let before = rounds(&machine);
     handle.resume().unwrap();
-    wait_until(|| rounds(&machine) != before);
+    wait_until("the guest runs", || rounds(&machine) != before);
     // Pausing once more makes sure that the vCPU was in the guest after the clock's update.
     handle.pause(SOON).unwrap();
     let [flags] = machine.read::<1>(0x7000 + 29);

@@ -27,7 +27,7 @@ fn a_vcpu_of_a_file_descriptor_is_kicked_and_paused_like_any_other() {
     // SAFETY: the file is a vCPU's, and nobody else runs it.
     let vcpu = unsafe { KvmVcpu::from_fd(file, KickSignal::default()) }.unwrap();
     let mut handle = VcpuRunner::new(vcpu, Nothing).spawn("file").unwrap();
-    wait_until(|| rounds(&machine) > 0);
+    wait_until("the guest runs", || rounds(&machine) > 0);
     handle.pause(SOON).unwrap();
     assert_eq!(handle.control().state(), State::Paused);
     let number = handle.with_vcpu(SOON, |vcpu| vcpu.fd().as_raw_fd());
@@ -35,7 +35,7 @@ fn a_vcpu_of_a_file_descriptor_is_kicked_and_paused_like_any_other() {
     assert!(theirs.get_regs().unwrap().rip >= ENTRY);
     let before = rounds(&machine);
     handle.resume().unwrap();
-    wait_until(|| rounds(&machine) != before);
+    wait_until("the guest runs", || rounds(&machine) != before);
     handle.stop();
     assert_eq!(handle.join(SOON).unwrap(), Outcome::Stopped);
 }

@@ -85,7 +85,7 @@ fn child(kvm: &kvm_ioctls::Kvm, calls: &'static [i64], ioctls: &'static [u64]) {
         let mut running = start(&machine).start(SOON).unwrap();
         for _ in 0..20 {
             let before = rounds(&machine);
-            wait_until(|| rounds(&machine) != before);
+            wait_until("the guest runs", || rounds(&machine) != before);
             for vcpu in running.vcpus() {
                 vcpu.control().kick();
             }
