@@ -52,9 +52,24 @@ impl Failure {
     fn run(error: impl Into<Box<dyn Error>>) -> Self {
         Self {
             status: 1,
-            message: error.into().to_string(),
+            message: with_causes(&*error.into()),
         }
     }
+}
+
+/// An error with what caused it, and what caused that.
+fn with_causes(error: &dyn Error) -> String {
+    let mut message = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let text = cause.to_string();
+        // Some errors say themselves what caused them.
+        if !message.ends_with(&text) {
+            message = format!("{message}: {text}");
+        }
+        next = cause.source();
+    }
+    message
 }
 
 fn main() -> ExitCode {

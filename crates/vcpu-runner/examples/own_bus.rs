@@ -1,152 +1,120 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! A VMM with a bus of its own: two vCPUs, a counter they share, and a power switch.
+//! A VMM with a bus, actions and errors of its own, that reboots in place.
 //!
-//! `cargo run -p vcpu-runner --no-default-features --example own_bus`
+//! `cargo run -p vcpu-runner --example own_bus`
 
-#![cfg_attr(
-    target_arch = "x86_64",
-    expect(
-        unsafe_code,
-        reason = "guest memory is given to KVM, which has no safe interface for it"
-    )
-)]
+#[cfg(target_arch = "x86_64")]
+mod common;
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::ops::ControlFlow;
 
-use vcpu_runner::{Control, GuestIo, Outcome};
+use vcpu_runner::Flow;
 
-/// A device of this VMM: it is told the offset, and a write or a read.
-trait Device: Send {
-    fn read(&mut self, offset: u64, data: &mut [u8]);
-    fn write(&mut self, offset: u64, data: &[u8]);
-}
+/// The bus that the VMM has already: an access gives an action, or an error.
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "x86 only"))]
+mod own {
+    /// What a device asks its VMM to do.
+    #[derive(Debug, PartialEq)]
+    pub(crate) enum Action {
+        Nothing,
+        Reset,
+        PowerOff,
+    }
 
-/// The bus of this VMM: devices by base address, each a page long.
-type OwnBus = Mutex<BTreeMap<u64, Box<dyn Device>>>;
+    /// Why the VMM gives up.
+    #[derive(Debug, thiserror::Error)]
+    #[error("no device at {0:#x}")]
+    pub(crate) struct BusError(u64);
 
-/// All that the run loop needs of it.
-struct OwnIo(Arc<OwnBus>);
+    /// One register: it counts the boots, and the guest writes what it wants.
+    #[derive(Default)]
+    pub(crate) struct Bus {
+        pub(crate) boots: u8,
+    }
 
-impl OwnIo {
-    fn with(&self, addr: u64, call: impl FnOnce(&mut dyn Device, u64)) {
-        let mut devices = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // Without a device a read is answered with ones: that is what the buffer holds already.
-        if let Some((base, device)) = devices.range_mut(..=addr).next_back() {
-            if addr - base < 0x1000 {
-                call(device.as_mut(), addr - base);
+    impl Bus {
+        pub(crate) fn read(&mut self, addr: u64, data: &mut [u8]) -> Result<Action, BusError> {
+            if addr != 0x8_0000 {
+                return Err(BusError(addr));
+            }
+            data.fill(self.boots);
+            Ok(Action::Nothing)
+        }
+
+        pub(crate) fn write(&mut self, addr: u64, data: &[u8]) -> Result<Action, BusError> {
+            match (addr, data) {
+                (0x8_0000, [1]) => Ok(Action::Reset),
+                (0x8_0000, _) => Ok(Action::PowerOff),
+                _ => Err(BusError(addr)),
             }
         }
     }
 }
 
-impl GuestIo for OwnIo {
-    fn mmio_read(&mut self, addr: u64, data: &mut [u8]) {
-        self.with(addr, |device, offset| device.read(offset, data));
-    }
-    fn mmio_write(&mut self, addr: u64, data: &[u8]) {
-        self.with(addr, |device, offset| device.write(offset, data));
-    }
-    fn pio_read(&mut self, _port: u16, _data: &mut [u8]) {}
-    fn pio_write(&mut self, _port: u16, _data: &[u8]) {}
-}
-
-/// Counts its reads.
-struct Counter(u32);
-
-impl Device for Counter {
-    fn read(&mut self, _offset: u64, data: &mut [u8]) {
-        self.0 += 1;
-        for (byte, value) in data.iter_mut().zip(self.0.to_le_bytes()) {
-            *byte = value;
-        }
-    }
-    fn write(&mut self, _offset: u64, _data: &[u8]) {}
-}
-
-/// Switches the machine off when it is written to.
-struct PowerSwitch(Arc<OnceLock<Control>>);
-
-impl Device for PowerSwitch {
-    fn read(&mut self, _offset: u64, _data: &mut [u8]) {}
-    fn write(&mut self, _offset: u64, _data: &[u8]) {
-        if let Some(control) = self.0.get() {
-            control.stop_with(Outcome::Shutdown);
+/// What the actions mean for the loop.
+impl Flow for own::Action {
+    type End = Self;
+    fn flow(self) -> ControlFlow<Self> {
+        match self {
+            Self::Nothing => ControlFlow::Continue(()),
+            end => ControlFlow::Break(end),
         }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    use std::time::Duration;
+    use std::sync::{Arc, Mutex, PoisonError};
 
-    use kvm_bindings::{kvm_mp_state, kvm_userspace_memory_region};
-    use kvm_ioctls::Kvm;
-    use vcpu_runner::{ExitCounters, KvmVcpu, VcpuGroup, VcpuRunner};
-    use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+    use own::{Action, Bus, BusError};
+    use vcpu_runner::{GuestIo, KvmVcpu, Outcome, VcpuRunner};
 
-    // Real mode: the data segment begins at the counter, the switch is a page further.
+    /// The whole of the adapter.
+    struct Io(Arc<Mutex<Bus>>);
+
+    impl GuestIo for Io {
+        type Answer = Result<Action, BusError>;
+        fn mmio_read(&mut self, addr: u64, data: &mut [u8]) -> Self::Answer {
+            let mut bus = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            bus.read(addr, data)
+        }
+        fn mmio_write(&mut self, addr: u64, data: &[u8]) -> Self::Answer {
+            let mut bus = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            bus.write(addr, data)
+        }
+        fn pio_read(&mut self, _port: u16, _data: &mut [u8]) -> Self::Answer {
+            Ok(Action::Nothing)
+        }
+        fn pio_write(&mut self, _port: u16, _data: &[u8]) -> Self::Answer {
+            Ok(Action::Nothing)
+        }
+    }
+
     #[rustfmt::skip]
     let code = [
-        0x66, 0xa1, 0x00, 0x00,             // mov eax, [0]
-        0x66, 0x3d, 0xe8, 0x03, 0x00, 0x00, // cmp eax, 1000
-        0x72, 0xf4,                         // jb back
-        0xa2, 0x00, 0x10,                   // mov [0x1000], al
-        0xeb, 0xfe,                         // jmp $
+        0xa0, 0x00, 0x00, // mov al, [0]: how many boots there were
+        0xfe, 0xc0,       // inc al
+        0xa2, 0x00, 0x00, // mov [0], al: a reset the first time, then the end
+        0xf4,             // hlt: not reached
     ];
-
-    let Ok(kvm) = Kvm::new() else {
-        println!("skipped: no usable /dev/kvm");
+    let Some(machine) = common::Machine::new(&code)? else {
         return Ok(());
     };
-    let vm = kvm.create_vm()?;
-    let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1_0000)])?;
-    memory.write_slice(&code, GuestAddress(0x1000))?;
-    let region = kvm_userspace_memory_region {
-        memory_size: 0x1_0000,
-        userspace_addr: memory.get_host_address(GuestAddress(0))? as u64,
-        ..Default::default()
-    };
-    // SAFETY: the memory is mapped, and stays so until the end of `main`.
-    unsafe { vm.set_user_memory_region(region)? };
-
-    let switch = Arc::new(OnceLock::new());
-    let bus: Arc<OwnBus> = Arc::default();
-    {
-        let mut devices = bus.lock().unwrap_or_else(PoisonError::into_inner);
-        devices.insert(0x8_0000, Box::new(Counter(0)));
-        devices.insert(0x8_1000, Box::new(PowerSwitch(Arc::clone(&switch))));
-    }
-
-    let mut group = VcpuGroup::new();
-    let mut counters = Vec::new();
-    for index in 0..2 {
-        let fd = vm.create_vcpu(index)?;
-        let mut sregs = fd.get_sregs()?;
-        (sregs.cs.base, sregs.cs.selector) = (0, 0);
-        sregs.ds.base = 0x8_0000;
-        fd.set_sregs(&sregs)?;
-        let mut regs = fd.get_regs()?;
-        (regs.rip, regs.rflags) = (0x1000, 2);
-        fd.set_regs(&regs)?;
-        // Both start at once, instead of the second one waiting to be woken by the first.
-        let _ = fd.set_mp_state(kvm_mp_state { mp_state: 0 });
-
-        let counter = Arc::new(ExitCounters::default());
-        let runner = VcpuRunner::new(KvmVcpu::new(fd)?, OwnIo(Arc::clone(&bus)))
-            .with_observer(Arc::clone(&counter));
-        // One vCPU's control is enough: when it ends, the group does.
-        let _ = switch.set(runner.control());
-        group.add(runner);
-        counters.push(counter);
-    }
-    let mut running = group.start(Duration::from_secs(1))?;
-    println!("{}", running.join(Duration::from_secs(10))?);
-    for (index, counters) in counters.iter().enumerate() {
-        for (kind, count) in counters.iter().filter(|&(_, count)| count > 0) {
-            println!("vCPU {index}: {count} {}", kind.name());
+    let bus = Arc::new(Mutex::new(Bus::default()));
+    let vcpu = KvmVcpu::new(machine.vm.create_vcpu(0)?)?;
+    let mut runner = VcpuRunner::new(vcpu, Io(Arc::clone(&bus)));
+    loop {
+        common::reset(runner.vcpu().fd())?;
+        match runner.run()? {
+            Outcome::Vmm(Ok(Action::Reset)) => {
+                bus.lock().unwrap_or_else(PoisonError::into_inner).boots += 1;
+                println!("the guest reboots");
+            }
+            Outcome::Vmm(Ok(action)) => break println!("the guest wants: {action:?}"),
+            Outcome::Vmm(Err(error)) => return Err(error.into()),
+            other => return Err(format!("unexpected: {other}").into()),
         }
     }
     Ok(())
@@ -154,10 +122,5 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
 #[cfg(not(target_arch = "x86_64"))]
 fn main() {
-    let _ = (
-        OwnIo(Arc::default()),
-        Counter(0),
-        PowerSwitch(Arc::default()),
-    );
     println!("skipped: the guest of this example is x86 code");
 }

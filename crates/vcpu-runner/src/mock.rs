@@ -4,16 +4,13 @@
 //! A vCPU that follows a script, for tests without KVM.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use kvm_bindings as kvm;
-
-use crate::decode::{RECORD_LEN, Record, UNION, decode};
-use crate::error::RunError;
-use crate::exit::Exit;
-use crate::vcpu::{Kick, Vcpu};
+use crate::exit::{Exit, RECORD_LEN, Record, UNION, data_offset, decode, number};
+use crate::run::{Kick, RunError, Vcpu};
 
 /// Where the elements of port I/O lie in a scripted record.
 const PIO_DATA: usize = UNION + 256;
@@ -69,7 +66,7 @@ impl MockStep {
     fn mmio(addr: u64, len: u32, is_write: bool, data: &[u8]) -> Self {
         let data = data.get(..data.len().min(8)).unwrap_or_default();
         Self::record(
-            kvm::KVM_EXIT_MMIO,
+            number::KVM_EXIT_MMIO,
             &[
                 (0, &addr.to_ne_bytes()),
                 (8, data),
@@ -82,7 +79,7 @@ impl MockStep {
     /// The guest reads `count` elements of `size` bytes from a port.
     #[must_use]
     pub fn io_in(port: u16, size: u8, count: u32) -> Self {
-        Self::io(kvm::KVM_EXIT_IO_IN, port, size, count, &[0xa5; 64])
+        Self::io(number::KVM_EXIT_IO_IN, port, size, count, &[0xa5; 64])
     }
 
     /// The guest writes elements of `size` bytes to a port.
@@ -90,13 +87,13 @@ impl MockStep {
     pub fn io_out(port: u16, size: u8, data: &[u8]) -> Self {
         let count = data.len().checked_div(size.into()).unwrap_or(0);
         let count = u32::try_from(count).unwrap_or(u32::MAX);
-        Self::io(kvm::KVM_EXIT_IO_OUT, port, size, count, data)
+        Self::io(number::KVM_EXIT_IO_OUT, port, size, count, data)
     }
 
     fn io(direction: u32, port: u16, size: u8, count: u32, data: &[u8]) -> Self {
-        let offset = (PIO_DATA + crate::decode::RECORD_START) as u64;
+        let offset = data_offset(PIO_DATA);
         Self::record(
-            kvm::KVM_EXIT_IO,
+            number::KVM_EXIT_IO,
             &[
                 (0, &direction.to_ne_bytes()),
                 (1, &[size]),
@@ -121,8 +118,8 @@ impl MockStep {
 impl fmt::Debug for MockStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Exit(record) => write!(f, "Exit({:?})", decode(&mut record.clone())),
-            Self::Fragment(record) => write!(f, "Fragment({:?})", decode(&mut record.clone())),
+            Self::Exit(record) => write!(f, "Exit({:?})", decode(&mut record.clone()[..])),
+            Self::Fragment(record) => write!(f, "Fragment({:?})", decode(&mut record.clone()[..])),
             Self::Fail(errno) => write!(f, "Fail({errno})"),
             Self::Spin => f.write_str("Spin"),
         }
@@ -144,10 +141,11 @@ pub struct MockLog {
 
 #[derive(Debug, Default)]
 struct Log {
-    completed: Vec<Box<Record>>,
+    completed: Vec<Record>,
     runs: usize,
     pauses: usize,
     bound: usize,
+    aborts: usize,
 }
 
 impl MockLog {
@@ -157,7 +155,7 @@ impl MockLog {
 
     /// The records of the exits so far, as they were when the vCPU was entered again.
     #[must_use]
-    pub fn completed(&self) -> Vec<Box<Record>> {
+    pub fn completed(&self) -> Vec<Record> {
         self.lock().completed.clone()
     }
 
@@ -179,10 +177,16 @@ impl MockLog {
         self.lock().runs
     }
 
-    /// How many times the vCPU was told that it is paused.
+    /// How many times the vCPU was told that it had been paused.
     #[must_use]
     pub fn pauses(&self) -> usize {
         self.lock().pauses
+    }
+
+    /// How many aborts were injected into the guest.
+    #[must_use]
+    pub fn aborts(&self) -> usize {
+        self.lock().aborts
     }
 
     /// How many threads run the vCPU: 0 or 1.
@@ -201,6 +205,7 @@ impl MockLog {
 ///
 /// struct Answer;
 /// impl GuestIo for Answer {
+///     type Answer = ();
 ///     fn mmio_read(&mut self, _: u64, data: &mut [u8]) { data.fill(7) }
 ///     fn mmio_write(&mut self, _: u64, _: &[u8]) {}
 ///     fn pio_read(&mut self, _: u16, _: &mut [u8]) {}
@@ -274,12 +279,14 @@ impl fmt::Debug for MockVcpu {
 }
 
 impl Vcpu for MockVcpu {
+    type Error = Infallible;
+
     fn run(&mut self) -> Result<Exit<'_>, RunError> {
         {
             let mut log = self.log.lock();
             log.runs += 1;
             if self.pending && !self.repeat {
-                log.completed.push(self.current.clone());
+                log.completed.push(*self.current);
             }
             self.pending = false;
         }
@@ -288,7 +295,7 @@ impl Vcpu for MockVcpu {
             Some(MockStep::Exit(record) | MockStep::Fragment(record)) => {
                 self.current = record;
                 self.pending = true;
-                Ok(decode(&mut self.current))
+                Ok(decode(self.current.as_mut_slice()))
             }
             Some(MockStep::Fail(errno)) => Err(RunError::from(errno)),
             Some(MockStep::Spin) => {
@@ -314,6 +321,11 @@ impl Vcpu for MockVcpu {
 
     fn notify_paused(&mut self) {
         self.log.lock().pauses += 1;
+    }
+
+    fn inject_abort(&mut self) -> io::Result<()> {
+        self.log.lock().aborts += 1;
+        Ok(())
     }
 
     fn program_counter(&self) -> Option<u64> {

@@ -62,6 +62,7 @@ fn spawn(vcpu: MockVcpu) -> VcpuHandle<MockVcpu> {
 struct Does<F>(F);
 
 impl<F: FnMut()> GuestIo for Does<F> {
+    type Answer = ();
     fn mmio_read(&mut self, _: u64, _: &mut [u8]) {
         (self.0)();
     }
@@ -80,7 +81,7 @@ fn pause_and_resume_are_idempotent() {
         for round in 1..=3 {
             handle.pause(SOON).unwrap();
             let (runs, pauses) = (log.runs(), log.pauses());
-            assert_eq!(pauses, round, "the clock is told once for each pause");
+            assert_eq!(pauses, round - 1, "the clock is told when a pause ends");
             handle.pause(SOON).unwrap();
             handle.pause(Duration::ZERO).unwrap();
             assert_eq!(handle.control().state(), State::Paused);
@@ -93,6 +94,7 @@ fn pause_and_resume_are_idempotent() {
             handle.resume().unwrap();
             handle.resume().unwrap();
             wait_until("the vCPU runs again", || log.runs() > runs);
+            assert_eq!(log.pauses(), round, "once, and before the guest runs on");
         }
         handle.stop();
         handle.stop();
@@ -314,7 +316,7 @@ fn a_device_stops_its_own_vcpu_before_the_next_exit() {
 #[test]
 fn calls_are_made_on_the_paused_vcpus_thread() {
     let mut handle = spawn(flooding());
-    let name = |_: &mut MockVcpu| thread::current().name().map(str::to_owned);
+    let name = |_: &MockVcpu| thread::current().name().map(str::to_owned);
     assert_eq!(handle.with_vcpu(SOON, name), Err(ControlError::NotPaused));
     for _ in 0..50 {
         handle.pause(SOON).unwrap();
@@ -329,7 +331,7 @@ fn calls_are_made_on_the_paused_vcpus_thread() {
     let (go, may_go) = mpsc::channel::<()>();
     let slow = {
         let done = Arc::clone(&done);
-        move |_: &mut MockVcpu| {
+        move |_: &MockVcpu| {
             may_go.recv().unwrap();
             done.store(true, Ordering::SeqCst);
         }
@@ -394,6 +396,7 @@ fn dropping_the_handle_ends_the_thread() {
         }
     }
     impl GuestIo for Flag {
+        type Answer = ();
         fn mmio_read(&mut self, _: u64, _: &mut [u8]) {}
         fn mmio_write(&mut self, _: u64, _: &[u8]) {}
         fn pio_read(&mut self, _: u16, _: &mut [u8]) {}
@@ -457,13 +460,13 @@ fn groups_of_every_size() {
         let mut running = group(vcpus).start(SOON).unwrap();
         assert_eq!(running.vcpus().len(), size);
         running.pause(SOON).unwrap();
-        assert!(logs.iter().all(|log| log.pauses() == 1));
         for vcpu in running.vcpus() {
             assert_eq!(vcpu.control().state(), State::Paused);
         }
         running.resume().unwrap();
         running.stop();
         assert_eq!(running.join(SOON).unwrap(), Outcome::Stopped);
+        assert!(logs.iter().all(|log| log.pauses() == 1));
         assert!(matches!(running.join(SOON), Err(GroupError::AlreadyJoined)));
         assert!(logs.iter().all(|log| log.bound() == 0));
     }
@@ -610,6 +613,33 @@ fn a_hook_that_fails_stops_the_group() {
     for log in logs {
         assert_eq!((log.runs(), log.bound()), (0, 0));
     }
+}
+
+#[test]
+fn a_hook_that_fails_is_the_reason_although_another_one_hangs() {
+    let (go, may_go) = mpsc::channel::<()>();
+    let may_go = Mutex::new(may_go);
+    let since = Instant::now();
+    let error = group([spinning(), spinning(), spinning()])
+        .with_hook(move |index| match index {
+            0 => {
+                let _ = may_go.lock().unwrap().recv_timeout(SOON);
+                Ok(())
+            }
+            1 => Err(io::ErrorKind::PermissionDenied.into()),
+            _ => Ok(()),
+        })
+        .start(SOON)
+        .unwrap_err();
+    match error {
+        GroupError::Vcpu {
+            index: 1,
+            error: JoinError::Hook(error),
+        } => assert_eq!(error.kind(), io::ErrorKind::PermissionDenied),
+        other => panic!("unexpected {other}"),
+    }
+    assert!(since.elapsed() < SOON, "it waited for the hook that hangs");
+    drop(go);
 }
 
 #[test]

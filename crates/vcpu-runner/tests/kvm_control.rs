@@ -31,7 +31,7 @@ fn a_paused_guest_stands_still() {
             wait_until("the guest goes on", || rounds(&machine) != before);
             handle.pause(SOON).unwrap();
             let before = rounds(&machine);
-            let regs = |vcpu: &mut KvmVcpu| vcpu.fd().get_regs().unwrap();
+            let regs = |vcpu: &KvmVcpu| vcpu.fd().get_regs().unwrap();
             let first = handle.with_vcpu(SOON, regs).unwrap();
             thread::sleep(Duration::from_millis(2));
             assert_eq!(rounds(&machine), before);
@@ -60,6 +60,7 @@ impl Slow {
 }
 
 impl GuestIo for Slow {
+    type Answer = ();
     fn mmio_read(&mut self, addr: u64, data: &mut [u8]) {
         self.answer(addr, data);
     }
@@ -139,6 +140,7 @@ fn a_pause_in_the_middle_of_a_string_loses_nothing() {
 struct Busy;
 
 impl GuestIo for Busy {
+    type Answer = ();
     fn mmio_read(&mut self, _: u64, data: &mut [u8]) {
         let output = std::io::stdout().lock();
         data.copy_from_slice(&vec![0; data.len()]);
@@ -288,6 +290,7 @@ fn a_foreign_signal_is_not_a_request() {
 struct PowerSwitch(Arc<Mutex<Option<Control>>>);
 
 impl GuestIo for PowerSwitch {
+    type Answer = ();
     fn mmio_read(&mut self, _: u64, _: &mut [u8]) {}
     fn mmio_write(&mut self, _: u64, _: &[u8]) {}
     fn pio_read(&mut self, _: u16, _: &mut [u8]) {}
@@ -351,4 +354,48 @@ fn groups_pause_together() {
         assert_eq!(rounds(&machine), before);
         running.resume().unwrap();
     }
+}
+
+/// `MSR_KVM_SYSTEM_TIME_NEW` and the flag of `struct pvclock_vcpu_time_info`.
+const KVMCLOCK: u32 = 0x4b56_4d01;
+const GUEST_STOPPED: u8 = 1 << 1;
+
+#[test]
+fn a_vcpu_restored_during_a_pause_sees_that_its_clock_stood_still() {
+    let Some(kvm) = common::kvm() else { return };
+    let machine = Guest::Spins.machine(&kvm);
+    let vcpu = machine.vcpu(0);
+    vcpu.fd()
+        .set_cpuid2(
+            &kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
+                .unwrap(),
+        )
+        .unwrap();
+    let mut handle = VcpuRunner::new(vcpu, Nothing).spawn("clock").unwrap();
+    wait_until("the guest runs", || rounds(&machine) > 0);
+    handle.pause(SOON).unwrap();
+    let set = handle
+        .with_vcpu(SOON, |vcpu| {
+            let entry = kvm_bindings::kvm_msr_entry {
+                index: KVMCLOCK,
+                data: 0x7000 | 1,
+                ..Default::default()
+            };
+            let msrs = kvm_bindings::Msrs::from_entries(&[entry]).unwrap();
+            vcpu.fd().set_msrs(&msrs)
+        })
+        .unwrap();
+    if set.ok() != Some(1) {
+        println!("skipped: no kvmclock");
+        return;
+    }
+    let before = rounds(&machine);
+    handle.resume().unwrap();
+    wait_until("the guest runs", || rounds(&machine) != before);
+    // Pausing once more makes sure that the vCPU was in the guest after the clock's update.
+    handle.pause(SOON).unwrap();
+    let [flags] = machine.read::<1>(0x7000 + 29);
+    assert_eq!(flags & GUEST_STOPPED, GUEST_STOPPED, "{flags:#x}");
+    handle.stop();
+    assert_eq!(handle.join(SOON).unwrap(), Outcome::Stopped);
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use common::{Access, Machine, Recorder, SOON};
 use kvm_ioctls::{Cap, IoEventAddress};
 use vcpu_runner::{
-    CoalescedMmio, Doorbell, ExitCounters, ExitKind, IoEvent, IrqFd, KvmVcpu, Outcome, VcpuRunner,
+    CoalescedMmio, Doorbell, ExitCounters, ExitKind, IoEvent, IrqFd, Outcome, VcpuRunner,
 };
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -33,15 +33,21 @@ fn collected_writes_come_before_the_exit_that_follows_them() {
         0x88, 0x0d, 0x04, 0x00, 0x00, 0x80,       // mov [0x80000004], cl
         0xf4,                                     // hlt
     ]);
-    let fd = machine.fd_at(0, common::ENTRY);
-    let ring = CoalescedMmio::new(&fd).unwrap();
+    let vcpu = machine.vcpu(0);
+    let ring = CoalescedMmio::new(&vcpu).unwrap();
     machine
         .vm
         .register_coalesced_mmio(IoEventAddress::Mmio(0x8000_0000), 0x100)
         .unwrap();
+    // The machine has one ring, whichever vCPU it is reached by.
+    let second = machine.vcpu(1);
+    for vcpu in [&vcpu, &second] {
+        let error = CoalescedMmio::new(vcpu).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
+    }
     let devices = Recorder::default();
     let counters = Arc::new(ExitCounters::default());
-    let mut runner = VcpuRunner::new(KvmVcpu::new(fd).unwrap(), devices.clone())
+    let mut runner = VcpuRunner::new(vcpu, devices.clone())
         .with_observer(Arc::clone(&counters))
         .with_coalesced_mmio(ring);
     assert_eq!(runner.run().unwrap(), Outcome::Halted);
@@ -71,19 +77,19 @@ fn collected_writes_come_before_a_pause() {
         0xa2, 0x00, 0x50, 0x00, 0x00,             // mov [0x5000], al
         0xeb, 0xfe,                               // jmp $
     ]);
-    let fd = machine.fd_at(0, common::ENTRY);
-    fd.set_regs(&kvm_bindings::kvm_regs {
+    let vcpu = machine.vcpu(0);
+    let regs = kvm_bindings::kvm_regs {
         rax: 0x77,
-        ..fd.get_regs().unwrap()
-    })
-    .unwrap();
-    let ring = CoalescedMmio::new(&fd).unwrap();
+        ..vcpu.fd().get_regs().unwrap()
+    };
+    vcpu.fd().set_regs(&regs).unwrap();
+    let ring = CoalescedMmio::new(&vcpu).unwrap();
     machine
         .vm
         .register_coalesced_mmio(IoEventAddress::Mmio(0x8000_0000), 0x100)
         .unwrap();
     let devices = Recorder::default();
-    let mut handle = VcpuRunner::new(KvmVcpu::new(fd).unwrap(), devices.clone())
+    let mut handle = VcpuRunner::new(vcpu, devices.clone())
         .with_coalesced_mmio(ring)
         .spawn("coalesced")
         .unwrap();

@@ -95,6 +95,8 @@ impl Guest {
 }
 
 impl Vcpu for Guest {
+    type Error = std::convert::Infallible;
+
     fn run(&mut self) -> Result<Exit<'_>, RunError> {
         // The second part of an access comes before the look at the flag.
         if std::mem::take(&mut self.second_part) {
@@ -148,6 +150,7 @@ impl Parts {
 }
 
 impl GuestIo for Parts {
+    type Answer = ();
     fn mmio_read(&mut self, _: u64, _: &mut [u8]) {
         // Relaxed on purpose: the acknowledgement must make it visible.
         self.0
@@ -172,7 +175,11 @@ fn check_bounded(preemptions: usize, body: impl Fn() + Send + Sync + 'static) {
 }
 
 /// Runs `guest` while `controls` acts on it from another thread.
-fn controlled(guest: Guest, io: impl GuestIo, controls: impl FnOnce(Control) + 'static) -> Outcome {
+fn controlled(
+    guest: Guest,
+    io: impl GuestIo<Answer = ()>,
+    controls: impl FnOnce(Control) + 'static,
+) -> Outcome {
     let mut runner = VcpuRunner::new(guest, io);
     let control = runner.control();
     let controller = thread::spawn(move || controls(control));
@@ -312,6 +319,7 @@ fn two_controllers() {
 fn a_device_may_use_its_own_control() {
     struct Stops(Control);
     impl GuestIo for Stops {
+        type Answer = ();
         fn mmio_read(&mut self, addr: u64, _: &mut [u8]) {
             if addr == 0 {
                 assert_eq!(self.0.pause(NEVER), Err(ControlError::OwnThread));
@@ -324,6 +332,7 @@ fn a_device_may_use_its_own_control() {
     }
     struct Later(Arc<std::sync::Mutex<Option<Stops>>>);
     impl GuestIo for Later {
+        type Answer = ();
         fn mmio_read(&mut self, addr: u64, data: &mut [u8]) {
             let mut device = self.0.lock().unwrap();
             device.as_mut().unwrap().mmio_read(addr, data);
@@ -348,6 +357,7 @@ fn no_lock_is_held_that_a_device_could_wait_for() {
     // A device takes a lock of the embedder's, who makes requests while holding it.
     struct Locks(Arc<Mutex<()>>);
     impl GuestIo for Locks {
+        type Answer = ();
         fn mmio_read(&mut self, _: u64, _: &mut [u8]) {
             drop(self.0.lock().unwrap());
         }

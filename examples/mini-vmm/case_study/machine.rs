@@ -22,6 +22,7 @@ use crate::devices;
 use crate::entropy::{Source, Trouble};
 use crate::kvm::call;
 use crate::layout::{PORT_START, PORTS_SIZE, RAM_SIZE};
+use crate::with_causes;
 
 /// A guest that exits not once in this time hangs: it has lost an interrupt, for one.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -191,7 +192,7 @@ fn silence(
 fn ended(vcpu: &mut VcpuHandle) -> String {
     match vcpu.join(PATIENCE) {
         Ok(outcome) => format!("the guest ended early: {outcome}"),
-        Err(error) => error.to_string(),
+        Err(error) => with_causes(&error),
     }
 }
 

@@ -7,6 +7,7 @@ use vcpu_runner::{GroupError, Outcome};
 
 use super::bell::End;
 use super::signals;
+use crate::with_causes;
 
 /// How the program ends.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,7 +37,7 @@ impl Ending {
             (End::Signal(signal), _) => ("signal", signals::status(*signal), None),
             (End::Console(message), _) => return Self::failed(message.clone()),
             (End::Vcpu, Ok(outcome)) => return Self::failed(format!("unexpected: {outcome}")),
-            (End::Vcpu, Err(error)) => return Self::failed(error.to_string()),
+            (End::Vcpu, Err(error)) => return Self::failed(with_causes(error)),
         };
         Self {
             name,

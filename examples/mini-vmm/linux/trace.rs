@@ -116,6 +116,7 @@ impl Io {
 }
 
 impl GuestIo for Io {
+    type Answer = ();
     fn mmio_read(&mut self, addr: u64, data: &mut [u8]) {
         self.buses.mmio_read(addr, data);
         if let Some(trace) = &self.trace {

@@ -110,6 +110,7 @@ impl Recorder {
 }
 
 impl GuestIo for Recorder {
+    type Answer = ();
     fn mmio_read(&mut self, addr: u64, data: &mut [u8]) {
         self.note(Access::MmioRead(addr, data.len()));
         self.answer(data);
@@ -134,6 +135,7 @@ impl GuestIo for Recorder {
 pub struct Nothing;
 
 impl GuestIo for Nothing {
+    type Answer = ();
     fn mmio_read(&mut self, _: u64, _: &mut [u8]) {}
     fn mmio_write(&mut self, _: u64, _: &[u8]) {}
     fn pio_read(&mut self, _: u16, _: &mut [u8]) {}

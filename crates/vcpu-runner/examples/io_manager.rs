@@ -1,0 +1,86 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A VMM with the `IoManager` of vm-device: its loop, replaced.
+//!
+//! `cargo run -p vcpu-runner --example io_manager`
+
+#[cfg(target_arch = "x86_64")]
+mod common;
+
+#[cfg(target_arch = "x86_64")]
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    use std::sync::Arc;
+
+    use vcpu_runner::{GuestIo, KvmVcpu, VcpuRunner};
+    use vm_device::bus::{
+        MmioAddress, MmioAddressOffset, MmioRange, PioAddress, PioAddressOffset, PioRange,
+    };
+    use vm_device::device_manager::{IoManager, MmioManager, PioManager};
+    use vm_device::{DeviceMmio, DevicePio};
+
+    /// The whole of the adapter.
+    struct Io(Arc<IoManager>);
+
+    impl GuestIo for Io {
+        type Answer = ();
+        // An access that fails is no reason to stop: the guest reads ones.
+        fn mmio_read(&mut self, addr: u64, data: &mut [u8]) {
+            let _ = self.0.mmio_read(MmioAddress(addr), data);
+        }
+        fn mmio_write(&mut self, addr: u64, data: &[u8]) {
+            let _ = self.0.mmio_write(MmioAddress(addr), data);
+        }
+        fn pio_read(&mut self, port: u16, data: &mut [u8]) {
+            let _ = self.0.pio_read(PioAddress(port), data);
+        }
+        fn pio_write(&mut self, port: u16, data: &[u8]) {
+            let _ = self.0.pio_write(PioAddress(port), data);
+        }
+    }
+
+    /// What the guest reads.
+    struct Answer;
+    impl DeviceMmio for Answer {
+        fn mmio_read(&self, _: MmioAddress, _: MmioAddressOffset, data: &mut [u8]) {
+            data.fill(b'!');
+        }
+        fn mmio_write(&self, _: MmioAddress, _: MmioAddressOffset, _: &[u8]) {}
+    }
+
+    /// Where the guest writes.
+    struct Console;
+    impl DevicePio for Console {
+        fn pio_read(&self, _: PioAddress, _: PioAddressOffset, _: &mut [u8]) {}
+        fn pio_write(&self, _: PioAddress, _: PioAddressOffset, data: &[u8]) {
+            println!("console: {}", String::from_utf8_lossy(data));
+        }
+    }
+
+    #[rustfmt::skip]
+    let code = [
+        0xa0, 0x04, 0x00, // mov al, [4]
+        0xba, 0xf8, 0x03, // mov dx, 0x3f8
+        0xee,             // out dx, al
+        0xf4,             // hlt
+    ];
+    let Some(machine) = common::Machine::new(&code)? else {
+        return Ok(());
+    };
+    let mut devices = IoManager::new();
+    let range = MmioRange::new(MmioAddress(0x8_0000), 0x1000)?;
+    devices.register_mmio(range, Arc::new(Answer))?;
+    let range = PioRange::new(PioAddress(0x3f8), 8)?;
+    devices.register_pio(range, Arc::new(Console))?;
+
+    let vcpu = KvmVcpu::new(machine.vm.create_vcpu(0)?)?;
+    common::reset(vcpu.fd())?;
+    let outcome = VcpuRunner::new(vcpu, Io(Arc::new(devices))).run()?;
+    println!("{outcome}");
+    Ok(())
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn main() {
+    println!("skipped: the guest of this example is x86 code");
+}

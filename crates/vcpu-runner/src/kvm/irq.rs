@@ -1,0 +1,115 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Event file descriptors in place of interrupts, and faults in place of interrupts of the VM.
+
+use std::io;
+use std::sync::Arc;
+
+use kvm_bindings::kvm_enable_cap;
+use kvm_ioctls::VmFd;
+use vmm_sys_util::eventfd::EventFd;
+
+/// An event file descriptor that raises an interrupt of the guest (`KVM_IRQFD`).
+///
+/// Any thread signals it, without the vCPU leaving the guest. Dropping the object ends this.
+///
+/// The machine needs KVM's interrupt controller. On x86 it is made before the first of these. On
+/// arm64 the order is: all vCPUs made and initialised, then the GIC made and initialised
+/// (`KVM_DEV_ARM_VGIC_CTRL_INIT`), then these.
+///
+/// Each signal is an edge. On arm64 the trigger that the guest is told, in its device tree say,
+/// must be edge as well: a line declared level loses interrupts.
+#[derive(Debug)]
+pub struct IrqFd {
+    vm: Arc<VmFd>,
+    fd: EventFd,
+    gsi: u32,
+}
+
+impl IrqFd {
+    /// Connects `fd` with the interrupt line `gsi`, edge-triggered.
+    ///
+    /// On x86 that is the pin of the I/O APIC or the PIC. On arm64 it is the number of a shared
+    /// peripheral interrupt counted from the first one, so that the guest sees `INTID` 32 + `gsi`;
+    /// see [`IrqFd::spi`]. Both can be routed otherwise, with `KVM_SET_GSI_ROUTING`.
+    ///
+    /// # Errors
+    ///
+    /// What KVM says. Without an interrupt controller that is `EINVAL` on x86, and `EAGAIN` on
+    /// arm64 as long as the GIC is not initialised.
+    pub fn new(vm: &Arc<VmFd>, gsi: u32, fd: EventFd) -> io::Result<Self> {
+        vm.register_irqfd(&fd, gsi)?;
+        Ok(Self {
+            vm: Arc::clone(vm),
+            fd,
+            gsi,
+        })
+    }
+
+    /// Connects `fd` with a shared peripheral interrupt of arm64, edge-triggered.
+    ///
+    /// `intid` is the number as the guest's interrupt controller has it, 32 to 1019. (A device
+    /// tree counts SPIs from 0, as KVM does: `intid - 32`.)
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` for an `intid` that is no SPI's; otherwise as [`IrqFd::new`].
+    pub fn spi(vm: &Arc<VmFd>, intid: u32, fd: EventFd) -> io::Result<Self> {
+        if !(32..=1019).contains(&intid) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{intid} is not the INTID of a shared peripheral interrupt"),
+            ));
+        }
+        Self::new(vm, intid - 32, fd)
+    }
+
+    /// The descriptor that raises the interrupt.
+    #[must_use]
+    pub const fn event(&self) -> &EventFd {
+        &self.fd
+    }
+
+    /// The interrupt line.
+    #[must_use]
+    pub const fn gsi(&self) -> u32 {
+        self.gsi
+    }
+
+    /// Raises the interrupt.
+    ///
+    /// # Errors
+    ///
+    /// The descriptor cannot be written; `WouldBlock` if it is full, and the interrupt is pending
+    /// anyway.
+    pub fn trigger(&self) -> io::Result<()> {
+        self.fd.write(1)
+    }
+}
+
+impl Drop for IrqFd {
+    fn drop(&mut self) {
+        // It was registered with these arguments, so KVM knows it.
+        let _ = self.vm.unregister_irqfd(&self.fd, self.gsi);
+    }
+}
+
+/// Has accesses that arm64 processors do not describe come to the
+/// [policy](crate::Event::ArmNisv) (`KVM_CAP_ARM_NISV_TO_USER`).
+///
+/// Loads of register pairs, with write-back or of vector registers are such accesses when they go
+/// to an address without memory. Without this, `KVM_RUN` fails with `ENOSYS` at the first one, so
+/// that a guest can end its machine; with it, the default policy gives the guest an abort. To be
+/// called before the vCPUs run.
+///
+/// # Errors
+///
+/// What KVM says; `EINVAL` on other architectures and before Linux 5.5.
+pub fn enable_nisv_exits(vm: &VmFd) -> io::Result<()> {
+    let capability = kvm_enable_cap {
+        cap: kvm_bindings::KVM_CAP_ARM_NISV_TO_USER,
+        ..kvm_enable_cap::default()
+    };
+    Ok(vm.enable_cap(&capability)?)
+}

@@ -1,0 +1,193 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Kicking a vCPU: a flag in its run area, and a signal to its thread.
+
+use std::io;
+use std::ptr::null_mut;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::run_area::ImmediateExit;
+use crate::run::Kick;
+
+/// The signal that interrupts a vCPU's thread.
+///
+/// The signal gets a handler that does nothing when the first vCPU runs. It must not be used for
+/// anything else, which is why only real-time signals can be chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct KickSignal(libc::c_int);
+
+impl KickSignal {
+    /// The real-time signal `SIGRTMIN + n`, if there is one.
+    #[must_use]
+    pub fn realtime(n: u8) -> Option<Self> {
+        let signals = realtime_signals();
+        let signal = signals.start() + libc::c_int::from(n);
+        signals.contains(&signal).then_some(Self(signal))
+    }
+
+    /// The signal's number.
+    #[must_use]
+    pub const fn number(self) -> i32 {
+        self.0
+    }
+}
+
+impl Default for KickSignal {
+    /// `SIGRTMIN`.
+    fn default() -> Self {
+        Self(*realtime_signals().start())
+    }
+}
+
+/// Kicks a vCPU by its `immediate_exit` flag and a signal to its thread.
+///
+/// The flag catches a thread that is about to enter the guest, the signal one that is in it.
+pub(super) struct KvmKick {
+    immediate_exit: ImmediateExit,
+    /// The thread that runs the vCPU. Locked while a signal is sent, so that it cannot end then.
+    thread: Mutex<Option<libc::pid_t>>,
+    signal: KickSignal,
+}
+
+impl KvmKick {
+    pub(super) const fn new(immediate_exit: ImmediateExit, signal: KickSignal) -> Self {
+        Self {
+            immediate_exit,
+            thread: Mutex::new(None),
+            signal,
+        }
+    }
+
+    /// The signal that it sends.
+    pub(super) const fn signal(&self) -> KickSignal {
+        self.signal
+    }
+
+    /// Prepares the calling thread, which is going to run the vCPU; returns whether it had the
+    /// signal blocked before.
+    pub(super) fn bind(&self) -> io::Result<bool> {
+        let signal = self.signal.number();
+        install_kick_handler(signal)?;
+        let was_blocked = block_signal(signal, false)?;
+        *self.lock() = Some(thread_id());
+        Ok(was_blocked)
+    }
+
+    /// The calling thread does not run the vCPU any longer.
+    pub(super) fn unbind(&self, was_blocked: bool) {
+        *self.lock() = None;
+        if was_blocked {
+            // The mask was changed before with the same arguments, so this cannot fail.
+            let _ = block_signal(self.signal.number(), true);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<libc::pid_t>> {
+        self.thread.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Kick for KvmKick {
+    fn kick(&self) {
+        self.immediate_exit.set(true);
+        let thread = self.lock();
+        if let Some(id) = *thread {
+            // A device that stops its own vCPU is not inside of the guest.
+            if id != thread_id() {
+                signal_thread(id, self.signal.number());
+            }
+        }
+    }
+
+    fn clear(&self) {
+        self.immediate_exit.set(false);
+    }
+}
+
+/// The signal's handler. Its only purpose is that a system call is interrupted.
+extern "C" fn on_kick(_signal: libc::c_int) {}
+
+/// Installs the handler of kicks for `signal`, once for the process.
+///
+/// A signal that already has another handler is refused.
+fn install_kick_handler(signal: libc::c_int) -> io::Result<()> {
+    /// Looking and installing must not be torn apart by another vCPU's thread.
+    static INSTALLING: Mutex<()> = Mutex::new(());
+    let _installing = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
+
+    // SAFETY: a `sigaction` of zeros is valid: no handler, no flags, an empty mask.
+    let (mut old, mut new) = unsafe {
+        (
+            std::mem::zeroed::<libc::sigaction>(),
+            std::mem::zeroed::<libc::sigaction>(),
+        )
+    };
+    // SAFETY: both pointers are to live objects of the right type, or null.
+    if unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut old) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let ours = on_kick as extern "C" fn(libc::c_int) as libc::sighandler_t;
+    if old.sa_sigaction == ours {
+        return Ok(());
+    }
+    if old.sa_sigaction != libc::SIG_DFL {
+        return Err(io::Error::new(
+            io::ErrorKind::AddrInUse,
+            format!("signal {signal} already has a handler"),
+        ));
+    }
+    // No SA_RESTART: the signal exists to make a system call return.
+    new.sa_sigaction = ours;
+    // SAFETY: the handler does nothing, so it is safe to run at any point of any thread.
+    if unsafe { libc::sigaction(signal, &raw const new, null_mut()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// The first and the last real-time signal that programs may use.
+fn realtime_signals() -> std::ops::RangeInclusive<libc::c_int> {
+    libc::SIGRTMIN()..=libc::SIGRTMAX()
+}
+
+/// Changes whether the calling thread takes `signal`; returns whether it was blocked before.
+fn block_signal(signal: libc::c_int, block: bool) -> io::Result<bool> {
+    let how = if block {
+        libc::SIG_BLOCK
+    } else {
+        libc::SIG_UNBLOCK
+    };
+    // SAFETY: a signal set of zeros is valid, and `sigemptyset` makes it an empty one.
+    let (mut set, mut old) = unsafe {
+        (
+            std::mem::zeroed::<libc::sigset_t>(),
+            std::mem::zeroed::<libc::sigset_t>(),
+        )
+    };
+    // SAFETY: the pointers are to live signal sets, and changing the mask of the calling thread
+    // is harmless to memory.
+    unsafe {
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, signal);
+        match libc::pthread_sigmask(how, &raw const set, &raw mut old) {
+            0 => Ok(libc::sigismember(&raw const old, signal) == 1),
+            error => Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+}
+
+/// The calling thread's number.
+fn thread_id() -> libc::pid_t {
+    // SAFETY: the call has no preconditions.
+    unsafe { libc::gettid() }
+}
+
+/// Sends `signal` to a thread of this process; to one that has ended, it does nothing.
+fn signal_thread(thread: libc::pid_t, signal: libc::c_int) {
+    // SAFETY: the call takes numbers only. A number that names no thread of this process is an
+    // error that changes nothing.
+    unsafe {
+        libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, signal);
+    }
+}

@@ -1,0 +1,36 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Writes that were collected instead of exiting for each.
+
+/// The writes that a machine's vCPUs have made and nobody has carried out yet.
+///
+/// `CoalescedMmio` is KVM's. The loop carries them out before each exit and before each pause.
+pub trait CoalescedWrites: Send + Sync {
+    /// Whether every write has been carried out. A write in flight is none that has.
+    fn is_empty(&self) -> bool;
+
+    /// Has `carry_out` called for each write, in order; returns when none is in flight.
+    ///
+    /// A write that another thread is carrying out is waited for.
+    fn drain(&self, carry_out: &mut dyn FnMut(CoalescedWrite<'_>));
+}
+
+/// One collected write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CoalescedWrite<'a> {
+    /// To memory-mapped I/O.
+    Mmio {
+        /// Guest physical address.
+        addr: u64,
+        /// What was written, 1 to 8 bytes.
+        data: &'a [u8],
+    },
+    /// To an I/O port.
+    Pio {
+        /// The port.
+        port: u16,
+        /// What was written, 1, 2 or 4 bytes.
+        data: &'a [u8],
+    },
+}
