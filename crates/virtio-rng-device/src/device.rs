@@ -7,9 +7,7 @@ use std::fmt;
 use std::io::Read;
 use std::sync::{Arc, Mutex};
 
-use virtio_device_core::{
-    ActivateError, Activation, Executor, Features, RunningWorker, VirtioDevice, Worker,
-};
+use virtio_device_core::{ActivateError, Activation, Executor, VirtioDevice, Worker};
 use vm_memory::GuestAddressSpace;
 
 use crate::draw::{Manner, Place, Retry};
@@ -33,16 +31,16 @@ pub const QUEUE_SIZE: u16 = 256;
 /// use virtio_rng_device::{KernelEntropy, Rng};
 /// use vm_memory::{GuestAddress, GuestMemoryMmap};
 ///
-/// let rng = Rng::new(KernelEntropy, WorkerThread::named("virtio-rng"));
+/// let rng = Rng::new(KernelEntropy, WorkerThread::named("virtio-rng")?);
 /// let device: Box<dyn VirtioDevice<Arc<GuestMemoryMmap<()>>>> = Box::new(rng);
 /// assert_eq!(device.device_type(), 4);
+/// # Ok::<(), std::io::Error>(())
 /// ```
 pub struct Rng<S, E, O = ()> {
     /// Shared with the worker, and kept from one activation to the next.
     parts: Arc<Parts<S, O>>,
     manner: Manner,
     executor: E,
-    running: Option<Box<dyn RunningWorker>>,
 }
 
 impl<S: Read + Send + 'static, E: Executor> Rng<S, E> {
@@ -75,7 +73,6 @@ where
             }),
             manner: Manner::default(),
             executor,
-            running: None,
         }
     }
 
@@ -121,37 +118,15 @@ where
         &[QUEUE_SIZE]
     }
 
-    fn features(&self) -> Features {
-        Features::QUEUE
-    }
-
     fn activate(&mut self, activation: Activation<M>) -> Result<(), ActivateError> {
-        if self.running.is_some() {
-            return Err(ActivateError::AlreadyActive);
-        }
-        let Activation {
-            memory,
-            queues,
-            interrupt,
-            ..
-        } = activation;
-        let requestq = queues.first().ok_or(ActivateError::QueueMissing(0))?;
-        let parts = self.parts.clone();
-        let handler = RequestQueue::new(memory, requestq, interrupt.clone(), parts, self.manner);
+        let requestq = activation.queue(0)?;
         self.parts.limits.set_waker(Some(requestq.kick.clone()));
-        let worker = Worker::new(Box::new(handler), queues, interrupt);
-        let running = self.executor.start(worker).map_err(ActivateError::Worker);
-        if running.is_err() {
-            self.parts.limits.set_waker(None);
-        }
-        self.running = Some(running?);
-        Ok(())
+        let handler = RequestQueue::new(activation.memory, self.parts.clone(), self.manner);
+        let worker = Worker::new(handler, activation.queues, activation.interrupt);
+        Ok(self.executor.start(worker)?)
     }
 
     fn reset(&mut self) {
-        if let Some(mut running) = self.running.take() {
-            running.stop();
-        }
         self.parts.limits.set_waker(None);
     }
 }
@@ -160,7 +135,6 @@ where
 impl<S, E, O> fmt::Debug for Rng<S, E, O> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Rng")
-            .field("running", &self.running.is_some())
             .field("limits", &self.parts.limits)
             .field("manner", &self.manner)
             .finish_non_exhaustive()

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use virtio_device_core::{
-    ActiveQueue, Chain, DeviceFault, Head, InterruptHandle, Progress, QueueHandler, QueueLease,
-    RingFault, RingMemory, Rings, Virtqueue,
+    Chain, Context, DeviceFault, Head, Progress, QueueHandler, QueueLease, RingFault, RingMemory,
+    Rings, Unavailable, Virtqueue,
 };
 use vm_memory::GuestAddressSpace;
 
@@ -36,10 +36,11 @@ pub(crate) struct Parts<S, O> {
 /// Serves the only queue. Everything it needs is allocated here, once.
 pub(crate) struct RequestQueue<M, S, O> {
     memory: M,
-    queue: QueueLease,
-    interrupt: InterruptHandle,
     parts: Arc<Parts<S, O>>,
     supply: Supply<S>,
+    /// A request that could not be given back because the device was paused, and the lease that it
+    /// belongs to.
+    held: Option<(QueueLease, Drawn)>,
     /// Up to this many bytes the source is asked during a look at the queue.
     prompt: usize,
     /// Whether a request was found waiting for the limits, and none has been served since.
@@ -76,16 +77,13 @@ struct Batch<'a, S, O> {
 impl<M, S, O> RequestQueue<M, S, O> {
     pub(crate) fn new(
         memory: M,
-        requestq: &ActiveQueue,
-        interrupt: InterruptHandle,
         parts: Arc<Parts<S, O>>,
         manner: Manner,
     ) -> Self {
         Self {
             memory,
-            queue: requestq.queue.clone(),
-            interrupt,
             parts,
+            held: None,
             supply: Supply::new(manner.retry),
             prompt: if manner.prompt { MAX_PROMPT } else { 0 },
             throttled: false,
@@ -102,9 +100,19 @@ where
 {
     /// The source is asked between two looks at the queue, so it may take its time without keeping
     /// anybody from taking the queue back: only one that never does is asked during a look.
-    fn process(&mut self, index: u16) -> Result<Progress, DeviceFault> {
-        if let Some(left) = self.supply.wait() {
-            return Ok(Progress::After(left));
+    fn process(&mut self, queue: u16, cx: &mut Context<'_>) -> Result<Progress, DeviceFault> {
+        let Some(active) = cx.queue(queue) else {
+            return Ok(Progress::Idle);
+        };
+        // What was drawn for a queue that has been reset since goes to nobody.
+        let held = self.held.take();
+        let mut drawn: Option<Drawn> = held
+            .filter(|(lease, _)| !lease.is_revoked())
+            .map(|(_, drawn)| drawn);
+        if drawn.is_none() {
+            if let Some(left) = self.supply.wait() {
+                return Ok(Progress::After(left));
+            }
         }
         let memory = self.memory.memory();
         let mut batch = Batch {
@@ -114,7 +122,6 @@ where
             throttled: &mut self.throttled,
             budget: QUEUE_SIZE,
         };
-        let mut drawn: Option<Drawn> = None;
         // The rings are looked up once: nothing below holds on to them beyond this view of memory.
         let mut rings = None;
         loop {
@@ -131,7 +138,7 @@ where
                         Next::End(ending) => {
                             // One interrupt for the whole batch.
                             if queue.needs_interrupt(rings)? {
-                                self.interrupt.used_buffers(index);
+                                active.interrupt.trigger();
                             }
                             return Ok(Next::End(ending));
                         }
@@ -139,29 +146,28 @@ where
                     }
                 }
             };
-            match self.queue.with(look) {
-                Some(Ok(Next::Draw(head, len))) => drawn = Some((head, batch.draw(len))),
-                Some(Ok(Next::End(Ending::Progress(progress)))) => return Ok(progress),
-                Some(Ok(Next::End(Ending::SourceLost(failure)))) => {
+            match active.lease.with(look) {
+                Ok(Ok(Next::Draw(head, len))) => drawn = Some((head, batch.draw(len))),
+                Ok(Ok(Next::End(Ending::Progress(progress)))) => return Ok(progress),
+                Ok(Ok(Next::End(Ending::SourceLost(failure)))) => {
                     return Err(DeviceFault::Backend(io::Error::other(failure)));
                 }
-                Some(Err(fault)) => {
+                Ok(Err(fault)) => {
                     // It may hold bytes of a request that could not be given back.
                     self.supply.wipe();
                     self.parts.observer.ring_broken(fault);
                     return Err(DeviceFault::Ring(fault));
                 }
-                // The queue has been taken back.
-                None => {
+                Err(Unavailable::Paused) => {
+                    self.held = drawn.map(|drawn| (active.lease.clone(), drawn));
+                    return Ok(Progress::Idle);
+                }
+                Err(Unavailable::Revoked) => {
                     self.supply.wipe();
                     return Ok(Progress::Idle);
                 }
             }
         }
-    }
-
-    fn needs_timer(&self) -> bool {
-        true
     }
 }
 
