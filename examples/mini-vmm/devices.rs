@@ -43,7 +43,7 @@ pub(crate) fn insert_legacy_rng(
 }
 
 /// The thread that virtio-rng works on.
-pub(crate) fn worker() -> WorkerThread {
+pub(crate) fn worker() -> io::Result<WorkerThread> {
     WorkerThread::named("virtio-rng")
 }
 

@@ -63,7 +63,7 @@ pub(crate) fn run(kvm: &Kvm, bytes: u64, source: &Source) -> Result<Run, Box<dyn
 
     let mmio = MmioBus::new();
     devices::insert_legacy_rng(&mmio, legacy)?;
-    let virtio = Rng::new(virtio, devices::worker());
+    let virtio = Rng::new(virtio, devices::worker()?);
     let _wires = devices::insert_virtio_rng(&mmio, virtio, memory.clone())?.connect(&vm)?;
 
     let counters = Arc::new(ExitCounters::default());

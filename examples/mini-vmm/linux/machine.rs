@@ -87,7 +87,7 @@ impl Machine {
             let entropy = options.source.open()?;
             troubles.push(entropy.trouble());
             let counters = Arc::new(RngCounters::default());
-            let device = Rng::with_observer(entropy, devices::worker(), counters.clone());
+            let device = Rng::with_observer(entropy, devices::worker()?, counters.clone());
             device.limits().set(options.rate_limit, None);
             wires = Some(devices::insert_virtio_rng(&mmio, device, memory.clone())?);
             rng = Some(counters);
