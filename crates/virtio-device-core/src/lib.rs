@@ -81,7 +81,7 @@
 //! |---|---|
 //! | is woken by a socket, a tap or a terminal | [`Context::watch`], [`QueueHandler::ready`] |
 //! | waits until the host takes more | [`Context::set_interest`] |
-//! | waits for time to pass | [`Progress::After`] |
+//! | waits for time to pass, or keeps a rate limit | [`Progress::After`], [`RateLimits`] |
 //! | has a thread for each queue | several [`Worker`]s, a [`WorkerPool`] |
 //! | has requests in flight, or I/O straight into guest memory | [`Lease::hold`] |
 //! | touches guest memory outside of its queues | [`Activation::lease`] |
@@ -106,6 +106,7 @@
 mod device;
 mod fault;
 mod interrupt;
+mod limits;
 mod negotiation;
 mod observer;
 mod queue;
@@ -119,6 +120,7 @@ pub use fault::{ActivateError, BadRequest, DeviceFault, RingFault};
 pub use interrupt::{
     ConfigNotifier, EdgeLine, Interrupt, InterruptHandle, InterruptLine, LevelLine, QueueInterrupt,
 };
+pub use limits::{BadRateLimit, BucketState, RateLimit, RateLimits, RateLimitsState, TokenBucket};
 pub use negotiation::{
     ACKNOWLEDGE, DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, DeviceStatus, FAILED, FEATURES_OK,
     FeatureError, FeatureRule, Features, Negotiation, StatusWrite, VIRTIO_F_ACCESS_PLATFORM,

@@ -7,11 +7,10 @@ use std::fmt;
 use std::io::Read;
 use std::sync::{Arc, Mutex};
 
-use virtio_device_core::{ActivateError, Activation, Executor, VirtioDevice, Worker};
+use virtio_device_core::{ActivateError, Activation, Executor, RateLimits, VirtioDevice, Worker};
 use vm_memory::GuestAddressSpace;
 
 use crate::draw::{Manner, Place, Retry};
-use crate::limits::RateLimits;
 use crate::observer::RngObserver;
 use crate::queue::{Parts, RequestQueue};
 
@@ -120,14 +119,14 @@ where
 
     fn activate(&mut self, activation: Activation<M>) -> Result<(), ActivateError> {
         let requestq = activation.queue(0)?;
-        self.parts.limits.set_waker(Some(requestq.kick.clone()));
+        self.parts.limits.set_wakers(vec![requestq.kick.clone()]);
         let handler = RequestQueue::new(activation.memory, self.parts.clone(), self.manner);
         let worker = Worker::new(handler, activation.queues, activation.interrupt);
         Ok(self.executor.start(worker)?)
     }
 
     fn reset(&mut self) {
-        self.parts.limits.set_waker(None);
+        self.parts.limits.set_wakers(Vec::new());
     }
 }
 

@@ -26,20 +26,17 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-mod bucket;
 mod device;
 mod draw;
-mod limits;
 mod observer;
 mod queue;
 mod source;
 
-pub use bucket::{RateLimit, TokenBucket};
 pub use device::{DEVICE_TYPE, QUEUE_SIZE, Rng};
 pub use draw::Retry;
-pub use limits::{BadRateLimit, BucketState, RateLimits, RateLimitsState};
 pub use observer::{RngCounters, RngObserver, SourceFailure};
 pub use queue::MAX_REQUEST;
 pub use source::KernelEntropy;
 #[cfg(feature = "fast-entropy")]
 pub use source::{FastEntropy, Reseed};
+pub use virtio_device_core::{RateLimit, RateLimits};

@@ -8,14 +8,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use virtio_device_core::{
-    Chain, Context, DeviceFault, Head, Progress, QueueHandler, QueueLease, RingFault, RingMemory,
-    Rings, Unavailable, Virtqueue,
+    Chain, Context, DeviceFault, Head, Progress, QueueHandler, QueueLease, RateLimits, RingFault,
+    RingMemory, Rings, Unavailable, Virtqueue,
 };
 use vm_memory::GuestAddressSpace;
 
 use crate::device::QUEUE_SIZE;
 use crate::draw::{Manner, Place, Supply, wipe};
-use crate::limits::RateLimits;
 use crate::observer::{RngObserver, SourceFailure};
 
 /// Most that one request is given, whatever its buffers add up to: with descriptors that overlap, a
@@ -75,11 +74,7 @@ struct Batch<'a, S, O> {
 }
 
 impl<M, S, O> RequestQueue<M, S, O> {
-    pub(crate) fn new(
-        memory: M,
-        parts: Arc<Parts<S, O>>,
-        manner: Manner,
-    ) -> Self {
+    pub(crate) fn new(memory: M, parts: Arc<Parts<S, O>>, manner: Manner) -> Self {
         Self {
             memory,
             parts,
@@ -225,7 +220,7 @@ impl<S: Read, O: RngObserver> Batch<'_, S, O> {
         written: u32,
     ) -> Result<(), RingFault> {
         queue.complete(rings, head, written)?;
-        self.parts.limits.charge(written);
+        self.parts.limits.charge(written.into());
         match written {
             0 => self.parts.observer.request_malformed(),
             bytes => self.parts.observer.request_served(bytes),

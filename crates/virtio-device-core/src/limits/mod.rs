@@ -1,23 +1,35 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The limits of a device: on bytes, on operations, changed at run time, saved and restored.
+//! Rate limits of a device: on bytes, on operations, changed at run time, saved and restored.
+
+mod bucket;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::bucket::{RateLimit, TokenBucket};
+pub use bucket::{RateLimit, TokenBucket};
 
 /// A handle to a device's rate limits; clones are handles to the same.
 ///
-/// A request waits, in its queue, while either bucket is empty, and is charged with what it was
-/// given: its bytes, and one operation, also if it was malformed. No request is given more than the
-/// byte limit's burst. The buckets are the device's, not its driver's: a driver that resets the
-/// device finds them as it left them.
+/// A request waits, in its queue, while either bucket is empty, and is charged afterwards with what
+/// it came to: its bytes, and one operation, also if it was malformed. The buckets are the device's,
+/// not its driver's: a driver that resets the device finds them as it left them.
+///
+/// ```
+/// use virtio_device_core::{RateLimit, RateLimits};
+///
+/// let limits = RateLimits::none();
+/// limits.set(RateLimit::new(1_000_000, 64 * 1024), None);
+/// assert_eq!(limits.admit(), Ok(64 * 1024)); // a request, of up to this many bytes
+/// limits.charge(100_000);
+/// assert!(limits.admit().is_err(), "overdrawn");
+/// ```
 #[derive(Clone)]
 pub struct RateLimits {
     shared: Arc<Shared>,
@@ -34,12 +46,13 @@ struct Shared {
 struct Buckets {
     bytes: Option<TokenBucket>,
     operations: Option<TokenBucket>,
-    /// The queue's event fd, to have a request that waits looked at again.
-    waker: Option<Arc<EventFd>>,
+    /// The event fds of the queues, to have requests that wait looked at again.
+    wakers: Vec<Arc<EventFd>>,
 }
 
 /// The limits of a device and what is left of them, as plain data.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct RateLimitsState {
     /// The limit on bytes, if there is one.
     pub bytes: Option<BucketState>,
@@ -47,9 +60,9 @@ pub struct RateLimitsState {
     pub operations: Option<BucketState>,
 }
 
-/// One limit and what is left of it. No moment is part of it: while a machine is saved, nothing
-/// comes in.
+/// One limit and what is left of it. Holds no timestamp; tokens do not accrue while saved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct BucketState {
     /// Tokens per second; not 0.
     pub per_second: u64,
@@ -60,20 +73,14 @@ pub struct BucketState {
 }
 
 /// A saved limit that allows nothing ever, which no device saves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("a rate or a burst of 0 in the saved state of a rate limit")]
 pub struct BadRateLimit;
-
-impl fmt::Display for BadRateLimit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a rate or a burst of 0 in the saved state of a rate limit")
-    }
-}
-
-impl std::error::Error for BadRateLimit {}
 
 impl RateLimits {
     /// No limits.
-    pub(crate) fn none() -> Self {
+    #[must_use]
+    pub fn none() -> Self {
         Self {
             shared: Arc::new(Shared {
                 limited: AtomicBool::new(false),
@@ -85,12 +92,13 @@ impl RateLimits {
 
     /// Sets both limits; `None` is no limit. Takes effect at once, also on a request that waits.
     ///
-    /// A bucket that was there keeps what it holds, as far as it fits; a new one is full.
+    /// A bucket that was there keeps what it holds, down to the fraction of a token, as far as it
+    /// fits; a new one is full.
     pub fn set(&self, bytes: Option<RateLimit>, operations: Option<RateLimit>) {
         let now = self.now();
         let change = |bucket: Option<TokenBucket>, limit: Option<RateLimit>| {
             limit.map(|limit| match bucket {
-                Some(mut old) => TokenBucket::at_level(limit, old.level(now), now),
+                Some(old) => old.with_limit(limit, now),
                 None => TokenBucket::full(limit, now),
             })
         };
@@ -118,7 +126,8 @@ impl RateLimits {
         }
     }
 
-    /// Puts the limits into a state that was saved.
+    /// Puts the limits into a state that was saved. What is overdrawn by more than a burst, or by more
+    /// than comes in within an hour, is forgiven: no state makes a device wait for longer.
     ///
     /// # Errors
     ///
@@ -128,7 +137,7 @@ impl RateLimits {
         let restore = |state: Option<BucketState>| match state {
             None => Ok(None),
             Some(state) => RateLimit::new(state.per_second, state.burst)
-                .map(|limit| Some(TokenBucket::at_level(limit, state.level, now)))
+                .map(|limit| Some(TokenBucket::restored(limit, state.level, now)))
                 .ok_or(BadRateLimit),
         };
         let (bytes, operations) = (restore(state.bytes)?, restore(state.operations)?);
@@ -136,10 +145,14 @@ impl RateLimits {
         Ok(())
     }
 
-    /// Whether a request may be served now: at most how many bytes it may be given, or how long it
-    /// must wait.
+    /// Whether a request may be served now: then how many bytes fit into one burst, for a device that
+    /// can serve less than it was asked for.
+    ///
+    /// # Errors
+    ///
+    /// How long the request must wait.
     #[inline]
-    pub(crate) fn admit(&self) -> Result<u64, Duration> {
+    pub fn admit(&self) -> Result<u64, Duration> {
         if !self.shared.limited.load(Ordering::Acquire) {
             return Ok(u64::MAX);
         }
@@ -155,27 +168,28 @@ impl RateLimits {
         longest.map_or(Ok(most), Err)
     }
 
-    /// Charges for a request that was given back with `bytes` bytes.
+    /// Charges for a request that came to `bytes` bytes.
     #[inline]
-    pub(crate) fn charge(&self, bytes: u32) {
+    pub fn charge(&self, bytes: u64) {
         if self.shared.limited.load(Ordering::Acquire) {
             self.charge_buckets(bytes);
         }
     }
 
-    fn charge_buckets(&self, bytes: u32) {
+    fn charge_buckets(&self, bytes: u64) {
         let mut buckets = self.lock();
         if let Some(bucket) = &mut buckets.bytes {
-            bucket.charge(bytes.into());
+            bucket.charge(bytes);
         }
         if let Some(bucket) = &mut buckets.operations {
             bucket.charge(1);
         }
     }
 
-    /// Names the event fd of the queue whose requests may have to wait.
-    pub(crate) fn set_waker(&self, waker: Option<Arc<EventFd>>) {
-        self.lock().waker = waker;
+    /// Names the event fds of the queues whose requests may have to wait: they are notified when the
+    /// limits change.
+    pub fn set_wakers(&self, wakers: Vec<Arc<EventFd>>) {
+        self.lock().wakers = wakers;
     }
 
     fn replace(
@@ -187,7 +201,7 @@ impl RateLimits {
         (buckets.bytes, buckets.operations) = (bytes, operations);
         let limited = bytes.is_some() || operations.is_some();
         self.shared.limited.store(limited, Ordering::Release);
-        if let Some(waker) = &buckets.waker {
+        for waker in &buckets.wakers {
             // A full counter wakes the worker just as well.
             let _ = waker.write(1);
         }

@@ -47,7 +47,7 @@ impl RateLimit {
 ///
 /// ```
 /// use std::time::Duration;
-/// use virtio_rng_device::{RateLimit, TokenBucket};
+/// use virtio_device_core::{RateLimit, TokenBucket};
 ///
 /// let limit = RateLimit::new(10, 5).unwrap();
 /// let mut bucket = TokenBucket::full(limit, Duration::ZERO);
@@ -86,6 +86,28 @@ impl TokenBucket {
             level,
             filled: now,
         }
+    }
+
+    /// A bucket that goes on from a saved level. It is overdrawn by no more than a burst, and by no
+    /// more than comes in within an hour.
+    #[must_use]
+    pub fn restored(limit: RateLimit, level: i64, now: Duration) -> Self {
+        let hour = i64::try_from(limit.per_second.saturating_mul(3600)).unwrap_or(i64::MAX);
+        let lowest = -limit.burst.min(hour);
+        Self::at_level(limit, level.max(lowest), now)
+    }
+
+    /// The same bucket under another limit. It keeps what it holds, as far as that fits, and the part
+    /// of a token that is on its way.
+    #[must_use]
+    pub fn with_limit(mut self, limit: RateLimit, now: Duration) -> Self {
+        let level = self.level(now);
+        let on_its_way = u128::from(nanos(since(self.filled, now)));
+        let scaled = on_its_way * u128::from(self.limit.per_second) / u128::from(limit.per_second);
+        let scaled = Duration::from_nanos(u64::try_from(scaled).unwrap_or(u64::MAX));
+        let mut bucket = Self::at_level(limit, level, now);
+        bucket.filled = now.max(self.filled).saturating_sub(scaled);
+        bucket
     }
 
     /// The limit that this bucket keeps.
@@ -191,6 +213,41 @@ mod tests {
         }
         // Three tokens a second for 7.77 seconds.
         assert_eq!(bucket.level(now), 23);
+    }
+
+    #[test]
+    fn setting_a_limit_again_and_again_loses_no_time() {
+        let mut bucket = bucket(3, 100);
+        bucket.charge(100);
+        let mut now = START;
+        for (step, rate) in (0..777).zip([3, 3, 3, 3, 3, 3].into_iter().cycle()) {
+            now += Duration::from_millis(10);
+            let limit = RateLimit::new(rate, 100 + step % 2).unwrap();
+            bucket = bucket.with_limit(limit, now);
+        }
+        assert_eq!(bucket.level(now), 23);
+        // Half a token at one rate is half a token at another.
+        let mut bucket = TokenBucket::at_level(RateLimit::new(1, 10).unwrap(), 0, START);
+        let now = START + Duration::from_millis(500);
+        bucket = bucket.with_limit(RateLimit::new(10, 10).unwrap(), now);
+        assert_eq!(bucket.wait(now), Some(Duration::from_millis(50)));
+    }
+
+    #[test]
+    fn a_restored_level_never_makes_anybody_wait_for_more_than_an_hour() {
+        for rate in [1, 1000, u64::MAX] {
+            for burst in [1, 1 << 20, u64::MAX] {
+                for level in [i64::MIN, -1, 0, i64::MAX] {
+                    let limit = RateLimit::new(rate, burst).unwrap();
+                    let mut bucket = TokenBucket::restored(limit, level, START);
+                    let wait = bucket.wait(START).unwrap_or_default();
+                    assert!(
+                        wait <= Duration::from_secs(3601),
+                        "{limit:?} {level}: {wait:?}"
+                    );
+                }
+            }
+        }
     }
 
     #[test]
