@@ -4,15 +4,16 @@
 //! The entropy device as its driver's vCPU sees it: started and stopped.
 
 use std::fmt;
-use std::io::Read;
+use std::io::{self, Read};
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
 
 use virtio_device_core::{ActivateError, Activation, Executor, RateLimits, VirtioDevice, Worker};
 use vm_memory::GuestAddressSpace;
 
-use crate::draw::{Manner, Place, Retry};
 use crate::observer::RngObserver;
-use crate::queue::{Parts, RequestQueue};
+use crate::queue::{Asking, Parts, RequestQueue};
+use crate::reader::{SourcePolicy, SourceSlot};
 
 /// The device type of VIRTIO 1.3, section 5.4.
 pub const DEVICE_TYPE: u32 = 4;
@@ -27,59 +28,75 @@ pub const QUEUE_SIZE: u16 = 256;
 /// ```
 /// use std::sync::Arc;
 /// use virtio_device_core::{VirtioDevice, WorkerThread};
-/// use virtio_rng_device::{KernelEntropy, Rng};
+/// use virtio_rng_device::{EntropyDevice, KernelEntropy};
 /// use vm_memory::{GuestAddress, GuestMemoryMmap};
 ///
-/// let rng = Rng::new(KernelEntropy, WorkerThread::named("virtio-rng")?);
+/// let rng = EntropyDevice::new(KernelEntropy, WorkerThread::named("virtio-rng")?);
 /// let device: Box<dyn VirtioDevice<Arc<GuestMemoryMmap<()>>>> = Box::new(rng);
 /// assert_eq!(device.device_type(), 4);
 /// # Ok::<(), std::io::Error>(())
 /// ```
-pub struct Rng<S, E, O = ()> {
+pub struct EntropyDevice<S, E, O = ()> {
     /// Shared with the worker, and kept from one activation to the next.
     parts: Arc<Parts<S, O>>,
-    manner: Manner,
+    asking: Asking,
     executor: E,
 }
 
-impl<S: Read + Send + 'static, E: Executor> Rng<S, E> {
+impl<S: Read + Send + 'static, E: Executor> EntropyDevice<S, E> {
     /// Makes a device that takes its randomness from `source` and works where `executor` says,
     /// without limits.
     ///
     /// The source is only ever read by the device's worker, with one call for each request. It may
     /// block, and it may give less than it was asked for; the driver then gets less. While it fails
-    /// or has nothing, the request waits and the source is asked again, as [`Retry`] says. When it
-    /// ends, panics, claims more than it could have given, or fails for too long, the device asks
-    /// its driver for a reset, because a request must not be answered with nothing.
+    /// or has nothing, the request waits and the source is asked again, as [`SourcePolicy`] says. When
+    /// it ends, panics, or claims more than it could have given, the device asks its driver for a
+    /// reset, because a request must not be answered with nothing.
     pub fn new(source: S, executor: E) -> Self {
         Self::with_observer(source, executor, ())
     }
 }
 
-impl<S, E, O> Rng<S, E, O>
+impl<S, E, O> EntropyDevice<S, E, O>
 where
     S: Read + Send + 'static,
     E: Executor,
     O: RngObserver + 'static,
 {
-    /// Makes a device as [`Rng::new`] does, and has `observer` hear what it does.
+    /// Makes a device as [`EntropyDevice::new`] does, and has `observer` hear what it does.
     pub fn with_observer(source: S, executor: E, observer: O) -> Self {
         Self {
             parts: Arc::new(Parts {
-                source: Mutex::new(Place::Here(source)),
+                source: Mutex::new(SourceSlot::Here(source)),
                 limits: RateLimits::none(),
                 observer,
             }),
-            manner: Manner::default(),
+            asking: Asking::default(),
             executor,
         }
     }
 
     /// Sets how a request waits for a source that fails, from the next activation on.
     #[must_use]
-    pub fn with_retry(mut self, retry: Retry) -> Self {
-        self.manner.retry = retry;
+    pub fn with_source_policy(mut self, policy: SourcePolicy) -> Self {
+        self.asking.policy = policy;
         self
+    }
+
+    /// Names a descriptor that becomes readable when the source has something again, such as that of
+    /// the socket or pipe which it reads, from the next activation on.
+    ///
+    /// A source that is empty, with [`WouldBlock`](io::ErrorKind::WouldBlock), then wakes the worker by
+    /// itself instead of being asked again and again. A descriptor that cannot be waited for, such as
+    /// a regular file's, changes nothing. A duplicate is kept.
+    ///
+    /// # Errors
+    ///
+    /// If `fd` cannot be duplicated.
+    pub fn with_readiness(mut self, fd: impl AsFd) -> io::Result<Self> {
+        let fd = fd.as_fd().try_clone_to_owned()?;
+        self.asking.readiness = Some(Arc::new(fd));
+        Ok(self)
     }
 
     /// Promises that the source never waits for anything, from the next activation on.
@@ -91,7 +108,7 @@ where
     /// kernel's generator is not seeded.
     #[must_use]
     pub fn with_prompt_source(mut self) -> Self {
-        self.manner.prompt = true;
+        self.asking.prompt = true;
         self
     }
 
@@ -102,7 +119,7 @@ where
     }
 }
 
-impl<M, S, E, O> VirtioDevice<M> for Rng<S, E, O>
+impl<M, S, E, O> VirtioDevice<M> for EntropyDevice<S, E, O>
 where
     M: GuestAddressSpace + Send + 'static,
     S: Read + Send + 'static,
@@ -120,7 +137,7 @@ where
     fn activate(&mut self, activation: Activation<M>) -> Result<(), ActivateError> {
         let requestq = activation.queue(0)?;
         self.parts.limits.set_wakers(vec![requestq.kick.clone()]);
-        let handler = RequestQueue::new(activation.memory, self.parts.clone(), self.manner);
+        let handler = RequestQueue::new(activation.memory, self.parts.clone(), &self.asking);
         let worker = Worker::new(handler, activation.queues, activation.interrupt);
         Ok(self.executor.start(worker)?)
     }
@@ -131,11 +148,11 @@ where
 }
 
 /// Says nothing of the source, whose state may be worth guarding.
-impl<S, E, O> fmt::Debug for Rng<S, E, O> {
+impl<S, E, O> fmt::Debug for EntropyDevice<S, E, O> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Rng")
+        f.debug_struct("EntropyDevice")
             .field("limits", &self.parts.limits)
-            .field("manner", &self.manner)
+            .field("asking", &self.asking)
             .finish_non_exhaustive()
     }
 }

@@ -1,78 +1,68 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! What a device tells about its work.
+//! Watching what the device does.
 
-use std::fmt;
 use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use thiserror::Error;
 use virtio_device_core::RingFault;
 
-/// Hears what the device does; every method does nothing unless it is implemented.
-///
-/// Called on the worker's thread, under the queue's lock as a rule: it must not wait. `()` hears
-/// nothing and costs nothing; [`RngCounters`] counts.
-pub trait RngObserver: Send + Sync {
-    /// A request was given back with `bytes` random bytes.
-    fn request_served(&self, bytes: u32) {
-        let _ = bytes;
-    }
-
+/// Something that the device has done or met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RngEvent {
+    /// A request was given back with this many random bytes.
+    RequestServed(u32),
     /// A request without a writable byte, or with a buffer outside of memory, was given back empty.
-    fn request_malformed(&self) {}
-
+    RequestMalformed,
     /// A request began to wait for the rate limits.
-    fn request_throttled(&self) {}
-
+    RequestThrottled,
     /// The source gave nothing; the request waits, unless the device gives up.
-    fn source_failed(&self, failure: SourceFailure) {
-        let _ = failure;
-    }
-
+    SourceFailed(SourceFailure),
     /// The driver broke its ring, and the device asks for a reset.
-    fn ring_broken(&self, fault: RingFault) {
-        let _ = fault;
-    }
+    RingBroken(RingFault),
 }
 
-impl RngObserver for () {}
+/// Receives [`RngEvent`]s.
+///
+/// Called on the worker's thread, under the queue's lock as a rule: it must not wait. `()` ignores
+/// all events and costs nothing; [`RngCounters`] counts them.
+pub trait RngObserver: Send + Sync {
+    /// Takes note of `event`.
+    fn event(&self, event: &RngEvent);
+}
+
+impl RngObserver for () {
+    #[inline]
+    fn event(&self, _event: &RngEvent) {}
+}
 
 impl<T: RngObserver + ?Sized> RngObserver for Arc<T> {
-    fn request_served(&self, bytes: u32) {
-        (**self).request_served(bytes);
-    }
-
-    fn request_malformed(&self) {
-        (**self).request_malformed();
-    }
-
-    fn request_throttled(&self) {
-        (**self).request_throttled();
-    }
-
-    fn source_failed(&self, failure: SourceFailure) {
-        (**self).source_failed(failure);
-    }
-
-    fn ring_broken(&self, fault: RingFault) {
-        (**self).ring_broken(fault);
+    #[inline]
+    fn event(&self, event: &RngEvent) {
+        (**self).event(event);
     }
 }
 
 /// Why a source gave nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum SourceFailure {
     /// It failed with an error of this kind; [`ErrorKind::WouldBlock`] has nothing yet, and
     /// [`ErrorKind::Interrupted`] was interrupted too many times in a row.
+    #[error("entropy source failed: {0}")]
     Error(ErrorKind),
     /// It has come to its end.
+    #[error("entropy source has ended")]
     Ended,
     /// It claims to have given more bytes than it was given room for.
+    #[error("entropy source claims more than it had room for")]
     ClaimsTooMuch,
     /// It panicked, now or earlier.
+    #[error("entropy source has panicked")]
     Panicked,
 }
 
@@ -83,19 +73,6 @@ impl SourceFailure {
         matches!(self, Self::Error(_))
     }
 }
-
-impl fmt::Display for SourceFailure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Error(kind) => write!(f, "entropy source failed: {kind}"),
-            Self::Ended => f.write_str("entropy source has ended"),
-            Self::ClaimsTooMuch => f.write_str("entropy source claims more than it had room for"),
-            Self::Panicked => f.write_str("entropy source has panicked"),
-        }
-    }
-}
-
-impl std::error::Error for SourceFailure {}
 
 /// Counts what the device does; hand it over in an [`Arc`] and read it from anywhere.
 ///
@@ -153,24 +130,17 @@ fn count(counter: &AtomicU64, by: u64) {
 }
 
 impl RngObserver for RngCounters {
-    fn request_served(&self, bytes: u32) {
-        count(&self.served, 1);
-        count(&self.bytes, bytes.into());
-    }
-
-    fn request_malformed(&self) {
-        count(&self.malformed, 1);
-    }
-
-    fn request_throttled(&self) {
-        count(&self.throttled, 1);
-    }
-
-    fn source_failed(&self, _failure: SourceFailure) {
-        count(&self.source_failures, 1);
-    }
-
-    fn ring_broken(&self, _fault: RingFault) {
-        count(&self.broken_rings, 1);
+    #[inline]
+    fn event(&self, event: &RngEvent) {
+        match *event {
+            RngEvent::RequestServed(bytes) => {
+                count(&self.served, 1);
+                count(&self.bytes, bytes.into());
+            }
+            RngEvent::RequestMalformed => count(&self.malformed, 1),
+            RngEvent::RequestThrottled => count(&self.throttled, 1),
+            RngEvent::SourceFailed(_) => count(&self.source_failures, 1),
+            RngEvent::RingBroken(_) => count(&self.broken_rings, 1),
+        }
     }
 }

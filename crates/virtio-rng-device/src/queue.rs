@@ -3,19 +3,20 @@
 
 //! The entropy device as its worker sees it: requests in, random bytes out.
 
-use std::io::{self, Read};
+use std::io::{self, ErrorKind, Read};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use virtio_device_core::{
-    Chain, Context, DeviceFault, Head, Progress, QueueHandler, QueueLease, RateLimits, RingFault,
-    RingMemory, Rings, Unavailable, Virtqueue,
+    Chain, Context, DeviceFault, Head, Interest, Progress, QueueHandler, QueueLease, RateLimits,
+    Readiness, RingFault, RingMemory, Rings, Unavailable, Virtqueue,
 };
 use vm_memory::GuestAddressSpace;
 
 use crate::device::QUEUE_SIZE;
-use crate::draw::{Manner, Place, Supply, wipe};
-use crate::observer::{RngObserver, SourceFailure};
+use crate::observer::{RngEvent, RngObserver, SourceFailure};
+use crate::reader::{EntropyReader, SourcePolicy, SourceSlot, wipe};
 
 /// Most that one request is given, whatever its buffers add up to: with descriptors that overlap, a
 /// driver can ask for far more memory than it has. Less than the whole buffer is legal (section
@@ -25,34 +26,57 @@ pub const MAX_REQUEST: usize = 64 * 1024;
 /// Most that is drawn during a look at the queue, from a source that never waits.
 const MAX_PROMPT: usize = 4 * 1024;
 
+/// The only queue, and the number under which the source's descriptor is watched.
+const REQUESTQ: u16 = 0;
+const SOURCE: u32 = 0;
+
 /// What a device keeps from one activation to the next.
 pub(crate) struct Parts<S, O> {
-    pub(crate) source: Mutex<Place<S>>,
+    pub(crate) source: Mutex<SourceSlot<S>>,
     pub(crate) limits: RateLimits,
     pub(crate) observer: O,
+}
+
+/// How a device asks its source.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Asking {
+    pub(crate) policy: SourcePolicy,
+    /// The source never waits for anything.
+    pub(crate) prompt: bool,
+    /// Readable when the source has something again.
+    pub(crate) readiness: Option<Arc<OwnedFd>>,
 }
 
 /// Serves the only queue. Everything it needs is allocated here, once.
 pub(crate) struct RequestQueue<M, S, O> {
     memory: M,
-    parts: Arc<Parts<S, O>>,
-    supply: Supply<S>,
+    requests: Requests<S, O>,
+    readiness: Option<Arc<OwnedFd>>,
     /// A request that could not be given back because the device was paused, and the lease that it
     /// belongs to.
     held: Option<(QueueLease, Drawn)>,
+}
+
+/// Everything about requests but the memory that they are in.
+struct Requests<S, O> {
+    parts: Arc<Parts<S, O>>,
+    reader: EntropyReader<S>,
+    chain: Chain,
     /// Up to this many bytes the source is asked during a look at the queue.
     prompt: usize,
     /// Whether a request was found waiting for the limits, and none has been served since.
     throttled: bool,
-    chain: Chain,
 }
 
 /// A request, and what came of the draw for it: so many bytes, or none, which ends the batch.
 type Drawn = (Head, Result<usize, Ending>);
 
 /// How a batch ends.
+#[derive(Clone, Copy)]
 enum Ending {
     Progress(Progress),
+    /// The source has nothing yet, and its descriptor says when it has.
+    SourceEmpty(Duration),
     SourceLost(SourceFailure),
 }
 
@@ -63,34 +87,46 @@ enum Next {
     End(Ending),
 }
 
-/// The work of one wake-up.
-struct Batch<'a, S, O> {
-    parts: &'a Parts<S, O>,
-    supply: &'a mut Supply<S>,
-    chain: &'a mut Chain,
-    throttled: &'a mut bool,
-    /// Looks that may still be taken at the available ring.
-    budget: u16,
-}
-
 impl<M, S, O> RequestQueue<M, S, O> {
-    pub(crate) fn new(memory: M, parts: Arc<Parts<S, O>>, manner: Manner) -> Self {
+    pub(crate) fn new(memory: M, parts: Arc<Parts<S, O>>, asking: &Asking) -> Self {
         Self {
             memory,
-            parts,
+            requests: Requests {
+                parts,
+                reader: EntropyReader::new(asking.policy),
+                chain: Chain::with_capacity(QUEUE_SIZE),
+                prompt: if asking.prompt { MAX_PROMPT } else { 0 },
+                throttled: false,
+            },
+            readiness: asking.readiness.clone(),
             held: None,
-            supply: Supply::new(manner.retry),
-            prompt: if manner.prompt { MAX_PROMPT } else { 0 },
-            throttled: false,
-            chain: Chain::with_capacity(QUEUE_SIZE),
+        }
+    }
+
+    /// Ends a batch: has the source's descriptor watched if that says when to go on.
+    fn end(&mut self, ending: Ending, cx: &mut Context<'_>) -> Result<Progress, DeviceFault> {
+        match ending {
+            Ending::Progress(progress) => Ok(progress),
+            Ending::SourceLost(failure) => Err(DeviceFault::Backend(io::Error::other(failure))),
+            Ending::SourceEmpty(wait) => match &self.readiness {
+                Some(_) if cx.set_interest(SOURCE, Interest::READ).is_ok() => {
+                    self.requests.reader.forget_wait();
+                    Ok(Progress::Idle)
+                }
+                // A descriptor that cannot be waited for, such as a file's.
+                _ => {
+                    self.readiness = None;
+                    Ok(Progress::After(wait))
+                }
+            },
         }
     }
 }
 
 impl<M, S, O> QueueHandler for RequestQueue<M, S, O>
 where
-    M: GuestAddressSpace + Send,
-    S: Read + Send,
+    M: GuestAddressSpace,
+    S: Read,
     O: RngObserver,
 {
     /// The source is asked between two looks at the queue, so it may take its time without keeping
@@ -100,115 +136,123 @@ where
             return Ok(Progress::Idle);
         };
         // What was drawn for a queue that has been reset since goes to nobody.
-        let held = self.held.take();
-        let mut drawn: Option<Drawn> = held
-            .filter(|(lease, _)| !lease.is_revoked())
-            .map(|(_, drawn)| drawn);
-        if drawn.is_none() {
-            if let Some(left) = self.supply.wait() {
-                return Ok(Progress::After(left));
-            }
+        let held = self.held.take().filter(|(lease, _)| !lease.is_revoked());
+        let mut drawn = held.map(|(_, drawn)| drawn);
+        if let (None, Some(left)) = (&drawn, self.requests.reader.wait()) {
+            return Ok(Progress::After(left));
         }
         let memory = self.memory.memory();
-        let mut batch = Batch {
-            parts: &self.parts,
-            supply: &mut self.supply,
-            chain: &mut self.chain,
-            throttled: &mut self.throttled,
-            budget: QUEUE_SIZE,
-        };
-        // The rings are looked up once: nothing below holds on to them beyond this view of memory.
-        let mut rings = None;
+        let (mut rings, mut budget) = (None, QUEUE_SIZE);
         loop {
-            let look = |queue: &mut Virtqueue| {
-                let rings = &*rings.get_or_insert_with(|| Rings::new(&*memory, queue.layout()));
-                if drawn.is_none() {
-                    queue.disable_notification(rings)?;
+            let looked = active.lease.with(|queue| {
+                // The rings are looked up once, for as long as this view of memory is held.
+                let rings = rings.get_or_insert_with(|| Rings::new(&*memory, queue.layout()));
+                let next = self.requests.serve(queue, rings, &mut drawn, &mut budget)?;
+                // One interrupt for the whole batch.
+                if matches!(next, Next::End(_)) && queue.needs_interrupt(rings)? {
+                    active.interrupt.trigger();
                 }
-                loop {
-                    match batch.step(queue, rings, drawn.take())? {
-                        Next::Draw(head, len) if len <= self.prompt => {
-                            drawn = Some((head, batch.draw(len)));
-                        }
-                        Next::End(ending) => {
-                            // One interrupt for the whole batch.
-                            if queue.needs_interrupt(rings)? {
-                                active.interrupt.trigger();
-                            }
-                            return Ok(Next::End(ending));
-                        }
-                        next => return Ok(next),
-                    }
-                }
-            };
-            match active.lease.with(look) {
-                Ok(Ok(Next::Draw(head, len))) => drawn = Some((head, batch.draw(len))),
-                Ok(Ok(Next::End(Ending::Progress(progress)))) => return Ok(progress),
-                Ok(Ok(Next::End(Ending::SourceLost(failure)))) => {
-                    return Err(DeviceFault::Backend(io::Error::other(failure)));
-                }
-                Ok(Err(fault)) => {
-                    // It may hold bytes of a request that could not be given back.
-                    self.supply.wipe();
-                    self.parts.observer.ring_broken(fault);
-                    return Err(DeviceFault::Ring(fault));
-                }
+                Ok(next)
+            });
+            match looked {
+                Ok(Ok(Next::Draw(head, len))) => drawn = Some((head, self.requests.draw(len))),
+                Ok(Ok(Next::End(ending))) => return self.end(ending, cx),
+                Ok(Err(fault)) => return Err(self.requests.ring_broken(fault)),
                 Err(Unavailable::Paused) => {
                     self.held = drawn.map(|drawn| (active.lease.clone(), drawn));
                     return Ok(Progress::Idle);
                 }
                 Err(Unavailable::Revoked) => {
-                    self.supply.wipe();
+                    self.requests.reader.wipe();
                     return Ok(Progress::Idle);
                 }
             }
         }
     }
-}
 
-impl Ending {
-    /// The end of a batch whose source failed and may be asked again after `wait`, if ever.
-    fn of(failure: SourceFailure, wait: Option<Duration>) -> Self {
-        wait.map_or(Self::SourceLost(failure), |wait| {
-            Self::Progress(Progress::After(wait))
-        })
+    fn start(&mut self, cx: &mut Context<'_>) -> Result<(), DeviceFault> {
+        if let Some(fd) = &self.readiness {
+            // Not waited for before the source was found empty.
+            let watched = cx.watch(SOURCE, fd, Interest::NONE);
+            watched.map_err(DeviceFault::Backend)?;
+        }
+        Ok(())
+    }
+
+    fn ready(
+        &mut self,
+        source: u32,
+        _readiness: Readiness,
+        cx: &mut Context<'_>,
+    ) -> Result<Progress, DeviceFault> {
+        cx.set_interest(source, Interest::NONE)
+            .map_err(DeviceFault::Backend)?;
+        self.process(REQUESTQ, cx)
     }
 }
 
-impl<S: Read, O: RngObserver> Batch<'_, S, O> {
+impl<S: Read, O: RngObserver> Requests<S, O> {
     /// Asks the source for up to `len` bytes.
     fn draw(&mut self, len: usize) -> Result<usize, Ending> {
-        self.supply
-            .draw(&self.parts.source, len)
-            .map_err(|(failure, wait)| {
-                self.parts.observer.source_failed(failure);
-                Ending::of(failure, wait)
-            })
+        let drawn = self.reader.draw(&self.parts.source, len);
+        drawn.map_err(|(failure, wait)| {
+            self.parts.observer.event(&RngEvent::SourceFailed(failure));
+            match (wait, failure) {
+                (None, _) => Ending::SourceLost(failure),
+                (Some(wait), SourceFailure::Error(ErrorKind::WouldBlock))
+                    if self.reader.has_source() =>
+                {
+                    Ending::SourceEmpty(wait)
+                }
+                (Some(wait), _) => Ending::Progress(Progress::After(wait)),
+            }
+        })
     }
 
-    /// Gives the request back that was drawn for, if there is one, and takes the next.
+    /// One look at the queue: gives the request back that was drawn for, if there is one, and goes on
+    /// as long as the source need not be asked outside.
     #[inline]
-    fn step<R: RingMemory>(
+    fn serve<R: RingMemory>(
         &mut self,
         queue: &mut Virtqueue,
         rings: &R,
-        drawn: Option<Drawn>,
+        drawn: &mut Option<Drawn>,
+        budget: &mut u16,
     ) -> Result<Next, RingFault> {
-        match drawn {
-            None => {}
-            Some((head, Ok(len))) => {
-                let bytes = self.supply.bytes(len);
-                // The chain was checked; if memory was taken away meanwhile, nothing may be claimed.
-                let written = self.chain.write(rings, bytes).unwrap_or(0);
-                wipe(bytes);
-                self.complete(queue, rings, head, written)?;
+        if drawn.is_none() {
+            queue.disable_notification(rings)?;
+        }
+        loop {
+            match drawn.take() {
+                None => {}
+                Some((head, Ok(len))) => self.give_back(queue, rings, head, len)?,
+                Some((head, Err(ending))) => {
+                    queue.put_back(head);
+                    return Ok(Next::End(ending));
+                }
             }
-            Some((head, Err(ending))) => {
-                queue.put_back(head);
-                return Ok(Next::End(ending));
+            match self.next(queue, rings, budget)? {
+                Next::Draw(head, len) if len <= self.prompt => {
+                    *drawn = Some((head, self.draw(len)));
+                }
+                next => return Ok(next),
             }
         }
-        self.next(queue, rings)
+    }
+
+    #[inline]
+    fn give_back<R: RingMemory>(
+        &mut self,
+        queue: &mut Virtqueue,
+        rings: &R,
+        head: Head,
+        len: usize,
+    ) -> Result<(), RingFault> {
+        let bytes = self.reader.bytes(len);
+        // The chain was checked; if memory was taken away meanwhile, nothing may be claimed.
+        let written = self.chain.write(rings, bytes).unwrap_or(0);
+        wipe(bytes);
+        self.complete(queue, rings, head, written)
     }
 
     #[inline]
@@ -221,11 +265,11 @@ impl<S: Read, O: RngObserver> Batch<'_, S, O> {
     ) -> Result<(), RingFault> {
         queue.complete(rings, head, written)?;
         self.parts.limits.charge(written.into());
-        match written {
-            0 => self.parts.observer.request_malformed(),
-            bytes => self.parts.observer.request_served(bytes),
-        }
-        *self.throttled = false;
+        self.parts.observer.event(&match written {
+            0 => RngEvent::RequestMalformed,
+            bytes => RngEvent::RequestServed(bytes),
+        });
+        self.throttled = false;
         Ok(())
     }
 
@@ -235,10 +279,15 @@ impl<S: Read, O: RngObserver> Batch<'_, S, O> {
     /// Every look at the ring costs budget, whatever it finds, so a driver that keeps changing it
     /// cannot hold the worker.
     #[inline]
-    fn next<R: RingMemory>(&mut self, queue: &mut Virtqueue, rings: &R) -> Result<Next, RingFault> {
-        while self.budget != 0 {
-            self.budget -= 1;
-            let Some(head) = queue.take(rings, self.chain)? else {
+    fn next<R: RingMemory>(
+        &mut self,
+        queue: &mut Virtqueue,
+        rings: &R,
+        budget: &mut u16,
+    ) -> Result<Next, RingFault> {
+        while *budget != 0 {
+            *budget -= 1;
+            let Some(head) = queue.take(rings, &mut self.chain)? else {
                 if queue.enable_notification(rings)? {
                     queue.disable_notification(rings)?;
                     continue;
@@ -249,8 +298,8 @@ impl<S: Read, O: RngObserver> Batch<'_, S, O> {
                 Ok(most) => most.min(MAX_REQUEST as u64),
                 Err(wait) => {
                     queue.put_back(head);
-                    if !std::mem::replace(self.throttled, true) {
-                        self.parts.observer.request_throttled();
+                    if !std::mem::replace(&mut self.throttled, true) {
+                        self.parts.observer.event(&RngEvent::RequestThrottled);
                     }
                     return Ok(Next::End(Ending::Progress(Progress::After(wait))));
                 }
@@ -265,11 +314,18 @@ impl<S: Read, O: RngObserver> Batch<'_, S, O> {
         }
         Ok(Next::End(Ending::Progress(Progress::More)))
     }
+
+    fn ring_broken(&mut self, fault: RingFault) -> DeviceFault {
+        // It may hold bytes of a request that could not be given back.
+        self.reader.wipe();
+        self.parts.observer.event(&RngEvent::RingBroken(fault));
+        DeviceFault::Ring(fault)
+    }
 }
 
 /// The source goes back to the device, and bytes that nobody took are wiped.
-impl<M, S, O> Drop for RequestQueue<M, S, O> {
+impl<S, O> Drop for Requests<S, O> {
     fn drop(&mut self) {
-        self.supply.release(&self.parts.source);
+        self.reader.release(&self.parts.source);
     }
 }

@@ -17,34 +17,56 @@ const MAX_INTERRUPTIONS: u32 = 64;
 
 /// How a request waits for a source that has failed.
 ///
-/// The first wait is `first`, each further one is twice as long, up to `longest`. After `attempts`
-/// failures in a row the device gives up and asks its driver for a reset.
+/// The first wait is a millisecond, each further one is twice as long, up to a quarter of a second.
+/// By default that goes on for ever: a source that may come back is waited for. One that has ended,
+/// panicked, or lied about what it gave, does not come back, and ends the device.
+///
+/// ```
+/// use std::time::Duration;
+/// use virtio_rng_device::SourcePolicy;
+///
+/// let policy = SourcePolicy::default();
+/// assert_eq!(policy.wait(1), Some(Duration::from_millis(1)));
+/// assert_eq!(policy.wait(1_000_000), Some(Duration::from_millis(250)));
+/// assert_eq!(policy.give_up_after(3).wait(3), None);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Retry {
-    /// The first wait.
-    pub first: Duration,
-    /// The longest wait.
-    pub longest: Duration,
-    /// Failures in a row that end it; 0 and 1 mean that the first one does.
-    pub attempts: u32,
+pub struct SourcePolicy {
+    first: Duration,
+    longest: Duration,
+    attempts: Option<u32>,
 }
 
-impl Default for Retry {
-    /// From 1 ms to 250 ms, for some ten seconds.
+impl Default for SourcePolicy {
     fn default() -> Self {
         Self {
             first: Duration::from_millis(1),
             longest: Duration::from_millis(250),
-            attempts: 48,
+            attempts: None,
         }
     }
 }
 
-impl Retry {
+impl SourcePolicy {
+    /// Sets the first wait, and the longest.
+    #[must_use]
+    pub const fn with_waits(mut self, first: Duration, longest: Duration) -> Self {
+        (self.first, self.longest) = (first, longest);
+        self
+    }
+
+    /// Gives up after this many failures in a row, and has the device ask its driver for a reset; 0
+    /// and 1 mean that the first one does.
+    #[must_use]
+    pub const fn give_up_after(mut self, attempts: u32) -> Self {
+        self.attempts = Some(attempts);
+        self
+    }
+
     /// The wait after `failures` failures in a row, at least 1; `None` to give up.
     #[must_use]
     pub fn wait(&self, failures: u32) -> Option<Duration> {
-        if failures >= self.attempts {
+        if self.attempts.is_some_and(|attempts| failures >= attempts) {
             return None;
         }
         let doublings = failures.saturating_sub(1).min(31);
@@ -53,26 +75,18 @@ impl Retry {
     }
 }
 
-/// How a device asks its source.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Manner {
-    pub(crate) retry: Retry,
-    /// The source never waits for anything.
-    pub(crate) prompt: bool,
-}
-
 /// The failures of a source in a row, and when it may be asked again.
 #[derive(Debug)]
 struct Patience {
-    retry: Retry,
+    policy: SourcePolicy,
     failures: u32,
     until: Option<Instant>,
 }
 
 impl Patience {
-    const fn new(retry: Retry) -> Self {
+    const fn new(policy: SourcePolicy) -> Self {
         Self {
-            retry,
+            policy,
             failures: 0,
             until: None,
         }
@@ -94,7 +108,7 @@ impl Patience {
         self.failures = self.failures.saturating_add(1);
         let wait = failure
             .is_transient()
-            .then(|| self.retry.wait(self.failures))
+            .then(|| self.policy.wait(self.failures))
             .flatten()?;
         self.until = Instant::now().checked_add(wait);
         Some(wait)
@@ -103,7 +117,7 @@ impl Patience {
 
 /// Where a device's source is: with the device, or with the worker that asks it.
 #[derive(Debug)]
-pub(crate) enum Place<S> {
+pub(crate) enum SourceSlot<S> {
     /// With the device.
     Here(S),
     /// With a worker, maybe one that was told to stop and is stuck.
@@ -115,22 +129,26 @@ pub(crate) enum Place<S> {
 /// A worker's hold on its device's source: taken with the first draw, and given back at the end,
 /// so that a draw needs no lock.
 #[derive(Debug)]
-struct Hold<S> {
+struct SourceGuard<S> {
     source: Option<S>,
 }
 
-impl<S: Read> Hold<S> {
+impl<S: Read> SourceGuard<S> {
     /// Draws up to `room.len()` bytes, at least one. After a failure no byte is left in `room`.
-    fn draw(&mut self, place: &Mutex<Place<S>>, room: &mut [u8]) -> Result<usize, SourceFailure> {
+    fn draw(
+        &mut self,
+        slot: &Mutex<SourceSlot<S>>,
+        room: &mut [u8],
+    ) -> Result<usize, SourceFailure> {
         if self.source.is_none() {
-            self.source = take(place)?;
+            self.source = take(slot)?;
         }
         let drawn = match &mut self.source {
             Some(source) => catch_unwind(AssertUnwindSafe(|| read(source, room))),
             None => Ok(Err(SourceFailure::Panicked)),
         };
         let drawn = drawn.unwrap_or_else(|_| {
-            *lock(place) = Place::Lost;
+            *lock(slot) = SourceSlot::Lost;
             // What has panicked may do so again when it is dropped.
             let source = self.source.take();
             let _ = catch_unwind(AssertUnwindSafe(|| drop(source)));
@@ -143,15 +161,15 @@ impl<S: Read> Hold<S> {
     }
 }
 
-impl<S> Hold<S> {
+impl<S> SourceGuard<S> {
     const fn none() -> Self {
         Self { source: None }
     }
 
     /// Gives the source back, if this is where it is.
-    fn release(&mut self, place: &Mutex<Place<S>>) {
+    fn release(&mut self, slot: &Mutex<SourceSlot<S>>) {
         if let Some(source) = self.source.take() {
-            *lock(place) = Place::Here(source);
+            *lock(slot) = SourceSlot::Here(source);
         }
     }
 }
@@ -159,8 +177,8 @@ impl<S> Hold<S> {
 /// A worker's supply of random bytes: its hold on the source, the patience that takes, and a place
 /// for what it gives.
 #[derive(Debug)]
-pub(crate) struct Supply<S> {
-    source: Hold<S>,
+pub(crate) struct EntropyReader<S> {
+    source: SourceGuard<S>,
     patience: Patience,
     /// Holds random bytes only between their draw and their hand-over.
     scratch: Box<Scratch>,
@@ -170,11 +188,11 @@ pub(crate) struct Supply<S> {
 #[repr(align(64))]
 struct Scratch([u8; MAX_REQUEST]);
 
-impl<S> Supply<S> {
-    pub(crate) fn new(retry: Retry) -> Self {
+impl<S> EntropyReader<S> {
+    pub(crate) fn new(policy: SourcePolicy) -> Self {
         Self {
-            source: Hold::none(),
-            patience: Patience::new(retry),
+            source: SourceGuard::none(),
+            patience: Patience::new(policy),
             scratch: Box::new(Scratch([0; MAX_REQUEST])),
         }
     }
@@ -190,19 +208,24 @@ impl<S> Supply<S> {
         self.scratch.0.get_mut(..len).unwrap_or_default()
     }
 
+    /// The source may be asked at once: it is said to have something again.
+    pub(crate) const fn forget_wait(&mut self) {
+        self.patience.until = None;
+    }
+
     /// Draws up to `len` bytes, at least one; or tells why there are none, and how long to wait, if
     /// that helps.
     #[inline]
     pub(crate) fn draw(
         &mut self,
-        place: &Mutex<Place<S>>,
+        slot: &Mutex<SourceSlot<S>>,
         len: usize,
     ) -> Result<usize, (SourceFailure, Option<Duration>)>
     where
         S: Read,
     {
         let room = self.scratch.0.get_mut(..len).unwrap_or_default();
-        match self.source.draw(place, room) {
+        match self.source.draw(slot, room) {
             Ok(count) => {
                 self.patience.succeeded();
                 Ok(count)
@@ -211,13 +234,18 @@ impl<S> Supply<S> {
         }
     }
 
+    /// Whether the source is here, and not with a worker that has not ended yet.
+    pub(crate) const fn has_source(&self) -> bool {
+        self.source.source.is_some()
+    }
+
     pub(crate) fn wipe(&mut self) {
         wipe(&mut self.scratch.0);
     }
 
     /// Gives the source back, and wipes what nobody took.
-    pub(crate) fn release(&mut self, place: &Mutex<Place<S>>) {
-        self.source.release(place);
+    pub(crate) fn release(&mut self, slot: &Mutex<SourceSlot<S>>) {
+        self.source.release(slot);
         self.wipe();
     }
 }
@@ -229,21 +257,21 @@ impl fmt::Debug for Scratch {
 }
 
 /// Takes the source from the device. Another worker's may come back, so it is worth waiting for.
-fn take<S>(place: &Mutex<Place<S>>) -> Result<Option<S>, SourceFailure> {
-    let mut place = lock(place);
-    match std::mem::replace(&mut *place, Place::Away) {
-        Place::Here(source) => Ok(Some(source)),
-        Place::Away => Err(SourceFailure::Error(ErrorKind::WouldBlock)),
-        Place::Lost => {
-            *place = Place::Lost;
+fn take<S>(slot: &Mutex<SourceSlot<S>>) -> Result<Option<S>, SourceFailure> {
+    let mut slot = lock(slot);
+    match std::mem::replace(&mut *slot, SourceSlot::Away) {
+        SourceSlot::Here(source) => Ok(Some(source)),
+        SourceSlot::Away => Err(SourceFailure::Error(ErrorKind::WouldBlock)),
+        SourceSlot::Lost => {
+            *slot = SourceSlot::Lost;
             Err(SourceFailure::Panicked)
         }
     }
 }
 
-fn lock<S>(place: &Mutex<Place<S>>) -> MutexGuard<'_, Place<S>> {
+fn lock<S>(slot: &Mutex<SourceSlot<S>>) -> MutexGuard<'_, SourceSlot<S>> {
     // Nothing that may panic is done under this lock.
-    place.lock().unwrap_or_else(PoisonError::into_inner)
+    slot.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn read(source: &mut impl Read, room: &mut [u8]) -> Result<usize, SourceFailure> {
@@ -271,19 +299,17 @@ mod tests {
 
     #[test]
     fn waits_double_up_to_the_longest_and_end() {
-        let retry = Retry {
-            first: Duration::from_millis(1),
-            longest: Duration::from_millis(5),
-            attempts: 6,
-        };
-        let waits: Vec<_> = (1..=7).map(|failures| retry.wait(failures)).collect();
-        let ms = |ms| Some(Duration::from_millis(ms));
-        assert_eq!(waits, [ms(1), ms(2), ms(4), ms(5), ms(5), None, None]);
-        let extreme = Retry {
-            first: Duration::MAX,
-            longest: Duration::MAX,
-            attempts: u32::MAX,
-        };
+        let ms = Duration::from_millis;
+        let policy = SourcePolicy::default()
+            .with_waits(ms(1), ms(5))
+            .give_up_after(6);
+        let waits: Vec<_> = (1..=7).map(|failures| policy.wait(failures)).collect();
+        let some = |millis| Some(ms(millis));
+        assert_eq!(
+            waits,
+            [some(1), some(2), some(4), some(5), some(5), None, None]
+        );
+        let extreme = SourcePolicy::default().with_waits(Duration::MAX, Duration::MAX);
         assert_eq!(extreme.wait(1000), Some(Duration::MAX));
         // A wait that no clock can tell the end of is waited out by the timer alone.
         let mut patience = Patience::new(extreme);
@@ -293,16 +319,15 @@ mod tests {
     }
 
     #[test]
-    fn the_default_gives_up_after_some_ten_seconds() {
-        let retry = Retry::default();
-        let total: Duration = (1..).map_while(|failures| retry.wait(failures)).sum();
-        assert!((9..=11).contains(&total.as_secs()), "{total:?}");
+    fn by_default_a_source_is_waited_for_for_ever() {
+        let policy = SourcePolicy::default();
+        assert_eq!(policy.wait(u32::MAX), Some(Duration::from_millis(250)));
     }
 
     #[test]
     fn one_worker_at_a_time_has_the_source() {
-        let place = Mutex::new(Place::Here(std::io::repeat(7)));
-        let (mut first, mut second) = (Hold::none(), Hold::none());
+        let place = Mutex::new(SourceSlot::Here(std::io::repeat(7)));
+        let (mut first, mut second) = (SourceGuard::none(), SourceGuard::none());
         let mut room = [0; 4];
         assert_eq!(first.draw(&place, &mut room), Ok(4));
         let away = Err(SourceFailure::Error(ErrorKind::WouldBlock));
@@ -324,8 +349,8 @@ mod tests {
         }
         for panics in [false, true] {
             let mut room = [0; 64];
-            let place = Mutex::new(Place::Here(Scribbles(panics)));
-            Hold::none().draw(&place, &mut room).unwrap_err();
+            let place = Mutex::new(SourceSlot::Here(Scribbles(panics)));
+            SourceGuard::none().draw(&place, &mut room).unwrap_err();
             assert_eq!(room, [0; 64]);
         }
     }
