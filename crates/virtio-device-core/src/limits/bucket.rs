@@ -220,12 +220,21 @@ mod tests {
         let mut bucket = bucket(3, 100);
         bucket.charge(100);
         let mut now = START;
-        for (step, rate) in (0..777).zip([3, 3, 3, 3, 3, 3].into_iter().cycle()) {
+        for (step, rate) in (0..777).zip([7, 1, 11, 3].into_iter().cycle()) {
             now += Duration::from_millis(10);
             let limit = RateLimit::new(rate, 100 + step % 2).unwrap();
             bucket = bucket.with_limit(limit, now);
         }
-        assert_eq!(bucket.level(now), 23);
+        // 10 ms at 3 a second, then 194 times as long at each of the four: 42.71 tokens.
+        assert_eq!(bucket.level(now), 42);
+        bucket.charge(42);
+        let exact = Duration::from_nanos(290_000_000 / 7);
+        let wait = bucket.wait(now).unwrap();
+        // A nanosecond is lost with each change at most.
+        assert!(
+            (exact..exact + Duration::from_micros(3)).contains(&wait),
+            "{wait:?}"
+        );
         // Half a token at one rate is half a token at another.
         let mut bucket = TokenBucket::at_level(RateLimit::new(1, 10).unwrap(), 0, START);
         let now = START + Duration::from_millis(500);
