@@ -202,3 +202,37 @@ fn a_worker_that_ends_leaves_none_of_its_descriptors_open() {
     // The end of the stream: both the handler's descriptor and its duplicate are closed.
     assert_eq!(host.read(&mut [0]).unwrap(), 0);
 }
+
+#[test]
+fn a_refused_interest_neither_ends_the_worker_at_the_next_pause_nor_reaches_the_others() {
+    let activated = activated(1);
+    let (mut host, device) = UnixStream::pair().unwrap();
+    let (sender, received) = channel();
+    let watched = device.try_clone().unwrap();
+    let handler = Input(
+        move |cx: &mut Context<'_>| {
+            // A regular file, which is always ready and cannot be waited for.
+            let file = std::fs::File::open("/proc/self/exe").unwrap();
+            cx.watch(1, &file, Interest::NONE).unwrap();
+            let refused = cx.set_interest(1, Interest::READ).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::PermissionDenied);
+            watch(cx, &watched, Interest::READ)
+        },
+        move |source, _, _: &mut Context<'_>| {
+            assert_eq!(source, SOURCE);
+            let mut byte = [0];
+            (&device).read_exact(&mut byte).unwrap();
+            sender.send(byte[0]).unwrap();
+            Ok(Progress::Idle)
+        },
+    );
+    let _thread = start(Worker::new(handler, vec![], activated.interrupt.clone()));
+    for byte in 0..10 {
+        activated.session.pause();
+        host.write_all(&[byte]).unwrap();
+        std::thread::sleep(Duration::from_millis(2));
+        activated.session.resume();
+        assert_eq!(received.recv_timeout(SOON), Ok(byte));
+    }
+    assert!(!activated.session.is_broken());
+}

@@ -55,6 +55,9 @@ pub trait QueueHandler {
     /// The watched file descriptor `source` is ready. It is level-triggered: the call is repeated
     /// until the descriptor is not ready any more, or its interest has changed.
     ///
+    /// Also called, with nothing ready, when what a call for this source has asked for is due: more,
+    /// or the end of a wait.
+    ///
     /// # Errors
     ///
     /// As for [`QueueHandler::process`].

@@ -53,6 +53,8 @@ impl Reason {
 struct Again {
     reason: Reason,
     at: When,
+    /// Nothing, unless a pause has held back that a peer has hung up.
+    readiness: Readiness,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -77,6 +79,8 @@ pub(crate) struct Running {
     interrupt: InterruptHandle,
     /// At most one for each reason.
     again: Vec<Again>,
+    /// Those that are due, while they are called: kept for its room.
+    calls: Vec<Again>,
 }
 
 impl Running {
@@ -100,6 +104,7 @@ impl Running {
                 sources: Sources::default(),
                 interrupt: interrupt.clone(),
                 again: Vec::new(),
+                calls: Vec::new(),
             };
             let result = running.begin(poller);
             if result.is_err() {
@@ -196,25 +201,34 @@ impl Running {
             return Life::Ended;
         }
         let paused = self.interrupt.is_paused();
-        if let Err(error) = self.sources.suspend(poller, paused) {
-            return self.fail(&DeviceFault::Loop(error));
-        }
+        let refused = self.sources.suspend(poller, paused);
         if paused {
             return Life::GoesOn;
+        }
+        for number in refused {
+            let reason = Reason::Source(number);
+            if self.serve(poller, reason, Readiness::LOST) == Life::Ended {
+                return Life::Ended;
+            }
         }
         let due = |again: &Again| match again.at {
             When::Soon => true,
             When::At(at) => at <= now,
         };
         // As many calls as there are now: whoever wants more waits for the next round.
-        let reasons: Vec<Reason> = (self.again.iter().filter(|again| due(again)))
-            .map(|again| again.reason)
-            .collect();
-        for reason in reasons {
-            if self.serve(poller, reason, Readiness::default()) == Life::Ended {
+        let mut calls = std::mem::take(&mut self.calls);
+        self.again.retain(|again| {
+            if due(again) {
+                calls.push(*again);
+            }
+            !due(again)
+        });
+        for call in calls.drain(..) {
+            if self.serve(poller, call.reason, call.readiness) == Life::Ended {
                 return Life::Ended;
             }
         }
+        self.calls = calls;
         Life::GoesOn
     }
 
@@ -236,11 +250,18 @@ impl Running {
     fn serve(&mut self, poller: &Poller<'_>, reason: Reason, readiness: Readiness) -> Life {
         self.again.retain(|again| again.reason != reason);
         if self.interrupt.is_paused() {
-            self.call_again(reason, When::Soon);
-            return match self.sources.suspend(poller, true) {
-                Ok(()) => Life::GoesOn,
-                Err(error) => self.fail(&DeviceFault::Loop(error)),
+            // What else is ready is reported again after the pause.
+            let readiness = Readiness {
+                hangup: readiness.hangup,
+                ..Readiness::default()
             };
+            self.again.push(Again {
+                reason,
+                at: When::Soon,
+                readiness,
+            });
+            self.sources.suspend(poller, true);
+            return Life::GoesOn;
         }
         self.queues.iter_mut().for_each(ActiveQueue::refresh);
         let mut cx = Context {
@@ -271,7 +292,11 @@ impl Running {
     }
 
     fn call_again(&mut self, reason: Reason, at: When) {
-        self.again.push(Again { reason, at });
+        self.again.push(Again {
+            reason,
+            at,
+            readiness: Readiness::default(),
+        });
     }
 
     pub(crate) fn fail(&self, fault: &DeviceFault) -> Life {

@@ -34,11 +34,20 @@ pub struct Readiness {
     /// A write does not block.
     pub writable: bool,
     /// The peer has hung up, or the descriptor has an error. Reported whatever the interest is,
-    /// again and again, until the descriptor is not watched any more.
+    /// again and again, until the descriptor is not watched any more. Reported once, with nothing
+    /// else, of a descriptor that the kernel refuses to wait for again after a pause; its interest
+    /// is [`Interest::NONE`] then.
     pub hangup: bool,
 }
 
 impl Readiness {
+    /// What a source that cannot be waited for any more is told.
+    pub(crate) const LOST: Self = Self {
+        readable: false,
+        writable: false,
+        hangup: true,
+    };
+
     pub(crate) fn of(events: EventSet) -> Self {
         Self {
             readable: events.contains(EventSet::IN),
@@ -58,10 +67,19 @@ pub(crate) struct Poller<'a> {
 
 impl Poller<'_> {
     pub(crate) fn add(&self, fd: RawFd, events: EventSet, reason: Reason) -> io::Result<()> {
+        self.control(ControlOperation::Add, fd, events, reason)
+    }
+
+    fn control(
+        &self,
+        operation: ControlOperation,
+        fd: RawFd,
+        events: EventSet,
+        reason: Reason,
+    ) -> io::Result<()> {
         let data = u64::from(self.key) << 32 | u64::from(reason.to_bits());
-        let event = EpollEvent::new(events, data);
         match (self.epoll, reason) {
-            (Some(epoll), _) => epoll.ctl(ControlOperation::Add, fd, event),
+            (Some(epoll), _) => epoll.ctl(operation, fd, EpollEvent::new(events, data)),
             // It looks at every queue anyway.
             (None, Reason::Queue(_)) => Ok(()),
             (None, Reason::Source(_)) => Err(io::ErrorKind::Unsupported.into()),
@@ -94,18 +112,25 @@ struct Source {
 }
 
 impl Source {
-    /// Makes the epoll instance agree with the interest.
+    /// Makes the epoll instance agree with the interest; after an error it is as before.
     fn sync(&mut self, poller: &Poller<'_>, suspended: bool) -> io::Result<()> {
-        if self.polled {
-            poller.remove(self.fd.as_raw_fd());
-            self.polled = false;
-        }
+        let fd = self.fd.as_raw_fd();
         // Without any interest it would still report that its peer has hung up.
-        if !suspended && self.interest != Interest::NONE {
-            let reason = Reason::Source(self.number);
-            poller.add(self.fd.as_raw_fd(), self.interest.0, reason)?;
-            self.polled = true;
-        }
+        let wanted = !suspended && self.interest != Interest::NONE;
+        let operation = match (self.polled, wanted) {
+            (_, false) => {
+                if self.polled {
+                    poller.remove(fd);
+                }
+                self.polled = false;
+                return Ok(());
+            }
+            (false, true) => ControlOperation::Add,
+            (true, true) => ControlOperation::Modify,
+        };
+        let reason = Reason::Source(self.number);
+        poller.control(operation, fd, self.interest.0, reason)?;
+        self.polled = true;
         Ok(())
     }
 }
@@ -142,8 +167,12 @@ impl Sources {
         let mut list = self.list.iter_mut();
         match list.find(|source| source.number == number) {
             Some(source) if source.interest != interest => {
-                source.interest = interest;
-                source.sync(poller, self.suspended)
+                let before = std::mem::replace(&mut source.interest, interest);
+                let synced = source.sync(poller, self.suspended);
+                if synced.is_err() {
+                    source.interest = before;
+                }
+                synced
             }
             _ => Ok(()),
         }
@@ -163,19 +192,99 @@ impl Sources {
         list.any(|source| source.number == number && source.polled)
     }
 
-    /// Stops waiting, or goes on with it. An error is of a source that cannot be waited for any more.
-    pub(crate) fn suspend(&mut self, poller: &Poller<'_>, suspended: bool) -> io::Result<()> {
+    /// Stops waiting, or goes on with it. Returns the sources that the kernel refuses to wait for
+    /// again: their interest is [`Interest::NONE`] from now on.
+    pub(crate) fn suspend(&mut self, poller: &Poller<'_>, suspended: bool) -> Vec<u32> {
+        let mut refused = Vec::new();
         if self.suspended == suspended {
-            return Ok(());
+            return refused;
         }
         self.suspended = suspended;
-        let mut list = self.list.iter_mut();
-        list.try_for_each(|source| source.sync(poller, suspended))
+        for source in &mut self.list {
+            if source.sync(poller, suspended).is_err() {
+                source.interest = Interest::NONE;
+                refused.push(source.number);
+            }
+        }
+        refused
     }
 
     /// Stops waiting for good.
     pub(crate) fn clear(&mut self, poller: &Poller<'_>) {
         let polled = self.list.drain(..).filter(|source| source.polled);
         polled.for_each(|source| poller.remove(source.fd.as_raw_fd()));
+    }
+}
+
+#[cfg(test)]
+#[cfg(not(miri))] // Miri has no level-triggered epoll.
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::os::unix::net::UnixStream;
+
+    const NOWHERE: Poller<'_> = Poller {
+        epoll: None,
+        key: 0,
+    };
+
+    fn poller(epoll: &Epoll) -> Poller<'_> {
+        Poller {
+            epoll: Some(epoll),
+            key: 7,
+        }
+    }
+
+    #[test]
+    fn an_interest_that_is_refused_leaves_the_one_before() {
+        let epoll = Epoll::new().unwrap();
+        let poller = poller(&epoll);
+        let mut sources = Sources::default();
+        // Regular files cannot be waited for.
+        let file = File::open("/proc/self/exe").unwrap();
+        sources.watch(&poller, 3, &file, Interest::NONE).unwrap();
+        let error = sources.set_interest(&poller, 3, Interest::READ);
+        assert_eq!(error.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+        // So a pause has nothing to restore, and the next attempt is refused as well.
+        assert!(sources.suspend(&poller, true).is_empty());
+        assert!(sources.suspend(&poller, false).is_empty());
+        sources
+            .set_interest(&poller, 3, Interest::READ)
+            .unwrap_err();
+    }
+
+    #[test]
+    fn an_interest_changes_without_a_moment_of_none() {
+        let epoll = Epoll::new().unwrap();
+        let poller = poller(&epoll);
+        let (stream, _peer) = UnixStream::pair().unwrap();
+        let mut sources = Sources::default();
+        sources.watch(&poller, 0, &stream, Interest::READ).unwrap();
+        let mut events = [EpollEvent::default(); 2];
+        assert_eq!(epoll.wait(0, &mut events).unwrap(), 0);
+        sources.set_interest(&poller, 0, Interest::WRITE).unwrap();
+        assert_eq!(epoll.wait(0, &mut events).unwrap(), 1);
+        assert_eq!(events.map(|event| event.data()), [7 << 32 | 1 << 31, 0]);
+        sources.set_interest(&poller, 0, Interest::NONE).unwrap();
+        assert_eq!(epoll.wait(0, &mut events).unwrap(), 0);
+    }
+
+    #[test]
+    fn a_source_that_cannot_be_waited_for_after_a_pause_is_told_apart_from_the_others() {
+        let epoll = Epoll::new().unwrap();
+        let (stream, _peer) = UnixStream::pair().unwrap();
+        let mut sources = Sources::default();
+        let poller = poller(&epoll);
+        sources.watch(&poller, 1, &stream, Interest::NONE).unwrap();
+        sources.watch(&poller, 2, &stream, Interest::READ).unwrap();
+        assert!(sources.suspend(&poller, true).is_empty());
+        // A loop that does not wait refuses every source.
+        assert_eq!(sources.suspend(&NOWHERE, false), [2_u32]);
+        assert!(!sources.is_watched(2));
+        sources
+            .set_interest(&NOWHERE, 2, Interest::READ)
+            .unwrap_err();
+        sources.set_interest(&poller, 2, Interest::READ).unwrap();
+        assert!(sources.is_watched(2));
     }
 }
