@@ -12,7 +12,7 @@ use virtio_device_core::{ActivateError, Activation, Executor, RateLimits, Virtio
 use vm_memory::GuestAddressSpace;
 
 use crate::observer::RngObserver;
-use crate::queue::{Asking, Parts, RequestQueue};
+use crate::queue::{Parts, RequestQueue, SourceOptions};
 use crate::reader::{SourcePolicy, SourceSlot};
 
 /// The device type of VIRTIO 1.3, section 5.4.
@@ -39,7 +39,7 @@ pub const QUEUE_SIZE: u16 = 256;
 pub struct EntropyDevice<S, E, O = ()> {
     /// Shared with the worker, and kept from one activation to the next.
     parts: Arc<Parts<S, O>>,
-    asking: Asking,
+    options: SourceOptions,
     executor: E,
 }
 
@@ -71,7 +71,7 @@ where
                 limits: RateLimits::none(),
                 observer,
             }),
-            asking: Asking::default(),
+            options: SourceOptions::default(),
             executor,
         }
     }
@@ -79,7 +79,7 @@ where
     /// Sets how a request waits for a source that fails, from the next activation on.
     #[must_use]
     pub fn with_source_policy(mut self, policy: SourcePolicy) -> Self {
-        self.asking.policy = policy;
+        self.options.policy = policy;
         self
     }
 
@@ -95,7 +95,7 @@ where
     /// If `fd` cannot be duplicated.
     pub fn with_readiness(mut self, fd: impl AsFd) -> io::Result<Self> {
         let fd = fd.as_fd().try_clone_to_owned()?;
-        self.asking.readiness = Some(Arc::new(fd));
+        self.options.readiness = Some(Arc::new(fd));
         Ok(self)
     }
 
@@ -108,7 +108,7 @@ where
     /// kernel's generator is not seeded.
     #[must_use]
     pub fn with_prompt_source(mut self) -> Self {
-        self.asking.prompt = true;
+        self.options.prompt = true;
         self
     }
 
@@ -137,9 +137,13 @@ where
     fn activate(&mut self, activation: Activation<M>) -> Result<(), ActivateError> {
         let requestq = activation.queue(0)?;
         self.parts.limits.set_wakers(vec![requestq.kick.clone()]);
-        let handler = RequestQueue::new(activation.memory, self.parts.clone(), &self.asking);
+        let handler = RequestQueue::new(activation.memory, self.parts.clone(), &self.options);
         let worker = Worker::new(handler, activation.queues, activation.interrupt);
-        Ok(self.executor.start(worker)?)
+        let started = self.executor.start(worker);
+        if started.is_err() {
+            self.parts.limits.set_wakers(Vec::new());
+        }
+        Ok(started?)
     }
 
     fn reset(&mut self) {
@@ -152,7 +156,7 @@ impl<S, E, O> fmt::Debug for EntropyDevice<S, E, O> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EntropyDevice")
             .field("limits", &self.parts.limits)
-            .field("asking", &self.asking)
+            .field("options", &self.options)
             .finish_non_exhaustive()
     }
 }

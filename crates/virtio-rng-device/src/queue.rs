@@ -39,7 +39,7 @@ pub(crate) struct Parts<S, O> {
 
 /// How a device asks its source.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Asking {
+pub(crate) struct SourceOptions {
     pub(crate) policy: SourcePolicy,
     /// The source never waits for anything.
     pub(crate) prompt: bool,
@@ -51,10 +51,20 @@ pub(crate) struct Asking {
 pub(crate) struct RequestQueue<M, S, O> {
     memory: M,
     requests: Requests<S, O>,
-    readiness: Option<Arc<OwnedFd>>,
+    readiness: Option<SourceFd>,
     /// A request that could not be given back because the device was paused, and the lease that it
     /// belongs to.
     held: Option<(QueueLease, Drawn)>,
+}
+
+/// The descriptor that says when an empty source has something again.
+struct SourceFd {
+    fd: Arc<OwnedFd>,
+    /// Whether it is waited for: the source is not asked before it is ready.
+    armed: bool,
+    /// Whether it was ready just now. A source that has nothing all the same is not to be believed:
+    /// this once, time is waited for.
+    fired: bool,
 }
 
 /// Everything about requests but the memory that they are in.
@@ -88,37 +98,72 @@ enum Next {
 }
 
 impl<M, S, O> RequestQueue<M, S, O> {
-    pub(crate) fn new(memory: M, parts: Arc<Parts<S, O>>, asking: &Asking) -> Self {
+    pub(crate) fn new(memory: M, parts: Arc<Parts<S, O>>, options: &SourceOptions) -> Self {
         Self {
             memory,
             requests: Requests {
                 parts,
-                reader: EntropyReader::new(asking.policy),
+                reader: EntropyReader::new(options.policy),
                 chain: Chain::with_capacity(QUEUE_SIZE),
-                prompt: if asking.prompt { MAX_PROMPT } else { 0 },
+                prompt: if options.prompt { MAX_PROMPT } else { 0 },
                 throttled: false,
             },
-            readiness: asking.readiness.clone(),
+            readiness: options.readiness.clone().map(SourceFd::new),
             held: None,
         }
     }
 
-    /// Ends a batch: has the source's descriptor watched if that says when to go on.
+    /// The request that a pause has kept from being given back, unless its queue was reset meanwhile.
+    fn take_held(&mut self) -> Option<Drawn> {
+        let (lease, drawn) = self.held.take()?;
+        if lease.is_revoked() {
+            // What was drawn for it goes to nobody.
+            self.requests.reader.wipe();
+            return None;
+        }
+        Some(drawn)
+    }
+
+    /// Ends a batch, and decides what an empty source is waited for by.
     fn end(&mut self, ending: Ending, cx: &mut Context<'_>) -> Result<Progress, DeviceFault> {
         match ending {
             Ending::Progress(progress) => Ok(progress),
             Ending::SourceLost(failure) => Err(DeviceFault::Backend(io::Error::other(failure))),
-            Ending::SourceEmpty(wait) => match &self.readiness {
-                Some(_) if cx.set_interest(SOURCE, Interest::READ).is_ok() => {
-                    self.requests.reader.forget_wait();
-                    Ok(Progress::Idle)
+            Ending::SourceEmpty(wait) => {
+                let Some(source) = self.readiness.as_mut().filter(|source| !source.fired) else {
+                    return Ok(Progress::After(wait));
+                };
+                if cx.set_interest(SOURCE, Interest::READ).is_ok() {
+                    source.armed = true;
+                    return Ok(Progress::Idle);
                 }
                 // A descriptor that cannot be waited for, such as a file's.
-                _ => {
-                    self.readiness = None;
-                    Ok(Progress::After(wait))
-                }
-            },
+                cx.unwatch(SOURCE);
+                self.readiness = None;
+                Ok(Progress::After(wait))
+            }
+        }
+    }
+
+    fn set_fired(&mut self, fired: bool) {
+        if let Some(source) = &mut self.readiness {
+            source.fired = fired;
+            source.armed &= !fired;
+        }
+    }
+
+    /// Whether the source's descriptor says when to ask it again.
+    fn waits_for_source(&self) -> bool {
+        self.readiness.as_ref().is_some_and(|source| source.armed)
+    }
+}
+
+impl SourceFd {
+    const fn new(fd: Arc<OwnedFd>) -> Self {
+        Self {
+            fd,
+            armed: false,
+            fired: false,
         }
     }
 }
@@ -135,11 +180,14 @@ where
         let Some(active) = cx.queue(queue) else {
             return Ok(Progress::Idle);
         };
-        // What was drawn for a queue that has been reset since goes to nobody.
-        let held = self.held.take().filter(|(lease, _)| !lease.is_revoked());
-        let mut drawn = held.map(|(_, drawn)| drawn);
-        if let (None, Some(left)) = (&drawn, self.requests.reader.wait()) {
-            return Ok(Progress::After(left));
+        let mut drawn = self.take_held();
+        if drawn.is_none() {
+            if self.waits_for_source() {
+                return Ok(Progress::Idle);
+            }
+            if let Some(left) = self.requests.reader.wait() {
+                return Ok(Progress::After(left));
+            }
         }
         let memory = self.memory.memory();
         let (mut rings, mut budget) = (None, QUEUE_SIZE);
@@ -171,9 +219,9 @@ where
     }
 
     fn start(&mut self, cx: &mut Context<'_>) -> Result<(), DeviceFault> {
-        if let Some(fd) = &self.readiness {
+        if let Some(source) = &self.readiness {
             // Not waited for before the source was found empty.
-            let watched = cx.watch(SOURCE, fd, Interest::NONE);
+            let watched = cx.watch(SOURCE, &source.fd, Interest::NONE);
             watched.map_err(DeviceFault::Backend)?;
         }
         Ok(())
@@ -182,12 +230,20 @@ where
     fn ready(
         &mut self,
         source: u32,
-        _readiness: Readiness,
+        readiness: Readiness,
         cx: &mut Context<'_>,
     ) -> Result<Progress, DeviceFault> {
-        cx.set_interest(source, Interest::NONE)
-            .map_err(DeviceFault::Backend)?;
-        self.process(REQUESTQ, cx)
+        // Not so if a wait is over that was begun here.
+        let fired = readiness != Readiness::default();
+        if fired {
+            let disarmed = cx.set_interest(source, Interest::NONE);
+            disarmed.map_err(DeviceFault::Backend)?;
+            self.requests.reader.forget_wait();
+        }
+        self.set_fired(fired);
+        let progress = self.process(REQUESTQ, cx);
+        self.set_fired(false);
+        progress
     }
 }
 

@@ -13,7 +13,7 @@ use aes::cipher::{BlockCipherEncrypt, KeyInit};
 use aes::{Aes256Enc, Block};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
-use crate::draw::wipe;
+use crate::reader::wipe;
 
 /// Bytes that are made ahead, for small reads.
 const STOCK: usize = 16 * 1024;
@@ -49,7 +49,7 @@ type Key = [u8; 32];
 /// # Speed
 ///
 /// Small reads are copies from bytes made ahead. It never waits, which
-/// [`Rng::with_prompt_source`](crate::Rng::with_prompt_source) makes use of.
+/// [`EntropyDevice::with_prompt_source`](crate::EntropyDevice::with_prompt_source) makes use of.
 ///
 /// On x86-64 the generator uses AES-NI. With version 0.9.3 and later of the crate `aes`, which needs
 /// Rust 1.89, it uses the wider VAES instructions as well, on processors that have them, and is
