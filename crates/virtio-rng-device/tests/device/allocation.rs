@@ -26,7 +26,8 @@ fn serve_everything(memory: &Memory, prompt: bool) {
         RngCounters::default(),
     );
     let mut allocations = 0;
-    for round in 0..8 {
+    // The first round starts the worker, which makes room for itself.
+    for round in 0..9 {
         for index in 0..QUEUE_SIZE {
             let driver = &mut fixture.driver;
             match (index + round) % 4 {
@@ -50,7 +51,8 @@ fn serve_everything(memory: &Memory, prompt: bool) {
                 _ => driver.offer_writable(index, BUFFER, 0x1_0000),
             }
         }
-        allocations += measure(|| assert!(fixture.notify())).count_total;
+        let allocated = measure(|| assert!(fixture.notify())).count_total;
+        allocations += if round == 0 { 0 } else { allocated };
         assert_eq!(fixture.driver.take_used().len(), usize::from(QUEUE_SIZE));
     }
     assert_eq!(allocations, 0);
@@ -65,6 +67,7 @@ fn waiting_does_not_allocate() {
         .set(RateLimit::new(1, 1), RateLimit::new(1, 1));
     fixture.driver.offer_writable(0, BUFFER, 1);
     fixture.driver.offer_writable(1, BUFFER, 1);
+    assert!(fixture.notify());
     let allocated = measure(|| (0..1000).for_each(|_| assert!(fixture.notify())));
     assert_eq!(allocated.count_total, 0);
     assert_eq!(fixture.driver.take_used().len(), 1);

@@ -10,18 +10,17 @@ use std::sync::{Arc, Mutex};
 
 use virtio_conformance::{DriverQueue, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE, WatchedMemory};
 use virtio_device_core::{
-    Activation, ActiveQueue, Features, Interrupt, InterruptHandle, QueueLease, VIRTIO_F_EVENT_IDX,
-    VirtioDevice, Virtqueue,
+    ActiveQueue, Features, Interrupt, LoopHandle, Session, StepLoop, VIRTIO_F_EVENT_IDX,
+    VirtioDevice,
 };
-use virtio_rng_device::{QUEUE_SIZE, Rng, RngCounters};
+use virtio_rng_device::{EntropyDevice, QUEUE_SIZE, RngCounters};
 use vm_memory::guest_memory::{Error, GuestMemorySliceIterator, Result};
 use vm_memory::{
     Bytes, GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryAtomic, GuestMemoryMmap,
     GuestRegionMmap, Permissions,
 };
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::support::{CANARY, Capture, Counts};
+use crate::support::{CANARY, Counts, lend};
 
 type Plain = GuestMemoryMmap<()>;
 type Region = Arc<GuestRegionMmap<()>>;
@@ -64,10 +63,10 @@ impl<F: FnOnce() + Send> Read for Source<F> {
 
 /// A device whose guest memory is an `M`.
 struct Machine<F> {
-    device: Rng<Source<F>, Capture, Arc<RngCounters>>,
-    worker: Capture,
-    lease: QueueLease,
-    interrupt: InterruptHandle,
+    device: EntropyDevice<Source<F>, LoopHandle, Arc<RngCounters>>,
+    workers: StepLoop,
+    session: Session,
+    queue: ActiveQueue,
     counters: Arc<RngCounters>,
     reads: Arc<AtomicU32>,
 }
@@ -84,39 +83,44 @@ impl<F: FnOnce() + Send + 'static> Machine<F> {
     where
         M: GuestAddressSpace + Send + 'static,
     {
-        let (worker, reads) = (Capture::default(), Arc::<AtomicU32>::default());
+        let (workers, reads) = (StepLoop::new().unwrap(), Arc::<AtomicU32>::default());
         let counters = Arc::new(RngCounters::default());
         let source = Source {
             first: Some(first),
             reads: reads.clone(),
         };
-        let mut device = Rng::with_observer(source, worker.clone(), counters.clone());
+        let mut device = EntropyDevice::with_observer(source, workers.handle(), counters.clone());
         if prompt {
             device = device.with_prompt_source();
         }
-        let lease = QueueLease::new(Virtqueue::new(driver.layout(), features));
-        let mut machine = Self {
+        let (session, activation) = lend(interrupt, memory, driver.layout(), features);
+        let queue = activation.queues[0].clone();
+        device.activate(activation).unwrap();
+        Self {
             device,
-            worker,
-            lease,
-            interrupt: InterruptHandle::new(interrupt),
+            workers,
+            session,
+            queue,
             counters,
             reads,
-        };
-        machine.activate(memory, features);
-        machine
+        }
     }
 
-    fn activate<M: GuestAddressSpace + Send + 'static>(&mut self, memory: M, features: Features) {
-        let kick = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-        let queues = vec![ActiveQueue::new(0, self.lease.clone(), kick)];
-        let activation = Activation::new(memory, queues, features, self.interrupt.clone());
+    fn activate<M>(&mut self, memory: M, driver: &DriverQueue<'_, Plain>)
+    where
+        M: GuestAddressSpace + Send + 'static,
+    {
+        let counts = Arc::<Counts>::default();
+        let (session, activation) = lend(counts, memory, driver.layout(), Features::NONE);
+        self.queue = activation.queues[0].clone();
         self.device.activate(activation).unwrap();
+        self.session = session;
     }
 
-    fn notify(&self) -> bool {
-        let mut worker = self.worker.0.lock().unwrap();
-        worker.as_mut().unwrap().notified(0)
+    fn notify(&mut self) -> bool {
+        self.queue.kick.write(1).unwrap();
+        self.workers.step();
+        !self.session.is_broken()
     }
 
     fn reads(&self) -> u32 {
@@ -155,25 +159,22 @@ fn a_region_taken_away_during_a_request_is_missed_by_the_next_one_only() {
                 assert!(machine.notify());
                 assert_eq!(driver.take_used(), [(1, 0)]);
                 assert_eq!(machine.counters.malformed(), 1);
-                assert!(!machine.interrupt.is_broken());
+                assert!(!machine.session.is_broken());
             } else {
                 assert!(!machine.notify() && !machine.notify());
                 assert_eq!(driver.take_used(), []);
                 assert!(machine.counters.broken_rings() > 0);
-                assert!(machine.interrupt.is_broken());
-                assert_eq!(counts.status.load(Ordering::SeqCst), 1);
+                assert!(machine.session.is_broken());
+                assert_eq!(counts.config.load(Ordering::SeqCst), 1);
             }
             assert_eq!(machine.reads(), 1);
 
             // With its memory back, and after a reset, the device works.
             memory.lock().unwrap().replace(all.clone());
-            drop(machine.lease.revoke());
-            machine.interrupt.revoke();
+            machine.session.revoke();
             VirtioDevice::<GuestMemoryAtomic<Plain>>::reset(&mut machine.device);
             let mut driver = DriverQueue::new(&all, RINGS.start, QUEUE_SIZE);
-            machine.lease = QueueLease::new(Virtqueue::new(driver.layout(), Features::NONE));
-            machine.interrupt = InterruptHandle::new(Arc::<Counts>::default());
-            machine.activate(memory, Features::NONE);
+            machine.activate(memory, &driver);
             driver.offer_writable(5, BUFFERS.start, 3);
             assert!(machine.notify());
             assert_eq!(driver.take_used(), [(5, 3)]);
@@ -248,7 +249,7 @@ fn memory_unmapped_during_a_draw_is_not_written_and_nothing_is_claimed() {
             let counts = Arc::<Counts>::default();
             let unmapped = range.clone();
             let take = move || *gone.lock().unwrap() = unmapped;
-            let machine = Machine::new(
+            let mut machine = Machine::new(
                 memory.clone(),
                 &driver,
                 Features::NONE,
@@ -258,8 +259,8 @@ fn memory_unmapped_during_a_draw_is_not_written_and_nothing_is_claimed() {
             );
             assert_eq!(machine.notify(), answered, "{range:x?}");
             assert_eq!(machine.reads(), 1);
-            assert_eq!(machine.interrupt.is_broken(), !answered);
-            assert_eq!(counts.status.load(Ordering::SeqCst), u32::from(!answered));
+            assert_eq!(machine.session.is_broken(), !answered);
+            assert_eq!(counts.config.load(Ordering::SeqCst), u32::from(!answered));
             let used = driver.take_used();
             if answered {
                 assert_eq!(used, [(0, 0)]);
@@ -291,9 +292,7 @@ impl Interrupt for Line {
         self.0.lock().unwrap().push(Deed::Interrupts);
     }
 
-    fn config_changed(&self) {}
-
-    fn status_changed(&self) {}
+    fn config_interrupt(&self) {}
 }
 
 #[test]
@@ -305,7 +304,7 @@ fn a_request_is_published_buffer_first_index_last() {
         let rings = *driver.setup();
         let deeds = Arc::<Mutex<Vec<Deed>>>::default();
         let line = Arc::new(Line(deeds.clone()));
-        let machine = Machine::new(memory.clone(), &driver, features, false, line, || ());
+        let mut machine = Machine::new(memory.clone(), &driver, features, false, line, || ());
         let wish = if features == Features::NONE {
             rings.avail_ring
         } else {

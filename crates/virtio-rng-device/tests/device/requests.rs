@@ -11,11 +11,16 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use virtio_conformance::{DriverQueue, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
-use virtio_device_core::{ActivateError, Activation, Features, QueueLease, VirtioDevice};
-use virtio_rng_device::{KernelEntropy, MAX_REQUEST, QUEUE_SIZE, Rng};
+use virtio_device_core::{
+    ActivateError, ConfigNotifier, Executor, Features, QueueLease, Session, StepLoop, VirtioDevice,
+    Worker,
+};
+use virtio_rng_device::{EntropyDevice, KernelEntropy, MAX_REQUEST, QUEUE_SIZE, RateLimit};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::support::{BUFFER, CANARY, Capture, Counter, Fixture, Memory, RAM, counter, memory};
+use crate::support::{
+    BUFFER, CANARY, Counter, Counts, Fixture, Memory, RAM, counter, lend, memory,
+};
 
 #[test]
 fn a_request_is_filled_exactly() {
@@ -145,15 +150,14 @@ fn one_wake_up_takes_one_queue_length_at_most() {
             .descriptor(index, BUFFER, 0, VIRTQ_DESC_F_WRITE, 0);
         fixture.driver.offer(index);
     }
-    let mut worker = fixture.worker.0.lock().unwrap();
-    let worker = worker.as_mut().unwrap();
-    assert!(worker.notified(0));
+    assert!(fixture.kick());
     assert_eq!(fixture.driver.take_used().len(), usize::from(QUEUE_SIZE));
-    assert_eq!(
-        worker.queues()[0].kick.read().unwrap(),
-        1,
-        "the worker has notified itself"
-    );
+    fixture.driver.offer_writable(0, BUFFER, 4);
+    assert_eq!(fixture.driver.take_used(), []);
+    // Without a notification: the worker wants more by itself.
+    assert!(fixture.workers.step());
+    assert_eq!(fixture.driver.take_used(), [(0, 4)]);
+    assert!(!fixture.workers.step());
 }
 
 #[test]
@@ -193,20 +197,20 @@ fn a_broken_ring_asks_for_a_reset() {
     let mut fixture = Fixture::new(&memory, Features::NONE, counter(usize::MAX));
     fixture.driver.offer(QUEUE_SIZE);
     assert!(!fixture.notify());
-    assert!(fixture.interrupt.is_broken());
+    assert!(fixture.is_broken());
     assert_eq!(fixture.driver.take_used(), []);
 }
 
 #[test]
 fn a_queue_taken_back_during_a_draw_is_not_touched() {
     struct TakesBack {
-        lease: Arc<Mutex<Option<QueueLease>>>,
+        session: Arc<Mutex<Option<Arc<Mutex<Session>>>>>,
     }
     impl Read for TakesBack {
         fn read(&mut self, data: &mut [u8]) -> io::Result<usize> {
-            let lease = self.lease.lock().unwrap().take().unwrap();
+            let session = self.session.lock().unwrap().take().unwrap();
             // Returns at once: the worker does not hold the queue while it draws.
-            assert!(lease.revoke().is_some());
+            session.lock().unwrap().revoke();
             data.fill(7);
             Ok(data.len())
         }
@@ -215,12 +219,12 @@ fn a_queue_taken_back_during_a_draw_is_not_touched() {
     // More than a page is never drawn with the queue held, whatever the source promises.
     for (prompt, len) in [(false, 4), (false, 4097), (true, 4097)] {
         let memory = memory();
-        let lease = Arc::new(Mutex::new(None));
+        let session = Arc::new(Mutex::new(None));
         let source = TakesBack {
-            lease: lease.clone(),
+            session: session.clone(),
         };
         let mut fixture = Fixture::made(&memory, Features::NONE, prompt, source, ());
-        *lease.lock().unwrap() = Some(fixture.lease.clone());
+        *session.lock().unwrap() = Some(fixture.session.clone());
         fixture.driver.offer_writable(0, BUFFER, len);
         fixture.notify();
         assert_eq!(fixture.driver.take_used(), []);
@@ -242,7 +246,7 @@ fn a_prompt_source_is_asked_with_the_queue_held_and_serves_the_same() {
             let lease = self.lease.lock().unwrap().clone().unwrap();
             let (sender, receiver) = channel();
             std::thread::spawn(move || {
-                lease.inspect(|_| ());
+                let _ = lease.with(|_| ());
                 let _ = sender.send(());
             });
             // Who waits for a queue that is held gets its turn after this draw.
@@ -262,7 +266,7 @@ fn a_prompt_source_is_asked_with_the_queue_held_and_serves_the_same() {
             prompt,
         };
         let mut fixture = Fixture::made(&memory, Features::NONE, prompt, source, ());
-        *lease.lock().unwrap() = Some(fixture.lease.clone());
+        *lease.lock().unwrap() = Some(fixture.queue.lease.clone());
         for (index, len) in (0..).zip([1, 4096, 4097, 64]) {
             fixture.driver.offer_writable(index, BUFFER, len);
         }
@@ -279,36 +283,47 @@ fn a_prompt_source_is_asked_with_the_queue_held_and_serves_the_same() {
 fn the_device_needs_its_queue_and_works_again_after_a_reset() {
     let memory = memory();
     let mut fixture = Fixture::new(&memory, Features::NONE, counter(usize::MAX));
-    let again = |fixture: &Fixture<'_, Counter, ()>, queues| {
-        Activation::new(
-            memory.clone(),
-            queues,
-            Features::NONE,
-            fixture.interrupt.clone(),
-        )
-    };
-    let activation = again(&fixture, Vec::new());
-    let active = fixture.device.activate(activation).unwrap_err();
-    assert!(matches!(active, ActivateError::AlreadyActive));
-
     for _ in 0..2 {
         fixture.reset();
-        assert!(fixture.worker.0.lock().unwrap().is_none());
     }
-    let activation = again(&fixture, Vec::new());
+    let config = ConfigNotifier::new(fixture.counts.clone());
+    let (_session, activation) = Session::new(&config, memory.clone(), Features::NONE, [], false);
     let missing = fixture.device.activate(activation).unwrap_err();
     assert!(matches!(missing, ActivateError::QueueMissing(0)));
     fixture.reset_and_serve();
 }
 
 #[test]
+fn a_device_that_cannot_start_leaves_no_waker_behind() {
+    struct Refuses;
+    impl Executor for Refuses {
+        fn start(&mut self, _worker: Worker) -> io::Result<()> {
+            Err(io::ErrorKind::OutOfMemory.into())
+        }
+    }
+    let memory = memory();
+    let mut device = EntropyDevice::new(io::repeat(7), Refuses);
+    let driver = DriverQueue::new(&*memory, 0, QUEUE_SIZE);
+    let counts = Arc::<Counts>::default();
+    let (_session, activation) = lend(counts, memory.clone(), driver.layout(), Features::NONE);
+    let kick = activation.queues[0].kick.clone();
+    let error = device.activate(activation).unwrap_err();
+    assert!(matches!(error, ActivateError::Worker(_)), "{error}");
+    device.limits().set(RateLimit::new(1, 1), None);
+    assert!(
+        kick.read().is_err(),
+        "a queue that nobody serves is notified"
+    );
+}
+
+#[test]
 fn the_device_offers_what_it_can_do() {
-    let rng = Rng::new(io::empty(), Capture::default());
+    let rng = EntropyDevice::new(io::empty(), StepLoop::new().unwrap().handle());
     let device: &dyn VirtioDevice<Memory> = &rng;
     assert_eq!(device.device_type(), 4);
     assert_eq!(device.queue_max_sizes(), [256]);
-    let features = Features::QUEUE;
-    assert_eq!(device.features(), features);
+    assert_eq!(device.features(), Features::NONE);
+    assert_eq!(device.queue_features(), Features::QUEUE);
     assert_eq!(device.config_size(), 0);
 }
 
@@ -335,9 +350,9 @@ fn no_two_answers_are_alike() {
 
 #[test]
 fn debug_output_says_nothing_of_the_source() {
-    let rng = Rng::new(&b"secret"[..], Capture::default());
+    let rng = EntropyDevice::new(&b"secret"[..], StepLoop::new().unwrap().handle());
     let text = format!("{rng:?} {:?}", rng.limits());
-    assert!(text.starts_with("Rng { running: false, "), "{text}");
+    assert!(text.starts_with("EntropyDevice { limits: "), "{text}");
     // Neither as text nor as numbers.
     assert!(
         !text.contains("secret") && !text.contains("115, 101"),

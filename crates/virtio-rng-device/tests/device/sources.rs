@@ -3,15 +3,18 @@
 
 //! Sources that fail in every way there is.
 
-use std::io::ErrorKind;
-use std::sync::Arc;
+use std::io::{self, ErrorKind, Read};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use virtio_device_core::Features;
-use virtio_rng_device::{RngCounters, RngObserver, SourceFailure};
+use virtio_conformance::DriverQueue;
+use virtio_device_core::{Features, Session, Virtqueue};
+use virtio_rng_device::{
+    QUEUE_SIZE, RngCounters, RngEvent, RngObserver, SourceFailure, SourcePolicy,
+};
 
-use crate::support::{BUFFER, CANARY, Fixture, QUICK, Script, Step, memory, script};
+use crate::support::{ATTEMPTS, BUFFER, CANARY, Fixture, Memory, Script, Step, memory, script};
 
 const NOT_YET: Step = Step::Fail(ErrorKind::WouldBlock);
 const BROKEN: Step = Step::Fail(ErrorKind::Other);
@@ -42,8 +45,8 @@ fn a_source_that_is_beyond_hope_asks_for_a_reset_and_completes_nothing() {
         );
         fixture.driver.offer_writable(0, BUFFER, 8);
         assert!(!fixture.notify(), "{step:?}");
-        assert!(fixture.interrupt.is_broken());
-        assert_eq!(fixture.counts.status.load(Ordering::SeqCst), 1);
+        assert!(fixture.is_broken());
+        assert_eq!(fixture.config_interrupts(), 1);
         assert_eq!(counters.source_failures(), 1);
         nothing_was_given(&mut fixture);
     }
@@ -57,53 +60,72 @@ fn a_request_waits_for_a_source_that_fails_for_a_while() {
         let source = script(&[step, step, Step::Give]);
         let mut fixture = Fixture::made(&memory, Features::NONE, prompt, source, counters.clone());
         fixture.driver.offer_writable(3, BUFFER, 8);
-        assert!(fixture.notify());
+        assert!(fixture.kick());
         nothing_was_given(&mut fixture);
-        assert_eq!(fixture.wait(), Some(Duration::from_millis(1)));
         assert!(fixture.expire());
         nothing_was_given(&mut fixture);
-        assert_eq!(fixture.wait(), Some(Duration::from_millis(2)));
         assert!(fixture.expire());
         assert_eq!(fixture.driver.take_used(), [(3, 8)]);
         assert_eq!(fixture.used_interrupts(), 1);
-        assert_eq!(fixture.wait(), None);
-        assert!(!fixture.interrupt.is_broken());
+        assert!(!fixture.waits());
+        assert!(!fixture.is_broken());
         assert_eq!((counters.served(), counters.source_failures()), (1, 2));
     }
 }
 
 #[test]
-fn a_source_that_fails_for_too_long_asks_for_a_reset() {
+fn by_default_a_source_that_may_come_back_is_waited_for_for_ever() {
+    for step in [NOT_YET, BROKEN, INTERRUPTED] {
+        let memory = memory();
+        let rounds = if cfg!(miri) { 100 } else { 10_000 };
+        let steps = [&vec![step; rounds][..], &[Step::Give]].concat();
+        let source = script(&steps);
+        let reads = source.reads.clone();
+        let policy = SourcePolicy::default().with_waits(Duration::ZERO, Duration::ZERO);
+        let mut fixture = Fixture::with(&memory, Features::NONE, source, (), |device| {
+            device.with_source_policy(policy)
+        });
+        fixture.driver.offer_writable(0, BUFFER, 8);
+        assert!(fixture.kick());
+        while fixture.driver.used_index() == 0 {
+            assert!(fixture.expire());
+        }
+        assert_eq!(fixture.driver.take_used(), [(0, 8)]);
+        assert_eq!(reads.load(Ordering::SeqCst) as usize, rounds + 1);
+    }
+}
+
+#[test]
+fn a_source_that_fails_as_often_as_the_policy_allows_asks_for_a_reset() {
     for (step, prompt) in both([NOT_YET, BROKEN, INTERRUPTED]) {
         let memory = memory();
         let mut fixture = Fixture::made(&memory, Features::NONE, prompt, script(&[step]), ());
         fixture.driver.offer_writable(0, BUFFER, 8);
-        assert!(fixture.notify());
-        for _ in 2..QUICK.attempts {
+        assert!(fixture.kick());
+        for _ in 2..ATTEMPTS {
             assert!(fixture.expire());
-            assert!(!fixture.interrupt.is_broken());
         }
         assert!(!fixture.expire());
-        assert!(fixture.interrupt.is_broken());
-        assert_eq!(fixture.counts.status.load(Ordering::SeqCst), 1);
+        assert_eq!(fixture.config_interrupts(), 1);
         assert_eq!(fixture.used_interrupts(), 0);
         nothing_was_given(&mut fixture);
     }
 }
 
 #[test]
-#[cfg_attr(miri, ignore = "slower than the waits are")]
 fn notifications_do_not_make_a_failing_source_be_asked_more_often() {
     let memory = memory();
     let source = script(&[BROKEN]);
     let reads = source.reads.clone();
-    let mut fixture = Fixture::new(&memory, Features::NONE, source);
+    let hour = Duration::from_secs(3600);
+    let mut fixture = Fixture::with(&memory, Features::NONE, source, (), |device| {
+        device.with_source_policy(SourcePolicy::default().with_waits(hour, hour))
+    });
     fixture.driver.offer_writable(0, BUFFER, 8);
-    for _ in 0..3 {
-        assert!(fixture.notify());
+    for _ in 0..100 {
+        assert!(fixture.kick());
     }
-    // One millisecond may have passed, but not the two after it.
-    assert!(reads.load(Ordering::SeqCst) <= 2);
+    assert_eq!(reads.load(Ordering::SeqCst), 1);
 }
 
 #[test]
@@ -114,8 +136,8 @@ fn failures_in_a_row_are_forgotten_when_the_source_gives() {
     for index in 0..3 {
         fixture.driver.offer_writable(index, BUFFER, 8);
     }
-    assert!(fixture.notify());
-    while fixture.wait().is_some() {
+    assert!(fixture.kick());
+    while fixture.driver.used_index() < 3 {
         assert!(fixture.expire());
     }
     assert_eq!(fixture.driver.take_used(), [(0, 8), (1, 8), (2, 8)]);
@@ -149,7 +171,7 @@ fn a_reset_ends_the_wait_and_the_failure() {
         script(&[NOT_YET, Step::End, Step::Give]),
     );
     fixture.driver.offer_writable(0, BUFFER, 8);
-    assert!(fixture.notify());
+    assert!(fixture.kick());
     assert!(!fixture.expire());
     fixture.reset_and_serve();
 }
@@ -189,10 +211,12 @@ fn a_source_that_panicked_is_never_asked_again() {
 #[test]
 fn the_observer_hears_the_kind_of_each_failure() {
     #[derive(Default)]
-    struct Heard(std::sync::Mutex<Vec<SourceFailure>>);
+    struct Heard(Mutex<Vec<SourceFailure>>);
     impl RngObserver for Heard {
-        fn source_failed(&self, failure: SourceFailure) {
-            self.0.lock().unwrap().push(failure);
+        fn event(&self, event: &RngEvent) {
+            if let RngEvent::SourceFailed(failure) = *event {
+                self.0.lock().unwrap().push(failure);
+            }
         }
     }
     let memory = memory();
@@ -200,7 +224,7 @@ fn the_observer_hears_the_kind_of_each_failure() {
     let source = script(&[NOT_YET, BROKEN, Step::End]);
     let mut fixture = Fixture::observed(&memory, Features::NONE, source, heard.clone());
     fixture.driver.offer_writable(0, BUFFER, 8);
-    assert!(fixture.notify());
+    assert!(fixture.kick());
     assert!(fixture.expire());
     assert!(!fixture.expire());
     assert_eq!(
@@ -211,4 +235,69 @@ fn the_observer_hears_the_kind_of_each_failure() {
             SourceFailure::Ended,
         ]
     );
+}
+
+/// Gives a letter a read, and pauses the device during the first one.
+struct Pauses {
+    session: Arc<Mutex<Option<Arc<Mutex<Session>>>>>,
+    next: u8,
+}
+
+impl Read for Pauses {
+    fn read(&mut self, data: &mut [u8]) -> io::Result<usize> {
+        assert!(data.iter().all(|&byte| byte == 0), "not wiped");
+        if let Some(session) = self.session.lock().unwrap().take() {
+            session.lock().unwrap().pause();
+        }
+        data.fill(self.next);
+        self.next += 1;
+        Ok(data.len())
+    }
+}
+
+/// A device that was paused during its first draw.
+fn paused(memory: &Memory) -> Fixture<'_, Pauses> {
+    let session = Arc::new(Mutex::new(None));
+    let source = Pauses {
+        session: session.clone(),
+        next: b'a',
+    };
+    let mut fixture = Fixture::new(memory, Features::NONE, source);
+    *session.lock().unwrap() = Some(fixture.session.clone());
+    fixture.driver.offer_writable(0, BUFFER, 4);
+    assert!(fixture.notify());
+    assert_eq!(fixture.driver.take_used(), []);
+    assert_eq!(fixture.bytes(BUFFER, 4), [CANARY; 4]);
+    fixture
+}
+
+#[test]
+fn what_was_drawn_when_a_pause_came_is_given_back_after_it() {
+    let memory = memory();
+    let mut fixture = paused(&memory);
+    fixture.session.lock().unwrap().resume();
+    assert!(fixture.notify());
+    assert_eq!(fixture.driver.take_used(), [(0, 4)]);
+    assert_eq!(fixture.bytes(BUFFER, 5), *b"aaaa\xc5");
+}
+
+#[test]
+fn what_was_drawn_for_a_queue_that_was_reset_during_a_pause_is_wiped_at_once() {
+    let memory = memory();
+    let mut fixture = paused(&memory);
+    let mut driver = DriverQueue::new(&*memory, 0, QUEUE_SIZE);
+    let queue = Virtqueue::new(driver.layout(), Features::NONE);
+    {
+        let mut session = fixture.session.lock().unwrap();
+        session.revoke_queue(0);
+        assert!(session.restart_queue(0, queue));
+        session.resume();
+    }
+    // The source sees what is left of it, if it is.
+    driver.offer_writable(0, BUFFER, 2);
+    driver.offer_writable(1, BUFFER + 8, 8);
+    assert!(fixture.notify());
+    assert_eq!(driver.take_used(), [(0, 2), (1, 8)]);
+    assert_eq!(fixture.bytes(BUFFER, 3), *b"bb\xc5");
+    assert_eq!(fixture.bytes(BUFFER + 8, 8), *b"cccccccc");
 }

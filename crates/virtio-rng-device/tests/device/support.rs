@@ -7,14 +7,14 @@ use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use virtio_conformance::DriverQueue;
 use virtio_device_core::{
-    Activation, ActiveQueue, Executor, Features, Interrupt, InterruptHandle, QueueLease,
-    RunningWorker, VirtioDevice, Virtqueue, Worker,
+    Activation, ActiveQueue, ConfigNotifier, Features, Interrupt, LoopHandle, QueueLayout, Session,
+    SessionQueue, StepLoop, VirtioDevice, Virtqueue,
 };
-use virtio_rng_device::{QUEUE_SIZE, RateLimits, Retry, Rng, RngObserver};
+use virtio_rng_device::{EntropyDevice, QUEUE_SIZE, RateLimits, RngObserver, SourcePolicy};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -45,7 +45,7 @@ pub(crate) fn memory() -> Memory {
 #[derive(Default)]
 pub(crate) struct Counts {
     pub(crate) used: AtomicU32,
-    pub(crate) status: AtomicU32,
+    pub(crate) config: AtomicU32,
 }
 
 impl Interrupt for Counts {
@@ -54,30 +54,25 @@ impl Interrupt for Counts {
         self.used.fetch_add(1, Ordering::SeqCst);
     }
 
-    fn config_changed(&self) {
-        unreachable!("the device has no configuration");
-    }
-
-    fn status_changed(&self) {
-        self.status.fetch_add(1, Ordering::SeqCst);
+    fn config_interrupt(&self) {
+        self.config.fetch_add(1, Ordering::SeqCst);
     }
 }
 
-/// Hands the worker to the test instead of running it.
-#[derive(Clone, Default)]
-pub(crate) struct Capture(pub(crate) Arc<Mutex<Option<Worker>>>);
-
-impl Executor for Capture {
-    fn start(&mut self, worker: Worker) -> io::Result<Box<dyn RunningWorker>> {
-        *self.0.lock().unwrap() = Some(worker);
-        Ok(Box::new(self.clone()))
-    }
-}
-
-impl RunningWorker for Capture {
-    fn stop(&mut self) {
-        *self.0.lock().unwrap() = None;
-    }
+/// Lends a queue to a device, as a transport does.
+pub(crate) fn lend<M>(
+    interrupt: Arc<dyn Interrupt>,
+    memory: M,
+    layout: QueueLayout,
+    features: Features,
+) -> (Session, Activation<M>) {
+    let queue = SessionQueue {
+        index: 0,
+        kick: Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()),
+        queue: Some(Virtqueue::new(layout, features)),
+    };
+    let config = ConfigNotifier::new(interrupt);
+    Session::new(&config, memory, features, [queue], false)
 }
 
 /// A source that counts from 1 to 127, so it never gives the canary, nor the 0 of a wiped buffer;
@@ -156,21 +151,25 @@ impl Read for Script {
 pub(crate) struct Fixture<'m, S, O = ()> {
     pub(crate) memory: &'m Memory,
     pub(crate) driver: DriverQueue<'m, GuestMemoryMmap<()>>,
-    pub(crate) device: Rng<S, Capture, O>,
+    pub(crate) device: EntropyDevice<S, LoopHandle, O>,
     pub(crate) limits: RateLimits,
-    pub(crate) worker: Capture,
-    pub(crate) lease: QueueLease,
+    pub(crate) workers: StepLoop,
+    /// In a place where a source finds it.
+    pub(crate) session: Arc<Mutex<Session>>,
+    pub(crate) queue: ActiveQueue,
     pub(crate) counts: Arc<Counts>,
-    pub(crate) interrupt: InterruptHandle,
-    features: Features,
+    pub(crate) features: Features,
 }
 
-/// Waits that tests can wait for.
-pub(crate) const QUICK: Retry = Retry {
-    first: Duration::from_millis(1),
-    longest: Duration::from_millis(2),
-    attempts: 4,
-};
+/// Failures in a row that the device gives up after.
+pub(crate) const ATTEMPTS: u32 = 4;
+
+/// Waits that are over at once, so that no test depends on time.
+pub(crate) fn quick() -> SourcePolicy {
+    SourcePolicy::default()
+        .with_waits(Duration::ZERO, Duration::ZERO)
+        .give_up_after(ATTEMPTS)
+}
 
 impl<'m, S: Read + Send + 'static> Fixture<'m, S> {
     pub(crate) fn new(memory: &'m Memory, features: Features, source: S) -> Self {
@@ -191,49 +190,62 @@ impl<'m, S: Read + Send + 'static, O: RngObserver + 'static> Fixture<'m, S, O> {
         source: S,
         observer: O,
     ) -> Self {
-        let worker = Capture::default();
-        let mut device = Rng::with_observer(source, worker.clone(), observer).with_retry(QUICK);
-        if prompt {
-            device = device.with_prompt_source();
-        }
+        Self::with(memory, features, source, observer, |device| {
+            let device = device.with_source_policy(quick());
+            if prompt {
+                device.with_prompt_source()
+            } else {
+                device
+            }
+        })
+    }
+
+    pub(crate) fn with(
+        memory: &'m Memory,
+        features: Features,
+        source: S,
+        observer: O,
+        set: impl FnOnce(EntropyDevice<S, LoopHandle, O>) -> EntropyDevice<S, LoopHandle, O>,
+    ) -> Self {
+        let workers = StepLoop::new().unwrap();
+        let device = EntropyDevice::with_observer(source, workers.handle(), observer);
+        let mut device = set(device);
         let driver = DriverQueue::new(&**memory, 0, QUEUE_SIZE);
         let counts = Arc::<Counts>::default();
-        let mut fixture = Self {
+        let (session, activation) = lend(counts.clone(), memory.clone(), driver.layout(), features);
+        let queue = activation.queues[0].clone();
+        device.activate(activation).unwrap();
+        Self {
             memory,
             limits: device.limits(),
             device,
-            worker,
-            lease: QueueLease::new(Virtqueue::new(driver.layout(), features)),
+            workers,
+            session: Arc::new(Mutex::new(session)),
+            queue,
             driver,
-            interrupt: InterruptHandle::new(counts.clone()),
             counts,
             features,
-        };
-        fixture.activate();
-        fixture
+        }
     }
 
     /// Sets the queue up anew and starts the device.
-    fn activate(&mut self) {
+    pub(crate) fn activate(&mut self) {
         self.driver = DriverQueue::new(&**self.memory, 0, QUEUE_SIZE);
         self.counts = Arc::default();
-        self.interrupt = InterruptHandle::new(self.counts.clone());
-        self.lease = QueueLease::new(Virtqueue::new(self.driver.layout(), self.features));
-        let kick = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-        let queues = vec![ActiveQueue::new(0, self.lease.clone(), kick)];
-        let activation = Activation::new(
+        let (session, activation) = lend(
+            self.counts.clone(),
             self.memory.clone(),
-            queues,
+            self.driver.layout(),
             self.features,
-            self.interrupt.clone(),
         );
+        self.queue = activation.queues[0].clone();
         self.device.activate(activation).unwrap();
+        self.session = Arc::new(Mutex::new(session));
     }
 
     /// Takes everything back from the device, as a transport does.
     pub(crate) fn reset(&mut self) {
-        drop(self.lease.revoke());
-        self.interrupt.revoke();
+        self.session.lock().unwrap().revoke();
         VirtioDevice::<Memory>::reset(&mut self.device);
     }
 
@@ -250,34 +262,46 @@ impl<'m, S: Read + Send + 'static, O: RngObserver + 'static> Fixture<'m, S, O> {
         assert!(bytes[..4].iter().all(|&byte| byte != CANARY) && bytes[4] == CANARY);
     }
 
-    /// Notifies the device until it has nothing more to do. Returns whether the worker lives.
+    /// Notifies the device, once; what it waits for comes true. Returns whether the device works.
+    pub(crate) fn kick(&mut self) -> bool {
+        self.queue.kick.write(1).unwrap();
+        self.workers.step();
+        !self.is_broken()
+    }
+
+    /// Notifies the device until it has nothing more to do, or waits. Returns whether it works.
     pub(crate) fn notify(&mut self) -> bool {
-        let mut worker = self.worker.0.lock().unwrap();
-        let worker = worker.as_mut().unwrap();
-        worker.queues()[0].kick.write(1).unwrap();
-        for _ in 0..4 {
-            if !worker.notified(0) {
-                return false;
-            }
-            // A worker that wants more has notified itself.
-            let kick = &worker.queues()[0].kick;
-            match kick.read() {
-                Ok(_) => kick.write(1).unwrap(),
-                Err(_) => return true,
-            }
-        }
-        panic!("the worker never gets idle");
+        self.kick();
+        let _ = (0..4).all(|_| self.workers.step());
+        !self.is_broken()
     }
 
-    /// How long the worker waits, if it does.
-    pub(crate) fn wait(&self) -> Option<Duration> {
-        self.worker.0.lock().unwrap().as_ref().unwrap().wait()
+    /// Whether the worker waits for time to pass.
+    pub(crate) fn waits(&mut self) -> bool {
+        self.workers.step()
     }
 
-    /// Waits as long as the worker wants to, then tells it so. Returns whether the worker lives.
+    /// Has the worker's wait be over. Returns whether the device works.
     pub(crate) fn expire(&mut self) -> bool {
-        std::thread::sleep(self.wait().expect("the worker waits"));
-        self.worker.0.lock().unwrap().as_mut().unwrap().expired()
+        assert!(self.workers.step(), "the worker waits for nothing");
+        !self.is_broken()
+    }
+
+    /// Lets time pass until `condition` holds.
+    pub(crate) fn step_until(&mut self, condition: impl Fn(&mut Self) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !condition(self) {
+            assert!(Instant::now() < deadline, "not in time");
+            assert!(self.workers.step(), "the worker waits for nothing");
+        }
+    }
+
+    pub(crate) fn is_broken(&self) -> bool {
+        self.session.lock().unwrap().is_broken()
+    }
+
+    pub(crate) fn config_interrupts(&self) -> u32 {
+        self.counts.config.load(Ordering::SeqCst)
     }
 
     pub(crate) fn used_interrupts(&self) -> u32 {
