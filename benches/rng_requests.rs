@@ -29,7 +29,9 @@ use virtio_device_core::{
     Worker,
 };
 use virtio_queue::{Queue, QueueT};
-use virtio_rng_device::{FastEntropy, KernelEntropy, RateLimit, Rng, RngCounters, RngObserver};
+use virtio_rng_device::{
+    EntropyDevice, FastEntropy, KernelEntropy, RateLimit, RngCounters, RngObserver,
+};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_devices_benches::{Case, Report, Results, Table, interleave, pin, raise_priority};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -192,7 +194,7 @@ where
     let driver = Driver::new(memory, rings, shape);
     let queues = vec![driver.queue()];
     let capture = Capture::default();
-    let mut device = Rng::with_observer(source, capture.clone(), observer);
+    let mut device = EntropyDevice::with_observer(source, capture.clone(), observer);
     if name != OURS_KERNEL {
         // The others compute what they give.
         device = device.with_prompt_source();

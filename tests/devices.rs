@@ -20,7 +20,7 @@ use virtio_device_core::{
     EventCounters, Features, VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1, VirtioDevice,
 };
 use virtio_mmio_transport::{MmioTransport, REGION_SIZE, TransportState};
-use virtio_rng_device::Rng;
+use virtio_rng_device::EntropyDevice;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 
 type Plain = GuestMemoryMmap<()>;
@@ -42,7 +42,7 @@ struct Kind {
 }
 
 const RNG: Kind = Kind {
-    make: |executor| Box::new(Rng::new(io::repeat(7), executor)),
+    make: |executor| Box::new(EntropyDevice::new(io::repeat(7), executor)),
     request: &[],
     answer: &[7; 64],
 };
@@ -312,7 +312,7 @@ impl Read for Dry {
 #[test]
 fn a_request_that_waits_is_served_once_after_a_move() {
     let memory = plain();
-    let dry = |executor| -> Device { Box::new(Rng::new(Dry, executor)) };
+    let dry = |executor| -> Device { Box::new(EntropyDevice::new(Dry, executor)) };
     let mut rig = Rig::with_device(&RNG, dry, &memory);
     let mut queue = rig.start(&memory, Features::NONE);
     rig.offer(&mut queue, &memory);

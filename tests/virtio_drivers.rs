@@ -23,7 +23,7 @@ use virtio_drivers::PAGE_SIZE;
 use virtio_drivers::device::rng::VirtIORng;
 use virtio_drivers::transport::InterruptStatus;
 use virtio_mmio_transport::{MmioTransport, REGION_SIZE};
-use virtio_rng_device::{KernelEntropy, Rng};
+use virtio_rng_device::{EntropyDevice, KernelEntropy};
 
 const BASE: u64 = 0x8000_2000;
 const SOON: Duration = Duration::from_secs(5);
@@ -33,7 +33,7 @@ const PROMPTLY: Duration = Duration::from_millis(20);
 fn machine(source: impl Read + Send + 'static) -> (MmioBus, Receiver<()>) {
     let (sender, interrupts) = channel();
     let line = move || sender.send(()).map_err(std::io::Error::other);
-    let rng = Rng::new(source, WorkerThread::named("virtio-rng"));
+    let rng = EntropyDevice::new(source, WorkerThread::named("virtio-rng"));
     let transport = MmioTransport::new(rng, MEMORY.clone(), line).unwrap();
     let bus = MmioBus::new();
     bus.insert(Arc::new(Mutex::new(transport)), BASE, REGION_SIZE)

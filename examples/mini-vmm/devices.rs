@@ -14,7 +14,7 @@ use mmio_rng_legacy::Rngboi1337;
 use vcpu_runner::{Doorbell, IoEvent};
 use virtio_device_core::{InterruptLine, WorkerThread};
 use virtio_mmio_transport::{Location, LocationError, MmioTransport, QUEUE_NOTIFY};
-use virtio_rng_device::{Rng, RngObserver};
+use virtio_rng_device::{EntropyDevice, RngObserver};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::boot::{self, Memory};
@@ -55,7 +55,7 @@ pub(crate) const fn virtio_rng_location() -> Result<Location, LocationError> {
 /// Gives virtio-rng its registers and puts it on the bus. Its interrupt leads nowhere yet.
 pub(crate) fn insert_virtio_rng<O: RngObserver + 'static>(
     mmio: &MmioBus,
-    device: Rng<Entropy, WorkerThread, O>,
+    device: EntropyDevice<Entropy, WorkerThread, O>,
     memory: Arc<Memory>,
 ) -> Result<Wires, Box<dyn Error>> {
     let irq = Arc::new(IrqLine::default());

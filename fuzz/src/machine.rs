@@ -12,11 +12,11 @@ use virtio_conformance::StepExecutor;
 use virtio_conformance::{CountingLine, Port as _};
 use virtio_mmio_transport::MmioTransport;
 use virtio_conformance::MmioPort;
-use virtio_rng_device::Rng;
+use virtio_rng_device::EntropyDevice;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 pub type Memory = Arc<GuestMemoryMmap<()>>;
-pub type Transport = MmioTransport<Memory, Rng<Source, StepExecutor>>;
+pub type Transport = MmioTransport<Memory, EntropyDevice<Source, StepExecutor>>;
 
 /// Two regions side by side, then a hole, then a third: small, because all of it is compared often.
 pub const REGIONS: [Range<u64>; 3] = [0..0x3000, 0x3000..0x6000, 0x7000..0x7800];
@@ -98,7 +98,7 @@ impl Machine {
 
     pub fn with_memory(memory: Memory, stream: Stream, prompt: bool) -> Self {
         let (executor, line) = (StepExecutor::default(), CountingLine::default());
-        let mut device = Rng::new(Source(stream), executor.clone());
+        let mut device = EntropyDevice::new(Source(stream), executor.clone());
         if prompt {
             device = device.with_prompt_source();
         }

@@ -6,21 +6,24 @@
 //!
 //! The tests run this program again, as children that may be killed.
 #![cfg(all(target_arch = "x86_64", not(miri)))]
-#![expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test stops at the unexpected"
+)]
 
 use std::io::{self, Read};
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, ExitStatus};
+use std::process::{Command, ExitStatus, Output};
 use std::sync::Arc;
-use std::time::Duration;
 
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use virtio_conformance::DriverQueue;
 use virtio_device_core::{
-    Activation, ActiveQueue, Features, Interrupt, InterruptHandle, QueueLease, VirtioDevice,
+    Activation, ConfigNotifier, Features, Interrupt, Session, SessionQueue, VirtioDevice,
     Virtqueue, WorkerThread,
 };
-use virtio_rng_device::{KernelEntropy, QUEUE_SIZE, RateLimit, Retry, Rng};
+use virtio_rng_device::{EntropyDevice, KernelEntropy, QUEUE_SIZE, RateLimit};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -77,36 +80,49 @@ impl Interrupt for Irq {
         self.0.write(1).unwrap();
     }
 
-    fn config_changed(&self) {}
-
-    fn status_changed(&self) {
+    fn config_interrupt(&self) {
         self.0.write(1).unwrap();
     }
 }
 
+type Memory = Arc<GuestMemoryMmap<()>>;
+
+fn memory() -> Memory {
+    Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x4_0000)]).unwrap())
+}
+
+/// A queue for a device, and an irqfd.
+fn lend(
+    memory: &Memory,
+    driver: &DriverQueue<'_, GuestMemoryMmap<()>>,
+) -> (Session, Activation<Memory>, Arc<EventFd>) {
+    let irq = Arc::new(EventFd::new(0).unwrap());
+    let config = ConfigNotifier::new(Arc::new(Irq(irq.clone())));
+    let queue = SessionQueue {
+        index: 0,
+        kick: Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()),
+        queue: Some(Virtqueue::new(driver.layout(), Features::NONE)),
+    };
+    let (session, activation) =
+        Session::new(&config, memory.clone(), Features::NONE, [queue], false);
+    (session, activation, irq)
+}
+
 /// Makes a device with limits, and requests of all kinds; ends the process when all is well.
 fn child(source: impl Read + Send + 'static, allowed: &[i64]) {
-    let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x4_0000)]).unwrap();
-    let memory = Arc::new(memory);
+    let memory = memory();
     let mut driver = DriverQueue::new(&*memory, 0, QUEUE_SIZE);
     let source = Filtered {
         source,
         allowed: allowed.to_vec(),
         reads: 0,
     };
-    let mut device = Rng::new(source, WorkerThread::named("rng")).with_retry(Retry {
-        first: Duration::from_millis(1),
-        ..Retry::default()
-    });
+    let mut device = EntropyDevice::new(source, WorkerThread::named("rng").unwrap());
     device
         .limits()
         .set(RateLimit::new(1 << 30, 1 << 20), RateLimit::new(2000, 50));
-    let lease = QueueLease::new(Virtqueue::new(driver.layout(), Features::NONE));
-    let kick = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-    let queues = vec![ActiveQueue::new(0, lease, kick.clone())];
-    let irq = Arc::new(EventFd::new(0).unwrap());
-    let interrupt = InterruptHandle::new(Arc::new(Irq(irq.clone())));
-    let activation = Activation::new(memory.clone(), queues, Features::NONE, interrupt.clone());
+    let (session, activation, irq) = lend(&memory, &driver);
+    let kick = activation.queues[0].kick.clone();
     device.activate(activation).unwrap();
 
     let mut served = 0;
@@ -120,7 +136,7 @@ fn child(source: impl Read + Send + 'static, allowed: &[i64]) {
         while served < (round + 1) * requests.len() {
             // Blocks until the device interrupts; were the worker killed, so were this.
             irq.read().unwrap();
-            assert!(!interrupt.is_broken());
+            assert!(!session.is_broken());
             served += driver.take_used().len();
         }
     }
@@ -128,14 +144,117 @@ fn child(source: impl Read + Send + 'static, allowed: &[i64]) {
     std::process::exit(0);
 }
 
+/// What a vCPU's thread has that no worker should have.
+fn spoil_thread() {
+    let mut cpus = rustix::thread::CpuSet::new();
+    cpus.set(0);
+    rustix::thread::sched_setaffinity(None, &cpus).unwrap();
+    // Of the calling thread alone, on Linux.
+    rustix::process::setpriority_process(None, 7).unwrap();
+    vmm_sys_util::signal::block_signal(libc::SIGUSR1).unwrap();
+    sched_batch();
+}
+
+#[expect(unsafe_code, reason = "no crate of the tree sets a scheduling policy")]
+fn sched_batch() {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: `parameters` is valid for the call, which changes the calling thread alone.
+    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &parameters) };
+    assert_eq!(result, 0, "{}", io::Error::last_os_error());
+}
+
+/// What the calling thread has of what threads inherit: affinity, signal mask, seccomp filters; nice
+/// value and policy.
+fn surroundings() -> Vec<String> {
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap();
+    let inherited = ["Cpus_allowed:", "SigBlk:", "Seccomp:", "Seccomp_filters:"];
+    let lines = status
+        .lines()
+        .filter(|line| inherited.iter().any(|name| line.starts_with(name)));
+    let mut found: Vec<_> = lines.map(str::to_owned).collect();
+    let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+    // Behind the name, which may hold blanks: fields 19 and 41.
+    let fields: Vec<_> = stat
+        .rsplit(')')
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .collect();
+    found.extend([fields[16].to_owned(), fields[38].to_owned()]);
+    found
+}
+
+/// A source that tells what its reader's thread has.
+struct Looks(std::sync::mpsc::Sender<Vec<String>>);
+
+impl Read for Looks {
+    fn read(&mut self, data: &mut [u8]) -> io::Result<usize> {
+        let _ = self.0.send(surroundings());
+        Ok(data.len())
+    }
+}
+
+/// Activates a device on a thread like a vCPU's, under a filter that allows nothing but writes, and
+/// sees that it is served by a worker that has nothing of that thread.
+fn activated_by_a_vcpu() {
+    let memory = memory();
+    let mut driver = DriverQueue::new(&*memory, 0, QUEUE_SIZE);
+    let (sender, seen) = std::sync::mpsc::channel();
+    let expected = surroundings();
+    let mut device = EntropyDevice::new(Looks(sender), WorkerThread::named("rng").unwrap());
+    let (_session, activation, irq) = lend(&memory, &driver);
+    let kick = activation.queues[0].kick.clone();
+    driver.offer_writable(0, 0x1_0000, 64);
+    let (sender, spoilt) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        spoil_thread();
+        sender.send(surroundings()).unwrap();
+        // The allocator has what activation takes.
+        drop(std::hint::black_box(Vec::<u8>::with_capacity(120_000)));
+        install(&[libc::SYS_write]);
+        let activated = device.activate(activation).is_ok();
+        kick.write(1).unwrap();
+        // It can neither wait nor end under this filter.
+        while std::hint::black_box(activated) {
+            std::hint::spin_loop();
+        }
+    });
+    irq.read().unwrap();
+    assert_eq!(driver.take_used(), [(0, 64)]);
+    let spoilt = spoilt.recv().unwrap();
+    assert!(
+        spoilt
+            .iter()
+            .zip(&expected)
+            .all(|(one, other)| one.starts_with("Seccomp") || one != other)
+    );
+    assert_eq!(seen.recv().unwrap(), expected);
+    std::process::exit(0);
+}
+
+#[test]
+fn a_worker_owes_nothing_to_the_vcpu_that_activates_which_only_writes_event_fds() {
+    if is_child() {
+        return activated_by_a_vcpu();
+    }
+    let output = child_output(
+        "a_worker_owes_nothing_to_the_vcpu_that_activates_which_only_writes_event_fds",
+    );
+    assert!(output.status.success(), "{output:?}");
+}
+
 /// Runs the test `name` again, as a child.
 fn run(name: &str) -> ExitStatus {
+    child_output(name).status
+}
+
+fn child_output(name: &str) -> Output {
     let program = std::env::current_exe().unwrap();
     let mut command = Command::new(program);
     command
         .args(["--exact", name, "--nocapture"])
         .env(CHILD, name);
-    command.output().unwrap().status
+    command.output().unwrap()
 }
 
 fn is_child() -> bool {

@@ -12,7 +12,7 @@ use bus::{MmioBus, PioBus, Region};
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_regs};
 use kvm_ioctls::Kvm;
 use vcpu_runner::{BusIo, ExitCounters, KvmVcpu, VcpuHandle, VcpuRunner};
-use virtio_rng_device::Rng;
+use virtio_rng_device::EntropyDevice;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::announce::{Announcements, Message, Phase};
@@ -63,7 +63,7 @@ pub(crate) fn run(kvm: &Kvm, bytes: u64, source: &Source) -> Result<Run, Box<dyn
 
     let mmio = MmioBus::new();
     devices::insert_legacy_rng(&mmio, legacy)?;
-    let virtio = Rng::new(virtio, devices::worker()?);
+    let virtio = EntropyDevice::new(virtio, devices::worker()?);
     let _wires = devices::insert_virtio_rng(&mmio, virtio, memory.clone())?.connect(&vm)?;
 
     let counters = Arc::new(ExitCounters::default());

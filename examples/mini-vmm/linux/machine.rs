@@ -11,7 +11,7 @@ use bus::{BusDevice, BusError, MmioBus, PioBus, Region};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Kvm, VmFd};
 use vcpu_runner::{BusIo, ExitCounters, IoEvent, IrqFd, KvmVcpu, VcpuGroup, VcpuRunner};
-use virtio_rng_device::{Rng, RngCounters};
+use virtio_rng_device::{EntropyDevice, RngCounters};
 use vm_superio::I8042Device;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -87,7 +87,8 @@ impl Machine {
             let entropy = options.source.open()?;
             troubles.push(entropy.trouble());
             let counters = Arc::new(RngCounters::default());
-            let device = Rng::with_observer(entropy, devices::worker()?, counters.clone());
+            let device =
+                EntropyDevice::with_observer(entropy, devices::worker()?, counters.clone());
             device.limits().set(options.rate_limit, None);
             wires = Some(devices::insert_virtio_rng(&mmio, device, memory.clone())?);
             rng = Some(counters);
