@@ -17,16 +17,17 @@
     reason = "a program for the people who change it"
 )]
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex};
 
 use virtio_conformance::{DriverQueue, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
 use virtio_device_core::{
-    Activation, ActiveQueue, DeviceFault, Executor, Features, Interrupt, InterruptHandle, Progress,
-    QueueHandler, QueueLayout, QueueLease, QueueSetup, RunningWorker, VirtioDevice, Virtqueue,
-    Worker,
+    Activation, ConfigNotifier, Context, DeviceFault, Executor, Features, Interrupt, LoopHandle,
+    Progress, QueueHandler, QueueLayout, QueueSetup, Session, SessionQueue, StepLoop, VirtioDevice,
+    Virtqueue, Worker,
 };
 use virtio_queue::{Queue, QueueT};
 use virtio_rng_device::{
@@ -111,12 +112,16 @@ impl Driver {
         }
     }
 
-    /// The queue, for a device.
-    fn queue(&self) -> ActiveQueue {
+    /// Lends the queue to a device.
+    fn lend(&self) -> (Session, Activation<Memory>) {
         let layout = QueueLayout::check(&self.setup, QUEUE_SIZE, &*self.memory).unwrap();
-        let lease = QueueLease::new(Virtqueue::new(layout, Features::NONE));
-        let kick = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-        ActiveQueue::new(0, lease, kick)
+        let queue = SessionQueue {
+            index: 0,
+            kick: Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()),
+            queue: Some(Virtqueue::new(layout, Features::NONE)),
+        };
+        let config = ConfigNotifier::new(Arc::new(Nobody));
+        Session::new(&config, self.memory.clone(), Features::NONE, [queue], false)
     }
 
     /// Makes the next batch available.
@@ -165,24 +170,25 @@ struct Nobody;
 impl Interrupt for Nobody {
     fn used_buffers(&self, _queue: u16) {}
 
-    fn config_changed(&self) {}
-
-    fn status_changed(&self) {}
+    fn config_interrupt(&self) {}
 }
 
-/// Hands the worker over instead of running it.
-#[derive(Clone, Default)]
-struct Capture(Arc<Mutex<Option<Worker>>>);
-
-impl Executor for Capture {
-    fn start(&mut self, worker: Worker) -> io::Result<Box<dyn RunningWorker>> {
-        *self.0.lock().unwrap() = Some(worker);
-        Ok(Box::new(self.clone()))
-    }
+thread_local! {
+    /// The loops of all cases; they stay on the thread that made them.
+    static LOOPS: RefCell<Vec<StepLoop>> = const { RefCell::new(Vec::new()) };
 }
 
-impl RunningWorker for Capture {
-    fn stop(&mut self) {}
+/// Starts whatever `start` gives to a loop of its own, and returns how to serve its queue without
+/// an event fd.
+fn on_a_loop(start: impl FnOnce(LoopHandle)) -> impl FnMut() + Send + 'static {
+    let mut workers = StepLoop::new().unwrap();
+    start(workers.handle());
+    assert!(workers.step(), "nothing was started");
+    let place = LOOPS.with_borrow_mut(|loops| {
+        loops.push(workers);
+        loops.len() - 1
+    });
+    move || LOOPS.with_borrow_mut(|loops| loops[place].look())
 }
 
 /// The device of this workspace, whole: locks, checks, wiping, everything.
@@ -192,25 +198,22 @@ where
     O: RngObserver + 'static,
 {
     let driver = Driver::new(memory, rings, shape);
-    let queues = vec![driver.queue()];
-    let capture = Capture::default();
-    let mut device = EntropyDevice::with_observer(source, capture.clone(), observer);
-    if name != OURS_KERNEL {
-        // The others compute what they give.
-        device = device.with_prompt_source();
-    }
-    if name == OURS_WATCHED {
-        let limit = RateLimit::new(u64::MAX, u64::MAX);
-        device.limits().set(limit, limit);
-    }
-    let interrupt = InterruptHandle::new(Arc::new(Nobody));
-    let activation = Activation::new(memory.clone(), queues, Features::NONE, interrupt);
-    device.activate(activation).unwrap();
-    let mut worker = capture.0.lock().unwrap().take().unwrap();
+    let (session, activation) = driver.lend();
+    let mut serve = on_a_loop(|executor| {
+        let mut device = EntropyDevice::with_observer(source, executor, observer);
+        if name != OURS_KERNEL {
+            // The others compute what they give.
+            device = device.with_prompt_source();
+        }
+        if name == OURS_WATCHED {
+            let limit = RateLimit::new(u64::MAX, u64::MAX);
+            device.limits().set(limit, limit);
+        }
+        device.activate(activation).unwrap();
+    });
     case(name, driver, shape, move || {
-        let _owner = &device;
-        // As a notification, without reading the event fd.
-        assert!(worker.expired());
+        let _owner = &session;
+        serve();
     })
 }
 
@@ -227,7 +230,7 @@ impl<F> QueueHandler for Peer<F>
 where
     F: FnMut(&GuestMemoryMmap<()>, &[(GuestAddress, usize)]) + Send,
 {
-    fn process(&mut self, _index: u16) -> Result<Progress, DeviceFault> {
+    fn process(&mut self, _: u16, _: &mut Context<'_>) -> Result<Progress, DeviceFault> {
         let memory = &*self.memory;
         while let Some(chain) = self.queue.pop_descriptor_chain(memory) {
             let head = chain.head_index();
@@ -260,10 +263,15 @@ where
         buffers: Vec::with_capacity(QUEUE_SIZE.into()),
         fill,
     };
-    let queues = vec![driver.queue()];
-    let interrupt = InterruptHandle::new(Arc::new(Nobody));
-    let mut worker = Worker::new(Box::new(handler), queues, interrupt);
-    case(name, driver, shape, move || assert!(worker.expired()))
+    let (session, activation) = driver.lend();
+    let mut serve = on_a_loop(|mut executor| {
+        let worker = Worker::new(handler, activation.queues, activation.interrupt);
+        executor.start(worker).unwrap();
+    });
+    case(name, driver, shape, move || {
+        let _owner = &session;
+        serve();
+    })
 }
 
 const OURS_KERNEL: &str = "**virtio-rng-device, `KernelEntropy`**";

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use bus::MmioBus;
 use driver::{BusTransport, GuestHal, MEMORY, allocate};
 use virtio_conformance::DriverQueue;
-use virtio_device_core::WorkerThread;
+use virtio_device_core::{EdgeLine, WorkerThread};
 use virtio_drivers::PAGE_SIZE;
 use virtio_drivers::device::rng::VirtIORng;
 use virtio_drivers::transport::InterruptStatus;
@@ -33,8 +33,8 @@ const PROMPTLY: Duration = Duration::from_millis(20);
 fn machine(source: impl Read + Send + 'static) -> (MmioBus, Receiver<()>) {
     let (sender, interrupts) = channel();
     let line = move || sender.send(()).map_err(std::io::Error::other);
-    let rng = EntropyDevice::new(source, WorkerThread::named("virtio-rng"));
-    let transport = MmioTransport::new(rng, MEMORY.clone(), line).unwrap();
+    let rng = EntropyDevice::new(source, WorkerThread::named("virtio-rng").unwrap());
+    let transport = MmioTransport::new(rng, MEMORY.clone(), EdgeLine(line)).unwrap();
     let bus = MmioBus::new();
     bus.insert(Arc::new(Mutex::new(transport)), BASE, REGION_SIZE)
         .unwrap();

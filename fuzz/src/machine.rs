@@ -7,16 +7,15 @@ use std::io::{self, Read};
 use std::ops::Range;
 use std::sync::Arc;
 
-use virtio_device_core::QueueSetup;
-use virtio_conformance::StepExecutor;
-use virtio_conformance::{CountingLine, Port as _};
+use bus::BusDevice as _;
+use virtio_conformance::{CountingLine, MmioPort, Port as _};
+use virtio_device_core::{LoopHandle, QueueSetup, StepLoop};
 use virtio_mmio_transport::MmioTransport;
-use virtio_conformance::MmioPort;
 use virtio_rng_device::EntropyDevice;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 pub type Memory = Arc<GuestMemoryMmap<()>>;
-pub type Transport = MmioTransport<Memory, EntropyDevice<Source, StepExecutor>>;
+pub type Transport = MmioTransport<Memory, EntropyDevice<Source, LoopHandle>>;
 
 /// Two regions side by side, then a hole, then a third: small, because all of it is compared often.
 pub const REGIONS: [Range<u64>; 3] = [0..0x3000, 0x3000..0x6000, 0x7000..0x7800];
@@ -83,8 +82,8 @@ impl Read for Source {
 /// The machine.
 pub struct Machine {
     pub memory: Memory,
-    pub port: RegisterPort<Transport>,
-    pub executor: StepExecutor,
+    pub port: MmioPort<Transport>,
+    pub workers: StepLoop,
     pub line: CountingLine,
 }
 
@@ -97,16 +96,20 @@ impl Machine {
     }
 
     pub fn with_memory(memory: Memory, stream: Stream, prompt: bool) -> Self {
-        let (executor, line) = (StepExecutor::default(), CountingLine::default());
-        let mut device = EntropyDevice::new(Source(stream), executor.clone());
+        let (workers, line) = (StepLoop::new().unwrap(), CountingLine::default());
+        let mut device = EntropyDevice::new(Source(stream), workers.handle());
         if prompt {
             device = device.with_prompt_source();
         }
         let transport = MmioTransport::new(device, memory.clone(), line.clone()).unwrap();
         Self {
             memory,
-            port: RegisterPort::new(transport),
-            executor,
+            port: MmioPort::new(
+                transport,
+                |it, offset, data| it.read(offset, data).unwrap(),
+                |it, offset, data| it.write(offset, data).unwrap(),
+            ),
+            workers,
             line,
         }
     }
@@ -162,7 +165,7 @@ impl Machine {
             .unwrap();
         let raised = self.line.raised();
         self.port.notify(0);
-        while self.executor.step() {}
+        while self.workers.step() {}
         let given = stream.take(3);
         let image = self.image();
         if given.is_empty() {

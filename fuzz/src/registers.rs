@@ -5,9 +5,8 @@
 
 use arbitrary::Arbitrary;
 use bus::BusDevice as _;
+use virtio_conformance::{Port as _, READABLE};
 use virtio_device_core::QueueSetup;
-use virtio_conformance::Port as _;
-use virtio_conformance::READABLE;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::machine::{Machine, Stream};
@@ -79,7 +78,7 @@ impl Rig {
             Step::Read(offset, width) => {
                 let mut data = vec![0xa5; usize::from(width % 17)];
                 let offset = u64::from(offset % 0x1000);
-                let transport = self.machine.port.transport_mut();
+                let transport = self.machine.port.device_mut();
                 transport.read(offset, &mut data).unwrap();
                 // There is no configuration space, and nothing else is read but by words.
                 if data.len() != 4 || offset >= 0x100 {
@@ -90,7 +89,7 @@ impl Rig {
                 let data = [value.to_le_bytes(); 2].concat();
                 let data = &data[..usize::from(width % 17)];
                 let offset = u64::from(offset % 0x1000);
-                let transport = self.machine.port.transport_mut();
+                let transport = self.machine.port.device_mut();
                 transport.write(offset, data).unwrap();
             }
             Step::Word(register, value) => self.machine.port.set(u64::from(register) & !3, value),
@@ -137,15 +136,15 @@ impl Rig {
             Step::Work => {
                 // Two queue-lengths of requests, and no more, come of it.
                 for _ in 0..2 {
-                    self.machine.executor.step();
+                    self.machine.workers.step();
                 }
             }
             Step::Pause => {
-                self.machine.port.transport_mut().pause();
+                self.machine.port.device_mut().pause().unwrap();
                 self.paused = true;
             }
             Step::Resume => {
-                self.machine.port.transport_mut().resume();
+                self.machine.port.device_mut().resume();
                 self.paused = false;
             }
             Step::Move => self.move_on(prompt),
@@ -154,15 +153,15 @@ impl Rig {
 
     /// Saves the machine, and goes on with another one in the same memory.
     fn move_on(&mut self, prompt: bool) {
-        let transport = self.machine.port.transport_mut();
-        transport.pause();
+        let transport = self.machine.port.device_mut();
+        transport.pause().unwrap();
         let state = transport.save().unwrap();
         let memory = self.machine.memory.clone();
         let mut twin = Machine::with_memory(memory, Stream::constant(), prompt);
         if self.paused {
-            twin.port.transport_mut().pause();
+            twin.port.device_mut().pause().unwrap();
         }
-        twin.port.transport_mut().restore(&state).unwrap();
+        twin.port.device_mut().restore(&state).unwrap();
         for register in READABLE {
             let (before, after) = (self.machine.port.get(register), twin.port.get(register));
             // Whoever works is told to look, because it may have missed something.
@@ -207,6 +206,6 @@ pub fn run(program: &Program) {
             assert!(before.image == after.image, "a register wrote to memory");
         }
     }
-    rig.machine.port.transport_mut().resume();
+    rig.machine.port.device_mut().resume();
     rig.machine.reset_and_serve(&mut Stream::constant());
 }

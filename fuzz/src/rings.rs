@@ -4,8 +4,8 @@
 //! Rings and requests as a driver without any sense writes them, against the model.
 
 use arbitrary::Arbitrary;
-use virtio_device_core::QueueSetup;
 use virtio_conformance::Port as _;
+use virtio_device_core::QueueSetup;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::machine::{Machine, REGIONS, Stream};
@@ -191,7 +191,7 @@ impl Pair {
         self.model = Model::new(memory, stream, self.setup, start.features());
         self.model.raised = raised;
         // Whether a device looks at its queue before it is notified is its own affair.
-        if self.machine.executor.step() {
+        if self.machine.workers.step() {
             self.kicked = self.model.wake();
         } else {
             self.kicked = false;
@@ -212,7 +212,7 @@ impl Pair {
     /// Lets the device do what it wants to, up to a few wake-ups.
     fn work(&mut self) {
         for _ in 0..4 {
-            let worked = self.machine.executor.step();
+            let worked = self.machine.workers.step();
             assert!(!self.kicked || worked || self.model.broken);
             if std::mem::take(&mut self.kicked) {
                 self.kicked = self.model.wake();

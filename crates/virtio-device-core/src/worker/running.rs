@@ -194,6 +194,23 @@ impl Running {
         self.serve(poller, reason, readiness)
     }
 
+    /// Calls the handler for every queue, notified or not.
+    pub(crate) fn look(&mut self, poller: &Poller<'_>) -> Life {
+        if self.interrupt.has_ended() {
+            return Life::Ended;
+        }
+        for place in 0..self.queues.len() {
+            let Some(index) = self.queues.get(place).map(|queue| queue.index) else {
+                break;
+            };
+            let reason = Reason::Queue(index);
+            if self.serve(poller, reason, Readiness::default()) == Life::Ended {
+                return Life::Ended;
+            }
+        }
+        Life::GoesOn
+    }
+
     /// Calls the handler for everything that it has asked to be called for by now, and goes on with
     /// what a pause has held back.
     pub(crate) fn come_round(&mut self, poller: &Poller<'_>, now: Instant) -> Life {

@@ -78,6 +78,19 @@ impl StepLoop {
         done
     }
 
+    /// Has each worker look at all of its queues, notified or not: for a thread that knows by itself
+    /// of the notification, that of the vCPU it came from, say. No event fd is read, and nothing else
+    /// done that [`StepLoop::step`] does: call that as well now and then.
+    pub fn look(&mut self) {
+        let mut place = 0;
+        while let Some(worker) = self.workers.get_mut(place) {
+            match worker.look(&NOWHERE) {
+                Life::GoesOn => place += 1,
+                Life::Ended => self.workers.swap_remove(place).end(&NOWHERE),
+            }
+        }
+    }
+
     /// Drops workers whose activation has ended; returns whether there were any.
     fn clean_up(&mut self) -> bool {
         let before = self.workers.len();
