@@ -34,7 +34,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bus::{AccessError, BusDevice};
 
-pub use observer::{AccessCounters, AccessObserver};
+pub use observer::{AccessCounters, AccessEvent, AccessObserver};
 
 /// Offset of the only register, `rng0`.
 pub const RNG0: u64 = 0;
@@ -123,10 +123,10 @@ impl<S: Read + Send, O: AccessObserver> Rngboi1337<S, O> {
         }
         if !filled {
             data.fill(0);
-            self.observer.failed();
+            self.observer.event(&AccessEvent::Failed);
             return Err(AccessError::Failed);
         }
-        self.observer.read(data.len());
+        self.observer.event(&AccessEvent::Answered(data.len()));
         Ok(())
     }
 }
@@ -157,12 +157,12 @@ impl<S: Read + Send, O: AccessObserver> BusDevice for Rngboi1337<S, O> {
             (RNG0, _) => AccessError::Width,
             _ => AccessError::Offset,
         };
-        self.observer.refused();
+        self.observer.event(&AccessEvent::Refused);
         Err(refusal)
     }
 
     fn write(&mut self, offset: u64, _data: &[u8]) -> Result<(), AccessError> {
-        self.observer.refused();
+        self.observer.event(&AccessEvent::Refused);
         Err(if offset == RNG0 {
             AccessError::ReadOnly
         } else {

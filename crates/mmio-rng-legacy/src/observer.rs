@@ -6,34 +6,34 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Hears of each access, on the thread of the vCPU that makes it; every method does nothing unless
-/// it is implemented. `()` hears nothing and costs nothing; [`AccessCounters`] counts.
-pub trait AccessObserver: Send + Sync {
-    /// A read was answered with `bytes` random bytes.
-    fn read(&self, bytes: usize) {
-        let _ = bytes;
-    }
-
+/// What an access has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AccessEvent {
+    /// A read was answered with this many random bytes.
+    Answered(usize),
     /// A read failed, because the source did.
-    fn failed(&self) {}
-
+    Failed,
     /// An access was refused: a write, another width, another offset.
-    fn refused(&self) {}
+    Refused,
 }
 
-impl AccessObserver for () {}
+/// Receives [`AccessEvent`]s, one for each access.
+///
+/// Called on the thread of the vCPU that makes the access: it must not wait. `()` ignores all events
+/// and costs nothing; [`AccessCounters`] counts them.
+pub trait AccessObserver: Send + Sync {
+    /// Takes note of `event`.
+    fn event(&self, event: &AccessEvent);
+}
+
+impl AccessObserver for () {
+    fn event(&self, _event: &AccessEvent) {}
+}
 
 impl<T: AccessObserver + ?Sized> AccessObserver for Arc<T> {
-    fn read(&self, bytes: usize) {
-        (**self).read(bytes);
-    }
-
-    fn failed(&self) {
-        (**self).failed();
-    }
-
-    fn refused(&self) {
-        (**self).refused();
+    fn event(&self, event: &AccessEvent) {
+        (**self).event(event);
     }
 }
 
@@ -73,16 +73,15 @@ impl AccessCounters {
 }
 
 impl AccessObserver for AccessCounters {
-    fn read(&self, bytes: usize) {
-        self.reads.fetch_add(1, Ordering::Relaxed);
-        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
-
-    fn failed(&self) {
-        self.failures.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn refused(&self) {
-        self.refusals.fetch_add(1, Ordering::Relaxed);
+    fn event(&self, event: &AccessEvent) {
+        let count = match *event {
+            AccessEvent::Answered(bytes) => {
+                self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+                &self.reads
+            }
+            AccessEvent::Failed => &self.failures,
+            AccessEvent::Refused => &self.refusals,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
     }
 }
