@@ -23,6 +23,8 @@ use std::io::{self, Read};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use chacha20::ChaCha20Rng;
+use chacha20::rand_core::{Rng as _, SeedableRng};
 use virtio_conformance::{DriverQueue, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
 use virtio_device_core::{
     Activation, ConfigNotifier, Context, DeviceFault, Executor, Features, Interrupt, LoopHandle,
@@ -278,6 +280,7 @@ const OURS_KERNEL: &str = "**virtio-rng-device, `KernelEntropy`**";
 const OURS_FAST: &str = "**virtio-rng-device, `FastEntropy`**";
 const OURS_WATCHED: &str = "**virtio-rng-device, `FastEntropy`, both limits and counters**";
 const OURS_NOTHING: &str = "*limit: virtio-rng-device, source that does nothing*";
+const CHACHA: &str = "virtio-rng-device, `chacha20::ChaCha20Rng`, not reseeded";
 const QUEUE_ALONE: &str = "*limit: virtio-queue, nothing filled*";
 const MEMSET: &str = "*limit: virtio-queue, memset*";
 const SYSCALL: &str = "*limit: virtio-queue, getrandom into guest memory*";
@@ -285,6 +288,17 @@ const CH: &str = "stand-in for Cloud Hypervisor (kernel device into guest memory
 const FC: &str = "stand-in for Firecracker (aws-lc-rs into a zeroed `Vec`, copied)";
 const CROSVM: &str = "stand-in for crosvm (64-byte chunks of the thread's generator)";
 const OPEN: &str = "kernel device opened for each descriptor";
+
+/// A generator of a crate of its own, as a source: what `FastEntropy` would rest on if it were not
+/// much slower for large requests.
+struct ChaCha(ChaCha20Rng);
+
+impl Read for ChaCha {
+    fn read(&mut self, data: &mut [u8]) -> io::Result<usize> {
+        self.0.fill_bytes(data);
+        Ok(data.len())
+    }
+}
 
 /// A source that says it has filled everything.
 struct Nothing;
@@ -301,6 +315,11 @@ fn cases(memory: &Memory, shape: Shape) -> Vec<Case> {
     let mut scratch = vec![0; 65_536];
     let zeros = vec![0; 65_536];
     let fast = || FastEntropy::new().unwrap();
+    let seeded = || {
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed).unwrap();
+        ChaCha20Rng::from_seed(seed)
+    };
     vec![
         ours(OURS_KERNEL, memory, 0, shape, KernelEntropy, ()),
         ours(OURS_FAST, memory, 1, shape, fast(), ()),
@@ -350,6 +369,7 @@ fn cases(memory: &Memory, shape: Shape) -> Vec<Case> {
             }
         }),
         ours(OURS_NOTHING, memory, 7, shape, Nothing, ()),
+        ours(CHACHA, memory, 11, shape, ChaCha(seeded()), ()),
         peer(QUEUE_ALONE, memory, 8, shape, |_, _| {}),
         peer(MEMSET, memory, 9, shape, move |memory, buffers| {
             for &(addr, len) in buffers {
