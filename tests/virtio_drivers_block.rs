@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 use bus::MmioBus;
 use driver::{BusTransport, GuestHal, MEMORY};
 use virtio_conformance::ramdisk::RamDisk;
-use virtio_device_core::{EventCounters, WorkerThread};
+use virtio_device_core::{EdgeLine, EventCounters, WorkerThread};
 use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
 use virtio_mmio_transport::{MmioTransport, REGION_SIZE};
 
@@ -31,9 +31,9 @@ struct Machine {
 
 fn machine() -> Machine {
     let disk = Arc::new(Mutex::new(vec![0; SECTORS * SECTOR_SIZE]));
-    let device = RamDisk::new(disk.clone(), WorkerThread::named("ramdisk"));
+    let device = RamDisk::new(disk.clone(), WorkerThread::named("ramdisk").unwrap());
     let events = Arc::new(EventCounters::default());
-    let transport = MmioTransport::new(device, MEMORY.clone(), || Ok(()))
+    let transport = MmioTransport::new(device, MEMORY.clone(), EdgeLine(|| Ok(())))
         .unwrap()
         .with_observer(events.clone());
     let bus = MmioBus::new();

@@ -8,9 +8,9 @@ use std::io::{self, ErrorKind, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use aes::cipher::array::Array;
-use aes::cipher::{BlockCipherEncrypt, KeyInit};
 use aes::{Aes256Enc, Block};
+use ctr::Ctr64LE;
+use ctr::cipher::{KeyIvInit, StreamCipher};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::reader::wipe;
@@ -71,7 +71,6 @@ type Key = [u8; 32];
 pub struct FastEntropy {
     /// In a place of their own, so that no copy stays behind when the generator moves.
     secrets: Box<Secrets>,
-    counters: Counters,
     taken: usize,
     /// Bytes given since fresh entropy was mixed in.
     given: u64,
@@ -118,7 +117,6 @@ impl FastEntropy {
                 key: [0; 32],
                 stock: [0; STOCK],
             }),
-            counters: Counters::new(),
             taken: STOCK,
             given: 0,
             met: 0,
@@ -154,7 +152,7 @@ impl FastEntropy {
         while !data.is_empty() {
             if self.taken == STOCK {
                 let Secrets { key, stock } = &mut *self.secrets;
-                self.counters.squeeze(key, stock)?;
+                squeeze(key, stock)?;
                 self.taken = 0;
             }
             let stock = self.secrets.stock.get_mut(self.taken..).unwrap_or_default();
@@ -170,45 +168,15 @@ impl FastEntropy {
     }
 }
 
-/// The blocks that are encrypted to make a stream: the numbers from 0 on. Nothing about them is
-/// secret, and to have them ready is quicker than to count.
-struct Counters(Box<[Block]>);
-
-impl Counters {
-    fn new() -> Self {
-        let blocks = (MOST_PER_KEY + size_of::<Key>()) / size_of::<Block>();
-        let counters = (0..blocks as u128).map(|number| number.to_le_bytes().into());
-        Self(counters.collect())
-    }
-
-    /// Makes up to 64 KiB with the key, after the key has replaced itself.
-    ///
-    /// Under a key that is used once, the counter may start at 0. An error says that `out` may not
-    /// have been filled.
-    fn squeeze(&self, key: &mut Key, out: &mut [u8]) -> io::Result<()> {
-        let cipher = Aes256Enc::new((&*key).into());
-        let mut left = &*self.0;
-        let mut encrypt = |blocks: &mut [Block]| {
-            let (now, later) = left
-                .split_at_checked(blocks.len())
-                .ok_or(ErrorKind::InvalidInput)?;
-            left = later;
-            let encrypted = cipher.encrypt_blocks_b2b(now, blocks);
-            encrypted.map_err(|_| ErrorKind::InvalidInput)
-        };
-        encrypt(Array::slice_as_chunks_mut(key).0)?;
-        let (blocks, rest) = Array::slice_as_chunks_mut(out);
-        encrypt(blocks)?;
-        if !rest.is_empty() {
-            let mut last = Block::default();
-            encrypt(std::slice::from_mut(&mut last))?;
-            for (byte, last) in rest.iter_mut().zip(&last) {
-                *byte = *last;
-            }
-            wipe(&mut last);
-        }
-        Ok(())
-    }
+/// Makes up to 64 KiB with the key, after the key has replaced itself.
+///
+/// Under a key that is used once, the counter may start at 0. An error says that `out` may not have
+/// been filled.
+fn squeeze(key: &mut Key, out: &mut [u8]) -> io::Result<()> {
+    let mut stream = Ctr64LE::<Aes256Enc>::new((&*key).into(), &Block::default());
+    let written = stream.try_write_keystream(key);
+    let written = written.and_then(|()| stream.try_write_keystream(out));
+    written.map_err(|_| ErrorKind::InvalidInput.into())
 }
 
 impl Read for FastEntropy {
@@ -222,7 +190,7 @@ impl Read for FastEntropy {
             self.take(data)?;
         } else {
             for part in data.chunks_mut(MOST_PER_KEY) {
-                self.counters.squeeze(&mut self.secrets.key, part)?;
+                squeeze(&mut self.secrets.key, part)?;
             }
         }
         self.given = self.given.saturating_add(data.len() as u64);
@@ -251,9 +219,6 @@ mod tests {
     use super::*;
     use std::cell::Cell;
     use std::collections::HashSet;
-
-    use ctr::Ctr64LE;
-    use ctr::cipher::{KeyIvInit, StreamCipher};
 
     thread_local! {
         /// How often the kernel was asked; each answer is this number, over and over.
