@@ -415,7 +415,9 @@ const ABOUT: &str = "\
 A column is what a driver asks for at once: `64 B` is one request of 64 bytes, `64 B, 256` is 256
 of them for one notification, `16 x 128 B` is one request of 16 buffers. Medians of rounds in which
 all competitors take turns. Event fds and interrupts are left out for all. Stand-ins are written
-for this benchmark, after the strategy of devices that are no crates.";
+for this benchmark, after the strategy of devices that are no crates. `FastEntropy` rests on the
+crates `aes` and `ctr`; `chacha20`'s generator would take its place if it took at most 1.3 times as
+long for 64 KiB.";
 
 fn main() -> io::Result<()> {
     let mut report = Report::new("Entropy requests", "rng_requests", ABOUT);
