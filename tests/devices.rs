@@ -9,15 +9,14 @@ use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use bus::{AccessError, MmioBus};
-use virtio_conformance::MmioPort;
+use bus::{AccessError, BusDevice, MmioBus};
 use virtio_conformance::ramdisk::RamDisk;
-use virtio_conformance::{CountingLine, Port};
 use virtio_conformance::{
-    DriverQueue, StepExecutor, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE, WatchedMemory,
+    CountingLine, DriverQueue, MmioPort, Port, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE, WatchedMemory,
 };
 use virtio_device_core::{
-    EventCounters, Features, VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1, VirtioDevice,
+    EventCounters, Features, LoopHandle, StepLoop, VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1,
+    VirtioDevice,
 };
 use virtio_mmio_transport::{MmioTransport, REGION_SIZE, TransportState};
 use virtio_rng_device::EntropyDevice;
@@ -28,6 +27,7 @@ type Plain = GuestMemoryMmap<()>;
 type Space = GuestMemoryAtomic<WatchedMemory>;
 type Device = Box<dyn VirtioDevice<Space>>;
 type Queue<'m> = DriverQueue<'m, Plain>;
+type Registers = MmioPort<MmioTransport<Space, Device>>;
 
 const RAM: usize = 0x8000;
 const QUEUE: u64 = 0x1000;
@@ -36,7 +36,7 @@ const ANSWER: u64 = 0x3000;
 
 /// A kind of device, a request to it, and the answer.
 struct Kind {
-    make: fn(StepExecutor) -> Device,
+    make: fn(LoopHandle) -> Device,
     request: &'static [u8],
     answer: &'static [u8],
 }
@@ -70,13 +70,36 @@ fn copy(from: &Plain, to: &Plain) {
     to.write_slice(&image(from), GuestAddress(0)).unwrap();
 }
 
+fn port(transport: MmioTransport<Space, Device>) -> Registers {
+    MmioPort::new(
+        transport,
+        |it, offset, data| it.read(offset, data).unwrap(),
+        |it, offset, data| it.write(offset, data).unwrap(),
+    )
+}
+
+/// Registers that a test has in its hands, on a bus.
+struct OnBus(Registers);
+
+impl BusDevice for OnBus {
+    fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
+        self.0.read(offset, data);
+        Ok(())
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
+        self.0.write(offset, data);
+        Ok(())
+    }
+}
+
 /// A device behind a transport.
 struct Rig {
-    port: RegisterPort<MmioTransport<Space, Device>>,
+    port: Registers,
     space: Space,
     line: CountingLine,
     events: Arc<EventCounters>,
-    executor: StepExecutor,
+    workers: StepLoop,
     kind: &'static Kind,
 }
 
@@ -87,20 +110,20 @@ impl Rig {
 
     fn with_device(
         kind: &'static Kind,
-        make: impl Fn(StepExecutor) -> Device,
+        make: impl Fn(LoopHandle) -> Device,
         memory: &Plain,
     ) -> Self {
         let space = Space::new(WatchedMemory::new(memory.clone()));
         let (line, events) = (CountingLine::default(), Arc::<EventCounters>::default());
-        let executor = StepExecutor::default();
-        let device = make(executor.clone());
+        let workers = StepLoop::new().unwrap();
+        let device = make(workers.handle());
         let transport = MmioTransport::new(device, space.clone(), line.clone()).unwrap();
         Self {
-            port: RegisterPort::new(transport.with_observer(events.clone())),
+            port: port(transport.with_observer(events.clone())),
             space,
             line,
             events,
-            executor,
+            workers,
             kind,
         }
     }
@@ -142,12 +165,12 @@ impl Rig {
     }
 
     /// Lets the device do all that it wants to.
-    fn work(&self) {
-        let _ = (0..20).all(|_| self.executor.step());
+    fn work(&mut self) {
+        let _ = (0..20).all(|_| self.workers.step());
     }
 
     fn transport(&mut self) -> &mut MmioTransport<Space, Device> {
-        self.port.transport_mut()
+        self.port.device_mut()
     }
 
     fn answered(&self, memory: &Plain) -> bool {
@@ -159,7 +182,7 @@ impl Rig {
     }
 
     fn save(&mut self) -> TransportState {
-        self.transport().pause();
+        self.transport().pause().unwrap();
         self.transport().save().unwrap()
     }
 }
@@ -188,7 +211,7 @@ fn a_request_sees_one_memory_however_it_is_swapped() {
                 left -= 1;
             });
             rig.port.notify(0);
-            assert!(rig.executor.step());
+            assert!(rig.workers.step());
             first.unwatch();
             if !swapped.load(Ordering::SeqCst) {
                 break;
@@ -250,7 +273,7 @@ fn a_request_made_during_a_pause_is_served_after_it() {
             let mut rig = Rig::new(kind, &memory);
             let mut queue = rig.start(&memory, Features::of(&[VIRTIO_F_EVENT_IDX]));
             rig.work();
-            rig.transport().pause();
+            rig.transport().pause().unwrap();
             rig.offer(&mut queue, &memory);
             if notified {
                 rig.port.notify(0);
@@ -340,11 +363,11 @@ fn a_device_that_was_removed_is_gone() {
     for kind in [&RNG, &DISK] {
         let memory = plain();
         let space = Space::new(WatchedMemory::new(memory.clone()));
-        let executor = StepExecutor::default();
-        let device = (kind.make)(executor.clone());
+        let mut workers = StepLoop::new().unwrap();
+        let device = (kind.make)(workers.handle());
         let line = CountingLine::default();
         let transport = MmioTransport::new(device, space, line.clone()).unwrap();
-        let mut port = RegisterPort::new(transport);
+        let mut port = port(transport);
         port.set_status(0);
         // Started here, and put on the bus with a request in its queue.
         let queue = Queue::new(&memory, QUEUE, 8);
@@ -353,11 +376,11 @@ fn a_device_that_was_removed_is_gone() {
         port.set(0x70, 11);
         assert!(port.enable(0, queue.setup()));
         port.set(0x70, 15);
-        let (_, kick) = port.transport_mut().kicks().next().unwrap();
+        let (_, kick) = port.device_mut().kicks().next().unwrap();
         let kick = kick.try_clone().unwrap();
         let bus = MmioBus::new();
         let id = bus
-            .insert(Arc::new(Mutex::new(port)), BASE, REGION_SIZE)
+            .insert(Arc::new(Mutex::new(OnBus(port))), BASE, REGION_SIZE)
             .unwrap();
         kick.write(1).unwrap();
         let mut view = bus.view();
@@ -374,7 +397,7 @@ fn a_device_that_was_removed_is_gone() {
         assert_eq!(vcpu.join().unwrap(), AccessError::Unclaimed);
         let before = image(&memory);
         kick.write(1).unwrap();
-        let _ = (0..20).all(|_| executor.step());
+        let _ = (0..20).all(|_| workers.step());
         assert!(image(&memory) == before);
         assert_eq!(line.raised(), 0);
     }

@@ -3,10 +3,6 @@
 
 //! An independent driver fetches random bytes from virtio-rng, through the registers on the bus.
 #![expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
-#![expect(
-    unsafe_code,
-    reason = "a `Hal` of virtio-drivers promises things about memory"
-)]
 
 mod driver;
 #[path = "../crates/vcpu-runner/tests/common/limit.rs"]
@@ -18,9 +14,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bus::MmioBus;
-use driver::{BusTransport, GuestHal, MEMORY, allocate};
+use driver::BusTransport;
 use limit::{Limit, receive, wait_until};
 use virtio_conformance::DriverQueue;
+use virtio_conformance::virtio_drivers::GuestHal;
 use virtio_device_core::{EdgeLine, WorkerThread};
 use virtio_drivers::PAGE_SIZE;
 use virtio_drivers::device::rng::VirtIORng;
@@ -36,7 +33,7 @@ fn machine(source: impl Read + Send + 'static) -> (MmioBus, Receiver<()>) {
     let (sender, interrupts) = channel();
     let line = move || sender.send(()).map_err(std::io::Error::other);
     let rng = EntropyDevice::new(source, WorkerThread::named("virtio-rng").unwrap());
-    let transport = MmioTransport::new(rng, MEMORY.clone(), EdgeLine(line)).unwrap();
+    let transport = MmioTransport::new(rng, GuestHal::memory(), EdgeLine(line)).unwrap();
     let bus = MmioBus::new();
     bus.insert(Arc::new(Mutex::new(transport)), BASE, REGION_SIZE)
         .unwrap();
@@ -44,7 +41,7 @@ fn machine(source: impl Read + Send + 'static) -> (MmioBus, Receiver<()>) {
 }
 
 fn driver(bus: &MmioBus) -> VirtIORng<GuestHal, BusTransport> {
-    VirtIORng::new(BusTransport::new(bus.clone(), BASE)).unwrap()
+    VirtIORng::new(driver::at(bus, BASE)).unwrap()
 }
 
 /// Every byte tells its place.
@@ -127,9 +124,10 @@ fn drivers_come_and_go() {
 fn a_source_that_ends_makes_the_device_ask_for_a_reset() {
     let _limit = Limit::new("the driver, which polls");
     let (bus, interrupts) = machine(&b""[..]);
-    let registers = BusTransport::new(bus.clone(), BASE);
+    let registers = driver::at(&bus, BASE);
+    let memory = GuestHal::memory();
     // The driver's own request would wait for ever, so this one is made by hand.
-    let mut ring = DriverQueue::new(&**MEMORY, allocate(PAGE_SIZE).0, 8);
+    let mut ring = DriverQueue::new(&*memory, GuestHal::allocate(PAGE_SIZE).0, 8);
     let setup = *ring.setup();
     for status in [0, 1, 3] {
         registers.write(0x70, status);
@@ -149,7 +147,7 @@ fn a_source_that_ends_makes_the_device_ask_for_a_reset() {
     }
     registers.write(0x44, 1);
     registers.write(0x70, 15);
-    ring.offer_writable(0, allocate(PAGE_SIZE).0, 64);
+    ring.offer_writable(0, GuestHal::allocate(PAGE_SIZE).0, 64);
     registers.write(0x50, 0);
 
     receive("the device asks for a reset", &interrupts);

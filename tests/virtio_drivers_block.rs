@@ -1,13 +1,9 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! An independent driver reads and writes the example block device of virtio-device-core, through
+//! An independent driver reads and writes the example block device of virtio-conformance, through
 //! the registers on the bus.
 #![expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
-#![expect(
-    unsafe_code,
-    reason = "a `Hal` of virtio-drivers promises things about memory"
-)]
 
 mod driver;
 #[path = "../crates/vcpu-runner/tests/common/limit.rs"]
@@ -16,8 +12,9 @@ mod limit;
 use std::sync::{Arc, Mutex};
 
 use bus::MmioBus;
-use driver::{BusTransport, GuestHal, MEMORY};
+use driver::BusTransport;
 use virtio_conformance::ramdisk::RamDisk;
+use virtio_conformance::virtio_drivers::GuestHal;
 use virtio_device_core::{EdgeLine, EventCounters, WorkerThread};
 use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
 use virtio_mmio_transport::{MmioTransport, REGION_SIZE};
@@ -35,7 +32,7 @@ fn machine() -> Machine {
     let disk = Arc::new(Mutex::new(vec![0; SECTORS * SECTOR_SIZE]));
     let device = RamDisk::new(disk.clone(), WorkerThread::named("ramdisk").unwrap());
     let events = Arc::new(EventCounters::default());
-    let transport = MmioTransport::new(device, MEMORY.clone(), EdgeLine(|| Ok(())))
+    let transport = MmioTransport::new(device, GuestHal::memory(), EdgeLine(|| Ok(())))
         .unwrap()
         .with_observer(events.clone());
     let bus = MmioBus::new();
@@ -45,7 +42,7 @@ fn machine() -> Machine {
 }
 
 fn driver(machine: &Machine) -> VirtIOBlk<GuestHal, BusTransport> {
-    VirtIOBlk::new(BusTransport::new(machine.bus.clone(), BASE)).unwrap()
+    VirtIOBlk::new(driver::at(&machine.bus, BASE)).unwrap()
 }
 
 fn pattern(seed: usize, len: usize) -> Vec<u8> {

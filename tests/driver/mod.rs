@@ -1,226 +1,24 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The published `virtio-drivers` crate as the driver of our devices: its `Transport` over reads and
-//! writes of an MMIO bus, and its `Hal` over guest memory. No KVM, and nothing of ours on the
-//! driver's side but the plumbing.
+//! The published `virtio-drivers` crate as the driver of our devices, over reads and writes of an MMIO
+//! bus. No KVM, and nothing of ours on the driver's side but the plumbing.
 
-use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock};
+use bus::{BusView, MmioBus};
+use virtio_conformance::MmioPort;
+use virtio_conformance::virtio_drivers::RegisterTransport;
 
-use bus::MmioBus;
-use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
-use virtio_drivers::{BufferDirection, Error, Hal, PAGE_SIZE, PhysAddr, Result};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
-use zerocopy::{FromBytes, Immutable, IntoBytes};
+/// A bus, and where on it a device's registers start.
+type OnBus = (BusView<u64>, u64);
 
-/// Guest memory: one for all drivers in the process, because a `Hal` has no state of its own.
-pub(crate) static MEMORY: LazyLock<Arc<GuestMemoryMmap<()>>> = LazyLock::new(|| {
-    let ranges = [(GuestAddress(0), 16 << 20)];
-    Arc::new(GuestMemoryMmap::from_ranges(&ranges).expect("16 MiB of memory"))
-});
+/// The device on a bus, as `virtio-drivers` sees it.
+pub(crate) type BusTransport = RegisterTransport<OnBus>;
 
-/// The next page that was never given out. Page 0 is not: the driver takes 0 for a failure.
-static NEXT_PAGE: AtomicU64 = AtomicU64::new(PAGE_SIZE as u64);
-
-/// Takes `len` bytes of guest memory, in whole pages, for good.
-pub(crate) fn allocate(len: usize) -> GuestAddress {
-    let len = len.next_multiple_of(PAGE_SIZE) as u64;
-    GuestAddress(NEXT_PAGE.fetch_add(len, Ordering::SeqCst))
-}
-
-/// Guest memory as a driver in this process sees it. Shared buffers are copied, so that the device
-/// works on guest memory alone.
-pub(crate) struct GuestHal;
-
-// SAFETY: `dma_alloc` gives out every page of guest memory once, zeroed as it was mapped, by its
-// address in this process, which is valid for as long as the process lives.
-unsafe impl Hal for GuestHal {
-    fn dma_alloc(pages: usize, _direction: BufferDirection) -> (PhysAddr, NonNull<u8>) {
-        let address = allocate(pages * PAGE_SIZE);
-        let host = MEMORY
-            .get_host_address(address)
-            .expect("guest memory is used up");
-        (
-            address.0,
-            NonNull::new(host).expect("a mapping is not at 0"),
-        )
-    }
-
-    unsafe fn dma_dealloc(_address: PhysAddr, _host: NonNull<u8>, _pages: usize) -> i32 {
-        0
-    }
-
-    unsafe fn mmio_phys_to_virt(_address: PhysAddr, _size: usize) -> NonNull<u8> {
-        unreachable!("registers are reached over the bus")
-    }
-
-    unsafe fn share(buffer: NonNull<[u8]>, direction: BufferDirection) -> PhysAddr {
-        let address = allocate(buffer.len());
-        if direction != BufferDirection::DeviceToDriver {
-            // SAFETY: the caller vouches for the buffer until this returns.
-            let bytes = unsafe { buffer.as_ref() };
-            MEMORY
-                .write_slice(bytes, address)
-                .expect("guest memory is used up");
-        }
-        address.0
-    }
-
-    unsafe fn unshare(address: PhysAddr, mut buffer: NonNull<[u8]>, direction: BufferDirection) {
-        if direction != BufferDirection::DriverToDevice {
-            // SAFETY: the caller vouches for the buffer until this returns.
-            let bytes = unsafe { buffer.as_mut() };
-            MEMORY
-                .read_slice(bytes, GuestAddress(address))
-                .expect("it was shared");
-        }
-    }
-}
-
-/// A virtio-mmio device on a bus, by its registers.
-pub(crate) struct BusTransport {
-    bus: MmioBus,
-    base: u64,
-}
-
-impl BusTransport {
-    /// The device whose registers start at `base`.
-    pub(crate) const fn new(bus: MmioBus, base: u64) -> Self {
-        Self { bus, base }
-    }
-
-    pub(crate) fn read(&self, offset: u64) -> u32 {
-        let mut word = [0; 4];
-        (self.bus.view())
-            .read(self.base + offset, &mut word)
-            .expect("the device is on the bus");
-        u32::from_le_bytes(word)
-    }
-
-    pub(crate) fn write(&self, offset: u64, value: u32) {
-        let word = value.to_le_bytes();
-        (self.bus.view())
-            .write(self.base + offset, &word)
-            .expect("the device is on the bus");
-    }
-
-    fn write_address(&self, offset: u64, address: PhysAddr) {
-        let (low, high) = (address & 0xffff_ffff, address >> 32);
-        self.write(offset, u32::try_from(low).expect("32 bits"));
-        self.write(offset + 4, u32::try_from(high).expect("32 bits"));
-    }
-
-    /// The range of the configuration space that a `T` at `offset` takes.
-    fn config<T>(&self, offset: usize) -> u64 {
-        assert_eq!(
-            offset % size_of::<T>().min(4),
-            0,
-            "the driver reads aligned fields"
-        );
-        self.base + 0x100 + offset as u64
-    }
-}
-
-impl Transport for BusTransport {
-    fn device_type(&self) -> DeviceType {
-        assert_eq!(self.read(0x000), u32::from_le_bytes(*b"virt"));
-        assert_eq!(self.read(0x004), 2);
-        DeviceType::try_from(self.read(0x008)).expect("a device type that the driver knows")
-    }
-
-    fn read_device_features(&mut self) -> u64 {
-        self.write(0x014, 0);
-        let low = self.read(0x010);
-        self.write(0x014, 1);
-        u64::from(low) | u64::from(self.read(0x010)) << 32
-    }
-
-    fn write_driver_features(&mut self, features: u64) {
-        for (select, word) in [(0, features & 0xffff_ffff), (1, features >> 32)] {
-            self.write(0x024, select);
-            self.write(0x020, u32::try_from(word).expect("32 bits"));
-        }
-    }
-
-    fn max_queue_size(&mut self, queue: u16) -> u32 {
-        self.write(0x030, queue.into());
-        self.read(0x034)
-    }
-
-    fn notify(&mut self, queue: u16) {
-        self.write(0x050, queue.into());
-    }
-
-    fn get_status(&self) -> DeviceStatus {
-        DeviceStatus::from_bits_truncate(self.read(0x070))
-    }
-
-    fn set_status(&mut self, status: DeviceStatus) {
-        self.write(0x070, status.bits());
-    }
-
-    fn set_guest_page_size(&mut self, _size: u32) {
-        // A register of version 1.
-    }
-
-    fn requires_legacy_layout(&self) -> bool {
-        false
-    }
-
-    fn queue_set(
-        &mut self,
-        queue: u16,
-        size: u32,
-        descriptors: PhysAddr,
-        driver_area: PhysAddr,
-        device_area: PhysAddr,
-    ) {
-        self.write(0x030, queue.into());
-        self.write(0x038, size);
-        self.write_address(0x080, descriptors);
-        self.write_address(0x090, driver_area);
-        self.write_address(0x0a0, device_area);
-        self.write(0x044, 1);
-    }
-
-    fn queue_unset(&mut self, queue: u16) {
-        self.write(0x030, queue.into());
-        self.write(0x044, 0);
-        assert_eq!(self.read(0x044), 0, "the queue is not given up");
-    }
-
-    fn queue_used(&mut self, queue: u16) -> bool {
-        self.write(0x030, queue.into());
-        self.read(0x044) != 0
-    }
-
-    fn ack_interrupt(&mut self) -> InterruptStatus {
-        let causes = self.read(0x060);
-        self.write(0x064, causes);
-        InterruptStatus::from_bits_truncate(causes)
-    }
-
-    fn read_config_generation(&self) -> u32 {
-        self.read(0x0fc)
-    }
-
-    fn read_config_space<T: FromBytes + IntoBytes>(&self, offset: usize) -> Result<T> {
-        let mut value = T::new_zeroed();
-        let addr = self.config::<T>(offset);
-        let read = self.bus.view().read(addr, value.as_mut_bytes());
-        read.map_err(|_| Error::ConfigSpaceMissing)?;
-        Ok(value)
-    }
-
-    fn write_config_space<T: IntoBytes + Immutable>(
-        &mut self,
-        offset: usize,
-        value: T,
-    ) -> Result<()> {
-        let addr = self.config::<T>(offset);
-        let written = self.bus.view().write(addr, value.as_bytes());
-        written.map_err(|_| Error::ConfigSpaceMissing)
-    }
+/// The device whose registers start at `base`.
+pub(crate) fn at(bus: &MmioBus, base: u64) -> BusTransport {
+    RegisterTransport::new(MmioPort::new(
+        (bus.view(), base),
+        |(bus, base), offset, data| bus.read(*base + offset, data).expect("it is on the bus"),
+        |(bus, base), offset, data| bus.write(*base + offset, data).expect("it is on the bus"),
+    ))
 }

@@ -141,7 +141,7 @@ impl<T> MmioPort<T> {
         assert_eq!(READABLE.map(|offset| self.get(offset)), before);
     }
 
-    fn set_address(&mut self, offset: u64, address: u64) {
+    pub(crate) fn set_address(&mut self, offset: u64, address: u64) {
         let half = |half: u64| u32::try_from(half & 0xffff_ffff).unwrap();
         self.set(offset, half(address));
         self.set(offset + 4, half(address >> 32));
