@@ -13,7 +13,9 @@
     reason = "a test stops at the unexpected"
 )]
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus, Output, Stdio};
 use std::sync::Arc;
@@ -112,6 +114,10 @@ fn lend(
 
 /// Makes a device with limits, and requests of all kinds; ends the process when all is well.
 fn child(source: impl Read + Send + 'static, allowed: &[i64]) {
+    serve(source, None, allowed);
+}
+
+fn serve(source: impl Read + Send + 'static, readiness: Option<OwnedFd>, allowed: &[i64]) {
     let memory = memory();
     let mut driver = DriverQueue::new(&*memory, 0, QUEUE_SIZE);
     let source = Filtered {
@@ -120,6 +126,9 @@ fn child(source: impl Read + Send + 'static, allowed: &[i64]) {
         reads: 0,
     };
     let mut device = EntropyDevice::new(source, WorkerThread::named("rng").unwrap());
+    if let Some(fd) = readiness {
+        device = device.with_readiness(fd).unwrap();
+    }
     device
         .limits()
         .set(RateLimit::new(1 << 30, 1 << 20), RateLimit::new(2000, 50));
@@ -299,6 +308,27 @@ fn a_file_needs_no_more_and_no_getrandom() {
     }
     let status = run("a_file_needs_no_more_and_no_getrandom");
     assert!(status.success(), "{status}");
+}
+
+#[test]
+fn a_source_with_a_descriptor_needs_epoll_ctl_as_well() {
+    if is_child() {
+        let (mut host, device) = UnixStream::pair().unwrap();
+        device.set_nonblocking(true).unwrap();
+        std::thread::spawn(move || {
+            // A little at a time, so that the source is found empty.
+            while host.write_all(&[7; 64]).is_ok() {
+                std::thread::sleep(std::time::Duration::from_micros(100));
+            }
+        });
+        let fd = device.try_clone().unwrap().into();
+        // A stream is read by recvfrom(2).
+        let more = [libc::SYS_epoll_ctl, libc::SYS_recvfrom];
+        let allowed = [&STEADY_STATE[..], &more].concat();
+        return serve(device, Some(fd), &allowed);
+    }
+    let output = child_output("a_source_with_a_descriptor_needs_epoll_ctl_as_well");
+    assert!(output.status.success(), "{output:?}");
 }
 
 #[cfg(feature = "fast-entropy")]

@@ -28,7 +28,8 @@ pub type QueueLease = Lease<Virtqueue>;
 /// buffer, memory that a foreign server has mapped.
 pub type DeviceLease = Lease<()>;
 
-/// The borrower's half of a loan; see the [module](self). Clones are the same loan.
+/// The borrower's half of a loan: a device touches guest memory inside [`Lease::with`], or while it
+/// has an [`InFlight`]. Clones are the same loan.
 #[derive(Debug)]
 pub struct Lease<T> {
     shared: Arc<Shared<T>>,
