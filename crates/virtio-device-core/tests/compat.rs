@@ -238,7 +238,7 @@ fn what_a_driver_breaks_is_latched() {
         queue.add_used(&memory, 1, 0).unwrap();
         memory.write_obj(9_u32.to_le(), element).unwrap();
     });
-    assert!(served.is_err());
+    served.unwrap_err();
 }
 
 #[test]

@@ -408,7 +408,7 @@ fn a_hook_runs_on_the_thread_and_may_refuse() {
             .unwrap();
         Ok(())
     });
-    thread.unwrap();
+    let _thread = thread.unwrap();
     assert_eq!(ran.recv_timeout(SOON).unwrap().as_deref(), Some("hooked"));
     let refused = WorkerThread::with_hook("refused", || Err(std::io::ErrorKind::Other.into()));
     refused.unwrap_err();
