@@ -207,10 +207,10 @@ fn a_chain_half_sent_is_gone_with_its_queue_and_the_next_is_sent_whole() {
     let (port, mut host, _device) = socket();
     let mut guest = Guest::new(vec![port], Features::NONE).start();
     let mut sent = 0;
-    while guest.queues[TX].offer_bytes(&[&[b'a'; 4096]]) {
+    while guest.queues[TX].offer_bytes(&[&[b'a'; 4096][..]; 3]) {
         guest.kick(TX);
         guest.settle();
-        sent += guest.queues[TX].take().len() * 4096;
+        sent += guest.queues[TX].take().len() * 3 * 4096;
     }
     guest.stop_queue(TX);
     assert!(!guest.queues[TX].offered.is_empty());
@@ -226,7 +226,7 @@ fn a_chain_half_sent_is_gone_with_its_queue_and_the_next_is_sent_whole() {
         got.ends_with(b"abcdefgh"),
         "not from where the other was left"
     );
-    assert!((sent..=sent + 4096).contains(&(got.len() - 7)));
+    assert!((sent + 1..sent + 3 * 4096).contains(&(got.len() - 7)));
 }
 
 #[test]
@@ -361,7 +361,7 @@ fn a_chain_of_terabytes_holds_nobody() {
         assert!(now <= 16 * (16 << 10), "{now}");
         got += now;
     }
-    assert!(got > 1 << 20);
+    assert!(got > 100_000);
     guest.pause();
     assert_eq!(guest.queues[TX].ring.used_index(), 0);
 }

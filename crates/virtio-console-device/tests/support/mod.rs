@@ -25,7 +25,7 @@ use virtio_conformance::{DriverQueue, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
 use virtio_console_device::{Console, ConsoleEvent, ConsoleObserver, Port};
 use virtio_device_core::{
     Activation, ConfigNotifier, DeviceState, Event, Features, Interrupt, LoopHandle, QueueProgress,
-    Session, SessionQueue, VirtioDevice, Virtqueue, WorkerLoop,
+    Session, SessionQueue, VIRTIO_F_EVENT_IDX, VirtioDevice, Virtqueue, WorkerLoop,
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -95,6 +95,8 @@ pub struct Queue {
     memory: Memory,
     index: usize,
     free: Vec<u16>,
+    /// The available index up to which the device was notified.
+    notified: u16,
     /// In the order in which they were offered: descriptors and lengths.
     pub offered: VecDeque<Vec<(u16, usize)>>,
 }
@@ -106,7 +108,20 @@ impl Queue {
             memory,
             index,
             free: (0..SIZE).rev().collect(),
+            notified: 0,
             offered: VecDeque::new(),
+        }
+    }
+
+    /// Whether the device wants to be notified of what is new since it was last time.
+    fn wants_kick(&mut self, event_idx: bool) -> bool {
+        let new = self.ring.avail_index();
+        let old = std::mem::replace(&mut self.notified, new);
+        if event_idx {
+            let passed = new.wrapping_sub(self.ring.avail_event()).wrapping_sub(1);
+            passed < new.wrapping_sub(old)
+        } else {
+            self.ring.used_flags() & 1 == 0
         }
     }
 
@@ -348,8 +363,11 @@ impl Guest {
         moved
     }
 
-    pub fn kick(&self, index: usize) {
-        self.kicks[index].write(1).unwrap();
+    /// Notifies the device, if it wants to be.
+    pub fn kick(&mut self, index: usize) {
+        if self.queues[index].wants_kick(self.features.has(VIRTIO_F_EVENT_IDX)) {
+            self.kicks[index].write(1).unwrap();
+        }
     }
 
     /// Has the device do what it can do without waiting.
@@ -419,6 +437,8 @@ impl Guest {
 pub fn socket() -> (Port, UnixStream, UnixStream) {
     let (host, device) = UnixStream::pair().unwrap();
     host.set_nonblocking(true).unwrap();
+    // As little room as there can be, so that chains are sent in parts.
+    rustix::net::sockopt::set_socket_send_buffer_size(&device, 1).unwrap();
     (port(&device), host, device)
 }
 
