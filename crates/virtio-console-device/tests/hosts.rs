@@ -2,7 +2,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! What can be on the host's side: terminals, pipes, files, nothing.
-#![expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test stops at the unexpected"
+)]
 #![cfg(not(miri))] // Miri has no level-triggered epoll.
 
 mod support;

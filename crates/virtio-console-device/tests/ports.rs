@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! Several ports, and the messages that are about them.
-#![expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
+#![expect(clippy::indexing_slicing, reason = "a test stops at the unexpected")]
 #![cfg(not(miri))] // Miri has no level-triggered epoll.
 
 mod support;
