@@ -157,6 +157,10 @@ where
         }
     }
 
+    fn takes_early_write(&self, offset: u32) -> bool {
+        offset == EMERGENCY
+    }
+
     fn connect(&mut self, config: ConfigNotifier) {
         let _ = self.shared.config.set(config);
     }
