@@ -62,6 +62,14 @@ pub trait VirtioDevice<M: GuestAddressSpace>: Send {
         let _ = (offset, data);
     }
 
+    /// Whether the driver may write the configuration field at `offset` in every state, also before
+    /// it has agreed on features: a console's emergency write (section 5.3.4). Nothing else may be
+    /// written that early (section 3.1.1).
+    fn takes_early_write(&self, offset: u32) -> bool {
+        let _ = offset;
+        false
+    }
+
     /// Takes the means to announce changes of the configuration space that come from the host.
     ///
     /// Called once, when the device is put behind its transport.
@@ -145,6 +153,10 @@ impl<M: GuestAddressSpace, T: VirtioDevice<M> + ?Sized> VirtioDevice<M> for Box<
 
     fn write_config(&mut self, offset: u32, data: &[u8]) {
         (**self).write_config(offset, data);
+    }
+
+    fn takes_early_write(&self, offset: u32) -> bool {
+        (**self).takes_early_write(offset)
     }
 
     fn connect(&mut self, config: ConfigNotifier) {

@@ -330,8 +330,9 @@ where
         if offset >= CONFIG {
             // Not before features are agreed on (section 3.1.1), and not after giving up.
             let status = self.registers.status;
+            let in_time = status.configuring_queues() || status.live();
             match self.config_offset(offset, data.len()) {
-                Some(offset) if status.configuring_queues() || status.live() => {
+                Some(offset) if in_time || self.device.takes_early_write(offset) => {
                     self.device.write_config(offset, data);
                 }
                 Some(_) => self.event(&Event::WrongState { offset, status }),

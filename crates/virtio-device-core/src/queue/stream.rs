@@ -118,6 +118,12 @@ impl<M: GuestMemory> Reader<'_, M> {
             _ => Err(BadRequest::Layout),
         }
     }
+
+    /// Passes over the next `count` bytes, or as many as are left: those of a request that is served
+    /// in several parts.
+    pub fn skip(&mut self, count: u64) {
+        self.0.skip(count);
+    }
 }
 
 impl<M: GuestMemory> Writer<'_, M> {

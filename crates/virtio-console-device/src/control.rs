@@ -1,0 +1,293 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Control messages (VIRTIO 1.3, section 5.3.6.2), and what device and driver know of each port.
+
+/// Kinds of messages. The published bindings do not have them.
+const DEVICE_READY: u16 = 0;
+const PORT_ADD: u16 = 1;
+const PORT_READY: u16 = 3;
+const CONSOLE_PORT: u16 = 4;
+const RESIZE: u16 = 5;
+const PORT_OPEN: u16 = 6;
+const PORT_NAME: u16 = 7;
+
+use crate::port::Size;
+
+/// Length of a message that has nothing behind its header.
+pub(crate) const HEADER: usize = 8;
+
+/// A message from the driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Message {
+    pub(crate) port: u32,
+    pub(crate) event: u16,
+    pub(crate) value: u16,
+}
+
+impl Message {
+    pub(crate) const fn parse(bytes: [u8; HEADER]) -> Self {
+        let [a, b, c, d, e, f, g, h] = bytes;
+        Self {
+            port: u32::from_le_bytes([a, b, c, d]),
+            event: u16::from_le_bytes([e, f]),
+            value: u16::from_le_bytes([g, h]),
+        }
+    }
+
+    fn encode(self, behind: &[u8]) -> Vec<u8> {
+        let header = [
+            &self.port.to_le_bytes()[..],
+            &self.event.to_le_bytes(),
+            &self.value.to_le_bytes(),
+            behind,
+        ];
+        header.concat()
+    }
+}
+
+/// What the driver is still to be told about a port: at most one message of each kind, however often
+/// there is news.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct News(u8);
+
+impl News {
+    /// In the order in which they are sent.
+    const ADD: Self = Self(1);
+    const CONSOLE: Self = Self(2);
+    const NAME: Self = Self(4);
+    pub(crate) const SIZE: Self = Self(8);
+    pub(crate) const OPEN: Self = Self(16);
+    const ALL: Self = Self(31);
+
+    pub(crate) const fn from_bits(bits: u8) -> Option<Self> {
+        if bits & !Self::ALL.0 == 0 {
+            Some(Self(bits))
+        } else {
+            None
+        }
+    }
+
+    pub(crate) const fn to_bits(self) -> u8 {
+        self.0
+    }
+
+    pub(crate) const fn add(&mut self, other: Self) {
+        self.0 |= other.0;
+    }
+
+    pub(crate) const fn remove(&mut self, other: Self) {
+        self.0 &= !other.0;
+    }
+
+    /// What is to be sent first.
+    pub(crate) const fn first(self) -> Option<Self> {
+        match self.0 {
+            0 => None,
+            bits => Some(Self(bits & bits.wrapping_neg())),
+        }
+    }
+}
+
+/// What both sides have said about a port so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PortState {
+    /// The driver has set the port up.
+    pub(crate) ready: bool,
+    /// A program in the guest has opened it.
+    pub(crate) guest_open: bool,
+    /// There is somebody on the host's side.
+    pub(crate) host_open: bool,
+    pub(crate) news: News,
+}
+
+impl Default for PortState {
+    fn default() -> Self {
+        Self {
+            ready: false,
+            guest_open: false,
+            host_open: true,
+            news: News::default(),
+        }
+    }
+}
+
+/// What does not change about a port, or only by the VMM.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Facts<'a> {
+    pub(crate) console: bool,
+    pub(crate) name: Option<&'a str>,
+    pub(crate) size: Size,
+}
+
+/// What follows from a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Effect {
+    Nothing,
+    /// The port may be given input now.
+    Listens,
+    Opened(bool),
+    Failed,
+}
+
+impl PortState {
+    /// The message that tells `news`, which is one kind.
+    pub(crate) fn message(self, port: u32, news: News, facts: Facts<'_>) -> Vec<u8> {
+        let (event, value) = match news {
+            News::ADD => (PORT_ADD, 1),
+            News::CONSOLE => (CONSOLE_PORT, 1),
+            News::NAME => (PORT_NAME, 1),
+            News::SIZE => (RESIZE, 0),
+            _ => (PORT_OPEN, self.host_open.into()),
+        };
+        let Size { cols, rows } = facts.size;
+        let size = [cols.to_le_bytes(), rows.to_le_bytes()].concat();
+        let behind = match news {
+            News::NAME => facts.name.unwrap_or_default().as_bytes(),
+            News::SIZE => &size,
+            _ => &[],
+        };
+        let message = Message { port, event, value };
+        message.encode(behind)
+    }
+
+    /// Whether input may be given to the guest.
+    pub(crate) const fn listens(&self, console: bool) -> bool {
+        self.ready && (console || self.guest_open)
+    }
+
+    /// The host's side has come or gone.
+    pub(crate) const fn set_host_open(&mut self, open: bool) {
+        if self.host_open != open {
+            self.host_open = open;
+            if self.ready {
+                self.news.add(News::OPEN);
+            }
+        }
+    }
+
+    /// Takes note of a message about this port; `None` if it says nothing that is known.
+    fn obey(&mut self, message: Message, facts: Facts<'_>) -> Option<Effect> {
+        match (message.event, message.value) {
+            (PORT_READY, 0) => {
+                (self.ready, self.news) = (false, News::default());
+                Some(Effect::Failed)
+            }
+            (PORT_READY, _) => {
+                self.ready = true;
+                self.news.add(News::OPEN);
+                if facts.console {
+                    self.news.add(News::CONSOLE);
+                    if facts.size != Size::default() {
+                        self.news.add(News::SIZE);
+                    }
+                }
+                if facts.name.is_some() {
+                    self.news.add(News::NAME);
+                }
+                Some(Effect::Listens)
+            }
+            (PORT_OPEN, value) => {
+                self.guest_open = value != 0;
+                Some(Effect::Opened(self.guest_open))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Takes note of a message from the driver; `None` if it makes no sense.
+pub(crate) fn obey<'a>(
+    ports: &mut [PortState],
+    facts: impl Fn(usize) -> Option<Facts<'a>>,
+    message: Message,
+) -> Option<Effect> {
+    if message.event == DEVICE_READY {
+        // 0 says that the driver has failed: there is nothing to tell it.
+        if message.value != 0 {
+            for port in ports {
+                (port.ready, port.guest_open) = (false, false);
+                port.news = News::ADD;
+            }
+        }
+        return Some(Effect::Nothing);
+    }
+    let index = usize::try_from(message.port).ok()?;
+    ports.get_mut(index)?.obey(message, facts(index)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FACTS: Facts<'_> = Facts {
+        console: true,
+        name: Some("tty"),
+        size: Size { cols: 80, rows: 25 },
+    };
+
+    fn say(ports: &mut [PortState], port: u32, event: u16, value: u16) -> Option<Effect> {
+        let message = Message { port, event, value };
+        obey(ports, |_| Some(FACTS), message)
+    }
+
+    /// Everything that the driver is told, in order.
+    fn news(ports: &mut [PortState]) -> Vec<Vec<u8>> {
+        let mut messages = Vec::new();
+        for (number, port) in (0..).zip(ports) {
+            while let Some(first) = port.news.first() {
+                messages.push(port.message(number, first, FACTS));
+                port.news.remove(first);
+            }
+        }
+        messages
+    }
+
+    #[test]
+    fn a_driver_is_told_of_each_port_and_then_all_about_it() {
+        let mut ports = [PortState::default(); 2];
+        assert_eq!(news(&mut ports).len(), 0);
+        assert_eq!(say(&mut ports, 7, DEVICE_READY, 1), Some(Effect::Nothing));
+        let added = [[0, 0, 0, 0, 1, 0, 1, 0], [1, 0, 0, 0, 1, 0, 1, 0]];
+        assert_eq!(news(&mut ports), added);
+        assert_eq!(say(&mut ports, 1, PORT_READY, 1), Some(Effect::Listens));
+        let about = [
+            &[1, 0, 0, 0, 4, 0, 1, 0][..],
+            &[1, 0, 0, 0, 7, 0, 1, 0, b't', b't', b'y'],
+            &[1, 0, 0, 0, 5, 0, 0, 0, 80, 0, 25, 0],
+            &[1, 0, 0, 0, 6, 0, 1, 0],
+        ];
+        assert_eq!(news(&mut ports), about);
+    }
+
+    #[test]
+    fn a_driver_that_floods_is_told_no_more_for_that() {
+        let mut ports = [PortState::default()];
+        for _ in 0..1000 {
+            say(&mut ports, 0, DEVICE_READY, 1);
+            say(&mut ports, 0, PORT_READY, 1);
+        }
+        assert_eq!(news(&mut ports).len(), 5);
+    }
+
+    #[test]
+    fn what_makes_no_sense_changes_nothing() {
+        let mut ports = [PortState::default()];
+        let before = ports;
+        for (port, event) in [(1, PORT_READY), (u32::MAX, PORT_OPEN), (0, 2), (0, 99)] {
+            assert_eq!(say(&mut ports, port, event, 1), None);
+        }
+        assert_eq!(say(&mut ports, 0, DEVICE_READY, 0), Some(Effect::Nothing));
+        assert_eq!(ports, before);
+    }
+
+    #[test]
+    fn a_port_without_a_driver_hears_of_no_hang_up() {
+        let mut port = PortState::default();
+        port.set_host_open(false);
+        assert_eq!(port.news.first(), None);
+        port.ready = true;
+        port.set_host_open(true);
+        assert_eq!(port.news.first(), Some(News::OPEN));
+    }
+}

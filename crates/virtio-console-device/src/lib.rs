@@ -1,0 +1,69 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A virtio console device (VIRTIO 1.3, section 5.3).
+//!
+//! [`Console`] is the device; it knows no transport and no hypervisor. Behind each of its [`Port`]s
+//! is any pair of descriptors of the host: a terminal, pipes, a socket, the master of a pseudo
+//! terminal, files.
+//!
+//! ```
+//! use std::os::fd::AsFd;
+//! use virtio_console_device::{Console, Port, Size};
+//! use virtio_device_core::WorkerThread;
+//!
+//! // The VMM's own terminal, which the shell that started it goes on using afterwards.
+//! let input = std::io::stdin().as_fd().try_clone_to_owned()?;
+//! let output = std::io::stdout().as_fd().try_clone_to_owned()?;
+//! let port = Port::new(input, output)?.with_size(Size { cols: 80, rows: 25 });
+//! let console = Console::new(port, WorkerThread::named("console")?)?;
+//! // For when the terminal has another size: SIGWINCH, say.
+//! let handle = console.handle();
+//! handle.resize(0, Size { cols: 132, rows: 50 });
+//! // Now put `console` behind a transport.
+//! # Ok::<(), std::io::Error>(())
+//! ```
+//!
+//! # What holds
+//!
+//! * **Back-pressure in both directions.** Nothing is read from the host before the guest has room for
+//!   it, so input waits where it is; output that the host does not take stays in the guest's queue.
+//!   Neither holds a vCPU, and nobody polls meanwhile: the worker sleeps.
+//! * **No byte is lost or doubled** by a pause, by saving and restoring, or by a reset of the other
+//!   queue. A byte is moved under the same lock under which its request is completed. Of a request
+//!   that the host has taken in part, the device's saved state says how much.
+//! * **A host that hangs up** does not end the device. Input ends there; output is discarded from then
+//!   on. A terminal is looked at again every half second, because somebody else may open it.
+//! * **`O_NONBLOCK` is never set** on a description that others share; see [`Port::new`].
+//!
+//! A write to a pipe whose reader has gone raises `SIGPIPE`, which Rust programs ignore unless they
+//! were told otherwise. A VMM that is not one must ignore it.
+//!
+//! # Features
+//!
+//! | feature | what there is |
+//! |---|---|
+//! | `VIRTIO_CONSOLE_F_SIZE` | [`Port::with_size`], [`ConsoleHandle::resize`] at any time; 0 by 0 while it is not known |
+//! | `VIRTIO_CONSOLE_F_EMERG_WRITE` | goes straight to the first port's output; lost if the host does not take it at once |
+//! | `VIRTIO_CONSOLE_F_MULTIPORT` | with [`Console::with_ports`]: consoles and named channels, told to the driver by control messages |
+//!
+//! Ports are not added or removed at run time.
+
+#![forbid(unsafe_code)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod control;
+mod device;
+mod host;
+mod observer;
+mod port;
+mod shared;
+mod state;
+mod worker;
+
+pub use device::{
+    Console, ConsoleHandle, MAX_PORTS, VIRTIO_CONSOLE_F_EMERG_WRITE, VIRTIO_CONSOLE_F_MULTIPORT,
+    VIRTIO_CONSOLE_F_SIZE,
+};
+pub use observer::{ConsoleEvent, ConsoleObserver};
+pub use port::{Port, Size};

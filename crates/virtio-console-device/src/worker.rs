@@ -1,0 +1,507 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The device as its worker sees it: bytes between queues and descriptors of the host.
+//!
+//! A byte is read or written without waiting, and under the same lock as the request that it belongs
+//! to is completed: a pause finds both done, or neither.
+
+use std::io::{self, ErrorKind, Read};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use virtio_device_core::{
+    ActivateError, ActiveQueue, BadRequest, Chain, Context, DeviceFault, Interest, InterruptHandle,
+    Progress, QueueHandler, Readiness, RingFault, Rings,
+};
+use vm_memory::{GuestAddressSpace, GuestMemory};
+
+use crate::control::{Effect, HEADER, Message, PortState, obey};
+use crate::host::HostFd;
+use crate::observer::ConsoleEvent;
+use crate::shared::Shared;
+
+/// Most bytes that are moved by one call to the host.
+const PIECE: usize = 16 << 10;
+/// Most bytes of output that are moved in one turn, so that a pause never waits for more.
+const TURN: usize = 16 * PIECE;
+/// How long a terminal that has hung up is left alone.
+const HANGUP_WAIT: Duration = Duration::from_millis(500);
+/// How long a descriptor that nobody can wait for is left alone.
+const NO_POLL_WAIT: Duration = Duration::from_millis(10);
+
+/// The control queues: messages to the driver, and from it.
+const ANNOUNCE: u16 = 2;
+const OBEY: u16 = 3;
+
+/// The number of the descriptor that wakes the worker; those of ports follow.
+const WAKE: u32 = 0;
+
+pub(crate) struct Handler<M> {
+    memory: M,
+    shared: Arc<Shared>,
+    multiport: bool,
+    sides: Vec<Sides>,
+    chain: Chain,
+    piece: Box<[u8]>,
+}
+
+/// What the worker knows of the descriptors of one port.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sides {
+    input: Side,
+    output: Side,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Side {
+    /// It is always ready, as far as epoll knows: a file.
+    no_poll: bool,
+    /// When it was found to have hung up last.
+    gone: Option<Instant>,
+}
+
+/// Why a queue was left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// The driver has made nothing more available. Its next notification comes.
+    Drained,
+    /// The host gives or takes nothing for now.
+    HostBusy,
+    /// The host has hung up.
+    HostGone,
+    /// The device has nothing to say.
+    Silent,
+    /// Others have their turn.
+    Turn,
+    /// The queue is paused or was taken back. It is notified when it is there again.
+    Unavailable,
+}
+
+/// What becomes of a request.
+enum Answer {
+    Done(u32),
+    Wait(End),
+}
+
+const fn receive_queue(port: usize) -> u16 {
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "there are at most 511 ports"
+    )]
+    let port = port as u16;
+    if port == 0 { 0 } else { 2 * (port + 1) }
+}
+
+pub(crate) const fn transmit_queue(port: usize) -> u16 {
+    receive_queue(port) + 1
+}
+
+/// The numbers of the sources of a port.
+const fn input_source(port: usize) -> u32 {
+    receive_queue(port) as u32 + 1
+}
+
+const fn output_source(port: usize) -> u32 {
+    input_source(port) + 1
+}
+
+/// The port of a queue that is not for control, and whether it is for output.
+fn port_of(queue: u16) -> (usize, bool) {
+    (usize::from(queue / 2).saturating_sub(1), queue % 2 == 1)
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "there are at most 511 ports"
+)]
+const fn number(port: usize) -> u32 {
+    port as u32
+}
+
+impl<M> Handler<M> {
+    pub(crate) fn new(memory: M, shared: Arc<Shared>, multiport: bool) -> Self {
+        Self {
+            memory,
+            multiport,
+            sides: vec![Sides::default(); shared.ports.len()],
+            shared,
+            chain: Chain::default(),
+            piece: vec![0; PIECE].into_boxed_slice(),
+        }
+    }
+}
+
+impl<M: GuestAddressSpace> QueueHandler for Handler<M> {
+    fn start(&mut self, cx: &mut Context<'_>) -> Result<(), DeviceFault> {
+        let Self { shared, sides, .. } = self;
+        let failed = |error| DeviceFault::from(ActivateError::Worker(error));
+        if self.multiport {
+            cx.watch(WAKE, &shared.wake, Interest::READ)
+                .map_err(failed)?;
+        }
+        for (index, (port, sides)) in shared.ports.iter().zip(sides).enumerate() {
+            if index != 0 && !self.multiport {
+                break;
+            }
+            let input = (input_source(index), &port.input, Interest::READ);
+            sides.input.no_poll = !watch(cx, input).map_err(failed)?;
+            let output = (output_source(index), &port.output, Interest::WRITE);
+            sides.output.no_poll = !watch(cx, output).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    fn process(&mut self, queue: u16, cx: &mut Context<'_>) -> Result<Progress, DeviceFault> {
+        match (queue, port_of(queue)) {
+            (2.., _) if !self.multiport => Ok(Progress::Idle),
+            (ANNOUNCE, _) => self.announce(cx),
+            (OBEY, _) => self.obey(cx),
+            (_, (port, false)) => self.receive(port, cx),
+            (_, (port, true)) => self.transmit(port, Readiness::default(), cx),
+        }
+    }
+
+    fn ready(
+        &mut self,
+        source: u32,
+        readiness: Readiness,
+        cx: &mut Context<'_>,
+    ) -> Result<Progress, DeviceFault> {
+        let Some(queue) = source.checked_sub(1) else {
+            self.shared.clear_wake();
+            return self.announce(cx);
+        };
+        match port_of(u16::try_from(queue).unwrap_or(u16::MAX)) {
+            (port, false) => self.receive(port, cx),
+            (port, true) => self.transmit(port, readiness, cx),
+        }
+    }
+}
+
+impl<M: GuestAddressSpace> Handler<M> {
+    /// Moves what the host has for port `index` into the driver's buffers.
+    fn receive(&mut self, index: usize, cx: &mut Context<'_>) -> Result<Progress, DeviceFault> {
+        let (source, queue) = (input_source(index), receive_queue(index));
+        let Self {
+            memory,
+            shared,
+            chain,
+            piece,
+            ..
+        } = self;
+        let memory = memory.memory();
+        let (Some(port), Some(sides)) = (shared.ports.get(index), self.sides.get_mut(index)) else {
+            return Ok(Progress::Idle);
+        };
+        let listens = |state: &PortState| state.listens(port.console);
+        if self.multiport && !shared.progress().ports.get(index).is_some_and(listens) {
+            return wait(cx, source, Interest::NONE, Progress::Idle);
+        }
+        let Some(active) = cx.queue(queue) else {
+            return Ok(Progress::Idle);
+        };
+        let was_gone = sides.input.gone.is_some();
+        let mut failure = None;
+        let end = serve(active, &*memory, chain, cx.interrupt(), |chain, memory| {
+            let room = usize::try_from(chain.writable_len()).unwrap_or(PIECE);
+            if room == 0 {
+                return Err(BadRequest::Layout);
+            }
+            let piece = piece.get_mut(..room.min(PIECE)).unwrap_or_default();
+            match port.input.read(piece) {
+                Ok(0) => Ok(Answer::Wait(End::HostGone)),
+                Ok(count) => {
+                    let read = piece.get(..count).unwrap_or_default();
+                    sides.input.gone = None;
+                    chain.write(memory, read).map(Answer::Done)
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    sides.input.gone = None;
+                    Ok(Answer::Wait(End::HostBusy))
+                }
+                Err(error) => {
+                    failure = Some(error);
+                    Ok(Answer::Wait(End::HostGone))
+                }
+            }
+        })?;
+        if end == End::HostGone {
+            sides.input.gone = Some(Instant::now());
+            if !was_gone {
+                let (port, error) = (number(index), failure.as_ref());
+                shared.event(&ConsoleEvent::InputEnded { port, error });
+            }
+        } else if was_gone && sides.input.gone.is_none() {
+            let port = number(index);
+            shared.event(&ConsoleEvent::HostReturned { port });
+        }
+        let side = sides.input;
+        self.tell_host_side(index, cx);
+        match end {
+            End::Turn => Ok(Progress::More),
+            End::HostBusy if side.no_poll => Ok(Progress::After(NO_POLL_WAIT)),
+            End::HostBusy => wait(cx, source, Interest::READ, Progress::Idle),
+            End::HostGone if port_may_come_back(&self.shared, index) => {
+                wait(cx, source, Interest::NONE, Progress::After(HANGUP_WAIT))
+            }
+            _ => wait(cx, source, Interest::NONE, Progress::Idle),
+        }
+    }
+
+    /// Moves what the driver has written to port `index` to the host, which may have hung up.
+    fn transmit(
+        &mut self,
+        index: usize,
+        readiness: Readiness,
+        cx: &mut Context<'_>,
+    ) -> Result<Progress, DeviceFault> {
+        let (source, queue) = (output_source(index), transmit_queue(index));
+        let Self {
+            memory,
+            shared,
+            chain,
+            piece,
+            ..
+        } = self;
+        let memory = memory.memory();
+        let (Some(port), Some(sides)) = (shared.ports.get(index), self.sides.get_mut(index)) else {
+            return Ok(Progress::Idle);
+        };
+        let Some(active) = cx.queue(queue) else {
+            return Ok(Progress::Idle);
+        };
+        let was_gone = sides.output.gone.is_some();
+        let is_back = |gone: Instant| port.output.may_come_back() && gone.elapsed() >= HANGUP_WAIT;
+        if sides.output.gone.is_some_and(is_back) {
+            sides.output.gone = None;
+        }
+        let mut failure = None;
+        let mut moved = 0;
+        let end = serve(active, &*memory, chain, cx.interrupt(), |chain, memory| {
+            let mut progress = shared.progress();
+            let mut sent = progress.sent(index);
+            let total = chain.readable_len();
+            while sent < total && sides.output.gone.is_none() {
+                if moved >= TURN {
+                    return Ok(Answer::Wait(End::Turn));
+                }
+                let mut reader = chain.reader(memory);
+                reader.skip(sent);
+                let count = reader.read(piece).map_err(|_| BadRequest::Layout)?;
+                match send(&port.output, piece.get(..count).unwrap_or_default()) {
+                    Ok(count) => {
+                        sent += count as u64;
+                        moved += count;
+                        progress.set_sent(index, sent, Some(&active.lease));
+                    }
+                    Err(error) if error.kind() == ErrorKind::WouldBlock && !readiness.hangup => {
+                        return Ok(Answer::Wait(End::HostBusy));
+                    }
+                    Err(error) => {
+                        sides.output.gone = Some(Instant::now());
+                        failure = Some(error);
+                    }
+                }
+            }
+            progress.set_sent(index, 0, None);
+            Ok(Answer::Done(0))
+        })?;
+        let port = number(index);
+        match &failure {
+            Some(error) if !was_gone => shared.event(&ConsoleEvent::OutputEnded { port, error }),
+            None if was_gone && moved != 0 => shared.event(&ConsoleEvent::HostReturned { port }),
+            _ => {}
+        }
+        let no_poll = sides.output.no_poll;
+        self.tell_host_side(index, cx);
+        match end {
+            End::Turn => Ok(Progress::More),
+            End::HostBusy if no_poll => Ok(Progress::After(NO_POLL_WAIT)),
+            End::HostBusy => wait(cx, source, Interest::WRITE, Progress::Idle),
+            _ => wait(cx, source, Interest::NONE, Progress::Idle),
+        }
+    }
+
+    /// Tells the driver whether there is somebody on the host's side of a port, if that is news.
+    fn tell_host_side(&self, index: usize, cx: &Context<'_>) {
+        let Some(sides) = self.sides.get(index).filter(|_| self.multiport) else {
+            return;
+        };
+        let open = sides.input.gone.is_none() && sides.output.gone.is_none();
+        let mut progress = self.shared.progress();
+        if let Some(state) = progress.ports.get_mut(index) {
+            if state.host_open != open {
+                state.set_host_open(open);
+                nudge(cx, ANNOUNCE);
+            }
+        }
+    }
+
+    /// Tells the driver what is news to it.
+    fn announce(&mut self, cx: &Context<'_>) -> Result<Progress, DeviceFault> {
+        let (shared, memory) = (&self.shared, self.memory.memory());
+        let next = || {
+            let progress = shared.progress();
+            let mut ports = progress.ports.iter().enumerate();
+            ports.find_map(|(index, port)| Some((index, *port, port.news.first()?)))
+        };
+        let Some(active) = cx.queue(ANNOUNCE).filter(|_| next().is_some()) else {
+            return Ok(Progress::Idle);
+        };
+        let interrupt = cx.interrupt();
+        let end = serve(
+            active,
+            &*memory,
+            &mut self.chain,
+            interrupt,
+            |chain, memory| {
+                let Some((index, state, news)) = next() else {
+                    return Ok(Answer::Wait(End::Silent));
+                };
+                let facts = shared.facts(index).ok_or(BadRequest::Layout)?;
+                let message = state.message(number(index), news, facts);
+                if chain.writable_len() < message.len() as u64 {
+                    return Err(BadRequest::Layout);
+                }
+                let len = chain.write(memory, &message)?;
+                if let Some(port) = shared.progress().ports.get_mut(index) {
+                    port.news.remove(news);
+                }
+                Ok(Answer::Done(len))
+            },
+        )?;
+        Ok(end.progress())
+    }
+
+    /// Listens to what the driver has to say.
+    fn obey(&mut self, cx: &Context<'_>) -> Result<Progress, DeviceFault> {
+        let (shared, memory) = (&self.shared, self.memory.memory());
+        let Some(active) = cx.queue(OBEY) else {
+            return Ok(Progress::Idle);
+        };
+        let interrupt = cx.interrupt();
+        let end = serve(
+            active,
+            &*memory,
+            &mut self.chain,
+            interrupt,
+            |chain, memory| {
+                let message: [u8; HEADER] = chain.reader(memory).read_array()?;
+                let message = Message::parse(message);
+                let facts = |port| shared.facts(port);
+                let effect = obey(&mut shared.progress().ports, facts, message);
+                let Message { port, event, .. } = message;
+                match effect {
+                    None => shared.event(&ConsoleEvent::BadControl { port, event }),
+                    Some(Effect::Opened(open)) => {
+                        shared.event(&ConsoleEvent::GuestOpened { port, open });
+                    }
+                    Some(Effect::Failed) => shared.event(&ConsoleEvent::PortFailed { port }),
+                    Some(Effect::Nothing | Effect::Listens) => {}
+                }
+                if let Some(Effect::Listens | Effect::Opened(_)) = effect {
+                    // The port is known, so it has a number that fits.
+                    nudge(cx, receive_queue(port as usize));
+                }
+                Ok(Answer::Done(0))
+            },
+        )?;
+        nudge(cx, ANNOUNCE);
+        Ok(end.progress())
+    }
+}
+
+impl End {
+    const fn progress(self) -> Progress {
+        match self {
+            Self::Turn => Progress::More,
+            _ => Progress::Idle,
+        }
+    }
+}
+
+/// Serves one queue-length of requests under the queue's lock, and interrupts at most once.
+fn serve<'m, M: GuestMemory>(
+    active: &ActiveQueue,
+    memory: &'m M,
+    chain: &mut Chain,
+    interrupt: &InterruptHandle,
+    mut request: impl FnMut(&Chain, &'m M) -> Result<Answer, BadRequest>,
+) -> Result<End, DeviceFault> {
+    let served = active.lease.with(|queue| {
+        let rings = Rings::new(memory, queue.layout());
+        let mut end = End::Turn;
+        queue.disable_notification(&rings)?;
+        for _ in 0..queue.size() {
+            let Some(head) = queue.take(&rings, chain)? else {
+                if queue.enable_notification(&rings)? {
+                    continue;
+                }
+                end = End::Drained;
+                break;
+            };
+            match chain.check(&rings).and_then(|()| request(chain, memory)) {
+                Ok(Answer::Done(len)) => queue.complete(&rings, head, len)?,
+                Ok(Answer::Wait(why)) => {
+                    queue.put_back(head);
+                    end = why;
+                    break;
+                }
+                Err(error) => {
+                    interrupt.bad_request(active.index, error);
+                    queue.complete(&rings, head, 0)?;
+                }
+            }
+        }
+        if queue.needs_interrupt(&rings)? {
+            active.interrupt.trigger();
+        }
+        Ok::<_, RingFault>(end)
+    });
+    Ok(served.unwrap_or(Ok(End::Unavailable))?)
+}
+
+/// Watches a descriptor without interest for now; returns whether that is possible at all.
+fn watch(
+    cx: &mut Context<'_>,
+    (source, fd, interest): (u32, &HostFd, Interest),
+) -> io::Result<bool> {
+    match cx.watch(source, fd, interest) {
+        Ok(()) => cx.set_interest(source, Interest::NONE).map(|()| true),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn wait(
+    cx: &mut Context<'_>,
+    source: u32,
+    interest: Interest,
+    progress: Progress,
+) -> Result<Progress, DeviceFault> {
+    cx.set_interest(source, interest)
+        .map_err(DeviceFault::Backend)?;
+    Ok(progress)
+}
+
+/// Nothing written is nothing taken.
+fn send(output: &HostFd, data: &[u8]) -> io::Result<usize> {
+    match output.write(data)? {
+        0 => Err(ErrorKind::WouldBlock.into()),
+        count => Ok(count),
+    }
+}
+
+/// Has the worker look at another one of its queues.
+fn nudge(cx: &Context<'_>, queue: u16) {
+    if let Some(queue) = cx.queue(queue) {
+        // A full counter wakes just as well.
+        let _ = queue.kick.write(1);
+    }
+}
+
+fn port_may_come_back(shared: &Shared, port: usize) -> bool {
+    let port = shared.ports.get(port);
+    port.is_some_and(|port| port.input.may_come_back())
+}
