@@ -318,7 +318,7 @@ fn a_source_with_a_descriptor_needs_epoll_ctl_as_well() {
         std::thread::spawn(move || {
             // A little at a time, so that the source is found empty.
             while host.write_all(&[7; 64]).is_ok() {
-                std::thread::sleep(std::time::Duration::from_micros(100));
+                std::thread::sleep(Duration::from_micros(100));
             }
         });
         let fd = device.try_clone().unwrap().into();
