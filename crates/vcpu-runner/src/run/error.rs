@@ -21,7 +21,7 @@ macro_rules! run_errors {
         pub enum RunError<E = Infallible> {
             $($(#[$doc])* #[error($text)] $kind,)+
             /// Any other `errno` of Linux.
-            #[error("error {0}")]
+            #[error("{}", io::Error::from_raw_os_error(*.0))]
             Errno(i32),
             /// An error of the VMM's own vCPU.
             #[error(transparent)]
