@@ -150,10 +150,11 @@ impl Machine {
             .trace
             .map(|lines| Trace::new(lines, self.errors.clone(), &self.mmio, &self.pio));
         let vcpus = cpu::create(kvm, &vm, options.cpus, &kernel.entry)?;
-        let mut group = VcpuGroup::new();
+        let bell = self.bell.clone();
+        let mut group = VcpuGroup::new().on_end(move |_, _| bell.end(End::Vcpu));
         for (id, (vcpu, exits)) in vcpus.into_iter().zip(&self.exits).enumerate() {
             let buses = BusIo::new(self.mmio.view(), self.pio.view());
-            let io = Io::new(id, buses, trace.clone(), self.bell.clone());
+            let io = Io::new(id, buses, trace.clone());
             let observer = (exits.clone(), OtherExits::new(id, trace.clone()));
             let vcpu = KvmVcpu::new(vcpu).map_err(call("mmap of a vCPU's run record"))?;
             group.add(VcpuRunner::new(vcpu, io).with_observer(observer));

@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use bus::{Address, Bus, MmioBus, PioBus};
 use vcpu_runner::{BusIo, ExitKind, ExitObserver, GuestIo};
 
-use super::bell::{Bell, End};
 use super::output::Output;
 
 /// What is still to be traced, for all vCPUs together.
@@ -101,17 +100,11 @@ pub(crate) struct Io {
     vcpu: usize,
     buses: BusIo,
     trace: Option<Trace>,
-    bell: Bell,
 }
 
 impl Io {
-    pub(crate) const fn new(vcpu: usize, buses: BusIo, trace: Option<Trace>, bell: Bell) -> Self {
-        Self {
-            vcpu,
-            buses,
-            trace,
-            bell,
-        }
+    pub(crate) const fn new(vcpu: usize, buses: BusIo, trace: Option<Trace>) -> Self {
+        Self { vcpu, buses, trace }
     }
 }
 
@@ -143,12 +136,5 @@ impl GuestIo for Io {
             trace.access(self.vcpu, ExitKind::IoOut, &trace.pio, port, data);
         }
         self.buses.pio_write(port, data);
-    }
-}
-
-/// The run loop drops its devices when it ends, for whatever reason.
-impl Drop for Io {
-    fn drop(&mut self) {
-        self.bell.end(End::Vcpu);
     }
 }

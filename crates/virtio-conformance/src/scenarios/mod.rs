@@ -117,7 +117,11 @@ fn bad_queues<P: Port>(machine: &mut Machine<P>) {
     }
     for bad in [1, 2, 4, 8, 15] {
         let desc_table = QUEUE + bad;
-        assert!(!machine.port.enable(index, &good.with_desc_table(desc_table)));
+        assert!(
+            !machine
+                .port
+                .enable(index, &good.with_desc_table(desc_table))
+        );
     }
     for at in [MEMORY_END, MEMORY_END - 16, 1 << 63, u64::MAX - 15] {
         let wrong = [
