@@ -202,3 +202,27 @@ fn a_worker_that_ends_leaves_none_of_its_descriptors_open() {
     // The end of the stream: both the handler's descriptor and its duplicate are closed.
     assert_eq!(host.read(&mut [0]).unwrap(), 0);
 }
+
+#[test]
+fn a_panic_in_start_leaves_no_descriptor_in_the_loop() {
+    let kicks = support::kicks(1);
+    let bad = support::activated_with(&kicks);
+    let handler = Input(
+        |_: &mut Context<'_>| panic!("a bug in the device"),
+        |_, _, _: &mut Context<'_>| Ok(Progress::Idle),
+    );
+    let worker = Worker::new(handler, bad.queues.clone(), bad.interrupt.clone());
+    let mut thread = start(worker);
+    wait_until("failure", || bad.session.is_broken());
+    bad.session.revoke();
+    let next = support::activated_with(&kicks);
+    let (sender, calls) = channel();
+    let worker = next.worker(move |_, _| {
+        let _ = sender.send(());
+        Ok(Progress::Idle)
+    });
+    thread.start(worker).unwrap();
+    next.kick(0);
+    assert_eq!(calls.recv_timeout(SOON), Ok(()));
+    assert!(!next.session.is_broken());
+}

@@ -101,7 +101,9 @@ impl Running {
                 interrupt: interrupt.clone(),
                 again: Vec::new(),
             };
-            let result = running.begin(poller);
+            // Whether it fails or panics, no descriptor stays behind: the kicks outlive the worker.
+            let begun = catch_unwind(AssertUnwindSafe(|| running.begin(poller)));
+            let result = begun.unwrap_or(Err(DeviceFault::Panicked));
             if result.is_err() {
                 running.leave(poller);
             }
