@@ -244,6 +244,7 @@ impl Running {
                 Err(error) => self.fail(&DeviceFault::Loop(error)),
             };
         }
+        let pauses = self.interrupt.pauses();
         self.queues.iter_mut().for_each(ActiveQueue::refresh);
         let mut cx = Context {
             queues: &self.queues,
@@ -258,6 +259,10 @@ impl Running {
             Reason::Source(number) => handler.ready(number, readiness, &mut cx),
         }));
         match served {
+            // It may have found its queues paused, with what woke it already taken in.
+            Ok(Ok(Progress::Idle)) if self.interrupt.pauses() != pauses => {
+                self.call_again(reason, When::Soon);
+            }
             Ok(Ok(Progress::Idle)) => {}
             Ok(Ok(Progress::More)) => self.call_again(reason, When::Soon),
             Ok(Ok(Progress::After(wait))) => {
