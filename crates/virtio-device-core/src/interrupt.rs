@@ -220,6 +220,8 @@ struct Shared {
     /// Outside of the lock: workers ask at every wake-up.
     revoked: AtomicBool,
     paused: AtomicBool,
+    /// How often the device was paused.
+    pauses: AtomicUsize,
     target: Cuttable,
     /// The loops in which this activation has workers, to be woken when its state changes.
     loops: Mutex<Vec<Arc<EventFd>>>,
@@ -235,6 +237,7 @@ impl InterruptHandle {
                 broken: AtomicBool::new(false),
                 revoked: AtomicBool::new(false),
                 paused: AtomicBool::new(paused),
+                pauses: AtomicUsize::new(0),
                 target: Cuttable::new(Some(interrupt)),
                 loops: Mutex::new(Vec::new()),
                 starting: AtomicUsize::new(1),
@@ -290,7 +293,16 @@ impl InterruptHandle {
         self.shared.broken.store(true, Ordering::Release);
     }
 
+    /// How often the device was paused: whoever finds it changed may have met a paused queue.
+    pub(crate) fn pauses(&self) -> usize {
+        self.shared.pauses.load(Ordering::Acquire)
+    }
+
+    /// To be called before the leases are paused, and after they are resumed.
     pub(crate) fn set_paused(&self, paused: bool) {
+        if paused {
+            self.shared.pauses.fetch_add(1, Ordering::AcqRel);
+        }
         self.shared.paused.store(paused, Ordering::Release);
     }
 

@@ -149,9 +149,9 @@ impl Session {
 
     /// Lets the device go on, and look at all of its queues without waiting for a notification.
     pub fn resume(&self) {
-        self.handle.set_paused(false);
         self.device.resume();
         self.queues.iter().for_each(|queue| queue.lent.resume());
+        self.handle.set_paused(false);
         self.handle.wake_loops();
         self.kick_all();
     }

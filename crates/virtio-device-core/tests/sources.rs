@@ -204,6 +204,62 @@ fn a_worker_that_ends_leaves_none_of_its_descriptors_open() {
 }
 
 #[test]
+fn host_input_that_meets_a_paused_queue_is_told_again_on_resume() {
+    let activated = activated(1);
+    let (mut host, device) = UnixStream::pair().unwrap();
+    let watched = device.try_clone().unwrap();
+    let (entered, inside) = channel();
+    let (release, released) = channel::<()>();
+    let lease = activated.queues[0].lease.clone();
+    let mut taken = false;
+    let handler = Input(
+        move |cx: &mut Context<'_>| watch(cx, &watched, Interest::READ),
+        move |_, _, _: &mut Context<'_>| {
+            if !std::mem::replace(&mut taken, true) {
+                // What woke it is taken in, so the descriptor is not ready any more.
+                (&device).read_exact(&mut [0]).unwrap();
+                entered.send(lease.is_paused()).unwrap();
+                released.recv_timeout(SOON).unwrap();
+            }
+            entered.send(lease.with(|_| ()).is_err()).unwrap();
+            Ok(Progress::Idle)
+        },
+    );
+    let _thread = start(Worker::new(handler, vec![], activated.interrupt.clone()));
+    host.write_all(b"x").unwrap();
+    assert_eq!(inside.recv_timeout(SOON), Ok(false));
+    activated.session.pause();
+    release.send(()).unwrap();
+    assert_eq!(inside.recv_timeout(SOON), Ok(true), "paused meanwhile");
+    activated.session.resume();
+    assert_eq!(inside.recv_timeout(SOON), Ok(false), "called again");
+}
+
+#[test]
+fn a_panic_in_start_leaves_no_descriptor_in_the_loop() {
+    let kicks = support::kicks(1);
+    let bad = support::activated_with(&kicks);
+    let handler = Input(
+        |_: &mut Context<'_>| panic!("a bug in the device"),
+        |_, _, _: &mut Context<'_>| Ok(Progress::Idle),
+    );
+    let worker = Worker::new(handler, bad.queues.clone(), bad.interrupt.clone());
+    let mut thread = start(worker);
+    wait_until("failure", || bad.session.is_broken());
+    bad.session.revoke();
+    let next = support::activated_with(&kicks);
+    let (sender, calls) = channel();
+    let worker = next.worker(move |_, _| {
+        let _ = sender.send(());
+        Ok(Progress::Idle)
+    });
+    thread.start(worker).unwrap();
+    next.kick(0);
+    assert_eq!(calls.recv_timeout(SOON), Ok(()));
+    assert!(!next.session.is_broken());
+}
+
+#[test]
 fn a_refused_interest_neither_ends_the_worker_at_the_next_pause_nor_reaches_the_others() {
     let activated = activated(1);
     let (mut host, device) = UnixStream::pair().unwrap();

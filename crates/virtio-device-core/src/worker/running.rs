@@ -106,7 +106,9 @@ impl Running {
                 again: Vec::new(),
                 calls: Vec::new(),
             };
-            let result = running.begin(poller);
+            // Whether it fails or panics, no descriptor stays behind: the kicks outlive the worker.
+            let begun = catch_unwind(AssertUnwindSafe(|| running.begin(poller)));
+            let result = begun.unwrap_or(Err(DeviceFault::Panicked));
             if result.is_err() {
                 running.leave(poller);
             }
@@ -280,6 +282,7 @@ impl Running {
             self.sources.suspend(poller, true);
             return Life::GoesOn;
         }
+        let pauses = self.interrupt.pauses();
         self.queues.iter_mut().for_each(ActiveQueue::refresh);
         let mut cx = Context {
             queues: &self.queues,
@@ -294,6 +297,10 @@ impl Running {
             Reason::Source(number) => handler.ready(number, readiness, &mut cx),
         }));
         match served {
+            // It may have found its queues paused, with what woke it already taken in.
+            Ok(Ok(Progress::Idle)) if self.interrupt.pauses() != pauses => {
+                self.call_again(reason, When::Soon);
+            }
             Ok(Ok(Progress::Idle)) => {}
             Ok(Ok(Progress::More)) => self.call_again(reason, When::Soon),
             Ok(Ok(Progress::After(wait))) => {
