@@ -3,7 +3,7 @@
 
 //! What happens between threads, in every order that the memory model allows.
 //!
-//! `RUSTFLAGS="--cfg loom" cargo test -p vmm-bus --test loom --release`
+//! `RUSTFLAGS="--cfg loom" cargo test --release --manifest-path loom/Cargo.toml`
 
 #![cfg(loom)]
 

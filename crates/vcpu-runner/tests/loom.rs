@@ -3,7 +3,7 @@
 
 //! The protocol between controllers and the loop, in every order that the model checker finds.
 //!
-//! `RUSTFLAGS="--cfg loom" cargo test --release --test loom`
+//! `RUSTFLAGS="--cfg loom" cargo test --release --manifest-path loom/Cargo.toml`
 //!
 //! A request that is lost leaves a thread waiting for ever, which the checker reports. Timeouts
 //! never pass here.

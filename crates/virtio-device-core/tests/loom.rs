@@ -3,7 +3,7 @@
 
 //! What a transport lends to a device, and takes back, in every order that the memory model allows.
 //!
-//! `RUSTFLAGS="--cfg loom" cargo test -p virtio-device-core --test loom --release`
+//! `RUSTFLAGS="--cfg loom" cargo test --release --manifest-path loom/Cargo.toml`
 
 #![cfg(loom)]
 

@@ -3,7 +3,7 @@
 
 //! A driver and a device at the two ends of one queue, in every order that the memory model allows.
 //!
-//! `RUSTFLAGS="--cfg loom" cargo test -p virtio-device-core --test loom_rings --release`
+//! `RUSTFLAGS="--cfg loom" cargo test --release --manifest-path loom/Cargo.toml`
 
 #![cfg(loom)]
 #![expect(

@@ -4,7 +4,7 @@
 //! vCPUs at the registers, a worker at the queue and the line to the guest, in every order that the
 //! memory model allows.
 //!
-//! `RUSTFLAGS="--cfg loom" cargo test -p virtio-mmio-transport --test loom --release`
+//! `RUSTFLAGS="--cfg loom" cargo test --release --manifest-path loom/Cargo.toml`
 
 #![cfg(loom)]
 #![expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
