@@ -16,7 +16,7 @@ use virtio_console_device::{
     Console, Port, Size, VIRTIO_CONSOLE_F_EMERG_WRITE, VIRTIO_CONSOLE_F_MULTIPORT,
     VIRTIO_CONSOLE_F_SIZE,
 };
-use virtio_device_core::{Features, VirtioDevice};
+use virtio_device_core::{DeviceState, Features, VirtioDevice};
 
 const A_WHILE: Duration = Duration::from_millis(60);
 
@@ -379,7 +379,6 @@ fn a_broken_ring_is_told_once() {
 
 #[test]
 fn a_saved_state_that_makes_no_sense_is_refused() {
-    use virtio_device_core::DeviceState;
     let (port, ..) = socket();
     let mut guest = Guest::new(vec![port], Features::NONE);
     let console: &mut dyn VirtioDevice<Memory> = &mut guest.device;
@@ -400,6 +399,24 @@ fn a_saved_state_that_makes_no_sense_is_refused() {
         refused(console, 1, &wrong);
     }
     assert_eq!(console.restore(&good), Ok(()));
+}
+
+#[test]
+fn a_restored_count_beyond_the_chain_ends_the_chain_and_no_other() {
+    let (port, mut host, device) = socket();
+    let mut guest = Guest::new(vec![port], Features::NONE).start();
+    guest.pause();
+    guest.say(TX, b"a chain");
+    let mut saved = guest.save();
+    let mut bytes = saved.state.data(1).unwrap().to_vec();
+    bytes[6..].fill(0xff);
+    saved.state = DeviceState::new(1, bytes).unwrap();
+    let mut guest = guest.move_to(vec![support::port(&device)], &saved);
+    guest.resume();
+    guest.until("output", |guest| guest.queues[TX].ring.used_index() == 1);
+    guest.say(TX, b"the next");
+    guest.until("output", |guest| guest.queues[TX].ring.used_index() == 2);
+    assert_eq!(available(&mut host, 100), b"the next");
 }
 
 #[test]

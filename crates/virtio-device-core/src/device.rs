@@ -118,7 +118,8 @@ pub trait VirtioDevice<M: GuestAddressSpace>: Send {
         state.expect_empty()
     }
 
-    /// Forgets the activation: what the driver has set up, requests in flight.
+    /// Forgets the activation: what the driver has set up, requests in flight. Also called when a
+    /// device is reset that was restored.
     ///
     /// When this is called all leases and interrupts are revoked, and workers end by themselves, so
     /// most devices have nothing to do. One that has I/O in flight cancels it: the reset is complete

@@ -247,9 +247,14 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
         if self.reset_is_pending() {
             return;
         }
-        if let Some(session) = self.session.take() {
-            session.revoke();
+        let session = self.session.take();
+        session.iter().for_each(Session::revoke);
+        // One that was restored remembers what was before, even if it is not live.
+        if session.is_some() || self.restored {
             self.device.reset();
+            self.restored = false;
+        }
+        if let Some(session) = session {
             if !session.wait_idle(Some(self.reset_bound)) {
                 self.resetting = Some(session);
             }

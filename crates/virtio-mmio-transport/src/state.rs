@@ -208,6 +208,7 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
             .restore(&state.device)
             .map_err(RestoreError::Device)?;
         self.registers = registers;
+        self.restored = true;
         let mut causes = state.interrupt_status;
         if state.needs_reset {
             self.session = Some(Session::broken(&self.config));

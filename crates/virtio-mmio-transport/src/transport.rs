@@ -51,6 +51,8 @@ pub struct MmioTransport<M: GuestAddressSpace, D: VirtioDevice<M>> {
     pub(crate) resetting: Option<Session>,
     pub(crate) reset_bound: Duration,
     pub(crate) paused: bool,
+    /// The device's state was put back, and the device not reset since.
+    pub(crate) restored: bool,
 }
 
 /// Features that this transport has, and a VMM may have it offer.
@@ -92,6 +94,7 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
             resetting: None,
             reset_bound: RESET_BOUND,
             paused: false,
+            restored: false,
             device,
         })
     }

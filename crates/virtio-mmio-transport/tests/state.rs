@@ -6,6 +6,8 @@
 
 mod support;
 
+use std::sync::atomic::Ordering;
+
 use bus::BusDevice;
 use support::{Fixture, Probe};
 use virtio_conformance::DriverQueue;
@@ -221,6 +223,20 @@ fn a_transport_in_use_is_not_restored() {
     // After a reset it is at the start again.
     twin.set(0x70, 0);
     twin.transport.restore(&state).unwrap();
+}
+
+#[test]
+fn a_restored_device_that_gave_up_is_reset_with_its_transport() {
+    let (mut fixture, _) = saved();
+    fixture.set(0x70, 0x8f);
+    let state = fixture.transport.save().unwrap();
+    let mut twin = twin(&fixture);
+    twin.transport.restore(&state).unwrap();
+    assert_eq!(twin.probe.resets.load(Ordering::SeqCst), 0);
+    for _ in 0..2 {
+        twin.set(0x70, 0);
+        assert_eq!(twin.probe.resets.load(Ordering::SeqCst), 1);
+    }
 }
 
 #[test]

@@ -193,7 +193,7 @@ impl Queue {
 
 /// What moves from one machine to another.
 pub struct Saved {
-    state: DeviceState,
+    pub state: DeviceState,
     progress: Vec<Option<QueueProgress>>,
     paused: bool,
 }
