@@ -7,6 +7,7 @@ use virtio_queue::{Queue, QueueState, QueueT};
 
 use super::layout::QueuePart;
 use super::memory::{RingMemory, load};
+use super::taken::Taken;
 use super::virtqueue::Virtqueue;
 use crate::fault::RingFault;
 use crate::sync::Ordering;
@@ -59,8 +60,8 @@ impl Virtqueue {
             let served = serve(&mut lent);
             // A device may reset its queue when it stops, and has come no further then.
             if lent.ready() {
-                queue.again.clear();
                 queue.take_over(memory, from, lent.next_avail(), lent.next_used())?;
+                queue.again.clear();
                 queue.lent = Some(lent);
             }
             Ok(served)
@@ -133,33 +134,34 @@ impl Virtqueue {
         )?;
         let nothing_overwritten =
             avail_index.wrapping_sub(first) <= size && taken <= size && given_back <= size;
+        let mut in_use = Taken::new(size);
         if in_flight != 0 && nothing_overwritten {
+            in_use.clone_from(&self.taken);
             // A chain is taken and given back in turn, so each mention changes what it is.
             for step in 0..taken {
                 let head = self.avail_entry(memory, first.wrapping_add(step))?;
-                self.mark(head, !self.is_taken(head));
+                in_use.toggle(head);
             }
             for step in 0..given_back {
                 let slot = self.next_used.wrapping_add(step) & (size - 1);
                 let element = 4 + 8 * usize::from(slot);
                 let part = QueuePart::UsedRing;
                 let head = load(memory, self.layout(), part, element, Ordering::Relaxed)?;
-                self.mark(head, !self.is_taken(head));
+                in_use.toggle(head);
             }
-            let marked: u32 = self.taken.iter().map(|word| word.count_ones()).sum();
-            if marked != u32::from(in_flight) {
+            if in_use.heads().count() != usize::from(in_flight) {
                 return Err(contradiction);
             }
         } else {
             // Those in flight, if there are any, are the last that were taken.
-            self.taken.fill(0);
             for behind in 1..=in_flight {
                 let head = self.avail_entry(memory, next_avail.wrapping_sub(behind))?;
-                if !self.mark(head, true) {
+                if !in_use.insert(head) {
                     return Err(RingFault::HeadInUse(head));
                 }
             }
         }
+        self.taken = in_use;
         self.next_avail = next_avail;
         self.next_used = next_used;
         Ok(())

@@ -8,10 +8,10 @@ use std::sync::atomic::Ordering;
 
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::bitmap::BS;
+use vm_memory::bitmap::{BS, BitmapSlice};
 use vm_memory::{
     Address, AtomicAccess, ByteValued, Bytes, GuestAddress, GuestMemory, GuestMemoryBackend,
-    GuestMemoryRegion, MemoryRegionAddress, VolatileMemory, VolatileSlice,
+    GuestMemoryRegion, MemoryRegionAddress, VolatileArrayRef, VolatileMemory, VolatileSlice,
 };
 
 use super::layout::{QueueLayout, QueuePart};
@@ -30,12 +30,17 @@ pub trait RingMemory: sealed::Cache {
 pub use sealed::Cache as RingCache;
 
 mod sealed {
-    use super::{AtomicAccess, ByteValued, GuestMemory, Ordering, QueuePart, Region};
+    use super::{
+        AtomicAccess, BitmapSlice, ByteValued, GuestMemory, Ordering, QueuePart, Region,
+        VolatileArrayRef,
+    };
 
     /// The places that were looked up before, if any.
     pub trait Cache {
         /// Guest memory.
         type Memory: GuestMemory;
+        /// Notes which of it was written.
+        type Bitmap: BitmapSlice;
 
         /// Loads a field of a part, if its place is known.
         fn known_load<T: AtomicAccess>(
@@ -60,10 +65,11 @@ mod sealed {
             false
         }
 
-        /// Writes bytes of the used ring, if its place is known; says whether it was.
-        fn known_write(&self, offset: usize, bytes: &[u8]) -> bool {
-            let _ = (offset, bytes);
-            false
+        /// The used elements from `index` to the end of the ring, at least one, if their place is
+        /// known.
+        fn known_elements(&self, index: u16) -> Option<VolatileArrayRef<'_, u64, Self::Bitmap>> {
+            let _ = index;
+            None
         }
 
         /// Reads an object from a part, if its place is known.
@@ -81,6 +87,7 @@ mod sealed {
 
 impl<M: GuestMemory> sealed::Cache for M {
     type Memory = M;
+    type Bitmap = ();
 }
 
 impl<M: GuestMemory> RingMemory for M {
@@ -136,8 +143,9 @@ impl<M: GuestMemory> RingMemory for Rings<'_, M> {
     }
 }
 
-impl<M: GuestMemory> sealed::Cache for Rings<'_, M> {
+impl<'m, M: GuestMemory> sealed::Cache for Rings<'m, M> {
     type Memory = M;
+    type Bitmap = BS<'m, Bitmap<M>>;
 
     #[inline]
     fn known_load<T: AtomicAccess>(
@@ -162,9 +170,14 @@ impl<M: GuestMemory> sealed::Cache for Rings<'_, M> {
     }
 
     #[inline]
-    fn known_write(&self, offset: usize, bytes: &[u8]) -> bool {
-        let ring = self.used_ring.as_ref();
-        ring.is_some_and(|ring| ring.write_slice(bytes, offset).is_ok())
+    fn known_elements(&self, index: u16) -> Option<VolatileArrayRef<'_, u64, Self::Bitmap>> {
+        let ring = self.used_ring.as_ref()?;
+        let start = 4 + 8 * usize::from(index);
+        // The event index follows the elements.
+        let end = ring.len().checked_sub(2)?;
+        let count = end.checked_sub(start)? / 8;
+        let slots = ring.get_array_ref(start, count).ok()?;
+        (!slots.is_empty()).then_some(slots)
     }
 
     #[inline]
@@ -249,23 +262,6 @@ fn look_up_and_store<M: GuestMemory, T: AtomicAccess>(
 ) -> Result<(), RingFault> {
     let store = memory.store(value, address(layout, QueuePart::UsedRing, offset)?, order);
     store.map_err(|_| RingFault::RingMemory)
-}
-
-/// Writes used elements that the driver does not look at yet.
-#[inline]
-pub(crate) fn store_used<R: RingMemory>(
-    rings: &R,
-    layout: &QueueLayout,
-    offset: usize,
-    elements: &[[u8; 8]],
-) -> Result<(), RingFault> {
-    let bytes = elements.as_flattened();
-    if rings.known_write(offset, bytes) {
-        return Ok(());
-    }
-    let addr = address(layout, QueuePart::UsedRing, offset)?;
-    let written = rings.memory().write_slice(bytes, addr);
-    written.map_err(|_| RingFault::RingMemory)
 }
 
 /// Reads descriptor `index` of the queue's own table, in one access.

@@ -6,10 +6,14 @@
 mod chain;
 #[cfg(feature = "virtio-queue")]
 mod compat;
+mod foreign;
+mod group;
 mod layout;
 mod lease;
 mod memory;
+mod progress;
 mod stream;
+mod taken;
 mod virtqueue;
 
 pub use chain::{Buffer, Chain, Head};
@@ -18,5 +22,6 @@ pub use lease::{DeviceLease, InFlight, Lease, Lent, QueueLease, Unavailable};
 #[cfg(loom)]
 pub use memory::RingCache;
 pub use memory::{RingMemory, Rings};
+pub use progress::{ProgressError, QueueProgress};
 pub use stream::{Reader, Writer};
-pub use virtqueue::{ProgressError, QueueProgress, Virtqueue};
+pub use virtqueue::Virtqueue;

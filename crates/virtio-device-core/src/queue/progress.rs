@@ -1,0 +1,83 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! How far a device has come with a queue, saved and restored.
+
+use thiserror::Error;
+
+use super::layout::QueueLayout;
+use super::taken::Taken;
+use super::virtqueue::Virtqueue;
+use crate::negotiation::Features;
+
+/// How far a device has come with a queue: plain data, to be saved.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct QueueProgress {
+    /// The available index up to which chains were taken.
+    pub next_avail: u16,
+    /// The used index up to which chains were given back.
+    pub next_used: u16,
+    /// Heads of the chains in flight: taken, and not given back.
+    pub taken: Vec<u16>,
+}
+
+/// Why a queue cannot go on from a saved state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum ProgressError {
+    /// The number of chains in flight is not the distance of the indices, or exceeds the queue size.
+    #[error("{taken} chains are in flight, but the indices are {expected} apart")]
+    Count {
+        /// How far the indices are apart.
+        expected: u16,
+        /// How many chains are in flight.
+        taken: usize,
+    },
+    /// A chain in flight has a head that the queue does not have, or that another one has.
+    #[error("head {0} of a chain in flight is out of range or listed twice")]
+    Head(u16),
+}
+
+impl Virtqueue {
+    /// Makes the queue that lives at `layout` and goes on where `progress` says. Chains that were in
+    /// flight come first, so that each is served once.
+    ///
+    /// # Errors
+    ///
+    /// What in `progress` contradicts itself or the layout.
+    pub fn resume(
+        layout: QueueLayout,
+        features: Features,
+        progress: &QueueProgress,
+    ) -> Result<Self, ProgressError> {
+        let expected = progress.next_avail.wrapping_sub(progress.next_used);
+        let taken = progress.taken.len();
+        if taken != usize::from(expected) || expected > layout.size() {
+            return Err(ProgressError::Count { expected, taken });
+        }
+        let mut seen = Taken::new(layout.size());
+        for &head in &progress.taken {
+            if head >= layout.size() || !seen.insert(head) {
+                return Err(ProgressError::Head(head));
+            }
+        }
+        let mut queue = Self::new(layout, features);
+        queue.again = progress.taken.iter().rev().copied().collect();
+        queue.next_avail = progress.next_avail;
+        queue.next_used = progress.next_used;
+        Ok(queue)
+    }
+
+    /// How far the device has come. [`resume`](Self::resume) takes it, whatever has happened to the
+    /// queue.
+    #[must_use]
+    pub fn progress(&self) -> QueueProgress {
+        let again = self.again.iter().rev().copied();
+        QueueProgress {
+            next_avail: self.next_avail,
+            next_used: self.next_used,
+            taken: self.taken.heads().chain(again).collect(),
+        }
+    }
+}
