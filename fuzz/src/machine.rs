@@ -147,12 +147,10 @@ impl Machine {
 
     /// Whatever has happened: after a reset the device serves a request, if its source can.
     pub fn reset_and_serve(&mut self, stream: &mut Stream) {
-        const SETUP: QueueSetup = QueueSetup {
-            size: 4,
-            desc_table: 0x100,
-            avail_ring: 0x200,
-            used_ring: 0x300,
-        };
+        const SETUP: QueueSetup = QueueSetup::new(4)
+            .with_desc_table(0x100)
+            .with_avail_ring(0x200)
+            .with_used_ring(0x300);
         let write = |addr, bytes: &[u8]| self.memory.write_slice(bytes, GuestAddress(addr));
         write(0, &[0xc5; 0x1000]).unwrap();
         write(0x200, &[0; 0x200]).unwrap();

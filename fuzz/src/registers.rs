@@ -36,12 +36,10 @@ enum Step {
 }
 
 const DRIVER_OK: u32 = 4;
-const SETUP: QueueSetup = QueueSetup {
-    size: 8,
-    desc_table: 0x1000,
-    avail_ring: 0x1100,
-    used_ring: 0x1200,
-};
+const SETUP: QueueSetup = QueueSetup::new(8)
+    .with_desc_table(0x1000)
+    .with_avail_ring(0x1100)
+    .with_used_ring(0x1200);
 const QUEUE_SEL: u64 = 0x30;
 const INTERRUPT_STATUS: u64 = 0x60;
 
@@ -106,12 +104,10 @@ impl Rig {
             }
             Step::Enable(size, desc_table, avail_ring, used_ring) => {
                 // The right places, and sometimes those beside them.
-                let setup = QueueSetup {
-                    size: if size < 0x80 { 8 } else { (size & 0x3f).into() },
-                    desc_table: SETUP.desc_table + 0x200 * u64::from(desc_table / 0x40),
-                    avail_ring: SETUP.avail_ring + u64::from(avail_ring / 0x40),
-                    used_ring: SETUP.used_ring + u64::from(used_ring / 0x40),
-                };
+                let setup = QueueSetup::new(if size < 0x80 { 8 } else { (size & 0x3f).into() })
+                    .with_desc_table(SETUP.desc_table + 0x200 * u64::from(desc_table / 0x40))
+                    .with_avail_ring(SETUP.avail_ring + u64::from(avail_ring / 0x40))
+                    .with_used_ring(SETUP.used_ring + u64::from(used_ring / 0x40));
                 let sound = setup.size.is_power_of_two()
                     && setup.avail_ring % 2 == 0
                     && setup.used_ring % 4 == 0;

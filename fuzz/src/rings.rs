@@ -141,12 +141,10 @@ impl Start {
         let place = |place: u16, align: u64, len: u64| {
             u64::from(place) % (REGIONS[1].end - len) / align * align
         };
-        QueueSetup {
-            size: size as u32,
-            desc_table: place(self.desc_table, 16, 16 * size),
-            avail_ring: place(self.avail_ring, 2, 6 + 2 * size),
-            used_ring: place(self.used_ring, 4, 6 + 8 * size),
-        }
+        QueueSetup::new(size as u32)
+            .with_desc_table(place(self.desc_table, 16, 16 * size))
+            .with_avail_ring(place(self.avail_ring, 2, 6 + 2 * size))
+            .with_used_ring(place(self.used_ring, 4, 6 + 8 * size))
     }
 
     fn features(self) -> u64 {

@@ -39,12 +39,10 @@ impl<'m, M: GuestMemory> DriverQueue<'m, M> {
         let entries = u64::from(size);
         let avail_ring = base + 16 * entries;
         let used_ring = (avail_ring + 6 + 2 * entries).next_multiple_of(4);
-        let setup = QueueSetup {
-            size: size.into(),
-            desc_table: base,
-            avail_ring,
-            used_ring,
-        };
+        let setup = QueueSetup::new(size.into())
+            .with_desc_table(base)
+            .with_avail_ring(avail_ring)
+            .with_used_ring(used_ring);
         let len = usize::try_from(used_ring + 6 + 8 * entries - base).unwrap();
         memory
             .write_slice(&vec![0; len], GuestAddress(base))

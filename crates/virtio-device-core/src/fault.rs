@@ -5,19 +5,20 @@
 //! cannot go on.
 
 use std::error::Error;
-use std::fmt;
 use std::io;
 
 use thiserror::Error;
 
 /// How a driver has broken a ring. The queue cannot be trusted from then on: it latches the fault,
 /// and the device must ask for a reset.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum RingFault {
     /// The ring is not in guest memory any more.
+    #[error("ring is not in guest memory")]
     RingMemory,
     /// The available index is further ahead than the queue is long (section 2.7.6.1).
+    #[error("available index {index} is too far ahead of {next}")]
     AvailIndex {
         /// The index up to which the device has taken chains.
         next: u16,
@@ -26,6 +27,7 @@ pub enum RingFault {
     },
     /// The used index is not one that leads to what was taken: a driver has written to the ring that
     /// only devices write (section 2.7.8).
+    #[error("used index {index} is too far behind {next}")]
     UsedIndex {
         /// The index up to which chains were taken.
         next: u16,
@@ -33,6 +35,7 @@ pub enum RingFault {
         index: u16,
     },
     /// A head or `next` field names a descriptor that the table does not have.
+    #[error("descriptor {index} in a table of {size}")]
     DescriptorIndex {
         /// The index named.
         index: u16,
@@ -40,59 +43,37 @@ pub enum RingFault {
         size: u16,
     },
     /// The chain is longer than the queue: a loop, or more than a driver may build.
+    #[error("descriptor chain is longer than the queue")]
     ChainTooLong,
     /// An indirect descriptor, although the feature was not negotiated (section 2.7.5.3.1).
+    #[error("indirect descriptor without VIRTIO_F_INDIRECT_DESC")]
     IndirectNotNegotiated,
     /// An indirect descriptor inside an indirect table.
+    #[error("indirect descriptor in an indirect table")]
     IndirectNested,
     /// An indirect descriptor that has a next one.
+    #[error("indirect descriptor with a next one")]
     IndirectWithNext,
     /// An indirect table of a length that is 0 or no multiple of 16.
+    #[error("indirect table of {0} bytes")]
     IndirectLength(u32),
     /// An indirect table that is not in guest memory as a whole.
+    #[error("indirect table at {0:#x} is not all in memory")]
     IndirectMemory(u64),
     /// A chain was made available again before it was given back.
+    #[error("chain {0} is available twice")]
     HeadInUse(u16),
     /// The device gave a chain back that it had not taken from this queue.
+    #[error("chain {0} was not taken")]
     HeadNotTaken(u16),
 }
 
-impl fmt::Display for RingFault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::RingMemory => f.write_str("ring is not in guest memory"),
-            Self::AvailIndex { next, index } => {
-                write!(f, "available index {index} is too far ahead of {next}")
-            }
-            Self::UsedIndex { next, index } => {
-                write!(f, "used index {index} is too far behind {next}")
-            }
-            Self::DescriptorIndex { index, size } => {
-                write!(f, "descriptor {index} in a table of {size}")
-            }
-            Self::ChainTooLong => f.write_str("descriptor chain is longer than the queue"),
-            Self::IndirectNotNegotiated => {
-                f.write_str("indirect descriptor without VIRTIO_F_INDIRECT_DESC")
-            }
-            Self::IndirectNested => f.write_str("indirect descriptor in an indirect table"),
-            Self::IndirectWithNext => f.write_str("indirect descriptor with a next one"),
-            Self::IndirectLength(len) => write!(f, "indirect table of {len} bytes"),
-            Self::IndirectMemory(addr) => {
-                write!(f, "indirect table at {addr:#x} is not all in memory")
-            }
-            Self::HeadInUse(head) => write!(f, "chain {head} is available twice"),
-            Self::HeadNotTaken(head) => write!(f, "chain {head} was not taken"),
-        }
-    }
-}
-
-impl Error for RingFault {}
-
 /// A request that cannot be served although the ring is sound: give the chain back with length 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum BadRequest {
     /// A buffer does not lie in guest memory as a whole.
+    #[error("buffer of {len} bytes at {addr:#x} is not all in memory")]
     BufferMemory {
         /// Guest address of the buffer.
         addr: u64,
@@ -100,21 +81,9 @@ pub enum BadRequest {
         len: u32,
     },
     /// The buffers are not what the device type asks for: too short, or of the wrong direction.
+    #[error("buffers are not laid out as the device type demands")]
     Layout,
 }
-
-impl fmt::Display for BadRequest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::BufferMemory { addr, len } => {
-                write!(f, "buffer of {len} bytes at {addr:#x} is not all in memory")
-            }
-            Self::Layout => f.write_str("buffers are not laid out as the device type demands"),
-        }
-    }
-}
-
-impl Error for BadRequest {}
 
 /// Why a device could not be activated.
 #[derive(Debug, Error)]

@@ -106,12 +106,10 @@ fn any_bytes_at_all_end_in_chains_or_a_fault() {
     for round in 0..if cfg!(miri) { 8 } else { 400 } {
         // The rings of every other queue overlap each other.
         let step = if round % 2 == 0 { 0x1000 } else { 8 };
-        let setup = QueueSetup {
-            size: 1 << (numbers.next() % 5),
-            desc_table: 0x1000,
-            avail_ring: 0x1000 + step,
-            used_ring: 0x1000 + 2 * step,
-        };
+        let setup = QueueSetup::new(1 << (numbers.next() % 5))
+            .with_desc_table(0x1000)
+            .with_avail_ring(0x1000 + step)
+            .with_used_ring(0x1000 + 2 * step);
         let layout = QueueLayout::check(&setup, 16, &memory).unwrap();
         // Mostly small numbers, so that some of it makes sense.
         let mut word = || {

@@ -630,11 +630,7 @@ fn progress_that_contradicts_itself_is_refused() {
     let layout = Pair::new(&memory, Features::NONE).driver.layout();
     let resume = |next_avail: u16, next_used, taken: &[u16]| {
         let taken = taken.to_vec();
-        let progress = QueueProgress {
-            next_avail,
-            next_used,
-            taken,
-        };
+        let progress = QueueProgress::new(next_avail, next_used, taken);
         Virtqueue::resume(layout, Features::NONE, &progress)
             .map(|queue| queue.progress() == progress)
     };

@@ -108,37 +108,26 @@ fn bad_queues<P: Port>(machine: &mut Machine<P>) {
     machine.negotiate(Features::NONE);
     let index = machine.index();
     let max = machine.port.max_size(index);
-    let good = QueueSetup {
-        size: max.min(8),
-        desc_table: QUEUE,
-        avail_ring: QUEUE + 0x1000,
-        used_ring: QUEUE + 0x2000,
-    };
+    let good = QueueSetup::new(max.min(8))
+        .with_desc_table(QUEUE)
+        .with_avail_ring(QUEUE + 0x1000)
+        .with_used_ring(QUEUE + 0x2000);
     for size in [0, 3, 5, max + 1, 2 * max, 1 << 16, 0x1_0000 | max, u32::MAX] {
-        assert!(!machine.port.enable(index, &QueueSetup { size, ..good }));
+        assert!(!machine.port.enable(index, &good.with_size(size)));
     }
     for bad in [1, 2, 4, 8, 15] {
         let desc_table = QUEUE + bad;
         assert!(
             !machine
                 .port
-                .enable(index, &QueueSetup { desc_table, ..good })
+                .enable(index, &good.with_desc_table(desc_table))
         );
     }
     for at in [MEMORY_END, MEMORY_END - 16, 1 << 63, u64::MAX - 15] {
         let wrong = [
-            QueueSetup {
-                desc_table: at,
-                ..good
-            },
-            QueueSetup {
-                avail_ring: at,
-                ..good
-            },
-            QueueSetup {
-                used_ring: at,
-                ..good
-            },
+            good.with_desc_table(at),
+            good.with_avail_ring(at),
+            good.with_used_ring(at),
         ];
         for setup in wrong {
             assert!(!machine.port.enable(index, &setup), "{setup:x?}");
@@ -156,12 +145,10 @@ fn bad_queues<P: Port>(machine: &mut Machine<P>) {
 fn live_queue<P: Port>(machine: &mut Machine<P>) {
     let mut queue = machine.start(Features::NONE);
     machine.serve(&mut queue);
-    let other = QueueSetup {
-        size: 2,
-        desc_table: QUEUE + 0x4000,
-        avail_ring: QUEUE + 0x5000,
-        used_ring: QUEUE + 0x6000,
-    };
+    let other = QueueSetup::new(2)
+        .with_desc_table(QUEUE + 0x4000)
+        .with_avail_ring(QUEUE + 0x5000)
+        .with_used_ring(QUEUE + 0x6000);
     let index = machine.index();
     assert!(machine.port.enable(index, &other), "it still is");
     machine.port.accept(0, u32::MAX);

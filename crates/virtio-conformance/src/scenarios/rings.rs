@@ -8,7 +8,7 @@
 )]
 
 use virtio_device_core::{
-    Features, QueueSetup, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_RING_RESET,
+    Features, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_RING_RESET,
 };
 
 use crate::driver::{VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
@@ -195,11 +195,10 @@ pub(super) fn overlapping_rings<P: Port>(machine: &mut Machine<P>) {
         for features in [Features::NONE, Features::QUEUE] {
             machine.negotiate(features);
             let mut queue = machine.queue(QUEUE);
-            let setup = QueueSetup {
-                avail_ring: QUEUE + avail,
-                used_ring: QUEUE + used,
-                ..*queue.setup()
-            };
+            let setup = queue
+                .setup()
+                .with_avail_ring(QUEUE + avail)
+                .with_used_ring(QUEUE + used);
             // Refused is as good as served.
             let index = machine.index();
             let enabled = machine.port.enable(index, &setup);

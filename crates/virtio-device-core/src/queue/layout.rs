@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use thiserror::Error;
 use vm_memory::{GuestAddress, GuestMemory, Permissions};
 
 /// Largest queue size that the specification knows (section 2.7).
@@ -15,6 +16,7 @@ pub const MAX_QUEUE_SIZE: u16 = 32768;
 /// A transport collects its registers here, at full width: a size of 65,536 + 8 is not 8.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub struct QueueSetup {
     /// Number of descriptors.
     pub size: u32,
@@ -24,6 +26,53 @@ pub struct QueueSetup {
     pub avail_ring: u64,
     /// Guest address of the used ring, the specification's device area.
     pub used_ring: u64,
+}
+
+impl QueueSetup {
+    /// Sets up a queue of `size` descriptors, all of its parts at guest address 0.
+    ///
+    /// ```
+    /// use virtio_device_core::QueueSetup;
+    ///
+    /// let setup = QueueSetup::new(16)
+    ///     .with_desc_table(0x1000)
+    ///     .with_avail_ring(0x2000)
+    ///     .with_used_ring(0x3000);
+    /// assert_eq!((setup.size, setup.avail_ring), (16, 0x2000));
+    /// ```
+    #[must_use]
+    pub const fn new(size: u32) -> Self {
+        Self {
+            size,
+            desc_table: 0,
+            avail_ring: 0,
+            used_ring: 0,
+        }
+    }
+
+    /// Replaces the number of descriptors.
+    #[must_use]
+    pub const fn with_size(self, size: u32) -> Self {
+        Self { size, ..self }
+    }
+
+    /// Replaces the guest address of the descriptor table.
+    #[must_use]
+    pub const fn with_desc_table(self, desc_table: u64) -> Self {
+        Self { desc_table, ..self }
+    }
+
+    /// Replaces the guest address of the available ring.
+    #[must_use]
+    pub const fn with_avail_ring(self, avail_ring: u64) -> Self {
+        Self { avail_ring, ..self }
+    }
+
+    /// Replaces the guest address of the used ring.
+    #[must_use]
+    pub const fn with_used_ring(self, used_ring: u64) -> Self {
+        Self { used_ring, ..self }
+    }
 }
 
 /// One of the three parts of a split virtqueue.
@@ -48,10 +97,11 @@ impl fmt::Display for QueuePart {
 }
 
 /// Why a queue cannot be enabled as the driver has set it up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum QueueSetupError {
     /// The size is 0, no power of two, or larger than the device offers.
+    #[error("queue size {size} is not a power of two up to {max}")]
     Size {
         /// What the driver wrote.
         size: u32,
@@ -59,24 +109,12 @@ pub enum QueueSetupError {
         max: u16,
     },
     /// A part is not aligned as section 2.7 demands.
+    #[error("{0} at {1:#x} is not aligned")]
     Alignment(QueuePart, u64),
     /// A part does not lie in guest memory as a whole.
+    #[error("{0} at {1:#x} is not all in memory")]
     Memory(QueuePart, u64),
 }
-
-impl fmt::Display for QueueSetupError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Size { size, max } => {
-                write!(f, "queue size {size} is not a power of two up to {max}")
-            }
-            Self::Alignment(part, addr) => write!(f, "{part} at {addr:#x} is not aligned"),
-            Self::Memory(part, addr) => write!(f, "{part} at {addr:#x} is not all in memory"),
-        }
-    }
-}
-
-impl std::error::Error for QueueSetupError {}
 
 /// A queue's place in guest memory, known to be well-formed.
 ///

@@ -13,6 +13,7 @@ use crate::negotiation::Features;
 /// How far a device has come with a queue: plain data, to be saved.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub struct QueueProgress {
     /// The available index up to which chains were taken.
     pub next_avail: u16,
@@ -20,6 +21,19 @@ pub struct QueueProgress {
     pub next_used: u16,
     /// Heads of the chains in flight: taken, and not given back.
     pub taken: Vec<u16>,
+}
+
+impl QueueProgress {
+    /// Describes a queue that has come to these indices, with the heads of the chains in flight, the
+    /// next to be served first.
+    #[must_use]
+    pub const fn new(next_avail: u16, next_used: u16, taken: Vec<u16>) -> Self {
+        Self {
+            next_avail,
+            next_used,
+            taken,
+        }
+    }
 }
 
 /// Why a queue cannot go on from a saved state.

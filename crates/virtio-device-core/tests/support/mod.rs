@@ -52,12 +52,10 @@ impl Interrupt for Told {
 /// A virtqueue of 4 descriptors in memory of its own.
 pub fn virtqueue() -> Virtqueue {
     let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
-    let setup = QueueSetup {
-        size: 4,
-        desc_table: 0,
-        avail_ring: 0x100,
-        used_ring: 0x200,
-    };
+    let setup = QueueSetup::new(4)
+        .with_desc_table(0)
+        .with_avail_ring(0x100)
+        .with_used_ring(0x200);
     let layout = QueueLayout::check(&setup, 4, &memory).unwrap();
     Virtqueue::new(layout, Features::NONE)
 }
