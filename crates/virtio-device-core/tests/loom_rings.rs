@@ -68,6 +68,7 @@ impl RingMemory for Rings {
 
 impl RingCache for Rings {
     type Memory = Memory;
+    type Bitmap = ();
 
     fn known_load<T: AtomicAccess>(
         &self,
@@ -144,8 +145,18 @@ impl Shared {
     }
 }
 
+/// The two ways to give a chain back.
+#[derive(Clone, Copy, Debug)]
+enum Complete {
+    Single,
+    Group,
+}
+
+const WAYS: [Complete; 2] = [Complete::Single, Complete::Group];
+
 /// The device's end.
 struct Device {
+    way: Complete,
     rings: Rings,
     queue: Virtqueue,
     chain: Chain,
@@ -165,16 +176,21 @@ impl Device {
         let seen = (buffer.addr.0, buffer.len, buffer.writable);
         assert_eq!(seen, (BUFFER, LEN, true));
         self.rings.shared.buffer.store(SECRET, Ordering::Relaxed);
-        self.queue.complete(&self.rings, head, LEN).unwrap();
+        let completed = match self.way {
+            Complete::Single => self.queue.complete(&self.rings, head, LEN),
+            Complete::Group => self.queue.complete_all(&self.rings, [(head, LEN)]),
+        };
+        completed.unwrap();
         true
     }
 }
 
-fn pair(features: Features) -> (Arc<Shared>, Device) {
+fn pair(features: Features, way: Complete) -> (Arc<Shared>, Device) {
     let memory = Memory::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
     let layout = DriverQueue::new(&memory, 0, SIZE).layout();
     let shared = Arc::<Shared>::default();
     let device = Device {
+        way,
         rings: Rings {
             memory,
             shared: shared.clone(),
@@ -187,23 +203,25 @@ fn pair(features: Features) -> (Arc<Shared>, Device) {
 
 #[test]
 fn who_sees_the_used_index_sees_the_element_and_the_buffer() {
-    loom::model(|| {
-        let (shared, mut device) = pair(Features::NONE);
-        shared.offer();
-        let worker = thread::spawn(move || assert!(device.serve()));
-        if shared.used_index.load(Ordering::Acquire) == 1 {
-            assert_eq!(shared.used_id.load(Ordering::Relaxed), 0);
-            assert_eq!(shared.used_len.load(Ordering::Relaxed), LEN);
-            assert_eq!(shared.buffer.load(Ordering::Relaxed), SECRET);
-        }
-        worker.join().unwrap();
-    });
+    for way in WAYS {
+        loom::model(move || {
+            let (shared, mut device) = pair(Features::NONE, way);
+            shared.offer();
+            let worker = thread::spawn(move || assert!(device.serve()));
+            if shared.used_index.load(Ordering::Acquire) == 1 {
+                assert_eq!(shared.used_id.load(Ordering::Relaxed), 0);
+                assert_eq!(shared.used_len.load(Ordering::Relaxed), LEN);
+                assert_eq!(shared.buffer.load(Ordering::Relaxed), SECRET);
+            }
+            worker.join().unwrap();
+        });
+    }
 }
 
 #[test]
 fn who_sees_the_available_index_sees_the_chain() {
     loom::model(|| {
-        let (shared, mut device) = pair(Features::NONE);
+        let (shared, mut device) = pair(Features::NONE, Complete::Single);
         let worker = thread::spawn(move || device.serve());
         shared.offer();
         worker.join().unwrap();
@@ -214,7 +232,7 @@ fn who_sees_the_available_index_sees_the_chain() {
 fn a_device_that_goes_to_sleep_is_notified_or_has_seen_the_chain() {
     for features in [Features::NONE, Features::of(&[VIRTIO_F_EVENT_IDX])] {
         loom::model(move || {
-            let (shared, mut device) = pair(features);
+            let (shared, mut device) = pair(features, Complete::Single);
             // While a device is awake it does not want to be told.
             shared.avail_event.store(0x8000, Ordering::Relaxed);
             shared.used_flags.store(1, Ordering::Relaxed);
@@ -228,28 +246,43 @@ fn a_device_that_goes_to_sleep_is_notified_or_has_seen_the_chain() {
     }
 }
 
+/// When a device enables notifications, which executes a fence as well.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Enables {
+    Never,
+    Before,
+    After,
+}
+
 #[test]
 fn a_driver_that_goes_to_sleep_is_interrupted_or_has_seen_the_used_chain() {
     for features in [Features::NONE, Features::of(&[VIRTIO_F_EVENT_IDX])] {
-        // As a device does it that goes to sleep, and one that does not.
-        for sleeps in [false, true] {
-            loom::model(move || {
-                let (shared, mut device) = pair(features);
-                shared.offer();
-                // While a driver is awake it does not want to be told.
-                shared.avail_flags.store(1, Ordering::Relaxed);
-                shared.used_event.store(0x8000, Ordering::Relaxed);
-                let worker = thread::spawn(move || {
-                    assert!(device.serve());
-                    if sleeps {
-                        let more = device.queue.enable_notification(&device.rings);
-                        assert!(!more.unwrap());
-                    }
-                    device.queue.needs_interrupt(&device.rings).unwrap()
-                });
-                let seen = shared.enable_interrupts();
-                assert!(worker.join().unwrap() || seen, "{features:#x} {sleeps}");
-            });
+        for way in WAYS {
+            for enables in [Enables::Never, Enables::Before, Enables::After] {
+                loom::model(move || goes_to_sleep(features, way, enables));
+            }
         }
     }
+}
+
+fn goes_to_sleep(features: Features, way: Complete, enables: Enables) {
+    let (shared, mut device) = pair(features, way);
+    shared.offer();
+    // While a driver is awake it does not want to be told.
+    shared.avail_flags.store(1, Ordering::Relaxed);
+    shared.used_event.store(0x8000, Ordering::Relaxed);
+    let worker = thread::spawn(move || {
+        // This fence does not order a used index that is published later.
+        if enables == Enables::Before {
+            assert!(device.queue.enable_notification(&device.rings).unwrap());
+        }
+        assert!(device.serve());
+        if enables == Enables::After {
+            assert!(!device.queue.enable_notification(&device.rings).unwrap());
+        }
+        device.queue.needs_interrupt(&device.rings).unwrap()
+    });
+    let seen = shared.enable_interrupts();
+    let interrupted = worker.join().unwrap();
+    assert!(interrupted || seen, "{features:#x} {way:?} {enables:?}");
 }
