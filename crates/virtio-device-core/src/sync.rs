@@ -22,7 +22,7 @@ use vmm_sys_util::eventfd::EventFd;
 #[doc(hidden)]
 pub fn eventfd_edge() {
     loom::lazy_static! {
-        static ref KERNEL: loom::sync::atomic::AtomicUsize = Default::default();
+        static ref KERNEL: AtomicUsize = Default::default();
     }
     KERNEL.fetch_add(1, Ordering::AcqRel);
 }
