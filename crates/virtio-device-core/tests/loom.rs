@@ -145,6 +145,20 @@ fn a_pause_waits_until_the_request_in_flight_is_complete() {
 }
 
 #[test]
+fn a_request_after_a_pause_sees_what_the_owner_did_in_it() {
+    model(|| {
+        let (lent, lease, guest) = lend();
+        let request = request(&lease, &guest);
+        lent.pause();
+        assert!(lent.wait_idle(None));
+        guest.rest();
+        guest.at_rest.store(false, Ordering::Relaxed);
+        lent.resume();
+        assert_eq!(u32::from(request.join().unwrap()), guest.writes());
+    });
+}
+
+#[test]
 fn a_reset_waits_until_the_io_in_flight_has_landed() {
     model(|| {
         let (lent, lease, guest) = lend();

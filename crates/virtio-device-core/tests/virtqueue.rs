@@ -661,53 +661,6 @@ fn chain_of(memory: &Memory, buffers: &[(u64, u32, bool)]) -> Chain {
     pair.chain
 }
 
-#[test]
-fn a_group_is_seen_all_at_once() {
-    let memory = memory();
-    let mut pair = Pair::new(&memory, Features::QUEUE);
-    // Over the end of the ring, too.
-    for round in 0..10_u32 {
-        let before = pair.driver.used_index();
-        (0..5).for_each(|index| pair.driver.offer_writable(index, BUFFER, 4));
-        let heads: Vec<Head> = std::iter::from_fn(|| pair.take().unwrap()).collect();
-        let driver = &pair.driver;
-        let group = heads.into_iter().rev().map(|head| {
-            assert_eq!(driver.used_index(), before);
-            let len = 100 * round + u32::from(head.index());
-            (head, len)
-        });
-        pair.device.complete_all(&memory, group).unwrap();
-        let expected = [4, 3, 2, 1, 0].map(|index| (index, 100 * round + index));
-        assert_eq!(pair.driver.take_used(), expected);
-        // The whole batch counts for the driver's wish.
-        pair.driver.set_used_event(before.wrapping_add(2));
-        assert!(pair.device.needs_interrupt(&memory).unwrap());
-        assert!(!pair.device.needs_interrupt(&memory).unwrap());
-    }
-    // Of nothing there is nothing to see.
-    pair.device.complete_all(&memory, []).unwrap();
-    assert!(!pair.device.needs_interrupt(&memory).unwrap());
-    assert_eq!(pair.driver.take_used(), []);
-}
-
-#[test]
-fn a_group_with_a_chain_that_was_not_taken_is_not_seen() {
-    let memory = memory();
-    let mut pair = Pair::new(&memory, Features::NONE);
-    let mut other = Virtqueue::new(pair.driver.layout(), Features::NONE);
-    pair.driver.offer_writable(3, BUFFER, 4);
-    pair.driver.offer_writable(4, BUFFER, 4);
-    let good = pair.take().unwrap().unwrap();
-    let mut chain = Chain::with_capacity(SIZE);
-    let _ = other.take(&memory, &mut chain).unwrap().unwrap();
-    let foreign = other.take(&memory, &mut chain).unwrap().unwrap();
-    let fault = Err(RingFault::HeadNotTaken(4));
-    let group = [(good, 1), (foreign, 2)];
-    assert_eq!(pair.device.complete_all(&memory, group), fault);
-    assert_eq!(pair.driver.take_used(), []);
-    assert_eq!(pair.device.complete_all(&memory, []), fault);
-}
-
 /// Serves as a vhost back end does: `taken` chains taken, the first `given_back` of them completed.
 fn serve_elsewhere(pair: &mut Pair<'_>, taken: usize, given_back: usize) -> u16 {
     let mut server = Virtqueue::new(pair.driver.layout(), Features::NONE);

@@ -146,15 +146,15 @@ impl Virtqueue {
         head: Head,
         len: u32,
     ) -> Result<(), RingFault> {
-        if !self.taken.remove(head.0) {
-            return Err(RingFault::HeadNotTaken(head.0));
-        }
         // The size is a power of two, so this is the modulo.
         let slot = self.next_used & (self.size() - 1);
         let (layout, element) = (&self.layout, 4 + 8 * usize::from(slot));
         let id = u32::from(head.0).to_le();
         store(memory, layout, element, id, Ordering::Relaxed)?;
         store(memory, layout, element + 4, len.to_le(), Ordering::Relaxed)?;
+        if !self.taken.remove(head.0) {
+            return Err(RingFault::HeadNotTaken(head.0));
+        }
         self.next_used = self.next_used.wrapping_add(1);
         self.added = self.added.saturating_add(1);
         Ok(())
