@@ -83,9 +83,8 @@ impl<'q> Group<'q> {
     fn add(&mut self, head: &Head) -> Result<(), RingFault> {
         let (index, bit) = place(head.0);
         if index != self.index {
-            self.queue.taken.set_word(self.index, self.word);
+            self.word = self.queue.taken.exchange(self.index, self.word, index);
             self.index = index;
-            self.word = self.queue.taken.word(index);
         }
         if self.word & bit == 0 {
             return Err(RingFault::HeadNotTaken(head.0));

@@ -67,6 +67,13 @@ impl Taken {
         self.words.get(index).copied().unwrap_or(0)
     }
 
+    /// Writes one word back and returns another; by value, so that both stay in registers.
+    #[cold]
+    pub(super) fn exchange(&mut self, index: usize, value: u64, wanted: usize) -> u64 {
+        self.set_word(index, value);
+        self.word(wanted)
+    }
+
     /// Replaces a word, if there is one at `index`.
     #[inline]
     pub(super) fn set_word(&mut self, index: usize, value: u64) {
