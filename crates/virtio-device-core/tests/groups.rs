@@ -67,25 +67,24 @@ fn complete_all(
 fn a_group_is_seen_all_at_once() {
     both_ways(|memory, driver, device, looked_up| {
         // Over the end of the ring, too, and over the end of the index.
-        for round in 0..700_u32 {
+        for round in 0..700_u16 {
             let before = driver.used_index();
             // Heads of one word of the set, of several, and back.
-            let heads =
-                [3, 2, 65, 200, 66, 255, 0, 127, 128, 64].map(|head| head ^ (round as u16 & 31));
+            let heads = [3, 2, 65, 200, 66, 255, 0, 127, 128, 64].map(|head| head ^ (round & 31));
             heads
                 .iter()
                 .for_each(|&head| driver.offer_writable(head, BUFFER, 4));
             let taken = take_all(device, memory);
             let group = taken.into_iter().rev().map(|head| {
                 assert_eq!(driver.used_index(), before);
-                let len = 1000 * round + u32::from(head.index());
+                let len = 1000 * u32::from(round) + u32::from(head.index());
                 (head, len)
             });
             complete_all(device, memory, looked_up, group).unwrap();
             let expected = heads
                 .iter()
                 .rev()
-                .map(|&head| (head.into(), 1000 * round + u32::from(head)));
+                .map(|&head| (head.into(), 1000 * u32::from(round) + u32::from(head)));
             assert_eq!(driver.take_used(), expected.collect::<Vec<_>>());
             // The whole group counts when the driver is asked what it wants.
             driver.set_used_event(before.wrapping_add(2));

@@ -2,7 +2,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! What a transport lends, pauses and takes back.
-#![expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
 
 mod support;
 

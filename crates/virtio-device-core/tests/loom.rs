@@ -6,7 +6,6 @@
 //! `RUSTFLAGS="--cfg loom" cargo test -p virtio-device-core --test loom --release`
 
 #![cfg(loom)]
-#![expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
 
 use std::sync::Arc;
 

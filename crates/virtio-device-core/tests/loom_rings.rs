@@ -111,8 +111,8 @@ impl RingCache for Rings {
 
     fn known_read<T: ByteValued>(&self, part: QueuePart, offset: usize) -> Option<T> {
         assert_eq!((part, offset), (QueuePart::DescTable, 0));
-        let halves = &self.shared.descriptor;
-        let halves = [0, 1].map(|half| halves[half].load(Ordering::Relaxed).to_le_bytes());
+        let halves = self.shared.descriptor.each_ref();
+        let halves = halves.map(|half| half.load(Ordering::Relaxed).to_le_bytes());
         Some(to(halves.as_flattened()))
     }
 }

@@ -408,12 +408,12 @@ fn a_hook_runs_on_the_thread_and_may_refuse() {
             .unwrap();
         Ok(())
     });
-    assert!(thread.is_ok());
+    let _thread = thread.unwrap();
     assert_eq!(ran.recv_timeout(SOON).unwrap().as_deref(), Some("hooked"));
     let refused = WorkerThread::with_hook("refused", || Err(std::io::ErrorKind::Other.into()));
-    assert!(refused.is_err());
+    refused.unwrap_err();
     let panicked = WorkerThread::with_hook("panicked", || panic!("a bug in the hook"));
-    assert!(panicked.is_err());
+    panicked.unwrap_err();
 }
 
 #[test]
