@@ -12,6 +12,7 @@ use virtio_rng_device::RateLimit;
 
 use crate::entropy::Source;
 use crate::layout::BUFFER_SIZE;
+use crate::linux::Console;
 use crate::{case_study, linux};
 
 /// What `--help` prints.
@@ -38,11 +39,14 @@ run is shown:
       --dump DIR        Write what the guest's buffers hold after each run to
                         DIR/mmio-rng-legacy-N.bin and DIR/virtio-rng-N.bin
 
-With a kernel, the guest's first serial port is standard input and output:
+With a kernel, the guest's console is standard input and output:
       --kernel FILE     Boot this bzImage or vmlinux (x86-64)
       --initrd FILE     Give the kernel this initramfs
-      --cmdline STRING  The kernel's command line (default: console=ttyS0 panic=-1);
+      --cmdline STRING  The kernel's command line (default: console=ttyS0 panic=-1,
+                        with hvc0 for a virtio console);
                         PCI is switched off in it unless it has a pci= of its own
+      --console KIND    What the console is: serial (default), the first serial
+                        port ttyS0; or virtio, hvc0, whose size is the terminal's
       --memory MIB      Size of guest memory, 64 to 1048576 (default: 512)
       --cpus N          Number of vCPUs, 1 to 8 (default: 1)
       --rate-limit N    Have virtio-rng serve at most N bytes a second
@@ -75,6 +79,8 @@ const MAX_CPUS: u8 = 8;
 const DEFAULT_TRACE: u32 = 1000;
 /// Boots to a shell or whatever an initramfs holds, and ends the program when the kernel panics.
 const DEFAULT_COMMAND_LINE: &str = "console=ttyS0 panic=-1";
+/// The same with a virtio console.
+const DEFAULT_HVC_COMMAND_LINE: &str = "console=hvc0 panic=-1";
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -102,6 +108,7 @@ struct Given {
     command_line: Option<String>,
     memory: Option<u64>,
     cpus: Option<u8>,
+    console: Option<Console>,
     rate_limit: Option<RateLimit>,
     legacy_rng: Option<bool>,
     virtio_rng: Option<bool>,
@@ -163,6 +170,7 @@ impl Given {
                 self.memory = Some(number(&name, &value()?, "MiB", MIN_MEMORY, MAX_MEMORY)?);
             }
             "cpus" => self.cpus = Some(number(&name, &value()?, "vCPUs", 1, MAX_CPUS.into())?),
+            "console" => self.console = Some(console(&name, &value()?)?),
             "rate-limit" => {
                 let bytes = number(&name, &value()?, "bytes a second", 1, u64::MAX)?;
                 self.rate_limit = Some(rate_limit(bytes)?);
@@ -184,6 +192,7 @@ impl Given {
         let machine = [
             ("--memory", self.memory.is_some()),
             ("--cpus", self.cpus.is_some()),
+            ("--console", self.console.is_some()),
             ("--rate-limit", self.rate_limit.is_some()),
             ("--legacy-rng", self.legacy_rng.is_some()),
             ("--virtio-rng", self.virtio_rng.is_some()),
@@ -237,12 +246,16 @@ impl Given {
         if self.rate_limit.is_some() && !virtio_rng {
             return Err("--rate-limit makes no sense with --virtio-rng off".to_owned());
         }
+        let console = self.console.unwrap_or_default();
+        let command_line = match console {
+            Console::Serial => DEFAULT_COMMAND_LINE,
+            Console::Virtio => DEFAULT_HVC_COMMAND_LINE,
+        };
         Ok(Command::Linux(linux::Options {
             kernel: self.kernel,
             initrd: self.initrd,
-            command_line: self
-                .command_line
-                .unwrap_or_else(|| DEFAULT_COMMAND_LINE.to_owned()),
+            command_line: self.command_line.unwrap_or_else(|| command_line.to_owned()),
+            console,
             memory: self.memory.unwrap_or(DEFAULT_MEMORY) << 20,
             cpus,
             source: self.source,
@@ -292,6 +305,19 @@ fn number<T: TryFrom<u64>>(
         return Err(wrong());
     }
     T::try_from(number).map_err(|_| wrong())
+}
+
+fn console(option: &str, value: &OsString) -> Result<Console, String> {
+    match value.to_str() {
+        Some("serial") => Ok(Console::Serial),
+        Some("virtio") => Ok(Console::Virtio),
+        _ => {
+            let value = value.to_string_lossy();
+            Err(format!(
+                "{option}: '{value}' is neither 'serial' nor 'virtio'"
+            ))
+        }
+    }
 }
 
 fn switch(option: &str, value: &OsString) -> Result<bool, String> {

@@ -1,8 +1,8 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! What both kinds of machine are made of: a virtual machine with memory, and the two random number
-//! generators.
+//! What both kinds of machine are made of: a virtual machine with memory, the two random number
+//! generators, and slots for virtio devices.
 
 use std::error::Error;
 use std::fmt;
@@ -13,15 +13,15 @@ use bus::{BusError, MmioBus, Region, RegionId};
 use kvm_ioctls::{Kvm, VmFd};
 use mmio_rng_legacy::Rngboi1337;
 use vcpu_runner::{Doorbell, IoEvent};
-use virtio_device_core::{InterruptLine, WorkerThread};
+use virtio_device_core::{InterruptLine, VirtioDevice, WorkerThread};
 use virtio_mmio_transport::{Location, LocationError, MmioTransport, QUEUE_NOTIFY};
-use virtio_rng_device::{EntropyDevice, RngObserver};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::boot::{self, Memory};
-use crate::entropy::Entropy;
 use crate::kvm::call;
-use crate::layout::{RNG0, TSS_ADDRESS, VIRTIO_GSI, VIRTIO_RNG};
+use crate::layout::{
+    RNG0, TSS_ADDRESS, VIRTIO_CONSOLE, VIRTIO_CONSOLE_GSI, VIRTIO_GSI, VIRTIO_RNG,
+};
 
 /// Makes a virtual machine with `memory` and the kernel's interrupt controllers.
 ///
@@ -45,25 +45,50 @@ pub(crate) fn insert_legacy_rng(
     mmio.insert_region(device, region.counted())
 }
 
-/// The thread that virtio-rng works on.
-pub(crate) fn worker() -> io::Result<WorkerThread> {
-    WorkerThread::named("virtio-rng")
+/// Where a virtio device is: its name, its registers and its interrupt line.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slot {
+    name: &'static str,
+    base: u64,
+    gsi: u32,
 }
 
-/// Where a guest finds virtio-rng.
-pub(crate) const fn virtio_rng_location() -> Result<Location, LocationError> {
-    Location::new(VIRTIO_RNG, VIRTIO_GSI)
+/// The slot of virtio-rng.
+pub(crate) const RNG: Slot = Slot {
+    name: "virtio-rng",
+    base: VIRTIO_RNG,
+    gsi: VIRTIO_GSI,
+};
+/// The slot of the virtio console.
+pub(crate) const CONSOLE: Slot = Slot {
+    name: "virtio-console",
+    base: VIRTIO_CONSOLE,
+    gsi: VIRTIO_CONSOLE_GSI,
+};
+
+impl Slot {
+    /// The thread that the device works on.
+    pub(crate) fn worker(self) -> io::Result<WorkerThread> {
+        WorkerThread::named(self.name)
+    }
+
+    /// Where a guest finds the device.
+    pub(crate) const fn location(self) -> Result<Location, LocationError> {
+        Location::new(self.base, self.gsi)
+    }
 }
 
-/// Gives virtio-rng its registers and puts it on the bus. Its interrupt leads nowhere yet; if it ever
-/// fails, `tell` is called with a line that says so.
-pub(crate) fn insert_virtio_rng<O: RngObserver + 'static>(
+/// Gives a virtio device its registers and puts it on the bus. Its interrupt leads nowhere yet; if it
+/// ever fails, `tell` is called with a line that says so.
+pub(crate) fn insert_virtio(
     mmio: &MmioBus,
-    device: EntropyDevice<Entropy, WorkerThread, O>,
+    slot: Slot,
+    device: impl VirtioDevice<Arc<Memory>> + 'static,
     memory: Arc<Memory>,
     tell: impl Fn(String) + Send + Sync + 'static,
 ) -> Result<Wires, Box<dyn Error>> {
     let irq = Arc::new(IrqLine {
+        slot,
         vm: OnceLock::new(),
         told: Once::new(),
         tell: Box::new(tell),
@@ -73,13 +98,13 @@ pub(crate) fn insert_virtio_rng<O: RngObserver + 'static>(
     for (queue, kick) in transport.kicks() {
         kicks.push((queue, kick.try_clone().map_err(call("dup"))?));
     }
-    let region = Region::new(VIRTIO_RNG, virtio_mmio_transport::REGION_SIZE);
+    let region = Region::new(slot.base, virtio_mmio_transport::REGION_SIZE);
     let transport = Arc::new(Mutex::new(transport));
-    mmio.insert_region(transport, region.named("virtio-rng").counted())?;
+    mmio.insert_region(transport, region.named(slot.name).counted())?;
     Ok(Wires { irq, kicks })
 }
 
-/// The ends of virtio-rng that KVM can take.
+/// The ends of a virtio device that KVM can take.
 #[derive(Debug)]
 pub(crate) struct Wires {
     irq: Arc<IrqLine>,
@@ -93,25 +118,26 @@ impl Wires {
     /// returned is dropped.
     pub(crate) fn connect(&self, vm: &Arc<VmFd>) -> Result<Vec<IoEvent>, Box<dyn Error>> {
         if self.irq.vm.set(vm.clone()).is_err() {
-            return Err("virtio-rng is connected already".into());
+            return Err(format!("{} is connected already", self.irq.slot.name).into());
         }
         let mut doorbells = Vec::new();
         for (queue, kick) in &self.kicks {
             let doorbell = Doorbell::U32((*queue).into());
             let kick = kick.try_clone().map_err(call("dup"))?;
-            let ioevent = IoEvent::mmio(vm, VIRTIO_RNG, QUEUE_NOTIFY, doorbell, kick);
+            let ioevent = IoEvent::mmio(vm, self.irq.slot.base, QUEUE_NOTIFY, doorbell, kick);
             doorbells.push(ioevent.map_err(call("KVM_IOEVENTFD"))?);
         }
         Ok(doorbells)
     }
 }
 
-/// The interrupt line of virtio-rng, edge-triggered, once there is a virtual machine.
+/// The interrupt line of a virtio device, edge-triggered, once there is a virtual machine.
 ///
 /// The thread that triggers it tells KVM by itself. With an irqfd it would not have to know of KVM,
 /// but KVM has a thread of its own raise the I/O APIC's pins for those, and to wait for that thread
 /// costs more than the call.
 struct IrqLine {
+    slot: Slot,
     vm: OnceLock<Arc<VmFd>>,
     told: Once,
     tell: Box<dyn Fn(String) + Send + Sync>,
@@ -121,7 +147,7 @@ impl IrqLine {
     fn pulse(&self) -> Result<(), String> {
         let vm = self.vm.get().ok_or("it is not connected")?;
         for level in [true, false] {
-            vm.set_irq_line(VIRTIO_GSI, level)
+            vm.set_irq_line(self.slot.gsi, level)
                 .map_err(call("KVM_IRQ_LINE"))?;
         }
         Ok(())
@@ -131,7 +157,8 @@ impl IrqLine {
 impl InterruptLine for IrqLine {
     fn trigger(&self) -> io::Result<()> {
         self.pulse().map_err(|error| {
-            let message = format!("virtio-rng: its interrupt line {VIRTIO_GSI} failed: {error}");
+            let Slot { name, gsi, .. } = self.slot;
+            let message = format!("{name}: its interrupt line {gsi} failed: {error}");
             // A guest could have it fail for ever; the first time says it all.
             self.told.call_once(|| (self.tell)(message.clone()));
             io::Error::other(message)

@@ -24,6 +24,10 @@ pub(crate) const RNG0: u64 = 0x8000_1000;
 pub(crate) const VIRTIO_RNG: u64 = 0x8000_2000;
 /// Interrupt line of virtio-rng, a pin of the I/O APIC.
 pub(crate) const VIRTIO_GSI: u32 = 5;
+/// The virtio-mmio slot of the virtio console.
+pub(crate) const VIRTIO_CONSOLE: u64 = 0x8000_3000;
+/// Interrupt line of the virtio console.
+pub(crate) const VIRTIO_CONSOLE_GSI: u32 = 6;
 /// Where the kernel may put the task state segment that old Intel processors need.
 pub(crate) const TSS_ADDRESS: usize = 0xfffb_d000;
 /// Where RAM goes on that is not below [`WINDOW`].

@@ -7,7 +7,7 @@
 //! * `parameters.rs`, `acpi.rs`: what the kernel is told;
 //! * `cpu.rs`: the processors' first state;
 //! * `machine.rs`: the wiring of virtual machine, buses, devices and vCPUs;
-//! * `serial.rs`, `power.rs`: the devices that are no random number generators;
+//! * `serial.rs`, `hvc.rs`, `power.rs`: the devices that are no random number generators;
 //! * `input.rs`, `output.rs`, `terminal.rs`, `signals.rs`: the user's side;
 //! * `bell.rs`, `ending.rs`: the end;
 //! * `trace.rs`, `report.rs`: what can be seen of it all.
@@ -17,6 +17,7 @@ mod bell;
 mod cpu;
 mod ending;
 mod files;
+mod hvc;
 mod input;
 mod loader;
 mod machine;
@@ -36,10 +37,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vcpu_runner::VcpuGroup;
+use virtio_mmio_transport::Location;
 use virtio_rng_device::RateLimit;
 
 use crate::boot::{self, Memory};
-use crate::devices::virtio_rng_location;
+use crate::devices;
 use crate::entropy::Source;
 use crate::layout::{KERNEL, WINDOW};
 use crate::stdio::{complain, print};
@@ -57,6 +59,16 @@ const STOP: Duration = Duration::from_secs(5);
 /// A guest that has not exited once in this time may be one that KVM cannot run.
 const SILENCE: Duration = Duration::from_secs(10);
 
+/// What the user sees and types into.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Console {
+    /// The first serial port, `ttyS0`.
+    #[default]
+    Serial,
+    /// The virtio console, `hvc0`.
+    Virtio,
+}
+
 /// How to boot Linux.
 #[derive(Debug)]
 pub(crate) struct Options {
@@ -67,6 +79,7 @@ pub(crate) struct Options {
     /// Bytes.
     pub(crate) memory: u64,
     pub(crate) cpus: u8,
+    pub(crate) console: Console,
     pub(crate) source: Source,
     pub(crate) rate_limit: Option<RateLimit>,
     pub(crate) legacy_rng: bool,
@@ -124,17 +137,22 @@ fn load(path: &Path, options: &Options, memory: &Memory) -> Result<Kernel, Strin
         })?),
         None => None,
     };
-    let virtio = match options.virtio_rng {
-        true => Some(virtio_rng_location().map_err(|error| error.to_string())?),
-        false => None,
-    };
+    let mut virtio = Vec::new();
+    for (slot, wanted) in [
+        (devices::RNG, options.virtio_rng),
+        (devices::CONSOLE, options.console == Console::Virtio),
+    ] {
+        if wanted {
+            virtio.push(slot.location().map_err(|error| error.to_string())?);
+        }
+    }
     let mut needed = Vec::new();
     if !options.acpi {
         // A kernel that looks for tables in vain may wait for interrupts it cannot get.
         if !parameters::names(&options.command_line, "acpi") {
             needed.push("acpi=off".to_owned());
         }
-        needed.extend(virtio.map(|location| location.kernel_argument()));
+        needed.extend(virtio.iter().map(Location::kernel_argument));
     }
     let line = parameters::command_line(&options.command_line, &needed, &kernel)?;
     let written = boot::write_tables(memory)
@@ -143,7 +161,7 @@ fn load(path: &Path, options: &Options, memory: &Memory) -> Result<Kernel, Strin
             parameters::write(memory, size, &kernel, initrd, &line, acpi)
         })
         .and_then(|()| match options.acpi {
-            true => acpi::write(memory, options.cpus, virtio),
+            true => acpi::write(memory, options.cpus, &virtio),
             false => Ok(()),
         });
     written.map_err(|error| error.to_string())?;
@@ -161,6 +179,7 @@ fn boot(machine: &Machine, kernel: &Kernel, options: &Options) -> Result<ExitCod
     signals::watch(
         machine.bell().clone(),
         terminal.as_ref().map(Terminal::modes),
+        machine.hvc().cloned(),
     )?;
     // From here on a signal ends the machine, and so nothing below waits without an end to it.
 
@@ -183,13 +202,23 @@ fn play(
         terminal.modes().take().map_err(kvm::call("the terminal"))?;
     }
     let mut group = group.start(START)?;
-    input::start(machine.serial(), machine.bell().clone(), terminal.is_some())
-        .map_err(kvm::call("thread"))?;
+    if let Some(hvc) = machine.hvc() {
+        hvc.start().map_err(kvm::call("thread"))?;
+    }
+    input::start(
+        machine.keyboard(),
+        machine.bell().clone(),
+        terminal.is_some(),
+    )
+    .map_err(kvm::call("thread"))?;
     await_end(machine);
     machine.output.release();
     machine.errors.release();
     group.stop();
     let stopped = group.join(STOP);
+    if let Some(hvc) = machine.hvc() {
+        hvc.flush();
+    }
     machine.output.finish_line();
     machine.output.drain();
     // Whatever is printed from now on is printed on a terminal as it was.

@@ -72,12 +72,12 @@ pub(crate) fn run(
 
     let mmio = MmioBus::new();
     devices::insert_legacy_rng(&mmio, legacy)?;
-    let virtio = EntropyDevice::new(virtio, devices::worker()?);
+    let virtio = EntropyDevice::new(virtio, devices::RNG.worker()?);
     let (sender, messages) = channel();
     let failures = sender.clone();
     // If nobody listens any more, the run is over.
     let tell = move |failure| drop(failures.send(Message::LineFailed(failure)));
-    let wires = devices::insert_virtio_rng(&mmio, virtio, memory.clone(), tell)?;
+    let wires = devices::insert_virtio(&mmio, devices::RNG, virtio, memory.clone(), tell)?;
     let _connections = wires.connect(&vm)?;
 
     let counters = Arc::new(ExitCounters::default());

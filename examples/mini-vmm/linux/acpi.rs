@@ -34,7 +34,7 @@ const NO_VGA: u16 = 1 << 2;
 const NO_CMOS_CLOCK: u16 = 1 << 5;
 
 /// Writes all tables, the root pointer first.
-pub(crate) fn write(memory: &Memory, cpus: u8, virtio: Option<Location>) -> Result<()> {
+pub(crate) fn write(memory: &Memory, cpus: u8, virtio: &[Location]) -> Result<()> {
     let mut next = ACPI + (Rsdp::len() as u64).next_multiple_of(16);
     let mut put = |table: &dyn Aml| -> Result<u64> {
         let mut bytes = Vec::new();
@@ -61,7 +61,7 @@ pub(crate) fn write(memory: &Memory, cpus: u8, virtio: Option<Location>) -> Resu
 }
 
 /// The description of the devices, and of what switches the machine off.
-fn dsdt(virtio: Option<Location>) -> Result<Sdt> {
+fn dsdt(virtio: &[Location]) -> Result<Sdt> {
     let serial_ports = aml::IO::new(SERIAL, SERIAL, 1, u8::try_from(SERIAL_SIZE)?);
     let serial_interrupt = aml::Interrupt::new(true, true, false, false, SERIAL_GSI);
     let serial_id = aml::Name::new("_HID".into(), &aml::EISAName::new("PNP0501"));
@@ -72,18 +72,13 @@ fn dsdt(virtio: Option<Location>) -> Result<Sdt> {
         "COM1".into(),
         vec![&serial_id, &serial_number, &serial_resources],
     );
-    let virtio = match virtio {
-        Some(location) => Some(
-            location
-                .acpi_device(0, false)
-                .ok_or("virtio-rng has no place in ACPI")?,
-        ),
-        None => None,
-    };
-    let mut devices: Vec<&dyn Aml> = vec![&serial];
-    if let Some(virtio) = &virtio {
-        devices.push(virtio);
+    let mut slots = Vec::new();
+    for (number, location) in (0..).zip(virtio) {
+        let device = location.acpi_device(number, false);
+        slots.push(device.ok_or("a virtio device has no place in ACPI")?);
     }
+    let mut devices: Vec<&dyn Aml> = vec![&serial];
+    devices.extend(slots.iter().map(|slot| -> &dyn Aml { slot }));
     let mut code = Vec::new();
     aml::Scope::new("_SB_".into(), devices).to_aml_bytes(&mut code);
     aml::Name::new("_S5_".into(), &aml::Package::new(vec![&SLEEP_TYPE_OFF]))

@@ -1,7 +1,7 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Standard input: what comes from there is typed into the serial port.
+//! Standard input: what comes from there is typed into the console.
 
 use std::io;
 use std::thread;
@@ -11,19 +11,36 @@ use rustix::io::Errno;
 use rustix::stdio::stdin;
 
 use super::bell::{Bell, End};
+use super::hvc::Hvc;
 use super::serial::SerialPort;
 
 /// Ctrl-A, and what can follow it.
 const ESCAPE: u8 = 0x01;
 
-/// Has a thread hand standard input on to the port.
+/// What is typed into.
+pub(crate) enum Keyboard {
+    Serial(SerialPort),
+    Hvc(Hvc),
+}
+
+impl Keyboard {
+    /// Takes input, without waiting.
+    fn type_in(&self, input: &[u8]) {
+        match self {
+            Self::Serial(port) => port.type_in(input),
+            Self::Hvc(hvc) => hvc.type_in(input),
+        }
+    }
+}
+
+/// Has a thread hand standard input on to the console.
 ///
 /// On a terminal it reads on when the guest takes nothing, because a person may type the escape
 /// sequence. From elsewhere it reads no more than the guest takes.
-pub(crate) fn start(port: SerialPort, bell: Bell, terminal: bool) -> io::Result<()> {
-    let read = move || match terminal {
-        true => type_keys(&port, &bell),
-        false => loop {
+pub(crate) fn start(keyboard: Keyboard, bell: Bell, terminal: bool) -> io::Result<()> {
+    let read = move || match (terminal, &keyboard) {
+        (true, _) => type_keys(&keyboard, &bell),
+        (false, Keyboard::Serial(port)) => loop {
             port.wait_until_taken();
             match next() {
                 Some(input) => port.type_in(&input),
@@ -31,17 +48,19 @@ pub(crate) fn start(port: SerialPort, bell: Bell, terminal: bool) -> io::Result<
                 None => break,
             }
         },
+        // The device reads it by itself.
+        (false, Keyboard::Hvc(_)) => {}
     };
     let thread = thread::Builder::new().name("input".to_owned());
     thread.spawn(read).map(drop)
 }
 
-fn type_keys(port: &SerialPort, bell: &Bell) {
+fn type_keys(keyboard: &Keyboard, bell: &Bell) {
     let mut keys = Keys::default();
     while let Some(typed) = next() {
         for key in typed {
             match keys.press(key) {
-                Pressed::Key(key) => port.type_in(&[key]),
+                Pressed::Key(key) => keyboard.type_in(&[key]),
                 Pressed::Nothing => {}
                 Pressed::Quit => bell.end(End::Quit),
             }

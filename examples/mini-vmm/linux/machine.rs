@@ -16,14 +16,16 @@ use virtio_rng_device::{EntropyDevice, RngCounters};
 use vm_superio::I8042Device;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::Options;
 use super::bell::{Bell, End};
 use super::cpu;
+use super::hvc::Hvc;
+use super::input::Keyboard;
 use super::loader::Kernel;
 use super::output::Output;
 use super::power::{KeyboardController, Reset, SleepRegisters};
 use super::serial::SerialPort;
 use super::trace::{Io, OtherExits, Trace};
+use super::{Console, Options};
 use crate::boot::Memory;
 use crate::devices::{self, Wires};
 use crate::entropy::{Source, Trouble};
@@ -43,7 +45,9 @@ pub(crate) struct Machine {
     pub(crate) exits: Vec<Arc<ExitCounters>>,
     /// What virtio-rng has done.
     pub(crate) rng: Option<Arc<RngCounters>>,
-    wires: Option<Wires>,
+    wires: Vec<Wires>,
+    /// The virtio console, if it is wanted.
+    hvc: Option<Hvc>,
     troubles: Vec<Noted>,
     bell: Bell,
     /// Standard output and standard error.
@@ -92,23 +96,40 @@ impl Machine {
             troubles.push(entropy.trouble());
             devices::insert_legacy_rng(&mmio, entropy)?;
         }
-        let (mut rng, mut wires) = (None, None);
+        let (mut rng, mut wires) = (None, Vec::new());
+        let tell = || {
+            let errors = errors.clone();
+            move |failure: String| errors.push(complaint(&failure).as_bytes())
+        };
         if options.virtio_rng {
             let entropy = options.source.open()?;
             troubles.push(entropy.trouble());
             let counters = Arc::new(RngCounters::default());
             let device =
-                EntropyDevice::with_observer(entropy, devices::worker()?, counters.clone());
+                EntropyDevice::with_observer(entropy, devices::RNG.worker()?, counters.clone());
             device.limits().set(options.rate_limit, None);
-            let errors = errors.clone();
-            let tell = move |failure: String| errors.push(complaint(&failure).as_bytes());
-            wires = Some(devices::insert_virtio_rng(
+            let slot = devices::RNG;
+            wires.push(devices::insert_virtio(
                 &mmio,
+                slot,
                 device,
                 memory.clone(),
-                tell,
+                tell(),
             )?);
             rng = Some(counters);
+        }
+        let mut hvc = None;
+        if options.console == Console::Virtio {
+            let (device, user) = Hvc::new(output.clone())?;
+            let slot = devices::CONSOLE;
+            wires.push(devices::insert_virtio(
+                &mmio,
+                slot,
+                device,
+                memory.clone(),
+                tell(),
+            )?);
+            hvc = Some(user);
         }
         Ok(Self {
             memory,
@@ -117,6 +138,7 @@ impl Machine {
             exits: (0..options.cpus).map(|_| Arc::default()).collect(),
             rng,
             wires,
+            hvc,
             troubles,
             bell,
             output,
@@ -141,10 +163,10 @@ impl Machine {
         vm.create_pit2(timer).map_err(call("KVM_CREATE_PIT2"))?;
         let event = self.serial_irq.try_clone().map_err(call("dup"))?;
         let serial_irq = IrqFd::new(&vm, SERIAL_GSI, event).map_err(call("KVM_IRQFD"))?;
-        let doorbells = match &self.wires {
-            Some(wires) => wires.connect(&vm)?,
-            None => Vec::new(),
-        };
+        let mut doorbells = Vec::new();
+        for wires in &self.wires {
+            doorbells.extend(wires.connect(&vm)?);
+        }
 
         let trace = options
             .trace
@@ -173,9 +195,17 @@ impl Machine {
         &self.bell
     }
 
-    /// The first serial port.
-    pub(crate) fn serial(&self) -> SerialPort {
-        self.serial.clone()
+    /// What the user types into.
+    pub(crate) fn keyboard(&self) -> Keyboard {
+        match &self.hvc {
+            Some(hvc) => Keyboard::Hvc(hvc.clone()),
+            None => Keyboard::Serial(self.serial.clone()),
+        }
+    }
+
+    /// The virtio console, if there is one.
+    pub(crate) const fn hvc(&self) -> Option<&Hvc> {
+        self.hvc.as_ref()
     }
 
     /// How often the guest has exited, on all vCPUs.

@@ -1,19 +1,20 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Signals that end the program, or stop it for a while.
+//! Signals that end the program, stop it for a while, or say that its terminal has another size.
 
 use std::io;
 use std::thread;
 
 use signal_hook::consts::{
     SIGABRT, SIGALRM, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGQUIT, SIGTERM, SIGTSTP, SIGUSR1, SIGUSR2,
-    SIGVTALRM, SIGXCPU, SIGXFSZ,
+    SIGVTALRM, SIGWINCH, SIGXCPU, SIGXFSZ,
 };
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
 
 use super::bell::{Bell, End};
+use super::hvc::Hvc;
 use super::terminal::Modes;
 
 /// Everything that would end the program and leave the terminal as it is, but for faults of the
@@ -23,19 +24,24 @@ const WATCHED: [i32; 14] = [
     SIGVTALRM, SIGXCPU, SIGXFSZ,
 ];
 
-/// Has a thread end the machine on signals, and give the terminal back while the program is
-/// stopped.
-pub(crate) fn watch(bell: Bell, terminal: Option<Modes>) -> io::Result<()> {
+/// Has a thread end the machine on signals, give the terminal back while the program is stopped, and
+/// keep the virtio console's size that of the terminal.
+pub(crate) fn watch(bell: Bell, terminal: Option<Modes>, hvc: Option<Hvc>) -> io::Result<()> {
     // Whoever started the program may want it to ignore some: nohup, for one.
     let ignored = ignored();
     let wanted = WATCHED
         .iter()
         .filter(|&&signal| ignored >> (signal - 1) & 1 == 0);
+    let wanted = wanted.chain(hvc.is_some().then_some(&SIGWINCH));
     let mut signals = Signals::new(wanted)?;
     thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || {
             for signal in signals.forever() {
+                if signal == SIGWINCH {
+                    hvc.iter().for_each(Hvc::resize);
+                    continue;
+                }
                 if signal != SIGTSTP {
                     bell.end(End::Signal(signal));
                     continue;
