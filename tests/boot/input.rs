@@ -199,6 +199,7 @@ fn options_that_make_no_sense_are_refused() {
         (["--cpus", "-1"], "1 to 8"),
         (["--rate-limit", "0"], "1 or more"),
         (["--legacy-rng", "maybe"], "neither 'on' nor 'off'"),
+        (["--console", "pretty"], "neither 'serial' nor 'virtio'"),
         (["--virtio-rng", ""], "neither 'on' nor 'off'"),
         (["--trace=0", "--json"], "1 to"),
         (["--entropy", text(&entropy)], "run out"),
@@ -287,4 +288,14 @@ fn the_map_shows_what_is_where() {
         .unwrap();
     let map = String::from_utf8(output.stdout).unwrap();
     assert!(!map.contains("rng"), "{map}");
+    assert!(!map.contains("console"), "{map}");
+    let output = mini_vmm()
+        .args(["--map", "--console", "virtio"])
+        .output()
+        .unwrap();
+    let map = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        map.contains("  80003000-80003fff : virtio-console\n"),
+        "{map}"
+    );
 }

@@ -8,6 +8,7 @@
 
 const SERIAL: u16 = 0x3f8;
 const LINE_STATUS: u16 = SERIAL + 5;
+const CONSOLE_CONFIG: u32 = 0x8000_3100;
 const I8042_COMMAND: u16 = 0x64;
 const SLEEP_CONTROL: u16 = 0x600;
 /// Sleep type 5, and the bit that makes it happen.
@@ -59,6 +60,18 @@ impl Code {
     /// `mov eax, [0x1_0000_0000]`: a page that is not mapped, and no handler for that. 64-bit only.
     pub(crate) fn triple_fault(self) -> Self {
         self.with(&[0xa1, 0, 0, 0, 0, 1, 0, 0, 0])
+    }
+
+    /// Writes the low byte of the virtio console's columns through its configuration space whenever
+    /// its size changes.
+    pub(crate) fn show_columns(self) -> Self {
+        // mov ebx, config; xor ecx, ecx
+        // again: mov eax, [rbx]; cmp eax, ecx; je again
+        // mov ecx, eax; mov [rbx + 8], eax; jmp again
+        let [a, b, c, d] = CONSOLE_CONFIG.to_le_bytes();
+        self.with(&[0xbb, a, b, c, d, 0x31, 0xc9])
+            .with(&[0x8b, 0x03, 0x39, 0xc8, 0x74, 0xfa])
+            .with(&[0x89, 0xc1, 0x89, 0x43, 8, 0xeb, 0xf3])
     }
 
     /// `jmp .`

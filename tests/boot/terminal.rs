@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use rustix::termios::{LocalModes, Termios, tcgetattr};
+use rustix::termios::{LocalModes, Termios, Winsize, tcgetattr, tcsetwinsize};
 
 use crate::common::Folder;
 use crate::kernels::{Code, elf};
@@ -40,13 +40,24 @@ impl Session {
 
     /// Starts the program, but does not wait for the guest.
     fn start_with(name: &str, code: Code, stderr: impl Fn() -> Stdio) -> Self {
+        Self::start_on(pair(), name, code, &[], stderr)
+    }
+
+    /// The same on this terminal, with these options.
+    fn start_on(
+        (keyboard, terminal): (File, File),
+        name: &str,
+        code: Code,
+        options: &[&str],
+        stderr: impl Fn() -> Stdio,
+    ) -> Self {
         let folder = Folder::new(name);
         let kernel = folder.file("kernel", &elf(&code));
-        let (keyboard, terminal) = pair();
         let before = tcgetattr(&terminal).unwrap();
         let fd = || Stdio::from(OwnedFd::from(terminal.try_clone().unwrap()));
         let child = program()
             .args(["--kernel", text(&kernel)])
+            .args(options)
             .stdin(fd())
             .stdout(fd())
             .stderr(stderr())
@@ -285,5 +296,34 @@ fn the_terminal_is_given_back_while_the_program_is_stopped() {
     session.await_as_before(false);
     session.press(b"abq");
     session.expect(b"abq");
+    session.end(0);
+}
+
+#[test]
+fn the_virtio_console_has_the_size_of_the_terminal() {
+    if !kvm() {
+        return;
+    }
+    let (keyboard, terminal) = pair();
+    let columns = |fd: &File, columns| {
+        let size = Winsize {
+            ws_row: 25,
+            ws_col: columns,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        tcsetwinsize(fd, size).unwrap();
+    };
+    columns(&keyboard, b'A'.into());
+    let (code, options) = (Code::new().show_columns(), ["--console", "virtio"]);
+    let pair = (keyboard, terminal);
+    let mut session = Session::start_on(pair, "size", code, &options, Stdio::null);
+    session.expect(b"A");
+    columns(&session.keyboard, b'B'.into());
+    session.kill(Signal::WINCH);
+    session.expect(b"B");
+    // Keys that no driver takes are in nobody's way.
+    session.press(&[b'k'; 1000]);
+    session.press(b"\x01x");
     session.end(0);
 }

@@ -1,7 +1,7 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Debian's kernel, unmodified, as mini-vmm's guest: its own drivers find both devices and use them.
+//! Debian's kernel, unmodified, as mini-vmm's guest: its own drivers find the devices and use them.
 //!
 //! `tests/linux/run` fetches the kernel and runs these tests. On a processor with virtualisation the
 //! guest runs on that; elsewhere it runs on real KVM inside an emulated machine (see `.ci/nested`),
@@ -170,6 +170,23 @@ fn a_stock_kernel_finds_both_devices_and_uses_them() {
     assert!(requests >= 16_384, "{json}");
     assert!(exits < 2 * requests + 2_000, "{json}");
     assert_eq!(device["refused"], 0, "{json}");
+}
+
+/// The kernel's own driver of the virtio console: bytes in and out in order, bound and unbound
+/// under traffic.
+#[test]
+fn a_stock_kernel_has_hvc0() {
+    if !ready() {
+        return;
+    }
+    let runs = run(&["console"]);
+    let console = &runs["console"];
+    console.check("console");
+    assert_eq!(console.status, Some(0), "{console:#?}");
+    let lines = console.lines.iter();
+    let said = lines.filter_map(|line| line.strip_prefix("hvc0 "));
+    let expected = (200_000..210_000).map(|number| number.to_string());
+    assert!(said.eq(expected), "{console:#?}");
 }
 
 /// The other format, boot protocol and kind of archive; and what the guest's end is to the program.
