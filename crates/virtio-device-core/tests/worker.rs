@@ -408,7 +408,7 @@ fn a_hook_runs_on_the_thread_and_may_refuse() {
             .unwrap();
         Ok(())
     });
-    thread.unwrap();
+    let _thread = thread.unwrap();
     assert_eq!(ran.recv_timeout(SOON).unwrap().as_deref(), Some("hooked"));
     let refused = WorkerThread::with_hook("refused", || Err(std::io::ErrorKind::Other.into()));
     refused.unwrap_err();
@@ -496,4 +496,41 @@ fn a_loop_of_the_vmms_own_waits_for_time_as_well() {
         workers.dispatch().unwrap();
     }
     assert!(!readable(&workers, Duration::from_millis(20)));
+}
+
+#[test]
+fn a_reset_and_a_start_between_two_steps_of_the_loop_meet_no_old_worker() {
+    let kicks = kicks(1);
+    let old = activated_with(&kicks);
+    old.kick(0);
+    let mut thread = thread();
+    thread.start(old.worker(|_, _| Ok(Progress::More))).unwrap();
+    // A neighbour holds the loop up where it has just looked at the old worker.
+    let neighbour = activated(1);
+    let (entered, inside) = channel();
+    let (release, released) = channel::<()>();
+    let worker = neighbour.worker(move |_, _| {
+        let _ = entered.send(());
+        let _ = released.recv();
+        Ok(Progress::More)
+    });
+    thread.start(worker).unwrap();
+    neighbour.kick(0);
+    // The first call is for the kick, the second one in the loop's round.
+    inside.recv_timeout(SOON).unwrap();
+    release.send(()).unwrap();
+    inside.recv_timeout(SOON).unwrap();
+    old.session.revoke();
+    let new = activated_with(&kicks);
+    let (sender, called) = channel();
+    let worker = new.worker(move |_, _| {
+        let _ = sender.send(());
+        Ok(Progress::Idle)
+    });
+    thread.start(worker).unwrap();
+    new.kick(0);
+    drop(release);
+    let served = called.recv_timeout(SOON);
+    let events = new.told.events.lock().unwrap();
+    assert_eq!(served, Ok(()), "{events:?}");
 }

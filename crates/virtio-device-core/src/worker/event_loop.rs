@@ -210,22 +210,27 @@ impl WorkerLoop {
                 data => self.event(data, event.event_set()),
             }
         }
+        // Taken before the others come round: a worker waits for the same descriptors as its
+        // predecessor, whose activation had ended when it was put here. So that one has left the loop
+        // when this one starts.
+        let new = if start_new {
+            self.parts.mailbox.take_new()
+        } else {
+            Vec::new()
+        };
         if come_round {
             let now = Instant::now();
             self.for_each_worker(|worker, poller| worker.come_round(poller, now));
         }
-        if start_new {
-            // After those of the last activation have left: both wait for the same descriptors.
-            self.start_new();
-        }
+        self.start(new);
         if self.workers.iter().any(Running::is_due) {
             self.parts.mailbox.wake();
         }
         self.arm().map_err(|error| self.fail_all(error))
     }
 
-    fn start_new(&mut self) {
-        for worker in self.parts.mailbox.take_new() {
+    fn start(&mut self, new: Vec<Worker>) {
+        for worker in new {
             // A key is not used again before 4 billion others were.
             self.next_key = self.next_key.checked_add(1).unwrap_or(FIRST_KEY + 1);
             let poller = Poller {
