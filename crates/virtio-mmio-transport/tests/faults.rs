@@ -3,11 +3,7 @@
 
 //! What goes wrong on the host's side, and what several threads do at once.
 #![cfg(not(miri))]
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "a test stops at the unexpected"
-)]
+#![expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
 
 mod support;
 

@@ -2,11 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! Queue reset, notification data, shared memory, interrupts by level, and the generation.
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "a test stops at the unexpected"
-)]
+#![expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
 
 mod support;
 

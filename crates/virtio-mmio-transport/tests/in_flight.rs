@@ -2,7 +2,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! Resets, pauses and removals of a device that has I/O in flight straight into guest memory.
-#![expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
 
 mod support;
 

@@ -260,16 +260,12 @@ impl Pair {
                     self.model.config[offset as usize] = value;
                 }
             }
-            Step::Used => {
-                if self.model.live() && self.model.queues[0].active && self.model.queues[0].ready {
-                    self.model.causes |= 1;
-                }
+            Step::Used if self.model.live() && self.model.queues[0].ready => {
+                self.model.causes |= 1;
             }
-            Step::Fail => {
-                if self.model.live() && !self.model.broken {
-                    self.model.broken = true;
-                    self.model.causes |= 2;
-                }
+            Step::Fail if self.model.live() && !self.model.broken => {
+                self.model.broken = true;
+                self.model.causes |= 2;
             }
             Step::ConfigChange => {
                 self.model.config[5] ^= 1;

@@ -2,12 +2,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! The register file as a driver meets it, in and out of order.
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::cast_possible_truncation,
-    reason = "a test stops at the unexpected, and cuts words where it means to"
-)]
 
 mod support;
 

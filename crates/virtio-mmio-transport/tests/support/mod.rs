@@ -3,10 +3,13 @@
 
 //! A device behind a transport, and the hands of a driver.
 #![allow(
+    dead_code,
+    clippy::allow_attributes,
     clippy::cast_possible_truncation,
-    reason = "words are cut where it is meant"
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    reason = "each test uses a part of it, and stops at the unexpected"
 )]
-#![allow(dead_code, reason = "no test file uses everything")]
 
 pub(crate) mod programs;
 
