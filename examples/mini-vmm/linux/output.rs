@@ -67,8 +67,9 @@ impl Output {
             .name(name.to_owned())
             .spawn(move || {
                 if let Err(error) = thread.write_on(&fd) {
-                    thread.give_up();
+                    // Before anybody can see that nothing is left to wait for.
                     fail(&error);
+                    thread.give_up();
                 }
             })?;
         Ok(output)
