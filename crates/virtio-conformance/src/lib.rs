@@ -71,6 +71,7 @@ mod parts;
 mod port;
 pub mod ramdisk;
 mod scenarios;
+mod serving;
 mod subject;
 mod suite;
 #[cfg(feature = "virtio-drivers")]

@@ -17,9 +17,8 @@ use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use loom::thread;
 use virtio_conformance::DriverQueue;
 use virtio_device_core::{
-    ActivateError, Activation, ActiveQueue, DeviceFault, Features, InterruptHandle, InterruptLine,
-    LevelLine, Progress, QueueHandler, QueueLease, VIRTIO_F_RING_RESET, VirtioDevice, Worker,
-    eventfd_edge,
+    ActivateError, Activation, ActiveQueue, ConfigNotifier, EdgeLine, InterruptLine, LevelLine,
+    VirtioDevice, eventfd_edge,
 };
 use virtio_mmio_transport::MmioTransport;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -55,45 +54,26 @@ impl Guest {
     }
 }
 
-/// Serves every request that it sees in one look.
-struct Handler {
-    guest: Arc<Guest>,
-    queue: QueueLease,
-    interrupt: InterruptHandle,
-}
-
-impl QueueHandler for Handler {
-    fn process(&mut self, index: u16) -> Result<Progress, DeviceFault> {
-        let served = self.queue.with(|_| {
-            assert!(!self.guest.at_rest.load(Ordering::Relaxed), "too late");
-            let made = self.guest.made.load(Ordering::Acquire);
-            self.guest.served.swap(made, Ordering::Relaxed) != made
-        });
-        if served == Some(true) {
-            self.interrupt.used_buffers(index);
-        }
-        Ok(Progress::Idle)
+/// What a worker does when it is woken: serves every request that it sees in one look. Returns
+/// whether it served any.
+fn serve(queue: &mut ActiveQueue, guest: &Guest) -> bool {
+    queue.refresh();
+    let served = queue.lease.with(|_| {
+        assert!(!guest.at_rest.load(Ordering::Relaxed), "too late");
+        let made = guest.made.load(Ordering::Acquire);
+        guest.served.swap(made, Ordering::Relaxed) != made
+    });
+    if served == Ok(true) {
+        queue.interrupt.trigger();
     }
+    served == Ok(true)
 }
 
-/// A device whose workers are run by the test.
+/// A device whose queue is served by the test.
 struct Device {
-    guest: Arc<Guest>,
-    workers: Arc<Mutex<Vec<Worker>>>,
-    interrupt: Option<InterruptHandle>,
+    queue: Arc<Mutex<Option<ActiveQueue>>>,
+    notifier: Option<ConfigNotifier>,
     config: Arc<Mutex<u32>>,
-}
-
-impl Device {
-    fn start(&self, queue: ActiveQueue, interrupt: InterruptHandle) {
-        let handler = Handler {
-            guest: self.guest.clone(),
-            queue: queue.queue.clone(),
-            interrupt: interrupt.clone(),
-        };
-        let worker = Worker::new(Box::new(handler), vec![queue], interrupt);
-        self.workers.lock().unwrap().push(worker);
-    }
 }
 
 impl VirtioDevice<Memory> for Device {
@@ -103,10 +83,6 @@ impl VirtioDevice<Memory> for Device {
 
     fn queue_max_sizes(&self) -> &[u16] {
         &[4]
-    }
-
-    fn features(&self) -> Features {
-        Features::of(&[VIRTIO_F_RING_RESET])
     }
 
     fn config_size(&self) -> u32 {
@@ -121,30 +97,21 @@ impl VirtioDevice<Memory> for Device {
             .for_each(|(to, from)| *to = *from);
     }
 
-    fn activate(&mut self, activation: Activation<Memory>) -> Result<(), ActivateError> {
-        let Activation {
-            mut queues,
-            interrupt,
-            ..
-        } = activation;
-        self.interrupt = Some(interrupt.clone());
-        self.start(queues.remove(0), interrupt);
-        Ok(())
+    fn connect(&mut self, config: ConfigNotifier) {
+        self.notifier = Some(config);
     }
 
-    fn restart_queue(&mut self, queue: ActiveQueue) -> Result<(), ActivateError> {
-        self.start(queue, self.interrupt.clone().unwrap());
+    fn activate(&mut self, mut activation: Activation<Memory>) -> Result<(), ActivateError> {
+        *self.queue.lock().unwrap() = Some(activation.queues.remove(0));
         Ok(())
     }
-
-    fn reset(&mut self) {}
 }
 
 /// A live transport.
 struct Machine {
     transport: MmioTransport<Memory, Device>,
     guest: Arc<Guest>,
-    workers: Arc<Mutex<Vec<Worker>>>,
+    queue: Arc<Mutex<Option<ActiveQueue>>>,
     config: Arc<Mutex<u32>>,
     memory: Memory,
 }
@@ -153,28 +120,28 @@ impl Machine {
     fn new() -> Self {
         let guest = Arc::new(Guest::default());
         let wire = guest.clone();
-        Self::with(guest, move || {
+        let line = EdgeLine(move || {
             assert!(!wire.quiet.load(Ordering::Relaxed), "too late");
             wire.raised.fetch_add(1, Ordering::Release);
             Ok(())
-        })
+        });
+        Self::with(guest, line)
     }
 
     fn with(guest: Arc<Guest>, line: impl InterruptLine + 'static) -> Self {
         let memory = Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap());
-        let workers = Arc::new(Mutex::new(Vec::new()));
+        let queue = Arc::new(Mutex::new(None));
         let config = Arc::new(Mutex::new(0));
         let device = Device {
-            guest: guest.clone(),
-            workers: workers.clone(),
-            interrupt: None,
+            queue: queue.clone(),
+            notifier: None,
             config: config.clone(),
         };
         let transport = MmioTransport::new(device, memory.clone(), line).unwrap();
         Self {
             transport,
             guest,
-            workers,
+            queue,
             config,
             memory,
         }
@@ -230,13 +197,13 @@ impl Machine {
         assert_eq!(self.get(0x70), 15);
     }
 
-    /// The worker that was started last.
-    fn worker(&self) -> Worker {
-        self.workers.lock().unwrap().pop().unwrap()
+    /// What the device was given when it was activated last.
+    fn queue(&self) -> ActiveQueue {
+        self.queue.lock().unwrap().clone().unwrap()
     }
 
-    fn interrupt(&self) -> InterruptHandle {
-        self.transport.device().interrupt.clone().unwrap()
+    fn notifier(&self) -> ConfigNotifier {
+        self.transport.device().notifier.clone().unwrap()
     }
 
     /// The event fd that the kernel would write for a vCPU.
@@ -264,10 +231,10 @@ fn ends(end: fn(&mut Machine), quiet: bool) {
     model(move || {
         let mut machine = Machine::live();
         let guest = machine.guest.clone();
-        let mut worker = machine.worker();
+        let (mut queue, requests) = (machine.queue(), guest.clone());
         let thread = thread::spawn(move || {
             // Whether it was notified or not.
-            let _ = worker.notified(0) && worker.notified(0);
+            let _ = serve(&mut queue, &requests) && serve(&mut queue, &requests);
         });
         let (kick, driver) = (machine.kick(), guest.clone());
         let vcpu = thread::spawn(move || {
@@ -352,11 +319,13 @@ fn a_notification_before_activation_is_not_lost() {
         });
         machine.set(0x70, 15);
         let (guest, kick) = (machine.guest.clone(), machine.kick());
-        let mut worker = machine.worker();
+        let mut queue = machine.queue();
         let thread = thread::spawn(move || {
             while guest.served.load(Ordering::Relaxed) == 0 {
                 if is_readable(&kick) {
-                    assert!(worker.notified(0));
+                    kick.read().unwrap();
+                    eventfd_edge();
+                    serve(&mut queue, &guest);
                 } else {
                     thread::yield_now();
                 }
@@ -370,45 +339,46 @@ fn a_notification_before_activation_is_not_lost() {
 }
 
 #[test]
-fn a_late_worker_does_not_keep_the_next_ones_notification() {
-    model(|| {
-        let mut machine = Machine::live();
-        let mut late = machine.worker();
-        let thread = thread::spawn(move || {
-            let _ = late.notified(0);
-        });
-        machine.start();
-        machine.guest.made.fetch_add(1, Ordering::Release);
-        machine.set(0x50, 0);
-        let mut worker = machine.worker();
-        thread.join().unwrap();
-        if is_readable(&machine.kick()) {
-            assert!(worker.notified(0));
-        }
-        assert_eq!(machine.guest.served.load(Ordering::Relaxed), 1);
-    });
-}
-
-#[test]
 fn a_request_that_meets_a_pause_is_served_after_it() {
     model(|| {
         let mut machine = Machine::live();
-        let mut worker = machine.worker();
-        machine.guest.made.fetch_add(1, Ordering::Release);
+        let (mut queue, guest) = (machine.queue(), machine.guest.clone());
+        guest.made.fetch_add(1, Ordering::Release);
         machine.set(0x50, 0);
         let thread = thread::spawn(move || {
-            let _ = worker.notified(0);
-            worker
+            serve(&mut queue, &guest);
+            queue
         });
-        machine.transport.pause();
+        // Those of the start, and of the request.
+        machine.kick().read().unwrap();
+        machine.transport.pause().unwrap();
         let served = machine.guest.rest();
         assert_eq!(machine.guest.served.load(Ordering::Relaxed), served);
         machine.guest.at_rest.store(false, Ordering::Relaxed);
         machine.transport.resume();
-        let mut worker = thread.join().unwrap();
-        if is_readable(&machine.kick()) {
-            assert!(worker.notified(0));
-        }
+        let mut queue = thread.join().unwrap();
+        assert!(is_readable(&machine.kick()));
+        serve(&mut queue, &machine.guest);
+        assert_eq!(machine.guest.served.load(Ordering::Relaxed), 1);
+        assert_eq!(machine.get(0x60), 1);
+    });
+}
+
+#[test]
+fn a_queue_that_comes_back_is_served_by_whoever_served_it_before() {
+    model(|| {
+        let mut machine = Machine::live();
+        let (mut queue, guest) = (machine.queue(), machine.guest.clone());
+        let thread = thread::spawn(move || {
+            serve(&mut queue, &guest);
+            queue
+        });
+        machine.set(0xc0, 1);
+        machine.guest.made.fetch_add(1, Ordering::Release);
+        machine.enable_queue();
+        let mut queue = thread.join().unwrap();
+        assert!(is_readable(&machine.kick()));
+        serve(&mut queue, &machine.guest);
         assert_eq!(machine.guest.served.load(Ordering::Relaxed), 1);
         assert_eq!(machine.get(0x60), 1);
     });
@@ -418,13 +388,14 @@ fn a_request_that_meets_a_pause_is_served_after_it() {
 fn a_cause_survives_the_acknowledgement_of_another() {
     model(|| {
         let mut machine = Machine::live();
-        let (guest, interrupt) = (machine.guest.clone(), machine.interrupt());
+        let (guest, interrupt) = (machine.guest.clone(), machine.queue().interrupt);
+        let notifier = machine.notifier();
         let worker = thread::spawn(move || {
             for _ in 0..2 {
                 guest.served.fetch_add(1, Ordering::Relaxed);
-                interrupt.used_buffers(0);
+                interrupt.trigger();
             }
-            interrupt.update_config(|| ());
+            notifier.update(|| ());
         });
         // A driver: it acknowledges what it has seen, then looks what there is to do.
         let causes = machine.get(0x60);
@@ -442,8 +413,8 @@ fn a_cause_survives_the_acknowledgement_of_another() {
 fn a_cause_is_there_before_its_interrupt() {
     model(|| {
         let mut machine = Machine::live();
-        let interrupt = machine.interrupt();
-        let worker = thread::spawn(move || interrupt.used_buffers(0));
+        let interrupt = machine.queue().interrupt;
+        let worker = thread::spawn(move || interrupt.trigger());
         // Acquire, as it is on the way from an irqfd to a vCPU.
         if machine.guest.raised.load(Ordering::Acquire) != 0 {
             assert_eq!(machine.get(0x60), 1);
@@ -464,8 +435,8 @@ fn a_level_is_what_the_causes_say() {
         });
         let mut machine = Machine::with(Arc::default(), line);
         machine.start();
-        let interrupt = machine.interrupt();
-        let worker = thread::spawn(move || (0..2).for_each(|_| interrupt.used_buffers(0)));
+        let interrupt = machine.queue().interrupt;
+        let worker = thread::spawn(move || (0..2).for_each(|_| interrupt.trigger()));
         machine.set(0x64, 1);
         worker.join().unwrap();
         let causes = machine.get(0x60);
@@ -477,11 +448,11 @@ fn a_level_is_what_the_causes_say() {
 fn fields_that_are_read_under_one_generation_belong_together() {
     model(|| {
         let mut machine = Machine::live();
-        let (interrupt, config) = (machine.interrupt(), machine.config.clone());
+        let (notifier, config) = (machine.notifier(), machine.config.clone());
         let device = thread::spawn(move || {
             // Two fields, changed one after the other.
             let change = |field: u32| *config.lock().unwrap() |= field;
-            interrupt.update_config(|| [1, 0x1_0000].map(change));
+            notifier.update(|| [1, 0x1_0000].map(change));
         });
         let before = machine.get(0xfc);
         let [mut first, mut second] = [[0; 2]; 2];
