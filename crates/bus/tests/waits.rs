@@ -17,7 +17,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use bus::{AccessError, BusDevice, BusError, MmioBus, RegionId};
-use support::{Tag, finishes, handler};
+use support::{Tag, empty, finishes, handler};
 
 /// What a device of these tests does in a write.
 type Work = Box<dyn FnMut(u64) -> Result<(), AccessError> + Send>;
@@ -173,6 +173,7 @@ fn removal_against_nested_access(before_removal: fn()) -> (bool, Result<(), Acce
                 .join()
                 .unwrap()
         });
+        empty(&bus);
         (*removed.get().unwrap(), nested)
     })
 }
@@ -224,6 +225,7 @@ fn locked_devices_that_access_each_other_do_not_wait_for_each_other() {
         nested.sort_by_key(Result::is_err);
         assert_eq!(nested, [Ok(()), Err(AccessError::Deadlock)]);
         assert_eq!(bus.view().write(0x1001, &[0]), Ok(()));
+        empty(&bus);
     });
 }
 

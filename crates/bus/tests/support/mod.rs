@@ -8,6 +8,7 @@
     unused_imports,
     clippy::allow_attributes,
     clippy::panic,
+    clippy::unwrap_used,
     reason = "each test binary uses its own part of this"
 )]
 
@@ -17,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use bus::{AccessError, BusDeviceSync};
+use bus::{AccessError, BusDeviceSync, MmioBus};
 
 pub(crate) use limit::Limit;
 
@@ -91,4 +92,11 @@ pub(crate) fn finishes<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'sta
         std::thread::sleep(Duration::from_millis(10));
     }
     panic!("deadlock: not over within a minute");
+}
+
+/// Removes every region: a device that holds its own bus is never dropped otherwise.
+pub(crate) fn empty(bus: &MmioBus) {
+    for region in bus.regions() {
+        bus.remove(region.id).unwrap();
+    }
 }
