@@ -26,8 +26,8 @@ const LINT1: usize = 0x360;
 const DELIVER_EXTINT: u32 = 7 << 8;
 const DELIVER_NMI: u32 = 4 << 8;
 
-/// Makes the vCPUs; the first one begins at the kernel's entry point, the others wait for it.
-pub(crate) fn create(kvm: &Kvm, vm: &VmFd, cpus: u8, entry: &Entry) -> Result<Vec<VcpuFd>> {
+/// Makes the vCPUs. The first one still needs its entry point, the others wait for it.
+pub(crate) fn create(kvm: &Kvm, vm: &VmFd, cpus: u8) -> Result<Vec<VcpuFd>> {
     let supported = kvm
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
         .map_err(call("KVM_GET_SUPPORTED_CPUID"))?;
@@ -48,14 +48,14 @@ pub(crate) fn create(kvm: &Kvm, vm: &VmFd, cpus: u8, entry: &Entry) -> Result<Ve
         vcpu.set_fpu(&fpu).map_err(call("KVM_SET_FPU"))?;
         if id == 0 {
             connect_legacy_interrupts(&vcpu)?;
-            start_at(&vcpu, entry)?;
         }
         vcpus.push(vcpu);
     }
     Ok(vcpus)
 }
 
-fn start_at(vcpu: &VcpuFd, entry: &Entry) -> Result<()> {
+/// Has the first vCPU begin at the kernel's entry point.
+pub(crate) fn start_at(vcpu: &VcpuFd, entry: &Entry) -> Result<()> {
     match entry {
         Entry::Long { address, .. } => boot::long_mode(
             vcpu,

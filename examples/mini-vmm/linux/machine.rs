@@ -3,13 +3,16 @@
 
 //! The machine: buses with devices on them, and a virtual machine that is connected with them.
 
+use std::cell::Cell;
 use std::error::Error;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use bus::{BusDeviceSync, BusError, MmioBus, PioBus, Region, Width};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use rustix::stdio::{stderr, stdout};
 use vcpu_runner::{BusIo, ExitCounters, IoEvent, IrqFd, KvmVcpu, VcpuGroup, VcpuRunner};
 use virtio_rng_device::{EntropyDevice, RngCounters};
@@ -23,10 +26,11 @@ use super::input::Keyboard;
 use super::loader::Kernel;
 use super::output::Output;
 use super::power::{KeyboardController, Reset, SleepRegisters};
+use super::reset::FirstState;
 use super::serial::SerialPort;
 use super::trace::{Io, OtherExits, Trace};
-use super::{Console, Options};
-use crate::boot::Memory;
+use super::{Console, Options, Reboot};
+use crate::boot::{self, Memory};
 use crate::devices::{self, Wires};
 use crate::entropy::{Source, Trouble};
 use crate::kvm::call;
@@ -55,13 +59,20 @@ pub(crate) struct Machine {
     pub(crate) errors: Output,
     serial: SerialPort,
     serial_irq: Arc<EventFd>,
+    /// How often the guest has started again, if it can.
+    reboots: Option<Cell<u64>>,
 }
+
+/// How long until a device is asked again whether it has been reset.
+const GLANCE: Duration = Duration::from_millis(10);
 
 /// The virtual machine, and its connections with devices.
 pub(crate) struct Parts {
     _serial_irq: IrqFd,
     _doorbells: Vec<IoEvent>,
-    _vm: Arc<VmFd>,
+    vm: Arc<VmFd>,
+    /// What the machine is put back to, if it can reboot.
+    first: Option<FirstState>,
     /// Guest memory outlives the virtual machine.
     _memory: Arc<Memory>,
 }
@@ -145,6 +156,7 @@ impl Machine {
             errors,
             serial,
             serial_irq,
+            reboots: (options.reboot == Reboot::InPlace).then(Cell::default),
         })
     }
 
@@ -171,7 +183,12 @@ impl Machine {
         let trace = options
             .trace
             .map(|lines| Trace::new(lines, self.errors.clone(), &self.mmio, &self.pio));
-        let vcpus = cpu::create(kvm, &vm, options.cpus, &kernel.entry)?;
+        let vcpus = cpu::create(kvm, &vm, options.cpus)?;
+        let first = match options.reboot {
+            Reboot::Exit => None,
+            Reboot::InPlace => Some(FirstState::keep(kvm, &vm, &vcpus)?),
+        };
+        enter(vcpus.first(), kernel)?;
         let bell = self.bell.clone();
         let mut group = VcpuGroup::new().on_end(move |_, _| bell.end(End::Vcpu));
         for (id, (vcpu, exits)) in vcpus.into_iter().zip(&self.exits).enumerate() {
@@ -184,10 +201,53 @@ impl Machine {
         let parts = Parts {
             _serial_irq: serial_irq,
             _doorbells: doorbells,
-            _vm: vm,
+            vm,
+            first,
             _memory: self.memory.clone(),
         };
         Ok((parts, group))
+    }
+
+    /// Puts everything back to where it began, while no vCPU runs, and has `load` fill guest memory.
+    ///
+    /// Devices come first, because they may be at work in guest memory. If one does not let go of
+    /// it and the user wants the program to end, the rest is left alone.
+    pub(crate) fn reset(
+        &self,
+        parts: &Parts,
+        group: &VcpuGroup,
+        load: impl FnOnce(&Memory) -> Result<Kernel, String>,
+    ) -> Result<(), Box<dyn Error>> {
+        self.serial.reset();
+        for wires in &self.wires {
+            while !wires.reset() {
+                if self.bell.is_urgent() {
+                    return Ok(());
+                }
+                thread::sleep(GLANCE);
+            }
+        }
+        boot::clear(&self.memory)?;
+        let kernel = load(&self.memory)?;
+        let first = parts.first.as_ref().ok_or("this machine cannot reboot")?;
+        first.restore(&parts.vm, group.vcpus().map(KvmVcpu::fd))?;
+        enter(group.vcpus().map(KvmVcpu::fd).next(), &kernel)
+    }
+
+    /// Lets the machine begin again; says whether it may.
+    pub(crate) fn begin_again(&self) -> bool {
+        self.output.hold();
+        self.errors.hold();
+        let begins = self.bell.begin_again();
+        if let Some(reboots) = self.reboots.as_ref().filter(|_| begins) {
+            reboots.set(reboots.get() + 1);
+        }
+        begins
+    }
+
+    /// How often the guest has started again, if it can.
+    pub(crate) fn reboots(&self) -> Option<u64> {
+        self.reboots.as_ref().map(Cell::get)
     }
 
     /// What ends the machine.
@@ -228,6 +288,11 @@ impl Machine {
         troubles.dedup();
         troubles
     }
+}
+
+/// Has the first vCPU begin with `kernel`.
+fn enter(vcpu: Option<&VcpuFd>, kernel: &Kernel) -> Result<(), Box<dyn Error>> {
+    cpu::start_at(vcpu.ok_or("a machine has a vCPU")?, &kernel.entry)
 }
 
 /// Puts a device on the port bus whose registers are bytes.
