@@ -7,30 +7,27 @@ use std::error::Error;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bus::{BusDeviceSync, BusError, MmioBus, PioBus, Region, Width};
-use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use bus::{MmioBus, PioBus};
 use kvm_ioctls::{Kvm, VmFd};
 use rustix::stdio::{stderr, stdout};
 use vcpu_runner::{BusIo, ExitCounters, IoEvent, IrqFd, KvmVcpu, VcpuGroup, VcpuRunner};
 use virtio_rng_device::{EntropyDevice, RngCounters};
-use vm_superio::I8042Device;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::bell::{Bell, End};
-use super::cpu;
 use super::hvc::Hvc;
 use super::input::Keyboard;
 use super::loader::Kernel;
 use super::output::Output;
-use super::power::{KeyboardController, Reset, SleepRegisters};
 use super::serial::SerialPort;
 use super::trace::{Io, OtherExits, Trace};
 use super::{Console, Options};
-use crate::boot::Memory;
+use crate::arch;
 use crate::devices::{self, Wires};
 use crate::entropy::{Source, Trouble};
 use crate::kvm::call;
-use crate::layout::{I8042, I8042_SIZE, SERIAL, SERIAL_GSI, SERIAL_SIZE, SLEEP, SLEEP_SIZE};
+use crate::layout::SERIAL_GSI;
+use crate::memory::Memory;
 use crate::stdio::{complaint, failed_stdout};
 
 /// What has befallen an entropy source, if anything.
@@ -80,16 +77,8 @@ impl Machine {
         let errors = Output::start("stderr", stderr(), &bell, |_| {}).map_err(call("thread"))?;
         let serial_irq = Arc::new(EventFd::new(EFD_NONBLOCK).map_err(call("eventfd"))?);
         let serial = SerialPort::new(serial_irq.clone(), output.clone(), errors.clone());
-        let pio = PioBus::new();
-        put(&pio, serial.clone(), SERIAL, SERIAL_SIZE, "serial")?;
-        let keyboard = KeyboardController(I8042Device::new(Reset(bell.clone())));
-        put(&pio, Mutex::new(keyboard), I8042, I8042_SIZE, "i8042")?;
-        if options.acpi {
-            let sleep = Mutex::new(SleepRegisters(bell.clone()));
-            put(&pio, sleep, SLEEP, SLEEP_SIZE, "acpi-sleep")?;
-        }
-
-        let mmio = MmioBus::new();
+        let (mmio, pio) = (MmioBus::new(), PioBus::new());
+        arch::linux::insert_devices(&mmio, &pio, serial.clone(), &bell, options)?;
         let mut troubles = Vec::new();
         if options.legacy_rng {
             let entropy = options.source.open()?;
@@ -156,11 +145,7 @@ impl Machine {
         options: &Options,
     ) -> Result<(Parts, VcpuGroup), Box<dyn Error>> {
         let vm = Arc::new(devices::create_vm(kvm, &self.memory)?);
-        let timer = kvm_pit_config {
-            flags: KVM_PIT_SPEAKER_DUMMY,
-            ..kvm_pit_config::default()
-        };
-        vm.create_pit2(timer).map_err(call("KVM_CREATE_PIT2"))?;
+        let vcpus = arch::linux::create_vcpus(kvm, &vm, options.cpus, kernel)?;
         let event = self.serial_irq.try_clone().map_err(call("dup"))?;
         let serial_irq = IrqFd::new(&vm, SERIAL_GSI, event).map_err(call("KVM_IRQFD"))?;
         let mut doorbells = Vec::new();
@@ -171,7 +156,6 @@ impl Machine {
         let trace = options
             .trace
             .map(|lines| Trace::new(lines, self.errors.clone(), &self.mmio, &self.pio));
-        let vcpus = cpu::create(kvm, &vm, options.cpus, &kernel.entry)?;
         let bell = self.bell.clone();
         let mut group = VcpuGroup::new().on_end(move |_, _| bell.end(End::Vcpu));
         for (id, (vcpu, exits)) in vcpus.into_iter().zip(&self.exits).enumerate() {
@@ -228,17 +212,4 @@ impl Machine {
         troubles.dedup();
         troubles
     }
-}
-
-/// Puts a device on the port bus whose registers are bytes.
-fn put(
-    pio: &PioBus,
-    device: impl BusDeviceSync + 'static,
-    base: u16,
-    len: u64,
-    name: &'static str,
-) -> Result<(), BusError<u16>> {
-    let region = Region::new(base, len).named(name).widths(&[Width::U8]);
-    pio.insert_region(Arc::new(device), region.counted())?;
-    Ok(())
 }
