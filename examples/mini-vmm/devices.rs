@@ -17,21 +17,17 @@ use virtio_device_core::{InterruptLine, VirtioDevice, WorkerThread};
 use virtio_mmio_transport::{Location, LocationError, MmioTransport, QUEUE_NOTIFY};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::boot::{self, Memory};
+use crate::arch;
 use crate::kvm::call;
-use crate::layout::{
-    RNG0, TSS_ADDRESS, VIRTIO_CONSOLE, VIRTIO_CONSOLE_GSI, VIRTIO_GSI, VIRTIO_RNG,
-};
+use crate::layout::{RNG0, VIRTIO_CONSOLE, VIRTIO_CONSOLE_GSI, VIRTIO_GSI, VIRTIO_RNG};
+use crate::memory::{self, Memory};
 
-/// Makes a virtual machine with `memory` and the kernel's interrupt controllers.
+/// Makes a virtual machine with `memory`.
 ///
 /// The caller keeps `memory` for as long as the virtual machine lives.
 pub(crate) fn create_vm(kvm: &Kvm, memory: &Memory) -> Result<VmFd, Box<dyn Error>> {
-    let vm = kvm.create_vm().map_err(call("KVM_CREATE_VM"))?;
-    vm.set_tss_address(TSS_ADDRESS)
-        .map_err(call("KVM_SET_TSS_ADDR"))?;
-    vm.create_irq_chip().map_err(call("KVM_CREATE_IRQCHIP"))?;
-    boot::map_memory(&vm, memory)?;
+    let vm = arch::vm::create(kvm)?;
+    memory::map(&vm, memory)?;
     Ok(vm)
 }
 
@@ -158,7 +154,7 @@ impl IrqLine {
     fn pulse(&self) -> Result<(), String> {
         let vm = self.vm.get().ok_or("it is not connected")?;
         for level in [true, false] {
-            vm.set_irq_line(self.slot.gsi, level)
+            vm.set_irq_line(arch::vm::irq_line(self.slot.gsi), level)
                 .map_err(call("KVM_IRQ_LINE"))?;
         }
         Ok(())

@@ -4,30 +4,24 @@
 //! Boots Linux: the same two devices, and everything that Linux needs beyond them.
 //!
 //! * `files.rs`, `loader/`: what is loaded into guest memory;
-//! * `parameters.rs`, `acpi.rs`: what the kernel is told;
-//! * `cpu.rs`: the processors' first state;
+//! * `command_line.rs`: what the kernel is told by the user;
 //! * `machine.rs`: the wiring of virtual machine, buses, devices and vCPUs;
-//! * `reset.rs`: what a reboot in place puts back;
-//! * `serial.rs`, `hvc.rs`, `power.rs`: the devices that are no random number generators;
+//! * `serial.rs`, `hvc.rs`: the consoles;
 //! * `input.rs`, `output.rs`, `terminal.rs`, `signals.rs`: the user's side;
 //! * `bell.rs`, `ending.rs`: the end;
 //! * `trace.rs`, `report.rs`: what can be seen of it all.
 
-mod acpi;
-mod bell;
-mod cpu;
+pub(crate) mod bell;
+pub(crate) mod command_line;
 mod ending;
 mod files;
 mod hvc;
 mod input;
-mod loader;
+pub(crate) mod loader;
 mod machine;
 mod output;
-mod parameters;
-mod power;
 mod report;
-mod reset;
-mod serial;
+pub(crate) mod serial;
 mod signals;
 mod terminal;
 mod trace;
@@ -39,13 +33,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vcpu_runner::{GroupError, JoinError, Outcome, VcpuGroup};
-use virtio_mmio_transport::Location;
 use virtio_rng_device::RateLimit;
 
-use crate::boot::{self, Memory};
+use crate::arch;
+use crate::arch::layout::KERNEL;
 use crate::devices;
 use crate::entropy::Source;
-use crate::layout::{KERNEL, WINDOW};
+use crate::layout::{RAM_START, WINDOW, ram};
+use crate::memory::{self, Memory};
 use crate::stdio::{complain, print};
 use crate::{Failure, kvm};
 use bell::End;
@@ -127,14 +122,14 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode, Failure> {
 /// Makes guest memory, which takes no more of the host's than the guest touches.
 fn allocate(size: u64) -> Result<Memory, String> {
     let mut ranges = Vec::new();
-    for (start, len) in parameters::ram(size) {
+    for (start, len) in ram(size) {
         ranges.push((
             start,
             usize::try_from(len).map_err(|error| error.to_string())?,
         ));
     }
-    boot::allocate(ranges)
-        .and_then(|memory| boot::advise_huge_pages(&memory).map(|()| memory))
+    memory::allocate(ranges)
+        .and_then(|memory| memory::advise_huge_pages(&memory).map(|()| memory))
         .map_err(|error| format!("--memory: {} MiB: {error}", size >> 20))
 }
 
@@ -142,7 +137,7 @@ fn allocate(size: u64) -> Result<Memory, String> {
 fn load(path: &Path, options: &Options, memory: &Memory) -> Result<Kernel, String> {
     let room = Room {
         start: KERNEL,
-        end: options.memory.min(WINDOW),
+        end: RAM_START + options.memory.min(WINDOW - RAM_START),
         limit: WINDOW,
     };
     let kernel = files::load("--kernel", path, |image| load_kernel(image, memory, room))?;
@@ -161,25 +156,10 @@ fn load(path: &Path, options: &Options, memory: &Memory) -> Result<Kernel, Strin
             virtio.push(slot.location().map_err(|error| error.to_string())?);
         }
     }
-    let mut needed = Vec::new();
-    if !options.acpi {
-        // A kernel that looks for tables in vain may wait for interrupts it cannot get.
-        if !parameters::names(&options.command_line, "acpi") {
-            needed.push("acpi=off".to_owned());
-        }
-        needed.extend(virtio.iter().map(Location::kernel_argument));
-    }
-    let line = parameters::command_line(&options.command_line, &needed, &kernel)?;
-    let written = boot::write_tables(memory)
-        .and_then(|()| {
-            let (size, acpi) = (options.memory, options.acpi);
-            parameters::write(memory, size, &kernel, initrd, &line, acpi)
-        })
-        .and_then(|()| match options.acpi {
-            true => acpi::write(memory, options.cpus, &virtio),
-            false => Ok(()),
-        });
-    written.map_err(|error| error.to_string())?;
+    let needed = arch::linux::needed(options, &virtio);
+    let line = command_line::complete(&options.command_line, &needed, &kernel)?;
+    arch::linux::write(memory, options, &kernel, initrd, &line, &virtio)
+        .map_err(|error| error.to_string())?;
     Ok(kernel)
 }
 
@@ -191,7 +171,7 @@ fn boot(
     options: &Options,
 ) -> Result<ExitCode, Box<dyn Error>> {
     let kvm = kvm::open()?;
-    if let Some(doubt) = kvm::doubt() {
+    if let Some(doubt) = arch::vm::doubt() {
         complain(doubt);
     }
     let (parts, group) = machine.assemble(&kvm, kernel, options)?;

@@ -10,31 +10,28 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use bus::{BusDeviceSync, BusError, MmioBus, PioBus, Region, Width};
-use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use bus::{MmioBus, PioBus};
+use kvm_ioctls::{Kvm, VmFd};
 use rustix::stdio::{stderr, stdout};
 use vcpu_runner::{BusIo, ExitCounters, IoEvent, IrqFd, KvmVcpu, VcpuGroup, VcpuRunner};
 use virtio_rng_device::{EntropyDevice, RngCounters};
-use vm_superio::I8042Device;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::bell::{Bell, End};
-use super::cpu;
 use super::hvc::Hvc;
 use super::input::Keyboard;
 use super::loader::Kernel;
 use super::output::Output;
-use super::power::{KeyboardController, Reset, SleepRegisters};
-use super::reset::FirstState;
 use super::serial::SerialPort;
 use super::trace::{Io, OtherExits, Trace};
 use super::{Console, Options, Reboot};
-use crate::boot::{self, Memory};
+use crate::arch;
+use crate::arch::linux::FirstState;
 use crate::devices::{self, Wires};
 use crate::entropy::{Source, Trouble};
 use crate::kvm::call;
-use crate::layout::{I8042, I8042_SIZE, SERIAL, SERIAL_GSI, SERIAL_SIZE, SLEEP, SLEEP_SIZE};
+use crate::layout::SERIAL_GSI;
+use crate::memory::{self, Memory};
 use crate::stdio::{complaint, failed_stdout};
 
 /// What has befallen an entropy source, if anything.
@@ -91,16 +88,8 @@ impl Machine {
         let errors = Output::start("stderr", stderr(), &bell, |_| {}).map_err(call("thread"))?;
         let serial_irq = Arc::new(EventFd::new(EFD_NONBLOCK).map_err(call("eventfd"))?);
         let serial = SerialPort::new(serial_irq.clone(), output.clone(), errors.clone());
-        let pio = PioBus::new();
-        put(&pio, serial.clone(), SERIAL, SERIAL_SIZE, "serial")?;
-        let keyboard = KeyboardController(I8042Device::new(Reset(bell.clone())));
-        put(&pio, Mutex::new(keyboard), I8042, I8042_SIZE, "i8042")?;
-        if options.acpi {
-            let sleep = Mutex::new(SleepRegisters(bell.clone()));
-            put(&pio, sleep, SLEEP, SLEEP_SIZE, "acpi-sleep")?;
-        }
-
-        let mmio = MmioBus::new();
+        let (mmio, pio) = (MmioBus::new(), PioBus::new());
+        arch::linux::insert_devices(&mmio, &pio, serial.clone(), &bell, options)?;
         let mut troubles = Vec::new();
         if options.legacy_rng {
             let entropy = options.source.open()?;
@@ -168,11 +157,7 @@ impl Machine {
         options: &Options,
     ) -> Result<(Parts, VcpuGroup), Box<dyn Error>> {
         let vm = Arc::new(devices::create_vm(kvm, &self.memory)?);
-        let timer = kvm_pit_config {
-            flags: KVM_PIT_SPEAKER_DUMMY,
-            ..kvm_pit_config::default()
-        };
-        vm.create_pit2(timer).map_err(call("KVM_CREATE_PIT2"))?;
+        let vcpus = arch::linux::create_vcpus(kvm, &vm, options.cpus, kernel)?;
         let event = self.serial_irq.try_clone().map_err(call("dup"))?;
         let serial_irq = IrqFd::new(&vm, SERIAL_GSI, event).map_err(call("KVM_IRQFD"))?;
         let mut doorbells = Vec::new();
@@ -183,12 +168,10 @@ impl Machine {
         let trace = options
             .trace
             .map(|lines| Trace::new(lines, self.errors.clone(), &self.mmio, &self.pio));
-        let vcpus = cpu::create(kvm, &vm, options.cpus)?;
         let first = match options.reboot {
             Reboot::Exit => None,
             Reboot::InPlace => Some(FirstState::keep(kvm, &vm, &vcpus)?),
         };
-        enter(vcpus.first(), kernel)?;
         let bell = self.bell.clone();
         let mut group = VcpuGroup::new().on_end(move |_, _| bell.end(End::Vcpu));
         for (id, (vcpu, exits)) in vcpus.into_iter().zip(&self.exits).enumerate() {
@@ -227,11 +210,12 @@ impl Machine {
                 thread::sleep(GLANCE);
             }
         }
-        boot::clear(&self.memory)?;
+        memory::clear(&self.memory)?;
         let kernel = load(&self.memory)?;
         let first = parts.first.as_ref().ok_or("this machine cannot reboot")?;
         first.restore(&parts.vm, group.vcpus().map(KvmVcpu::fd))?;
-        enter(group.vcpus().map(KvmVcpu::fd).next(), &kernel)
+        let boots = group.vcpus().next().ok_or("a machine has a vCPU")?;
+        arch::linux::enter(boots.fd(), &kernel)
     }
 
     /// Lets the machine begin again; says whether it may.
@@ -288,22 +272,4 @@ impl Machine {
         troubles.dedup();
         troubles
     }
-}
-
-/// Has the first vCPU begin with `kernel`.
-fn enter(vcpu: Option<&VcpuFd>, kernel: &Kernel) -> Result<(), Box<dyn Error>> {
-    cpu::start_at(vcpu.ok_or("a machine has a vCPU")?, &kernel.entry)
-}
-
-/// Puts a device on the port bus whose registers are bytes.
-fn put(
-    pio: &PioBus,
-    device: impl BusDeviceSync + 'static,
-    base: u16,
-    len: u64,
-    name: &'static str,
-) -> Result<(), BusError<u16>> {
-    let region = Region::new(base, len).named(name).widths(&[Width::U8]);
-    pio.insert_region(Arc::new(device), region.counted())?;
-    Ok(())
 }
