@@ -7,7 +7,7 @@
 use std::error::Error;
 use std::fmt;
 use std::io::{self, Read};
-use std::sync::{Arc, Mutex, Once, OnceLock};
+use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError};
 
 use bus::{BusError, MmioBus, Region, RegionId};
 use kvm_ioctls::{Kvm, VmFd};
@@ -96,19 +96,30 @@ pub(crate) fn insert_virtio(
     }
     let region = Region::new(slot.base, virtio_mmio_transport::REGION_SIZE);
     let transport = Arc::new(Mutex::new(transport));
+    let again = transport.clone();
     mmio.insert_region(transport, region.named(slot.name).counted())?;
-    Ok(Wires { irq, kicks })
+    let reset = Box::new(move || {
+        let mut transport = again.lock().unwrap_or_else(PoisonError::into_inner);
+        transport.reset();
+        !transport.reset_is_pending()
+    });
+    Ok(Wires { irq, kicks, reset })
 }
 
-/// The ends of a virtio device that KVM can take.
-#[derive(Debug)]
+/// The ends of a virtio device that KVM can take, and its reset.
 pub(crate) struct Wires {
     irq: Arc<IrqLine>,
     /// With the number of the queue that each is for.
     kicks: Vec<(u16, EventFd)>,
+    reset: Box<dyn Fn() -> bool>,
 }
 
 impl Wires {
+    /// Resets the device; says whether that is complete, or has to be asked for again.
+    pub(crate) fn reset(&self) -> bool {
+        (self.reset)()
+    }
+
     /// Connects the device with a virtual machine: interrupts go to KVM, and notifications come
     /// from it by ioeventfd, so that neither leaves the kernel. Notifications come until what is
     /// returned is dropped.

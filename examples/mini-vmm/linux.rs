@@ -32,7 +32,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vcpu_runner::VcpuGroup;
+use vcpu_runner::{GroupError, JoinError, Outcome, VcpuGroup};
 use virtio_rng_device::RateLimit;
 
 use crate::arch;
@@ -53,6 +53,8 @@ use terminal::Terminal;
 const START: Duration = Duration::from_secs(60);
 /// How long they may take to stop. One that takes longer waits for a device, and is left alone.
 const STOP: Duration = Duration::from_secs(5);
+/// How long until a vCPU that waits for a device is looked at again.
+const GLANCE: Duration = Duration::from_millis(100);
 /// A guest that has not exited once in this time may be one that KVM cannot run.
 const SILENCE: Duration = Duration::from_secs(10);
 
@@ -64,6 +66,16 @@ pub(crate) enum Console {
     Serial,
     /// The virtio console, `hvc0`.
     Virtio,
+}
+
+/// What becomes of a guest that asks for a reset, or resets its processor by a triple fault.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Reboot {
+    /// It ends, and so does the program.
+    #[default]
+    Exit,
+    /// It starts again, with the same devices.
+    InPlace,
 }
 
 /// How to boot Linux.
@@ -82,6 +94,7 @@ pub(crate) struct Options {
     pub(crate) legacy_rng: bool,
     pub(crate) virtio_rng: bool,
     pub(crate) acpi: bool,
+    pub(crate) reboot: Reboot,
     /// How many lines to trace, if any.
     pub(crate) trace: Option<u32>,
     pub(crate) map: bool,
@@ -93,17 +106,17 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode, Failure> {
     options.source.check(1).map_err(Failure::usage)?;
     let memory = allocate(options.memory).map_err(Failure::usage)?;
     let guest = match &options.kernel {
-        Some(path) => Some(load(path, options, &memory).map_err(Failure::usage)?),
+        Some(path) => Some((path, load(path, options, &memory).map_err(Failure::usage)?)),
         None => None,
     };
     let machine = Machine::new(options, Arc::new(memory)).map_err(Failure::run)?;
     if options.map {
         print(&report::map(&machine, options)).map_err(Failure::run)?;
     }
-    let Some(kernel) = guest else {
+    let Some((path, kernel)) = guest else {
         return Ok(ExitCode::SUCCESS);
     };
-    boot(&machine, &kernel, options).map_err(Failure::run)
+    boot(&machine, path, &kernel, options).map_err(Failure::run)
 }
 
 /// Makes guest memory, which takes no more of the host's than the guest touches.
@@ -151,12 +164,17 @@ fn load(path: &Path, options: &Options, memory: &Memory) -> Result<Kernel, Strin
 }
 
 /// Runs the machine until it comes to its end.
-fn boot(machine: &Machine, kernel: &Kernel, options: &Options) -> Result<ExitCode, Box<dyn Error>> {
+fn boot(
+    machine: &Machine,
+    path: &Path,
+    kernel: &Kernel,
+    options: &Options,
+) -> Result<ExitCode, Box<dyn Error>> {
     let kvm = kvm::open()?;
     if let Some(doubt) = arch::vm::doubt() {
         complain(doubt);
     }
-    let (_parts, group) = machine.assemble(&kvm, kernel, options)?;
+    let (parts, group) = machine.assemble(&kvm, kernel, options)?;
     let terminal = Terminal::find().map_err(kvm::call("the terminal"))?;
     signals::watch(
         machine.bell().clone(),
@@ -166,7 +184,8 @@ fn boot(machine: &Machine, kernel: &Kernel, options: &Options) -> Result<ExitCod
     // From here on a signal ends the machine, and so nothing below waits without an end to it.
 
     let began = Instant::now();
-    let played = play(machine, group, terminal);
+    let again = |group: &_| machine.reset(&parts, group, |memory| load(path, options, memory));
+    let played = play(machine, group, options.reboot, again, terminal);
     let elapsed = began.elapsed();
     let ending = played.unwrap_or_else(|error| Ending::failed(error.to_string()));
     let status = report(machine, options, &ending, elapsed);
@@ -178,12 +197,14 @@ fn boot(machine: &Machine, kernel: &Kernel, options: &Options) -> Result<ExitCod
 fn play(
     machine: &Machine,
     group: VcpuGroup,
+    reboot: Reboot,
+    again: impl Fn(&VcpuGroup) -> Result<(), Box<dyn Error>>,
     terminal: Option<Terminal>,
 ) -> Result<Ending, Box<dyn Error>> {
     if let Some(terminal) = &terminal {
         terminal.modes().take().map_err(kvm::call("the terminal"))?;
     }
-    let mut group = group.start(START)?;
+    // Threads of the host's side, for all of the guest's lives.
     if let Some(hvc) = machine.hvc() {
         hvc.start().map_err(kvm::call("thread"))?;
     }
@@ -193,11 +214,9 @@ fn play(
         terminal.is_some(),
     )
     .map_err(kvm::call("thread"))?;
-    await_end(machine);
+    let stopped = live(machine, group, reboot, again);
     machine.output.release();
     machine.errors.release();
-    group.stop();
-    let stopped = group.join(STOP);
     if let Some(hvc) = machine.hvc() {
         hvc.flush();
     }
@@ -205,11 +224,60 @@ fn play(
     machine.output.drain();
     // Whatever is printed from now on is printed on a terminal as it was.
     drop(terminal);
-    let end = machine
+    let stopped = stopped?;
+    Ok(Ending::new(&verdict(machine)?, &stopped))
+}
+
+/// Runs the vCPUs until the guest does not start again.
+fn live(
+    machine: &Machine,
+    mut group: VcpuGroup,
+    reboot: Reboot,
+    again: impl Fn(&VcpuGroup) -> Result<(), Box<dyn Error>>,
+) -> Result<Result<Outcome, GroupError>, Box<dyn Error>> {
+    loop {
+        let mut running = group.start(START)?;
+        await_end(machine);
+        // A vCPU that waits to write something is to stop, too.
+        machine.output.release();
+        machine.errors.release();
+        running.stop();
+        let mut stopped = running.join(STOP);
+        // It begins again with all of its vCPUs, so with one that waits for a device as well.
+        while reboot == Reboot::InPlace
+            && is_busy(&stopped)
+            && matches!(verdict(machine)?, End::Reset | End::Vcpu)
+        {
+            stopped = running.join(GLANCE);
+        }
+        if reboot == Reboot::Exit || !ending::is_reboot(&verdict(machine)?, &stopped) {
+            return Ok(stopped);
+        }
+        group = running.into_group()?;
+        again(&group)?;
+        if !machine.begin_again() {
+            return Ok(stopped);
+        }
+    }
+}
+
+/// Whether a vCPU has not come to its end.
+const fn is_busy(stopped: &Result<Outcome, GroupError>) -> bool {
+    matches!(
+        stopped,
+        Err(GroupError::Vcpu {
+            error: JoinError::Timeout,
+            ..
+        })
+    )
+}
+
+/// Why the machine came to its end.
+fn verdict(machine: &Machine) -> Result<End, &'static str> {
+    machine
         .bell()
         .verdict()
-        .ok_or("nobody has ended the machine")?;
-    Ok(Ending::new(&end, &stopped))
+        .ok_or("nobody has ended the machine")
 }
 
 /// Waits for the end of the machine.

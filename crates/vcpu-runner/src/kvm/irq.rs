@@ -4,11 +4,14 @@
 //! Event file descriptors in place of interrupts, and faults in place of interrupts of the VM.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use kvm_bindings::kvm_enable_cap;
 use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::EventFd;
+
+use super::ioctl::{self, WRITE, request};
 
 /// An event file descriptor that raises an interrupt of the guest (`KVM_IRQFD`).
 ///
@@ -95,6 +98,8 @@ impl Drop for IrqFd {
     }
 }
 
+const KVM_ENABLE_CAP: libc::Ioctl = request::<kvm_enable_cap>(WRITE, 0xa3);
+
 /// Has accesses that arm64 processors do not describe come to the
 /// [policy](crate::Event::ArmNisv) (`KVM_CAP_ARM_NISV_TO_USER`).
 ///
@@ -107,9 +112,11 @@ impl Drop for IrqFd {
 ///
 /// What KVM says; `EINVAL` on other architectures and before Linux 5.5.
 pub fn enable_nisv_exits(vm: &VmFd) -> io::Result<()> {
-    let capability = kvm_enable_cap {
+    let mut capability = kvm_enable_cap {
         cap: kvm_bindings::KVM_CAP_ARM_NISV_TO_USER,
         ..kvm_enable_cap::default()
     };
-    Ok(vm.enable_cap(&capability)?)
+    // Not by kvm-ioctls: its older versions have the call on x86 only.
+    // SAFETY: the file is a virtual machine's, and the request reads the structure.
+    unsafe { ioctl::with(vm.as_raw_fd(), KVM_ENABLE_CAP, &mut capability) }
 }
