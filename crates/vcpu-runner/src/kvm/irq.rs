@@ -59,7 +59,7 @@ impl IrqFd {
     ///
     /// `InvalidInput` for an `intid` that is no SPI's; otherwise as [`IrqFd::new`].
     pub fn spi(vm: &Arc<VmFd>, intid: u32, fd: EventFd) -> io::Result<Self> {
-        if !(32..=1019).contains(&intid) {
+        if !is_spi(intid) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 format!("{intid} is not the INTID of a shared peripheral interrupt"),
@@ -96,6 +96,37 @@ impl Drop for IrqFd {
         // It was registered with these arguments, so KVM knows it.
         let _ = self.vm.unregister_irqfd(&self.fd, self.gsi);
     }
+}
+
+/// The number by which `KVM_IRQ_LINE` knows a shared peripheral interrupt of arm64, for
+/// `VmFd::set_irq_line`.
+///
+/// `intid` is the number as the guest's interrupt controller has it; `None` if it is no SPI's,
+/// which are 32 to 1019. On x86 the number is the pin's and needs no such help.
+///
+/// A guest that is told the interrupt is edge-triggered takes one for each change to active; one
+/// that is told it is level-triggered takes interrupts for as long as the line is active.
+///
+/// ```
+/// use vcpu_runner::spi_line;
+///
+/// assert_eq!(spi_line(37), Some(1 << 24 | 37));
+/// assert_eq!(spi_line(31), None);
+/// ```
+#[must_use]
+pub const fn spi_line(intid: u32) -> Option<u32> {
+    /// `KVM_ARM_IRQ_TYPE_SPI`, in its place.
+    const SPI: u32 = 1 << 24;
+    if is_spi(intid) {
+        Some(SPI | intid)
+    } else {
+        None
+    }
+}
+
+/// Whether a number of the guest's interrupt controller is that of a shared peripheral interrupt.
+const fn is_spi(intid: u32) -> bool {
+    matches!(intid, 32..=1019)
 }
 
 const KVM_ENABLE_CAP: libc::Ioctl = request::<kvm_enable_cap>(WRITE, 0xa3);
