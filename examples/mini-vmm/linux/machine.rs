@@ -11,7 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use bus::{MmioBus, PioBus};
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::{VcpuFd, VmFd};
 use rustix::stdio::{stderr, stdout};
 use vcpu_runner::{BusIo, ExitCounters, IoEvent, IrqFd, KvmVcpu, VcpuGroup, VcpuRunner};
 use virtio_rng_device::{EntropyDevice, RngCounters};
@@ -63,15 +63,10 @@ pub(crate) struct Machine {
 /// How long until a device is asked again whether it has been reset.
 const GLANCE: Duration = Duration::from_millis(10);
 
-/// The virtual machine, and its connections with devices.
-pub(crate) struct Parts {
+/// What connects devices with a virtual machine.
+pub(crate) struct Connections {
     _serial_irq: IrqFd,
     _doorbells: Vec<IoEvent>,
-    vm: Arc<VmFd>,
-    /// What the machine is put back to, if it can reboot.
-    first: Option<FirstState>,
-    /// Guest memory outlives the virtual machine.
-    _memory: Arc<Memory>,
 }
 
 impl Machine {
@@ -149,29 +144,29 @@ impl Machine {
         })
     }
 
-    /// Makes the virtual machine and its vCPUs, ready to start.
-    pub(crate) fn assemble(
-        &self,
-        kvm: &Kvm,
-        kernel: &Kernel,
-        options: &Options,
-    ) -> Result<(Parts, VcpuGroup), Box<dyn Error>> {
-        let vm = Arc::new(devices::create_vm(kvm, &self.memory)?);
-        let vcpus = arch::linux::create_vcpus(kvm, &vm, options.cpus, kernel)?;
+    /// Connects the devices with the virtual machine, until what is returned is dropped.
+    pub(crate) fn connect(&self, vm: &Arc<VmFd>) -> Result<Connections, Box<dyn Error>> {
         let event = self.serial_irq.try_clone().map_err(call("dup"))?;
-        let serial_irq = IrqFd::new(&vm, SERIAL_GSI, event).map_err(call("KVM_IRQFD"))?;
+        let serial_irq = IrqFd::new(vm, SERIAL_GSI, event).map_err(call("KVM_IRQFD"))?;
         let mut doorbells = Vec::new();
         for wires in &self.wires {
-            doorbells.extend(wires.connect(&vm)?);
+            doorbells.extend(wires.connect(vm)?);
         }
+        Ok(Connections {
+            _serial_irq: serial_irq,
+            _doorbells: doorbells,
+        })
+    }
 
+    /// Makes a loop for each vCPU, whose accesses go to the buses.
+    pub(crate) fn loops(
+        &self,
+        vcpus: Vec<VcpuFd>,
+        options: &Options,
+    ) -> Result<VcpuGroup, Box<dyn Error>> {
         let trace = options
             .trace
             .map(|lines| Trace::new(lines, self.errors.clone(), &self.mmio, &self.pio));
-        let first = match options.reboot {
-            Reboot::Exit => None,
-            Reboot::InPlace => Some(FirstState::keep(kvm, &vm, &vcpus)?),
-        };
         let bell = self.bell.clone();
         let mut group = VcpuGroup::new().on_end(move |_, _| bell.end(End::Vcpu));
         for (id, (vcpu, exits)) in vcpus.into_iter().zip(&self.exits).enumerate() {
@@ -181,14 +176,7 @@ impl Machine {
             let vcpu = KvmVcpu::new(vcpu).map_err(call("mmap of a vCPU's run record"))?;
             group.add(VcpuRunner::new(vcpu, io).with_observer(observer));
         }
-        let parts = Parts {
-            _serial_irq: serial_irq,
-            _doorbells: doorbells,
-            vm,
-            first,
-            _memory: self.memory.clone(),
-        };
-        Ok((parts, group))
+        Ok(group)
     }
 
     /// Puts everything back to where it began, while no vCPU runs, and has `load` fill guest memory.
@@ -197,7 +185,8 @@ impl Machine {
     /// it and the user wants the program to end, the rest is left alone.
     pub(crate) fn reset(
         &self,
-        parts: &Parts,
+        vm: &VmFd,
+        first: Option<&FirstState>,
         group: &VcpuGroup,
         load: impl FnOnce(&Memory) -> Result<Kernel, String>,
     ) -> Result<(), Box<dyn Error>> {
@@ -212,8 +201,8 @@ impl Machine {
         }
         memory::clear(&self.memory)?;
         let kernel = load(&self.memory)?;
-        let first = parts.first.as_ref().ok_or("this machine cannot reboot")?;
-        first.restore(&parts.vm, group.vcpus().map(KvmVcpu::fd))?;
+        let first = first.ok_or("this machine cannot reboot")?;
+        first.restore(vm, group.vcpus().map(KvmVcpu::fd))?;
         let boots = group.vcpus().next().ok_or("a machine has a vCPU")?;
         arch::linux::enter(boots.fd(), &kernel)
     }
