@@ -83,7 +83,7 @@
 //! | waits until the host takes more | [`Context::set_interest`] |
 //! | waits for time to pass, or keeps a rate limit | [`Progress::After`], [`RateLimits`] |
 //! | has a thread for each queue | several [`Worker`]s, a [`WorkerPool`] |
-//! | has requests in flight, or I/O straight into guest memory | [`Lease::hold`] |
+//! | has requests in flight, or I/O straight into guest memory | [`Lease::hold`], [`Context::watch_in_flight`] |
 //! | touches guest memory outside of its queues | [`Activation::lease`] |
 //! | has its queues served elsewhere (vhost) | [`VirtioDevice::pause`], [`QueueInterrupt::event_fd`], [`Virtqueue::handed_back`] |
 //! | has its configuration changed by the host | [`ConfigNotifier`] |

@@ -292,3 +292,33 @@ fn a_refused_interest_neither_ends_the_worker_at_the_next_pause_nor_reaches_the_
     }
     assert!(!activated.session.is_broken());
 }
+
+#[test]
+fn the_end_of_requests_in_flight_is_told_during_a_pause() {
+    let activated = activated(1);
+    let (mut host, device) = UnixStream::pair().unwrap();
+    let in_flight = activated.queues[0].lease.hold().unwrap();
+    let lease = activated.queues[0].lease.clone();
+    let (sender, received) = channel();
+    let mut in_flight = Some(in_flight);
+    let watched = device.try_clone().unwrap();
+    let handler = Input(
+        move |cx: &mut Context<'_>| {
+            let watched = cx.watch_in_flight(SOURCE, &watched);
+            watched.map_err(DeviceFault::Backend)
+        },
+        move |_, _, _: &mut Context<'_>| {
+            (&device).read_exact(&mut [0]).unwrap();
+            let request = in_flight.take().unwrap();
+            let complete = request.with(|_| ());
+            sender.send((lease.is_paused(), complete)).unwrap();
+            Ok(Progress::Idle)
+        },
+    );
+    let _thread = start(Worker::new(handler, vec![], activated.interrupt.clone()));
+    activated.session.pause();
+    assert!(!activated.session.is_idle());
+    host.write_all(b"x").unwrap();
+    assert_eq!(received.recv_timeout(SOON), Ok((true, Ok(()))));
+    wait_until("the pause", || activated.session.is_idle());
+}

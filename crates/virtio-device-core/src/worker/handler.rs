@@ -111,7 +111,22 @@ impl Context<'_> {
     ///
     /// If `fd` cannot be duplicated or watched: `EPERM` for regular files, which are always ready.
     pub fn watch(&mut self, source: u32, fd: impl AsFd, interest: Interest) -> io::Result<()> {
-        self.sources.watch(self.poller, source, fd, interest)
+        self.sources.watch(self.poller, source, fd, interest, false)
+    }
+
+    /// Watches `fd`, which becomes readable when requests in flight are done, as
+    /// [`watch`](Self::watch) does, but while the device is paused as well: a pause waits for every
+    /// [`InFlight`](crate::InFlight), so what ends those must not wait for the pause.
+    ///
+    /// During a pause [`QueueHandler::ready`] finds its queues
+    /// [paused](crate::Unavailable::Paused), and [`InFlight::with`](crate::InFlight::with) works.
+    ///
+    /// # Errors
+    ///
+    /// As for [`watch`](Self::watch).
+    pub fn watch_in_flight(&mut self, source: u32, fd: impl AsFd) -> io::Result<()> {
+        self.sources
+            .watch(self.poller, source, fd, Interest::READ, true)
     }
 
     /// Changes what a watched descriptor is waited for: with [`Interest::NONE`] it wakes nobody, not

@@ -268,7 +268,11 @@ impl Running {
 
     fn serve(&mut self, poller: &Poller<'_>, reason: Reason, readiness: Readiness) -> Life {
         self.again.retain(|again| again.reason != reason);
-        if self.interrupt.is_paused() {
+        let ends_requests = match reason {
+            Reason::Source(number) => self.sources.is_in_flight(number),
+            Reason::Queue(_) => false,
+        };
+        if self.interrupt.is_paused() && !ends_requests {
             // What else is ready is reported again after the pause.
             let readiness = Readiness {
                 hangup: readiness.hangup,

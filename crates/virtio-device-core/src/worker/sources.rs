@@ -107,6 +107,8 @@ struct Source {
     number: u32,
     fd: OwnedFd,
     interest: Interest,
+    /// Whether it is waited for during a pause as well.
+    in_flight: bool,
     /// Whether it is in the epoll instance.
     polled: bool,
 }
@@ -116,7 +118,7 @@ impl Source {
     fn sync(&mut self, poller: &Poller<'_>, suspended: bool) -> io::Result<()> {
         let fd = self.fd.as_raw_fd();
         // Without any interest it would still report that its peer has hung up.
-        let wanted = !suspended && self.interest != Interest::NONE;
+        let wanted = (!suspended || self.in_flight) && self.interest != Interest::NONE;
         let operation = match (self.polled, wanted) {
             (_, false) => {
                 if self.polled {
@@ -142,6 +144,7 @@ impl Sources {
         number: u32,
         fd: impl AsFd,
         interest: Interest,
+        in_flight: bool,
     ) -> io::Result<()> {
         if Reason::Source(number).is_out_of_range() {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -151,6 +154,7 @@ impl Sources {
             number,
             fd: fd.as_fd().try_clone_to_owned()?,
             interest,
+            in_flight,
             polled: false,
         };
         source.sync(poller, self.suspended)?;
@@ -190,6 +194,12 @@ impl Sources {
     pub(crate) fn is_watched(&self, number: u32) -> bool {
         let mut list = self.list.iter();
         list.any(|source| source.number == number && source.polled)
+    }
+
+    /// Whether source `number` is served while the device is paused.
+    pub(crate) fn is_in_flight(&self, number: u32) -> bool {
+        let mut list = self.list.iter();
+        list.any(|source| source.number == number && source.in_flight)
     }
 
     /// Stops waiting, or goes on with it. Returns the sources that the kernel refuses to wait for
@@ -242,7 +252,9 @@ mod tests {
         let mut sources = Sources::default();
         // Regular files cannot be waited for.
         let file = File::open("/proc/self/exe").unwrap();
-        sources.watch(&poller, 3, &file, Interest::NONE).unwrap();
+        sources
+            .watch(&poller, 3, &file, Interest::NONE, false)
+            .unwrap();
         let error = sources.set_interest(&poller, 3, Interest::READ);
         assert_eq!(error.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
         // So a pause has nothing to restore, and the next attempt is refused as well.
@@ -259,7 +271,9 @@ mod tests {
         let poller = poller(&epoll);
         let (stream, _peer) = UnixStream::pair().unwrap();
         let mut sources = Sources::default();
-        sources.watch(&poller, 0, &stream, Interest::READ).unwrap();
+        sources
+            .watch(&poller, 0, &stream, Interest::READ, false)
+            .unwrap();
         let mut events = [EpollEvent::default(); 2];
         assert_eq!(epoll.wait(0, &mut events).unwrap(), 0);
         sources.set_interest(&poller, 0, Interest::WRITE).unwrap();
@@ -275,8 +289,12 @@ mod tests {
         let (stream, _peer) = UnixStream::pair().unwrap();
         let mut sources = Sources::default();
         let poller = poller(&epoll);
-        sources.watch(&poller, 1, &stream, Interest::NONE).unwrap();
-        sources.watch(&poller, 2, &stream, Interest::READ).unwrap();
+        sources
+            .watch(&poller, 1, &stream, Interest::NONE, false)
+            .unwrap();
+        sources
+            .watch(&poller, 2, &stream, Interest::READ, false)
+            .unwrap();
         assert!(sources.suspend(&poller, true).is_empty());
         // A loop that does not wait refuses every source.
         assert_eq!(sources.suspend(&NOWHERE, false), [2_u32]);

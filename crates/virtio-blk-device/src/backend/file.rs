@@ -1,0 +1,207 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! An image file or a block device.
+
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::fs::{self, AtFlags, FallocateFlags, OFlags, SeekFrom, StatxFlags};
+use rustix::io::retry_on_intr;
+
+use crate::backend::{Backend, Buffers, Geometry};
+use crate::raw;
+
+/// What is written where holes cannot be punched.
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+
+/// How a [`FileBackend`] uses its file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FileOptions {
+    /// The guest cannot write. Any number of those can share a file, but not with a writer.
+    pub read_only: bool,
+    /// Past the host's page cache (`O_DIRECT`), where a request is aligned as that needs. Others,
+    /// which a driver that heeds the block size does not make, go through the cache.
+    pub direct: bool,
+}
+
+/// A disk that is a file, sector by sector, or a block device.
+///
+/// Data moves between the file and guest memory without a copy. Holes are punched for what the
+/// driver discards. A file is locked as long as the back end lives (an open file description lock of
+/// all of it), so that two of them never write to one image. Once a flush has failed, the kernel may
+/// have dropped what it could not write: from then on every flush fails.
+#[derive(Debug)]
+pub struct FileBackend {
+    file: File,
+    /// The same file past the page cache, and what everything must be a multiple of.
+    direct: Option<(File, u32)>,
+    read_only: bool,
+    geometry: Geometry,
+    /// Whether something that the driver has written may be lost.
+    lost: AtomicBool,
+}
+
+impl FileBackend {
+    /// Opens the file at `path`.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be opened, and as [`FileBackend::new`].
+    pub fn open(path: impl AsRef<Path>, options: FileOptions) -> io::Result<Self> {
+        let write = !options.read_only;
+        let file = File::options().read(true).write(write).open(path)?;
+        Self::new(file, options)
+    }
+
+    /// Uses a file that is open, as its open mode allows.
+    ///
+    /// # Errors
+    ///
+    /// If it is neither a file nor a block device, is not open for what the options want, is used by
+    /// somebody else ([`ErrorKind::ResourceBusy`]), or cannot do direct I/O.
+    pub fn new(file: File, options: FileOptions) -> io::Result<Self> {
+        let metadata = file.metadata()?;
+        let is_device = metadata.file_type().is_block_device();
+        if !is_device && !metadata.is_file() {
+            let what = "neither a regular file nor a block device";
+            return Err(io::Error::new(ErrorKind::InvalidInput, what));
+        }
+        if !options.read_only && !fs::fcntl_getfl(&file)?.contains(OFlags::RDWR) {
+            return Err(io::Error::new(
+                ErrorKind::InvalidInput,
+                "not open for writing",
+            ));
+        }
+        raw::lock(file.as_fd(), !options.read_only).map_err(|it| match it.kind() {
+            ErrorKind::WouldBlock | ErrorKind::PermissionDenied => {
+                io::Error::new(ErrorKind::ResourceBusy, "somebody else is using it")
+            }
+            kind => io::Error::new(kind, format!("it cannot be locked: {it}")),
+        })?;
+        let (logical, physical) = match is_device {
+            true => (fs::ioctl_blksszget(&file)?, fs::ioctl_blkpbszget(&file)?),
+            false => (512, u32::try_from(metadata.blksize()).unwrap_or(4096)),
+        };
+        let direct = options.direct;
+        let direct = direct.then(|| open_direct(&file, logical, options.read_only));
+        let direct = direct
+            .transpose()
+            .map_err(|it| io::Error::new(it.kind(), format!("it has no direct I/O: {it}")))?;
+        let align = direct.as_ref().map_or(0, |(_, align)| *align);
+        Ok(Self {
+            file,
+            direct,
+            read_only: options.read_only,
+            geometry: Geometry::of(logical.max(align), physical),
+            lost: AtomicBool::new(false),
+        })
+    }
+
+    /// The descriptor that a transfer goes through.
+    pub(crate) fn descriptor(&self, offset: u64, buffers: &Buffers<'_>) -> BorrowedFd<'_> {
+        match &self.direct {
+            Some((file, align)) if buffers.is_aligned(offset, *align) => file.as_fd(),
+            _ => self.file.as_fd(),
+        }
+    }
+
+    /// Takes note of how a flush has ended.
+    pub(crate) fn flushed(&self, result: io::Result<()>) -> io::Result<()> {
+        let failed = self.lost.fetch_or(result.is_err(), Ordering::SeqCst);
+        result.and_then(|()| match failed {
+            true => Err(io::Error::other("an earlier flush has failed")),
+            false => Ok(()),
+        })
+    }
+
+    fn fallocate(&self, flags: FallocateFlags, range: &Range<u64>) -> io::Result<()> {
+        let (flags, len) = (flags | FallocateFlags::KEEP_SIZE, range.end - range.start);
+        Ok(retry_on_intr(|| {
+            fs::fallocate(&self.file, flags, range.start, len)
+        })?)
+    }
+}
+
+/// Opens the very same file, whatever has become of its path, for direct I/O; says what memory, offsets
+/// and lengths must be multiples of, on a disk with blocks of `block` bytes.
+fn open_direct(file: &File, block: u32, read_only: bool) -> io::Result<(File, u32)> {
+    let same = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let flag = i32::try_from(OFlags::DIRECT.bits()).unwrap_or(0);
+    let mut options = File::options();
+    let file = options
+        .read(true)
+        .write(!read_only)
+        .custom_flags(flag)
+        .open(same)?;
+    let align = match fs::statx(&file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN) {
+        Ok(it) if it.stx_mask & StatxFlags::DIOALIGN.bits() != 0 => {
+            it.stx_dio_mem_align.max(it.stx_dio_offset_align).max(block)
+        }
+        // A kernel or a file system that does not say.
+        _ => block.max(4096),
+    };
+    match align.is_power_of_two() {
+        true => Ok((file, align)),
+        false => Err(ErrorKind::Unsupported.into()),
+    }
+}
+
+impl Backend for FileBackend {
+    fn capacity(&self) -> io::Result<u64> {
+        // Nobody else uses the position, and this works for both kinds of file.
+        Ok(fs::seek(&self.file, SeekFrom::End(0))?)
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn read(&self, offset: u64, buffers: &Buffers<'_>) -> io::Result<()> {
+        buffers.transfer(self.descriptor(offset, buffers), false, offset, 0)
+    }
+
+    fn write(&self, offset: u64, buffers: &Buffers<'_>) -> io::Result<()> {
+        buffers.transfer(self.descriptor(offset, buffers), true, offset, 0)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        let synced = retry_on_intr(|| fs::fdatasync(&self.file));
+        self.flushed(synced.map_err(io::Error::from))
+    }
+
+    fn discard(&self, range: Range<u64>) -> io::Result<()> {
+        self.fallocate(FallocateFlags::PUNCH_HOLE, &range)
+    }
+
+    fn write_zeroes(&self, mut range: Range<u64>, unmap: bool) -> io::Result<()> {
+        let way = match unmap {
+            true => FallocateFlags::PUNCH_HOLE,
+            false => FallocateFlags::ZERO_RANGE,
+        };
+        match self.fallocate(way, &range) {
+            Err(error) if error.kind() == ErrorKind::Unsupported => {}
+            result => return result,
+        }
+        while !range.is_empty() {
+            let left = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+            let zeroes = ZEROES.get(..left).unwrap_or(&ZEROES);
+            self.file.write_all_at(zeroes, range.start)?;
+            range.start += zeroes.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn as_file(&self) -> Option<&FileBackend> {
+        Some(self)
+    }
+}

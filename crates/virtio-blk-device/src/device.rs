@@ -1,0 +1,231 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The device as vCPUs and the VMM see it.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use virtio_bindings::virtio_blk as blk;
+use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+use virtio_device_core::{
+    ActivateError, Activation, ConfigNotifier, DeviceFault, DeviceState, DeviceStateError,
+    Executor, Features, QueueHandler, RateLimits, VirtioDevice, Worker,
+};
+use vm_memory::GuestAddressSpace;
+
+use crate::backend::Backend;
+use crate::config::{self, QUEUE_SIZE};
+use crate::observer::BlockObserver;
+use crate::request::ID_LEN;
+use crate::shared::Shared;
+use crate::worker::{Handler, Job};
+
+/// Most queues that a device may have.
+pub const MAX_QUEUES: u16 = 64;
+
+/// A block device (VIRTIO 1.3, section 5.2).
+///
+/// It serves its queues where `E` says, each by a worker of its own, and has its sectors in a
+/// [`Backend`]. Nothing that the host fails at ends the device: the request fails, and the guest
+/// decides.
+pub struct Block<E> {
+    shared: Arc<Shared>,
+    queue_sizes: Vec<u16>,
+    executor: E,
+    /// Whether the driver cannot switch the cache.
+    cache_is_fixed: bool,
+}
+
+impl<E> fmt::Debug for Block<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.shared.fmt(f)
+    }
+}
+
+impl<E: Executor> Block<E> {
+    /// Makes a device with one queue.
+    ///
+    /// # Errors
+    ///
+    /// If the back end does not know its capacity.
+    pub fn new(backend: Arc<dyn Backend>, executor: E) -> io::Result<Self> {
+        Ok(Self {
+            shared: Arc::new(Shared::new(backend)?),
+            queue_sizes: vec![QUEUE_SIZE],
+            executor,
+            cache_is_fixed: false,
+        })
+    }
+
+    /// Sets the number of queues, from 1 to [`MAX_QUEUES`]; a number beyond is taken for the nearest. As
+    /// many requests are served at a time as the executor has threads for them: give it a
+    /// [`WorkerPool`](virtio_device_core::WorkerPool).
+    #[must_use]
+    pub fn with_queues(mut self, count: u16) -> Self {
+        self.queue_sizes = vec![QUEUE_SIZE; count.clamp(1, MAX_QUEUES).into()];
+        self
+    }
+
+    /// Sets how the device calls itself: up to 20 characters of printable ASCII, which Linux shows in
+    /// `/sys/block/vda/serial`.
+    ///
+    /// # Errors
+    ///
+    /// If it is something else, or there is a [handle](Self::handle) already.
+    pub fn with_id(mut self, id: &str) -> io::Result<Self> {
+        let valid = id.len() <= ID_LEN && id.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+        let Some(shared) = Arc::get_mut(&mut self.shared).filter(|_| valid) else {
+            let why = "an id is up to 20 characters of printable ASCII";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        };
+        shared.id = [0; ID_LEN];
+        let place = shared.id.iter_mut();
+        place.zip(id.bytes()).for_each(|(to, from)| *to = from);
+        Ok(self)
+    }
+
+    /// Sets who is told what the host fails at. Once: whoever comes later is told nothing.
+    #[must_use]
+    pub fn with_observer(self, observer: impl BlockObserver + 'static) -> Self {
+        let _ = self.shared.observer.set(Box::new(observer));
+        self
+    }
+
+    /// A handle to tell the device of another capacity with.
+    #[must_use]
+    pub fn handle(&self) -> BlockHandle {
+        BlockHandle(self.shared.clone())
+    }
+
+    /// The device's rate limits, to be set, saved and restored at any time. A request is charged with
+    /// the bytes that it reads or writes.
+    #[must_use]
+    pub fn limits(&self) -> RateLimits {
+        self.shared.limits.clone()
+    }
+}
+
+impl<M, E> VirtioDevice<M> for Block<E>
+where
+    M: GuestAddressSpace + Clone + Send + 'static,
+    E: Executor,
+{
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_BLOCK
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &self.queue_sizes
+    }
+
+    fn features(&self) -> Features {
+        let mut bits = vec![
+            blk::VIRTIO_BLK_F_SIZE_MAX,
+            blk::VIRTIO_BLK_F_SEG_MAX,
+            blk::VIRTIO_BLK_F_BLK_SIZE,
+            blk::VIRTIO_BLK_F_FLUSH,
+            blk::VIRTIO_BLK_F_TOPOLOGY,
+            blk::VIRTIO_BLK_F_CONFIG_WCE,
+        ];
+        if self.queue_sizes.len() > 1 {
+            bits.push(blk::VIRTIO_BLK_F_MQ);
+        }
+        bits.extend_from_slice(match self.shared.disk().read_only {
+            true => &[blk::VIRTIO_BLK_F_RO],
+            false => &[blk::VIRTIO_BLK_F_DISCARD, blk::VIRTIO_BLK_F_WRITE_ZEROES],
+        });
+        Features::of(&bits)
+    }
+
+    fn config_size(&self) -> u32 {
+        // It is small.
+        u32::try_from(config::LEN).unwrap_or(0)
+    }
+
+    fn read_config(&self, offset: u32, data: &mut [u8]) {
+        let (shared, queues) = (&self.shared, self.queue_sizes.len());
+        let space = config::space(
+            shared.disk().capacity,
+            shared.backend.geometry(),
+            shared.writeback(),
+            u16::try_from(queues).unwrap_or(MAX_QUEUES),
+        );
+        for (to, from) in data.iter_mut().zip(space.iter().skip(offset as usize)) {
+            *to = *from;
+        }
+    }
+
+    fn write_config(&mut self, offset: u32, data: &[u8]) {
+        let before = config::WRITEBACK.checked_sub(offset as usize);
+        let byte = before.and_then(|before| data.get(before));
+        if let (Some(&on @ (0 | 1)), false) = (byte, self.cache_is_fixed) {
+            self.shared.writeback.store(on == 1, Ordering::Release);
+        }
+    }
+
+    fn connect(&mut self, config: ConfigNotifier) {
+        let _ = self.shared.config.set(config);
+    }
+
+    fn activate(&mut self, activation: Activation<M>) -> Result<(), ActivateError> {
+        // A driver that cannot flush has no cache, and one that can has it (section 5.2.6.2), unless it
+        // says by itself.
+        let can_flush = activation.features.has(blk::VIRTIO_BLK_F_FLUSH);
+        self.cache_is_fixed = !activation.features.has(blk::VIRTIO_BLK_F_CONFIG_WCE);
+        if self.cache_is_fixed || !can_flush {
+            self.shared.writeback.store(can_flush, Ordering::Release);
+        }
+        let kicks = activation.queues.iter().map(|queue| queue.kick.clone());
+        self.shared.limits.set_wakers(kicks.collect());
+        for queue in activation.queues {
+            let (memory, shared) = (activation.memory.clone(), self.shared.clone());
+            let build = || -> Result<Box<dyn QueueHandler>, DeviceFault> {
+                Ok(Box::new(Handler {
+                    memory,
+                    shared,
+                    job: Job::default(),
+                }))
+            };
+            let worker = Worker::build(vec![queue], activation.interrupt.clone(), build);
+            self.executor.start(worker)?;
+        }
+        Ok(())
+    }
+
+    fn save(&self) -> DeviceState {
+        self.shared.save()
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceStateError> {
+        self.shared.restore(state)
+    }
+
+    fn reset(&mut self) {
+        self.shared.limits.set_wakers(Vec::new());
+        self.shared.writeback.store(true, Ordering::Release);
+        self.cache_is_fixed = false;
+    }
+}
+
+/// Tells a device, wherever it is in its life, that its back end has another capacity; clones are the
+/// same.
+#[derive(Clone, Debug)]
+pub struct BlockHandle(Arc<Shared>);
+
+impl BlockHandle {
+    /// Takes over the present capacity of the back end and tells the driver, if it is another one;
+    /// returns it in bytes. A driver may be told of a disk that has grown, or has shrunk, while
+    /// requests are on their way: what is beyond the end fails.
+    ///
+    /// Restoring the device puts back the capacity that its driver knows: call this afterwards.
+    ///
+    /// # Errors
+    ///
+    /// If the back end does not know its capacity; the device goes on with the one before.
+    pub fn refresh(&self) -> io::Result<u64> {
+        self.0.refresh()
+    }
+}

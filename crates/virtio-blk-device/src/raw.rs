@@ -1,0 +1,173 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Guest memory as the kernel takes it, and the system calls that no safe crate has for it.
+#![expect(
+    unsafe_code,
+    reason = "the kernel reads and writes guest memory by its address"
+)]
+
+use std::fmt;
+use std::io::{self, ErrorKind};
+use std::marker::PhantomData;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use libc::{c_int, iovec, off_t};
+use virtio_bindings::virtio_blk::virtio_blk_config;
+use virtio_device_core::BadRequest;
+use vm_memory::VolatileSlice;
+use vm_memory::bitmap::BitmapSlice;
+
+use crate::config;
+
+/// Most vectors that the kernel takes at once (`UIO_MAXIOV`).
+const MAX_VECTORS: usize = 1024;
+
+/// The part of a request's buffers that holds data: guest memory, in the driver's order.
+///
+/// A back end moves exactly [`bytes`](Self::bytes) bytes between it and the disk. The driver can change
+/// these bytes at any time.
+#[derive(Default)]
+pub struct Buffers<'a> {
+    vectors: &'a [iovec],
+    len: u64,
+    memory: PhantomData<&'a ()>,
+}
+
+impl<'a> Buffers<'a> {
+    /// Number of bytes, in all slices together.
+    #[must_use]
+    pub const fn bytes(&self) -> u64 {
+        self.len
+    }
+
+    /// The pieces, none of them empty. What is written to them reaches the guest; that it was written
+    /// is noted by the device.
+    pub fn slices(&self) -> impl Iterator<Item = VolatileSlice<'a>> {
+        self.vectors.iter().map(|vector| {
+            // SAFETY: the vector was made of a slice of guest memory that outlives `'a`.
+            unsafe { VolatileSlice::new(vector.iov_base.cast(), vector.iov_len) }
+        })
+    }
+
+    /// Whether the place on the disk and every piece are aligned to `align`, a power of two.
+    pub(crate) fn is_aligned(&self, offset: u64, align: u32) -> bool {
+        let is_aligned = |it: &iovec| (it.iov_base.addr() | it.iov_len) & (align as usize - 1) == 0;
+        offset & (u64::from(align) - 1) == 0 && self.vectors.iter().all(is_aligned)
+    }
+
+    /// The vectors of what comes after the first `done` bytes.
+    fn rest(&self, mut done: u64) -> Vec<iovec> {
+        let mut rest = self.vectors.to_vec();
+        rest.retain_mut(|vector| {
+            let behind = done.min(vector.iov_len as u64);
+            done -= behind;
+            // It is no more than the vector has.
+            let behind = usize::try_from(behind).unwrap_or(vector.iov_len);
+            vector.iov_base = vector.iov_base.wrapping_byte_add(behind);
+            vector.iov_len -= behind;
+            vector.iov_len != 0
+        });
+        rest
+    }
+
+    /// Reads or writes all bytes after the first `done`, from `offset` of a file on, in as many calls
+    /// as that takes.
+    pub(crate) fn transfer(
+        &self,
+        fd: BorrowedFd<'_>,
+        write: bool,
+        offset: u64,
+        mut done: u64,
+    ) -> io::Result<()> {
+        while done < self.len {
+            let at = off_t::try_from(offset + done).map_err(io::Error::other)?;
+            let rest;
+            let vectors = match done {
+                0 => self.vectors,
+                _ => {
+                    rest = self.rest(done);
+                    &rest
+                }
+            };
+            let count = vectors.len().min(MAX_VECTORS);
+            let count = c_int::try_from(count).unwrap_or(0);
+            let call = if write { libc::pwritev } else { libc::preadv };
+            // SAFETY: the vectors are guest memory, which may change under anybody's hands.
+            let moved = unsafe { call(fd.as_raw_fd(), vectors.as_ptr(), count, at) };
+            match u64::try_from(moved) {
+                Ok(0) if write => return Err(ErrorKind::WriteZero.into()),
+                // The file has become shorter.
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(moved) => done += moved,
+                Err(_) => match io::Error::last_os_error() {
+                    error if error.kind() == ErrorKind::Interrupted => {}
+                    error => return Err(error),
+                },
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Buffers<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Buffers")
+            .field("len", &self.len)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Makes vectors of `len` bytes of some slices of guest memory, after the first `skip` bytes.
+pub(crate) fn gather<'a, B: BitmapSlice>(
+    vectors: &'a mut Vec<iovec>,
+    slices: impl Iterator<Item = Result<VolatileSlice<'a, B>, BadRequest>>,
+    mut skip: usize,
+    len: u64,
+) -> Result<Buffers<'a>, BadRequest> {
+    vectors.clear();
+    let mut left = len;
+    for slice in slices {
+        let slice = slice?;
+        let behind = skip.min(slice.len());
+        skip -= behind;
+        let size = usize::try_from(left).unwrap_or(usize::MAX);
+        let size = size.min(slice.len() - behind);
+        if size != 0 {
+            left -= size as u64;
+            vectors.push(iovec {
+                iov_base: slice.ptr_guard_mut().as_ptr().wrapping_add(behind).cast(),
+                iov_len: size,
+            });
+        }
+    }
+    Ok(Buffers {
+        vectors,
+        len: len - left,
+        memory: PhantomData,
+    })
+}
+
+/// Locks a whole file, for as long as its open file description lives, or fails at once.
+pub(crate) fn lock(fd: BorrowedFd<'_>, exclusive: bool) -> io::Result<()> {
+    // SAFETY: a structure of integers, for which 0 is a value: all of the file, here.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    let kind = if exclusive {
+        libc::F_WRLCK
+    } else {
+        libc::F_RDLCK
+    };
+    lock.l_type = i16::try_from(kind).unwrap_or(0);
+    // SAFETY: `lock` is what this command reads.
+    match unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// The beginning of a configuration space.
+pub(crate) fn config_bytes(config: virtio_blk_config) -> [u8; config::LEN] {
+    // SAFETY: integers without a gap between them, because the structure is packed.
+    let bytes: [u8; size_of::<virtio_blk_config>()] = unsafe { std::mem::transmute(config) };
+    *bytes.first_chunk().unwrap_or(&[0; config::LEN])
+}

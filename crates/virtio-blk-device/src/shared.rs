@@ -1,0 +1,143 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! What the halves of the device share, and what of it is saved.
+
+use std::fmt;
+use std::io::{self, ErrorKind};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use virtio_device_core::{ConfigNotifier, DeviceState, DeviceStateError, RateLimits};
+
+use crate::backend::{Backend, Buffers};
+use crate::observer::{BlockEvent, BlockObserver, Operation};
+use crate::request::{Disk, ID_LEN, Refusal, Request, SECTOR};
+
+/// Version of the saved state: the capacity in bytes (64 bits), and whether there is a write-back
+/// cache (8 bits).
+const VERSION: u32 = 1;
+
+pub(crate) struct Shared {
+    pub(crate) backend: Arc<dyn Backend>,
+    /// Bytes, whole sectors.
+    capacity: AtomicU64,
+    /// Whether a write need not be stable before it is flushed.
+    pub(crate) writeback: AtomicBool,
+    pub(crate) id: [u8; ID_LEN],
+    pub(crate) limits: RateLimits,
+    pub(crate) config: OnceLock<ConfigNotifier>,
+    pub(crate) observer: OnceLock<Box<dyn BlockObserver>>,
+}
+
+/// Says nothing of what is on the disk.
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} {:?}", self.disk(), self.limits)
+    }
+}
+
+impl Shared {
+    pub(crate) fn new(backend: Arc<dyn Backend>) -> io::Result<Self> {
+        Ok(Self {
+            capacity: AtomicU64::new(whole_sectors(backend.capacity()?)),
+            backend,
+            writeback: AtomicBool::new(true),
+            id: [0; ID_LEN],
+            limits: RateLimits::none(),
+            config: OnceLock::new(),
+            observer: OnceLock::new(),
+        })
+    }
+
+    pub(crate) fn disk(&self) -> Disk {
+        Disk {
+            capacity: self.capacity.load(Ordering::Acquire),
+            read_only: self.backend.is_read_only(),
+        }
+    }
+
+    pub(crate) fn writeback(&self) -> bool {
+        self.writeback.load(Ordering::Acquire)
+    }
+
+    /// Takes over the back end's capacity, and tells the driver if it is another one.
+    pub(crate) fn refresh(&self) -> io::Result<u64> {
+        let capacity = whole_sectors(self.backend.capacity()?);
+        if capacity != self.disk().capacity {
+            let change = || self.capacity.store(capacity, Ordering::Release);
+            match self.config.get() {
+                Some(config) => config.update(change),
+                None => change(),
+            }
+        }
+        Ok(capacity)
+    }
+
+    /// Does what is asked for, and waits for it.
+    pub(crate) fn run(&self, request: &Request, buffers: &Buffers<'_>) -> Result<u64, Refusal> {
+        let (backend, range) = (&self.backend, request.range.clone());
+        let done = match request.operation {
+            // Neither is any business of the back end's.
+            Operation::GetId => Ok(()),
+            Operation::Flush if backend.is_read_only() => Ok(()),
+            // There is nothing to do, which some system calls take for an error.
+            Operation::Discard | Operation::WriteZeroes if range.is_empty() => Ok(()),
+            Operation::Read => backend.read(range.start, buffers),
+            Operation::Write => backend.write(range.start, buffers),
+            Operation::Flush => backend.flush(),
+            Operation::Discard => backend.discard(range),
+            Operation::WriteZeroes => backend.write_zeroes(range, request.unmap),
+        };
+        let done = done.and_then(|()| match request.operation {
+            Operation::Write | Operation::WriteZeroes if !self.writeback() => backend.flush(),
+            _ => Ok(()),
+        });
+        self.outcome(request, done)
+    }
+
+    /// How a request ends that the host has answered like this.
+    pub(crate) fn outcome(&self, request: &Request, done: io::Result<()>) -> Result<u64, Refusal> {
+        let Err(error) = &done else {
+            return Ok(request.written());
+        };
+        if let Some(observer) = self.observer.get() {
+            observer.event(&BlockEvent::Failed(
+                request.operation,
+                &request.range,
+                error,
+            ));
+        }
+        let may_be_missing = [Operation::Discard, Operation::WriteZeroes];
+        match error.kind() {
+            ErrorKind::Unsupported if may_be_missing.contains(&request.operation) => {
+                Err(Refusal::Unsupported)
+            }
+            _ => Err(Refusal::Failed),
+        }
+    }
+
+    pub(crate) fn save(&self) -> DeviceState {
+        let mut data = self.disk().capacity.to_le_bytes().to_vec();
+        data.push(self.writeback().into());
+        DeviceState::new(VERSION, data).unwrap_or_default()
+    }
+
+    /// Goes on from a saved state, with the capacity that the driver knows.
+    pub(crate) fn restore(&self, state: &DeviceState) -> Result<(), DeviceStateError> {
+        let Ok([capacity @ .., writeback]) = <[u8; 9]>::try_from(state.data(VERSION)?) else {
+            return Err(DeviceStateError::Invalid("its length"));
+        };
+        let capacity = u64::from_le_bytes(capacity);
+        if capacity % SECTOR != 0 || writeback > 1 {
+            return Err(DeviceStateError::Invalid("its capacity or its cache"));
+        }
+        self.capacity.store(capacity, Ordering::Release);
+        self.writeback.store(writeback == 1, Ordering::Release);
+        Ok(())
+    }
+}
+
+const fn whole_sectors(bytes: u64) -> u64 {
+    bytes / SECTOR * SECTOR
+}

@@ -1,0 +1,177 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The device as a queue's worker sees it: one request after the other, waited for.
+
+use std::sync::Arc;
+
+use libc::iovec;
+use virtio_device_core::{
+    ActiveQueue, BadRequest, Chain, Context, DeviceFault, Head, Progress, QueueHandler, RingFault,
+    RingMemory, Rings, Virtqueue,
+};
+use vm_memory::bitmap::{BS, Bitmap as _};
+use vm_memory::{GuestAddressSpace, GuestMemory};
+
+use crate::backend::Buffers;
+use crate::config::QUEUE_SIZE;
+use crate::observer::Operation;
+use crate::raw;
+use crate::request::{Answer, HEADER, Refusal, Request};
+use crate::shared::Shared;
+
+/// Serves a queue by a back end that is waited for.
+///
+/// The queue is held for as long as a call takes: a reset or a pause waits for the one request that
+/// is being served, without a lock, and finds the others where the driver has put them.
+pub(crate) struct Handler<M> {
+    pub(crate) memory: M,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) job: Job,
+}
+
+/// A request on its way, in room that is used for one after the other.
+#[derive(Default)]
+pub(crate) struct Job {
+    chain: Chain,
+    vectors: Vec<iovec>,
+    answer: Option<Answer>,
+}
+
+impl<M: GuestAddressSpace> QueueHandler for Handler<M> {
+    fn process(&mut self, queue: u16, cx: &mut Context<'_>) -> Result<Progress, DeviceFault> {
+        // While the device is paused, and once the queue has been taken back, there is nothing to do.
+        let held = cx.queue(queue).map(|active| (active, active.lease.hold()));
+        let Some((active, Ok(in_flight))) = held else {
+            return Ok(Progress::Idle);
+        };
+        let memory = self.memory.memory();
+        let (mut rings, mut budget, mut served) = (None, QUEUE_SIZE, None);
+        loop {
+            let looked = in_flight.with(|ring| {
+                // Looked up once, for as long as this view of memory is held.
+                let rings = rings.get_or_insert_with(|| Rings::new(&*memory, ring.layout()));
+                if let Some((head, len)) = served.take() {
+                    ring.complete(rings, head, len)?;
+                    if ring.needs_interrupt(rings)? {
+                        active.interrupt.trigger();
+                    }
+                } else {
+                    ring.disable_notification(rings)?;
+                }
+                self.job
+                    .take(ring, rings, active, &self.shared, &mut budget)
+            });
+            let head = match looked {
+                Ok(next) => match next? {
+                    Ok(head) => head,
+                    Err(progress) => return Ok(progress),
+                },
+                // There is nobody left who has asked.
+                Err(_) => return Ok(Progress::Idle),
+            };
+            if let Some(rings) = &rings {
+                let request = self.job.begin(rings, &self.shared, queue, cx);
+                let outcome = request
+                    .as_ref()
+                    .map_err(|refusal| *refusal)
+                    .and_then(|request| {
+                        let buffers = self.job.buffers(&*memory, request)?;
+                        self.shared.run(request, &buffers)
+                    });
+                let len = self.job.end(&*memory, &self.shared, request.ok(), outcome);
+                served = Some((head, len));
+            }
+        }
+    }
+}
+
+impl Job {
+    /// Takes the next request, if there is one that may be served now; says how to go on if not.
+    pub(crate) fn take(
+        &mut self,
+        ring: &mut Virtqueue,
+        rings: &impl RingMemory,
+        active: &ActiveQueue,
+        shared: &Shared,
+        budget: &mut u16,
+    ) -> Result<Result<Head, Progress>, RingFault> {
+        if active.lease.is_paused() {
+            return Ok(Err(Progress::Idle));
+        }
+        if *budget == 0 {
+            return Ok(Err(Progress::More));
+        }
+        if let Err(wait) = shared.limits.admit() {
+            return Ok(Err(Progress::After(wait)));
+        }
+        loop {
+            if let Some(head) = ring.take(rings, &mut self.chain)? {
+                *budget -= 1;
+                return Ok(Ok(head));
+            }
+            if !ring.enable_notification(rings)? {
+                return Ok(Err(Progress::Idle));
+            }
+        }
+    }
+
+    /// Reads what was taken, and charges for it.
+    pub(crate) fn begin(
+        &mut self,
+        rings: &impl RingMemory,
+        shared: &Shared,
+        queue: u16,
+        cx: &Context<'_>,
+    ) -> Result<Request, Refusal> {
+        self.answer = Answer::find(&self.chain);
+        let request = Request::parse(&self.chain, rings, self.answer, shared.disk());
+        shared
+            .limits
+            .charge(request.as_ref().map_or(0, Request::moved));
+        if let Err(Refusal::Bad(error)) = request {
+            cx.interrupt().bad_request(queue, error);
+        }
+        request
+    }
+
+    /// The buffers of the data that a request moves.
+    pub(crate) fn buffers<'a, M: GuestMemory>(
+        &'a mut self,
+        memory: &'a M,
+        request: &Request,
+    ) -> Result<Buffers<'a>, BadRequest> {
+        let (vectors, len) = (&mut self.vectors, request.moved());
+        match request.operation {
+            Operation::Read => raw::gather(vectors, self.chain.writable_slices(memory), 0, len),
+            Operation::Write => {
+                raw::gather(vectors, self.chain.readable_slices(memory), HEADER, len)
+            }
+            _ => Ok(Buffers::default()),
+        }
+    }
+
+    /// Writes the answer, and returns how much of the buffers was written.
+    pub(crate) fn end<M: GuestMemory>(
+        &self,
+        memory: &M,
+        shared: &Shared,
+        request: Option<Request>,
+        outcome: Result<u64, Refusal>,
+    ) -> u32 {
+        match request.map(|request| request.operation) {
+            Some(Operation::GetId) => {
+                // There is room, as was checked.
+                let _ = self.chain.write(memory, &shared.id);
+            }
+            // The host has written pages behind the back of whoever takes notes, if anybody does.
+            Some(Operation::Read) if size_of::<BS<'_, M::Bitmap>>() != 0 => {
+                for slice in self.chain.writable_slices(memory).flatten() {
+                    slice.bitmap().mark_dirty(0, slice.len());
+                }
+            }
+            _ => {}
+        }
+        self.answer.map_or(0, |answer| answer.give(memory, outcome))
+    }
+}
