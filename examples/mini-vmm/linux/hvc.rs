@@ -52,7 +52,7 @@ impl Hvc {
     pub(crate) fn new(output: Output) -> io::Result<(Console<WorkerThread>, Self)> {
         let (socket, device) = UnixStream::pair()?;
         socket.set_nonblocking(true)?;
-        output.hold(MOST_OUTPUT);
+        output.allow(MOST_OUTPUT);
         let input: OwnedFd = match isatty(stdin()) {
             true => device.try_clone()?.into(),
             false => dup(stdin())?,

@@ -16,7 +16,7 @@ use std::time::Duration;
 use super::bell::Bell;
 use crate::stdio::write_all;
 
-/// With more bytes than this waiting, a vCPU waits, too, unless [`Output::hold`] says otherwise.
+/// With more bytes than this waiting, a vCPU waits, too, unless [`Output::allow`] says otherwise.
 const ENOUGH: usize = 64 << 10;
 
 /// Most bytes in one system call, so that it can be seen whether they get on.
@@ -108,8 +108,8 @@ impl Output {
         }
     }
 
-    /// Holds up to `most` bytes before anybody waits.
-    pub(crate) fn hold(&self, most: usize) {
+    /// Lets up to `most` bytes wait before a vCPU does.
+    pub(crate) fn allow(&self, most: usize) {
         self.state().most = most;
     }
 
@@ -130,7 +130,7 @@ impl Output {
     pub(crate) fn hold(&self) {
         loop {
             let mut state = self.state();
-            let full = state.waiting.len() > ENOUGH && !state.failed;
+            let full = state.waiting.len() > state.most && !state.failed;
             if !full || self.0.bell.is_urgent() {
                 state.released = false;
                 return;
