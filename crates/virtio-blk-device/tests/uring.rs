@@ -3,11 +3,7 @@
 
 //! Many requests in flight by `io_uring`: where the kernel refuses, these tests have nothing to look at.
 #![cfg(feature = "io-uring")]
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "a test stops at the unexpected"
-)]
+#![expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
 
 mod support;
 
