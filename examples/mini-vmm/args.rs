@@ -12,7 +12,7 @@ use virtio_rng_device::RateLimit;
 
 use crate::entropy::Source;
 use crate::layout::BUFFER_SIZE;
-use crate::linux::Console;
+use crate::linux::{Console, Reboot};
 use crate::{case_study, linux};
 
 /// What `--help` prints.
@@ -52,6 +52,9 @@ With a kernel, the guest's console is standard input and output:
       --rate-limit N    Have virtio-rng serve at most N bytes a second
       --legacy-rng off  Leave out the register-style generator
       --virtio-rng off  Leave out virtio-rng
+      --reboot MODE     What a reset by the guest, or its triple fault, leads to:
+                        exit (default), the end of the program; or in-place, where
+                        the kernel is loaded again and the guest starts again
       --acpi off        Describe virtio-rng on the command line instead of by ACPI;
                         one vCPU only
       --trace[=LINES]   Write a line for each exit to standard error, at most LINES
@@ -62,9 +65,10 @@ With a kernel, the guest's console is standard input and output:
 On a terminal, Ctrl-A x ends the program, and Ctrl-A Ctrl-A sends one Ctrl-A.
 
 Exit status: 0 if all went well: the guest powered off, or Ctrl-A x was typed;
-1 if the run failed, or standard output cannot be written; 2 if the command line, or a file it names, is wrong; 3 if
-the guest asked for a reset, which panic=-1 does after a panic; 4 if the guest
-crashed by a triple fault; 128 + N on signal N.
+1 if the run failed, or standard output cannot be written; 2 if the command
+line, or a file it names, is wrong; 3 if the guest asked for a reset, which
+panic=-1 does after a panic; 4 if the guest crashed by a triple fault, neither
+with --reboot in-place; 128 + N on signal N.
 ";
 
 /// The sizes of the case study.
@@ -109,6 +113,7 @@ struct Given {
     memory: Option<u64>,
     cpus: Option<u8>,
     console: Option<Console>,
+    reboot: Option<Reboot>,
     rate_limit: Option<RateLimit>,
     legacy_rng: Option<bool>,
     virtio_rng: Option<bool>,
@@ -170,6 +175,7 @@ impl Given {
                 self.memory = Some(number(&name, &value()?, "MiB", MIN_MEMORY, MAX_MEMORY)?);
             }
             "cpus" => self.cpus = Some(number(&name, &value()?, "vCPUs", 1, MAX_CPUS.into())?),
+            "reboot" => self.reboot = Some(reboot(&name, &value()?)?),
             "console" => self.console = Some(console(&name, &value()?)?),
             "rate-limit" => {
                 let bytes = number(&name, &value()?, "bytes a second", 1, u64::MAX)?;
@@ -202,6 +208,7 @@ impl Given {
             ("--initrd", self.initrd.is_some()),
             ("--cmdline", self.command_line.is_some()),
             ("--trace", self.trace.is_some()),
+            ("--reboot", self.reboot.is_some()),
             ("--json", self.json && self.map),
         ];
         let (foreign, condition): (Vec<_>, _) = match (&self.kernel, self.map) {
@@ -263,6 +270,7 @@ impl Given {
             legacy_rng,
             virtio_rng,
             acpi,
+            reboot: self.reboot.unwrap_or_default(),
             trace: self.trace,
             map: self.map,
             json: self.json,
@@ -315,6 +323,19 @@ fn console(option: &str, value: &OsString) -> Result<Console, String> {
             let value = value.to_string_lossy();
             Err(format!(
                 "{option}: '{value}' is neither 'serial' nor 'virtio'"
+            ))
+        }
+    }
+}
+
+fn reboot(option: &str, value: &OsString) -> Result<Reboot, String> {
+    match value.to_str() {
+        Some("exit") => Ok(Reboot::Exit),
+        Some("in-place") => Ok(Reboot::InPlace),
+        _ => {
+            let value = value.to_string_lossy();
+            Err(format!(
+                "{option}: '{value}' is neither 'exit' nor 'in-place'"
             ))
         }
     }

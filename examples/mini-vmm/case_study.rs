@@ -3,14 +3,14 @@
 
 //! The case study: a built-in guest fills a buffer through either device, and is measured.
 //!
-//! * `guest.rs`: the guest's program, a real driver for both devices;
+//! * `guest.rs`: the guest, a real driver for both devices;
 //! * `machine.rs`: the wiring of virtual machine, buses, devices and vCPU;
 //! * `announce.rs`: what the guest reports;
 //! * `output.rs`: the results;
 //! * `progress.rs`: how far a long run is, for whoever watches.
 
-mod announce;
-mod guest;
+pub(crate) mod announce;
+pub(crate) mod guest;
 mod machine;
 mod output;
 mod progress;

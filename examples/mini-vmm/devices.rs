@@ -7,7 +7,7 @@
 use std::error::Error;
 use std::fmt;
 use std::io::{self, Read};
-use std::sync::{Arc, Mutex, Once, OnceLock};
+use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError};
 
 use bus::{BusError, MmioBus, Region, RegionId};
 use kvm_ioctls::{Kvm, VmFd};
@@ -17,21 +17,17 @@ use virtio_device_core::{InterruptLine, VirtioDevice, WorkerThread};
 use virtio_mmio_transport::{Location, LocationError, MmioTransport, QUEUE_NOTIFY};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::boot::{self, Memory};
+use crate::arch;
 use crate::kvm::call;
-use crate::layout::{
-    RNG0, TSS_ADDRESS, VIRTIO_CONSOLE, VIRTIO_CONSOLE_GSI, VIRTIO_GSI, VIRTIO_RNG,
-};
+use crate::layout::{RNG0, VIRTIO_CONSOLE, VIRTIO_CONSOLE_GSI, VIRTIO_GSI, VIRTIO_RNG};
+use crate::memory::{self, Memory};
 
-/// Makes a virtual machine with `memory` and the kernel's interrupt controllers.
+/// Makes a virtual machine with `memory`.
 ///
 /// The caller keeps `memory` for as long as the virtual machine lives.
 pub(crate) fn create_vm(kvm: &Kvm, memory: &Memory) -> Result<VmFd, Box<dyn Error>> {
-    let vm = kvm.create_vm().map_err(call("KVM_CREATE_VM"))?;
-    vm.set_tss_address(TSS_ADDRESS)
-        .map_err(call("KVM_SET_TSS_ADDR"))?;
-    vm.create_irq_chip().map_err(call("KVM_CREATE_IRQCHIP"))?;
-    boot::map_memory(&vm, memory)?;
+    let vm = arch::vm::create(kvm)?;
+    memory::map(&vm, memory)?;
     Ok(vm)
 }
 
@@ -100,19 +96,30 @@ pub(crate) fn insert_virtio(
     }
     let region = Region::new(slot.base, virtio_mmio_transport::REGION_SIZE);
     let transport = Arc::new(Mutex::new(transport));
+    let again = transport.clone();
     mmio.insert_region(transport, region.named(slot.name).counted())?;
-    Ok(Wires { irq, kicks })
+    let reset = Box::new(move || {
+        let mut transport = again.lock().unwrap_or_else(PoisonError::into_inner);
+        transport.reset();
+        !transport.reset_is_pending()
+    });
+    Ok(Wires { irq, kicks, reset })
 }
 
-/// The ends of a virtio device that KVM can take.
-#[derive(Debug)]
+/// The ends of a virtio device that KVM can take, and its reset.
 pub(crate) struct Wires {
     irq: Arc<IrqLine>,
     /// With the number of the queue that each is for.
     kicks: Vec<(u16, EventFd)>,
+    reset: Box<dyn Fn() -> bool>,
 }
 
 impl Wires {
+    /// Resets the device; says whether that is complete, or has to be asked for again.
+    pub(crate) fn reset(&self) -> bool {
+        (self.reset)()
+    }
+
     /// Connects the device with a virtual machine: interrupts go to KVM, and notifications come
     /// from it by ioeventfd, so that neither leaves the kernel. Notifications come until what is
     /// returned is dropped.
@@ -147,7 +154,7 @@ impl IrqLine {
     fn pulse(&self) -> Result<(), String> {
         let vm = self.vm.get().ok_or("it is not connected")?;
         for level in [true, false] {
-            vm.set_irq_line(self.slot.gsi, level)
+            vm.set_irq_line(arch::vm::irq_line(self.slot.gsi), level)
                 .map_err(call("KVM_IRQ_LINE"))?;
         }
         Ok(())

@@ -3,24 +3,22 @@
 
 //! The way to KVM, and what to say when one of its calls fails.
 
-use std::fs;
 use std::io;
 
 use kvm_ioctls::Kvm;
+
+use crate::arch::vm::KVM_REMEDY;
 
 /// Opens KVM, and checks that it is one.
 pub(crate) fn open() -> Result<Kvm, String> {
     let kvm = Kvm::new().map_err(|error| {
         let error = io::Error::from(error);
         let remedy = match error.kind() {
-            io::ErrorKind::NotFound => {
-                "there is no KVM on this machine; enable virtualization in its firmware, and load \
-                 the kernel module kvm_intel or kvm_amd"
-            }
+            io::ErrorKind::NotFound => format!("there is no KVM on this machine; {KVM_REMEDY}"),
             io::ErrorKind::PermissionDenied => {
-                "you may not use KVM; join the group that owns the device, often kvm"
+                "you may not use KVM; join the group that owns the device, often kvm".to_owned()
             }
-            _ => "KVM does not work on this machine",
+            _ => "KVM does not work on this machine".to_owned(),
         };
         format!("/dev/kvm: {error}: {remedy}")
     })?;
@@ -42,21 +40,4 @@ pub(crate) fn open() -> Result<Kvm, String> {
 /// Names the call of KVM, or of the system, that failed: for `map_err`.
 pub(crate) fn call<E: Into<io::Error>>(name: &str) -> impl Fn(E) -> String {
     move |error| format!("{name}: {}", error.into())
-}
-
-/// Why Linux may not run on this machine's KVM, if there is a sign of that.
-pub(crate) fn doubt() -> Option<&'static str> {
-    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    // Hidden from us or not there, both look the same. A file without any flags says nothing.
-    let mut flags = cpuinfo
-        .lines()
-        .filter(|line| line.starts_with("flags"))
-        .flat_map(str::split_whitespace)
-        .peekable();
-    flags.peek()?;
-    let missing = !flags.any(|flag| matches!(flag, "vmx" | "svm"));
-    missing.then_some(
-        "/proc/cpuinfo shows neither vmx nor svm: KVM has no hardware to run on, and may not be \
-         able to run Linux",
-    )
 }

@@ -1,20 +1,10 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The memory map of both kinds of machine: RAM from 0 to [`WINDOW`] at most and from
+//! The memory map of both kinds of machine: RAM from [`RAM_START`] to [`WINDOW`] at most and from
 //! [`HIGH_RAM`] on, devices between them.
 
-/// Segment descriptors.
-pub(crate) const GDT: u64 = 0x1000;
-/// The first stack grows down from here.
-pub(crate) const STACK_TOP: u64 = 0x8000;
-/// Page tables, six pages.
-pub(crate) const PAGE_TABLES: u64 = 0x9000;
-
-/// Selector of the code segment, as the Linux boot protocol wants it.
-pub(crate) const CODE_SELECTOR: u16 = 0x10;
-/// Selector of the data segment.
-pub(crate) const DATA_SELECTOR: u16 = 0x18;
+pub(crate) use crate::arch::layout::RAM_START;
 
 /// Where the window of devices begins, and RAM below it ends at the latest.
 pub(crate) const WINDOW: u64 = 0x8000_0000;
@@ -28,84 +18,36 @@ pub(crate) const VIRTIO_GSI: u32 = 5;
 pub(crate) const VIRTIO_CONSOLE: u64 = 0x8000_3000;
 /// Interrupt line of the virtio console.
 pub(crate) const VIRTIO_CONSOLE_GSI: u32 = 6;
-/// Where the kernel may put the task state segment that old Intel processors need.
-pub(crate) const TSS_ADDRESS: usize = 0xfffb_d000;
-/// Where RAM goes on that is not below [`WINDOW`].
-pub(crate) const HIGH_RAM: u64 = 1 << 32;
-
-// --- The case study.
-
-/// Length of guest memory, from address 0 on: 64 MiB.
-pub(crate) const RAM_SIZE: usize = 64 << 20;
-/// Interrupt descriptors; the guest fills them.
-pub(crate) const IDT: u64 = 0x2000;
-/// The guest's program.
-pub(crate) const IMAGE: u64 = 0x10_0000;
-/// Length of the guest's program.
-pub(crate) const IMAGE_SIZE: usize = 4096;
-/// The guest's virtqueue.
-pub(crate) const QUEUE: u64 = 0x20_0000;
-/// Where the guest puts what it reads from the register.
-pub(crate) const BUFFER_LEGACY: u64 = 0x100_0000;
-/// Where the guest has the virtio device put its bytes.
-pub(crate) const BUFFER_VIRTIO: u64 = 0x200_0000;
-/// Length of each of the two buffers: 16 MiB.
-pub(crate) const BUFFER_SIZE: u64 = 16 << 20;
-
-/// The port that a phase's start is announced on: 4 bytes, the number of the device.
-pub(crate) const PORT_START: u16 = 0x500;
-/// The port that a phase's end is announced on: 4 bytes, the number of requests made.
-pub(crate) const PORT_END: u16 = 0x504;
-/// The port that the guest's end is announced on: 4 bytes, the number of a failed check or 0.
-pub(crate) const PORT_CHECK: u16 = 0x508;
-/// Length of the port region, from [`PORT_START`] on.
-pub(crate) const PORTS_SIZE: u64 = 12;
-
-// --- Linux.
-
-/// The boot parameters of the 64-bit boot protocol, also called zero page.
-pub(crate) const ZERO_PAGE: u64 = 0x1_0000;
-/// The start information of the PVH boot protocol.
-pub(crate) const START_INFO: u64 = 0x1_1000;
-/// The module list of the PVH boot protocol.
-pub(crate) const MODULES: u64 = 0x1_1800;
-/// The memory map of the PVH boot protocol.
-pub(crate) const MEMORY_MAP: u64 = 0x1_2000;
-/// The kernel's command line.
-pub(crate) const COMMAND_LINE: u64 = 0x2_0000;
-/// Most bytes of a command line, with its terminating zero.
-pub(crate) const COMMAND_LINE_SIZE: usize = 0x1_0000;
-/// Conventional memory ends here, where the extended BIOS data area would begin.
-pub(crate) const LOW_RAM_END: u64 = 0x9_fc00;
-/// ACPI tables; a kernel looks for the first of them here by itself.
-pub(crate) const ACPI: u64 = 0xe_0000;
-/// End of the room for ACPI tables, and where a processor begins that is reset: see `power.rs`.
-pub(crate) const RESET_VECTOR: u64 = 0xf_fff0;
-/// Start of the memory that kernels are loaded to.
-pub(crate) const KERNEL: u64 = 0x10_0000;
-
-/// The keyboard controller, whose only use is to reset the machine.
-pub(crate) const I8042: u16 = 0x60;
-/// Its command port, and the command that resets the machine.
-pub(crate) const I8042_COMMAND: u16 = 0x64;
-/// The command that resets the machine.
-pub(crate) const I8042_RESET: u8 = 0xfe;
-/// Length of the keyboard controller's ports.
-pub(crate) const I8042_SIZE: u64 = 5;
-/// The serial port, a 16550.
-pub(crate) const SERIAL: u16 = 0x3f8;
 /// Length of the serial port's registers.
 pub(crate) const SERIAL_SIZE: u64 = 8;
 /// Interrupt line of the serial port.
 pub(crate) const SERIAL_GSI: u32 = 4;
-/// The sleep control register of ACPI; the sleep status register follows.
-pub(crate) const SLEEP: u16 = 0x600;
-/// Length of both sleep registers.
-pub(crate) const SLEEP_SIZE: u64 = 2;
-/// The sleep type that means power-off.
-pub(crate) const SLEEP_TYPE_OFF: u8 = 5;
+/// Where RAM goes on that is not below [`WINDOW`].
+pub(crate) const HIGH_RAM: u64 = 1 << 32;
 
-/// The I/O APIC, inside KVM.
-pub(crate) const IO_APIC: u32 = 0xfec0_0000;
-/// The local APICs, inside KVM.
-pub(crate) const LOCAL_APIC: u32 = 0xfee0_0000;
+/// Where RAM is, of which there are `size` bytes: as address and length.
+pub(crate) fn ram(size: u64) -> Vec<(u64, u64)> {
+    let low = size.min(WINDOW - RAM_START);
+    let mut ranges = vec![(RAM_START, low)];
+    if size > low {
+        ranges.push((HIGH_RAM, size - low));
+    }
+    ranges
+}
+
+// --- The case study.
+
+/// Length of guest memory, 64 MiB.
+pub(crate) const RAM_SIZE: usize = 64 << 20;
+/// The guest's program.
+pub(crate) const IMAGE: u64 = RAM_START + 0x10_0000;
+/// Length of the guest's program.
+pub(crate) const IMAGE_SIZE: usize = 4096;
+/// The guest's virtqueue.
+pub(crate) const QUEUE: u64 = RAM_START + 0x20_0000;
+/// Where the guest puts what it reads from the register.
+pub(crate) const BUFFER_LEGACY: u64 = RAM_START + 0x100_0000;
+/// Where the guest has the virtio device put its bytes.
+pub(crate) const BUFFER_VIRTIO: u64 = RAM_START + 0x200_0000;
+/// Length of each of the two buffers: 16 MiB.
+pub(crate) const BUFFER_SIZE: u64 = 16 << 20;

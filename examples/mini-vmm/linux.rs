@@ -4,28 +4,24 @@
 //! Boots Linux: the same two devices, and everything that Linux needs beyond them.
 //!
 //! * `files.rs`, `loader/`: what is loaded into guest memory;
-//! * `parameters.rs`, `acpi.rs`: what the kernel is told;
-//! * `cpu.rs`: the processors' first state;
+//! * `command_line.rs`: what the kernel is told by the user;
 //! * `machine.rs`: the wiring of virtual machine, buses, devices and vCPUs;
-//! * `serial.rs`, `hvc.rs`, `power.rs`: the devices that are no random number generators;
+//! * `serial.rs`, `hvc.rs`: the consoles;
 //! * `input.rs`, `output.rs`, `terminal.rs`, `signals.rs`: the user's side;
 //! * `bell.rs`, `ending.rs`: the end;
 //! * `trace.rs`, `report.rs`: what can be seen of it all.
 
-mod acpi;
-mod bell;
-mod cpu;
+pub(crate) mod bell;
+pub(crate) mod command_line;
 mod ending;
 mod files;
 mod hvc;
 mod input;
-mod loader;
+pub(crate) mod loader;
 mod machine;
 mod output;
-mod parameters;
-mod power;
 mod report;
-mod serial;
+pub(crate) mod serial;
 mod signals;
 mod terminal;
 mod trace;
@@ -36,14 +32,15 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vcpu_runner::VcpuGroup;
-use virtio_mmio_transport::Location;
+use vcpu_runner::{GroupError, JoinError, Outcome, VcpuGroup};
 use virtio_rng_device::RateLimit;
 
-use crate::boot::{self, Memory};
+use crate::arch;
+use crate::arch::layout::KERNEL;
 use crate::devices;
 use crate::entropy::Source;
-use crate::layout::{KERNEL, WINDOW};
+use crate::layout::{RAM_START, WINDOW, ram};
+use crate::memory::{self, Memory};
 use crate::stdio::{complain, print};
 use crate::{Failure, kvm};
 use bell::End;
@@ -56,6 +53,8 @@ use terminal::Terminal;
 const START: Duration = Duration::from_secs(60);
 /// How long they may take to stop. One that takes longer waits for a device, and is left alone.
 const STOP: Duration = Duration::from_secs(5);
+/// How long until a vCPU that waits for a device is looked at again.
+const GLANCE: Duration = Duration::from_millis(100);
 /// A guest that has not exited once in this time may be one that KVM cannot run.
 const SILENCE: Duration = Duration::from_secs(10);
 
@@ -67,6 +66,16 @@ pub(crate) enum Console {
     Serial,
     /// The virtio console, `hvc0`.
     Virtio,
+}
+
+/// What becomes of a guest that asks for a reset, or resets its processor by a triple fault.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Reboot {
+    /// It ends, and so does the program.
+    #[default]
+    Exit,
+    /// It starts again, with the same devices.
+    InPlace,
 }
 
 /// How to boot Linux.
@@ -85,6 +94,7 @@ pub(crate) struct Options {
     pub(crate) legacy_rng: bool,
     pub(crate) virtio_rng: bool,
     pub(crate) acpi: bool,
+    pub(crate) reboot: Reboot,
     /// How many lines to trace, if any.
     pub(crate) trace: Option<u32>,
     pub(crate) map: bool,
@@ -96,30 +106,30 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode, Failure> {
     options.source.check(1).map_err(Failure::usage)?;
     let memory = allocate(options.memory).map_err(Failure::usage)?;
     let guest = match &options.kernel {
-        Some(path) => Some(load(path, options, &memory).map_err(Failure::usage)?),
+        Some(path) => Some((path, load(path, options, &memory).map_err(Failure::usage)?)),
         None => None,
     };
     let machine = Machine::new(options, Arc::new(memory)).map_err(Failure::run)?;
     if options.map {
         print(&report::map(&machine, options)).map_err(Failure::run)?;
     }
-    let Some(kernel) = guest else {
+    let Some((path, kernel)) = guest else {
         return Ok(ExitCode::SUCCESS);
     };
-    boot(&machine, &kernel, options).map_err(Failure::run)
+    boot(&machine, path, &kernel, options).map_err(Failure::run)
 }
 
 /// Makes guest memory, which takes no more of the host's than the guest touches.
 fn allocate(size: u64) -> Result<Memory, String> {
     let mut ranges = Vec::new();
-    for (start, len) in parameters::ram(size) {
+    for (start, len) in ram(size) {
         ranges.push((
             start,
             usize::try_from(len).map_err(|error| error.to_string())?,
         ));
     }
-    boot::allocate(ranges)
-        .and_then(|memory| boot::advise_huge_pages(&memory).map(|()| memory))
+    memory::allocate(ranges)
+        .and_then(|memory| memory::advise_huge_pages(&memory).map(|()| memory))
         .map_err(|error| format!("--memory: {} MiB: {error}", size >> 20))
 }
 
@@ -127,7 +137,7 @@ fn allocate(size: u64) -> Result<Memory, String> {
 fn load(path: &Path, options: &Options, memory: &Memory) -> Result<Kernel, String> {
     let room = Room {
         start: KERNEL,
-        end: options.memory.min(WINDOW),
+        end: RAM_START + options.memory.min(WINDOW - RAM_START),
         limit: WINDOW,
     };
     let kernel = files::load("--kernel", path, |image| load_kernel(image, memory, room))?;
@@ -146,35 +156,25 @@ fn load(path: &Path, options: &Options, memory: &Memory) -> Result<Kernel, Strin
             virtio.push(slot.location().map_err(|error| error.to_string())?);
         }
     }
-    let mut needed = Vec::new();
-    if !options.acpi {
-        // A kernel that looks for tables in vain may wait for interrupts it cannot get.
-        if !parameters::names(&options.command_line, "acpi") {
-            needed.push("acpi=off".to_owned());
-        }
-        needed.extend(virtio.iter().map(Location::kernel_argument));
-    }
-    let line = parameters::command_line(&options.command_line, &needed, &kernel)?;
-    let written = boot::write_tables(memory)
-        .and_then(|()| {
-            let (size, acpi) = (options.memory, options.acpi);
-            parameters::write(memory, size, &kernel, initrd, &line, acpi)
-        })
-        .and_then(|()| match options.acpi {
-            true => acpi::write(memory, options.cpus, &virtio),
-            false => Ok(()),
-        });
-    written.map_err(|error| error.to_string())?;
+    let needed = arch::linux::needed(options, &virtio);
+    let line = command_line::complete(&options.command_line, &needed, &kernel)?;
+    arch::linux::write(memory, options, &kernel, initrd, &line, &virtio)
+        .map_err(|error| error.to_string())?;
     Ok(kernel)
 }
 
 /// Runs the machine until it comes to its end.
-fn boot(machine: &Machine, kernel: &Kernel, options: &Options) -> Result<ExitCode, Box<dyn Error>> {
+fn boot(
+    machine: &Machine,
+    path: &Path,
+    kernel: &Kernel,
+    options: &Options,
+) -> Result<ExitCode, Box<dyn Error>> {
     let kvm = kvm::open()?;
-    if let Some(doubt) = kvm::doubt() {
+    if let Some(doubt) = arch::vm::doubt() {
         complain(doubt);
     }
-    let (_parts, group) = machine.assemble(&kvm, kernel, options)?;
+    let (parts, group) = machine.assemble(&kvm, kernel, options)?;
     let terminal = Terminal::find().map_err(kvm::call("the terminal"))?;
     signals::watch(
         machine.bell().clone(),
@@ -184,7 +184,8 @@ fn boot(machine: &Machine, kernel: &Kernel, options: &Options) -> Result<ExitCod
     // From here on a signal ends the machine, and so nothing below waits without an end to it.
 
     let began = Instant::now();
-    let played = play(machine, group, terminal);
+    let again = |group: &_| machine.reset(&parts, group, |memory| load(path, options, memory));
+    let played = play(machine, group, options.reboot, again, terminal);
     let elapsed = began.elapsed();
     let ending = played.unwrap_or_else(|error| Ending::failed(error.to_string()));
     let status = report(machine, options, &ending, elapsed);
@@ -196,12 +197,14 @@ fn boot(machine: &Machine, kernel: &Kernel, options: &Options) -> Result<ExitCod
 fn play(
     machine: &Machine,
     group: VcpuGroup,
+    reboot: Reboot,
+    again: impl Fn(&VcpuGroup) -> Result<(), Box<dyn Error>>,
     terminal: Option<Terminal>,
 ) -> Result<Ending, Box<dyn Error>> {
     if let Some(terminal) = &terminal {
         terminal.modes().take().map_err(kvm::call("the terminal"))?;
     }
-    let mut group = group.start(START)?;
+    // Threads of the host's side, for all of the guest's lives.
     if let Some(hvc) = machine.hvc() {
         hvc.start().map_err(kvm::call("thread"))?;
     }
@@ -211,11 +214,9 @@ fn play(
         terminal.is_some(),
     )
     .map_err(kvm::call("thread"))?;
-    await_end(machine);
+    let stopped = live(machine, group, reboot, again);
     machine.output.release();
     machine.errors.release();
-    group.stop();
-    let stopped = group.join(STOP);
     if let Some(hvc) = machine.hvc() {
         hvc.flush();
     }
@@ -223,11 +224,60 @@ fn play(
     machine.output.drain();
     // Whatever is printed from now on is printed on a terminal as it was.
     drop(terminal);
-    let end = machine
+    let stopped = stopped?;
+    Ok(Ending::new(&verdict(machine)?, &stopped))
+}
+
+/// Runs the vCPUs until the guest does not start again.
+fn live(
+    machine: &Machine,
+    mut group: VcpuGroup,
+    reboot: Reboot,
+    again: impl Fn(&VcpuGroup) -> Result<(), Box<dyn Error>>,
+) -> Result<Result<Outcome, GroupError>, Box<dyn Error>> {
+    loop {
+        let mut running = group.start(START)?;
+        await_end(machine);
+        // A vCPU that waits to write something is to stop, too.
+        machine.output.release();
+        machine.errors.release();
+        running.stop();
+        let mut stopped = running.join(STOP);
+        // It begins again with all of its vCPUs, so with one that waits for a device as well.
+        while reboot == Reboot::InPlace
+            && is_busy(&stopped)
+            && matches!(verdict(machine)?, End::Reset | End::Vcpu)
+        {
+            stopped = running.join(GLANCE);
+        }
+        if reboot == Reboot::Exit || !ending::is_reboot(&verdict(machine)?, &stopped) {
+            return Ok(stopped);
+        }
+        group = running.into_group()?;
+        again(&group)?;
+        if !machine.begin_again() {
+            return Ok(stopped);
+        }
+    }
+}
+
+/// Whether a vCPU has not come to its end.
+const fn is_busy(stopped: &Result<Outcome, GroupError>) -> bool {
+    matches!(
+        stopped,
+        Err(GroupError::Vcpu {
+            error: JoinError::Timeout,
+            ..
+        })
+    )
+}
+
+/// Why the machine came to its end.
+fn verdict(machine: &Machine) -> Result<End, &'static str> {
+    machine
         .bell()
         .verdict()
-        .ok_or("nobody has ended the machine")?;
-    Ok(Ending::new(&end, &stopped))
+        .ok_or("nobody has ended the machine")
 }
 
 /// Waits for the end of the machine.

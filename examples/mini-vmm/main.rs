@@ -9,7 +9,8 @@
 //!
 //! * `layout.rs`: the memory map;
 //! * `kvm.rs`: the way to KVM;
-//! * `boot.rs`: the first state of guest memory and of the vCPU;
+//! * `memory.rs`: guest memory;
+//! * `arch/`: what depends on the processor's architecture;
 //! * `devices.rs`: the virtual machine, and the two devices on its bus;
 //! * `entropy.rs`: the devices' source;
 //! * `case_study.rs` and its folder: the built-in guest and its results;
@@ -17,17 +18,15 @@
 //! * `args.rs`: the command line;
 //! * `stdio.rs`: standard output and standard error.
 
-#[cfg(not(all(target_os = "linux", target_arch = "x86_64")))]
-compile_error!("mini-vmm runs on Linux on x86-64");
-
+mod arch;
 mod args;
-mod boot;
 mod case_study;
 mod devices;
 mod entropy;
 mod kvm;
 mod layout;
 mod linux;
+mod memory;
 mod stdio;
 
 use std::error::Error;

@@ -6,11 +6,13 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bus_ops;
 pub mod kernel;
 pub mod machine;
 pub mod model;
 pub mod registers;
 pub mod rings;
+pub mod state_bytes;
 
 #[cfg(test)]
 mod tests {
@@ -33,8 +35,22 @@ mod tests {
     }
 
     #[test]
+    fn bus_of_noise() {
+        let reached = std::cell::Cell::new(0);
+        on_noise(|program| reached.set(reached.get() + crate::bus_ops::run(program)));
+        assert!(reached.get() > 1000, "{reached:?}");
+    }
+
+    #[test]
     fn kernels_of_noise() {
         on_noise(crate::kernel::run);
+    }
+
+    #[test]
+    fn states_of_noise() {
+        let live = std::cell::Cell::new(0);
+        on_noise(|program| live.set(live.get() + u32::from(crate::state_bytes::run(program))));
+        assert!(live.get() > 10, "{live:?}");
     }
 
     #[test]

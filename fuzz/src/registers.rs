@@ -18,13 +18,15 @@ pub struct Program {
 }
 
 #[derive(Arbitrary, Debug)]
-enum Step {
+pub(crate) enum Step {
     Read(u16, u8),
     Write(u16, u8, u64),
     /// To a register that there is.
     Word(u8, u32),
     Status(u8),
     Agree(u8),
+    /// The whole of a driver's start.
+    Start(u8),
     Enable(u8, u8, u8, u8),
     /// One writable descriptor, available.
     Offer(u8, u16),
@@ -44,20 +46,28 @@ const QUEUE_SEL: u64 = 0x30;
 const INTERRUPT_STATUS: u64 = 0x60;
 
 /// What a driver and a VMM can see of a machine that must not act.
-#[derive(Debug, PartialEq)]
+#[derive(PartialEq)]
 struct Sight {
     image: Vec<u8>,
     raised: u32,
     causes: u32,
 }
 
-struct Rig {
-    machine: Machine,
+pub(crate) struct Rig {
+    pub(crate) machine: Machine,
     paused: bool,
     avail: u16,
 }
 
 impl Rig {
+    pub(crate) fn new(prompt: bool) -> Self {
+        Self {
+            machine: Machine::new(Stream::constant(), prompt),
+            paused: false,
+            avail: 0,
+        }
+    }
+
     fn sight(&mut self) -> Sight {
         Sight {
             image: self.machine.image(),
@@ -71,7 +81,7 @@ impl Rig {
         memory.write_slice(bytes, GuestAddress(addr)).unwrap();
     }
 
-    fn step(&mut self, prompt: bool, step: &Step) {
+    pub(crate) fn step(&mut self, prompt: bool, step: &Step) {
         match *step {
             Step::Read(offset, width) => {
                 let mut data = vec![0xa5; usize::from(width % 17)];
@@ -100,7 +110,15 @@ impl Rig {
             }
             Step::Agree(features) => {
                 self.machine.port.set(0x70, 0);
-                self.machine.negotiate(u64::from(features & 3) << 28);
+                // EVENT_IDX, INDIRECT_DESC and RING_RESET.
+                let ring_reset = u64::from(features >> 2 & 1) << 40;
+                self.machine
+                    .negotiate(u64::from(features & 3) << 28 | ring_reset);
+            }
+            Step::Start(features) => {
+                self.write(SETUP.avail_ring, &[0; 4]);
+                self.avail = 0;
+                self.machine.start(chosen(features), &SETUP);
             }
             Step::Enable(size, desc_table, avail_ring, used_ring) => {
                 // The right places, and sometimes those beside them.
@@ -139,12 +157,14 @@ impl Rig {
                 self.machine.port.device_mut().pause().unwrap();
                 self.paused = true;
             }
-            Step::Resume => {
-                self.machine.port.device_mut().resume();
-                self.paused = false;
-            }
+            Step::Resume => self.resume(),
             Step::Move => self.move_on(prompt),
         }
+    }
+
+    pub(crate) fn resume(&mut self) {
+        self.machine.port.device_mut().resume();
+        self.paused = false;
     }
 
     /// Saves the machine, and goes on with another one in the same memory.
@@ -168,40 +188,45 @@ impl Rig {
         assert_eq!(twin.line.raised(), raised);
         self.machine = twin;
     }
+
+    /// Runs a program to its end, after which the device still serves.
+    pub(crate) fn run(&mut self, prompt: bool, steps: &[Step]) {
+        for step in steps {
+            let status = self.machine.port.get(0x70);
+            let before = self.sight();
+            self.step(prompt, step);
+            let after = self.sight();
+            let port = &mut self.machine.port;
+            let identity = [0x00, 0x04, 0x08].map(|register| port.get(register));
+            assert_eq!(identity, [0x7472_6976, 2, 4]);
+            assert_eq!(port.get(0x70) & !0xcf, 0, "status");
+            assert_eq!(after.causes & !3, 0, "causes");
+            let selected = port.get(QUEUE_SEL + 4);
+            assert!(selected == 0 || selected == 256, "queue size");
+            // The device's own doing: with the driver not ready, with nobody working, or paused.
+            let at_rest = status & DRIVER_OK == 0 || self.paused;
+            let own = matches!(step, Step::Work | Step::Read(..) | Step::Notify(_));
+            if own && (at_rest || !matches!(step, Step::Work)) {
+                assert!(before == after, "acted at rest: {step:?}");
+            }
+            // No interrupt without a cause.
+            if !matches!(step, Step::Move) && after.raised != before.raised {
+                assert_ne!(after.causes, 0);
+            }
+            if !own && !matches!(step, Step::Offer(..) | Step::Start(_)) {
+                assert!(before.image == after.image, "a register wrote to memory");
+            }
+        }
+        self.resume();
+        self.machine.reset_and_serve(&mut Stream::constant());
+    }
+}
+
+/// INDIRECT_DESC, EVENT_IDX and RING_RESET, by the bits of a byte.
+fn chosen(features: u8) -> u64 {
+    u64::from(features & 3) << 28 | u64::from(features >> 2 & 1) << 40
 }
 
 pub fn run(program: &Program) {
-    let mut rig = Rig {
-        machine: Machine::new(Stream::constant(), program.prompt),
-        paused: false,
-        avail: 0,
-    };
-    for step in &program.steps {
-        let status = rig.machine.port.get(0x70);
-        let before = rig.sight();
-        rig.step(program.prompt, step);
-        let after = rig.sight();
-        let port = &mut rig.machine.port;
-        let identity = [0x00, 0x04, 0x08].map(|register| port.get(register));
-        assert_eq!(identity, [0x7472_6976, 2, 4]);
-        assert_eq!(port.get(0x70) & !0xcf, 0, "status");
-        assert_eq!(after.causes & !3, 0, "causes");
-        let selected = port.get(QUEUE_SEL + 4);
-        assert!(selected == 0 || selected == 256, "queue size");
-        // The device's own doing: with the driver not ready, with nobody working, or paused.
-        let at_rest = status & DRIVER_OK == 0 || rig.paused;
-        let own = matches!(step, Step::Work | Step::Read(..) | Step::Notify(_));
-        if own && (at_rest || !matches!(step, Step::Work)) {
-            assert_eq!(before, after);
-        }
-        // No interrupt without a cause.
-        if !matches!(step, Step::Move) && after.raised != before.raised {
-            assert_ne!(after.causes, 0);
-        }
-        if !own && !matches!(step, Step::Offer(..)) {
-            assert!(before.image == after.image, "a register wrote to memory");
-        }
-    }
-    rig.machine.port.device_mut().resume();
-    rig.machine.reset_and_serve(&mut Stream::constant());
+    Rig::new(program.prompt).run(program.prompt, &program.steps);
 }

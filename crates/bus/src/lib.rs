@@ -117,7 +117,7 @@
 //! read is then filled as a whole. The answer to the last piece is the answer to the access. An
 //! observer and the counters of a region see one access.
 //!
-//! //! # Answers to the VMM
+//! # Answers to the VMM
 //!
 //! A device cannot reset the machine, move itself on the bus or wait for a barrier while it is being
 //! called, so it asks the VMM to do that afterwards. What it says is of a type that the VMM chooses:

@@ -12,6 +12,9 @@
 //! |---|---|---|---|
 //! | 0 | 4 | `rng0` | read: fresh random bytes |
 //!
+//! Linux has a driver for such registers, `timeriomem_rng`; with the feature `fdt` a device tree can
+//! name the device to it.
+//!
 //! ```
 //! use bus::BusDevice;
 //! use mmio_rng_legacy::Rngboi1337;
@@ -26,6 +29,8 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+#[cfg(feature = "fdt")]
+mod description;
 mod observer;
 
 use std::fmt;
@@ -34,6 +39,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bus::{AccessError, BusDevice};
 
+#[cfg(feature = "fdt")]
+pub use description::Description;
 pub use observer::{AccessCounters, AccessEvent, AccessObserver};
 
 /// Offset of the only register, `rng0`.

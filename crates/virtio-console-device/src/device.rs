@@ -176,7 +176,15 @@ where
         let multiport = activation.features.has(VIRTIO_CONSOLE_F_MULTIPORT);
         let handler = Handler::new(activation.memory, self.shared.clone(), multiport);
         let worker = Worker::new(handler, activation.queues, activation.interrupt);
-        Ok(self.executor.start(worker)?)
+        self.executor.start(worker)?;
+        // Linux looks at the size when it is told of a change, and not before. With several ports it
+        // is told by a control message.
+        let in_config = activation.features.has(VIRTIO_CONSOLE_F_SIZE) && !multiport;
+        let known = self.shared.size(0) != Size::default();
+        if let Some(config) = self.shared.config.get().filter(|_| in_config && known) {
+            config.update(|| ());
+        }
+        Ok(())
     }
 
     fn save(&self) -> DeviceState {

@@ -11,7 +11,16 @@ use bus::{AccessError, BusDevice};
 use vcpu_runner::{ExitCounters, ExitKind};
 
 use super::guest::Device;
-use crate::layout::{PORT_CHECK, PORT_END, PORT_START};
+use crate::arch::case_study::ANNOUNCEMENT;
+
+/// The register that a phase's start is announced in: 4 bytes, the number of the device.
+pub(crate) const START: u64 = 0;
+/// The register that a phase's end is announced in: 4 bytes, the number of requests made.
+pub(crate) const END: u64 = 4;
+/// The register that the guest's end is announced in: 4 bytes, the number of a failed check or 0.
+pub(crate) const CHECK: u64 = 8;
+/// Length of the registers.
+pub(crate) const ANNOUNCEMENTS_SIZE: u64 = 12;
 
 /// What the thread that watches over a run is told.
 #[derive(Debug)]
@@ -70,12 +79,14 @@ impl Exits {
 
     /// The exits of a phase that was announced at `start`; this is the announcement of its end.
     fn since(self, start: Self) -> Self {
+        // The announcement is an exit itself, and not one of the phase.
+        let [io_out, mmio_write] =
+            [ExitKind::IoOut, ExitKind::MmioWrite].map(|kind| u64::from(kind == ANNOUNCEMENT));
         Self {
-            // The announcement is an exit itself, and not one of the phase.
             total: self.total - start.total - 1,
-            io_out: self.io_out - start.io_out - 1,
+            io_out: self.io_out - start.io_out - io_out,
             mmio_read: self.mmio_read - start.mmio_read,
-            mmio_write: self.mmio_write - start.mmio_write,
+            mmio_write: self.mmio_write - start.mmio_write - mmio_write,
             io_in: self.io_in - start.io_in,
             hlt: self.hlt - start.hlt,
             other: self.other - start.other,
@@ -83,7 +94,7 @@ impl Exits {
     }
 }
 
-/// The three ports that the guest announces things on.
+/// The three registers that the guest announces things in.
 pub(crate) struct Announcements {
     counters: Arc<ExitCounters>,
     messages: Sender<Message>,
@@ -107,10 +118,6 @@ impl Announcements {
 
 impl BusDevice for Announcements {
     fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
-        const START: u64 = 0;
-        const END: u64 = (PORT_END - PORT_START) as u64;
-        const CHECK: u64 = (PORT_CHECK - PORT_START) as u64;
-
         let now = Instant::now();
         let value = u32::from_le_bytes(data.try_into().map_err(|_| AccessError::Width)?);
         match offset {

@@ -8,20 +8,20 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use bus::{MmioBus, PioBus, Region};
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_regs};
+use bus::{MmioBus, PioBus};
 use kvm_ioctls::Kvm;
 use vcpu_runner::{BusIo, ExitCounters, KvmVcpu, VcpuHandle, VcpuRunner};
 use virtio_rng_device::EntropyDevice;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::announce::{Announcements, Message, Phase};
-use super::guest::{self, Device, check_name};
-use crate::boot::{self, Memory};
+use super::guest::{Device, check_name};
+use crate::arch;
 use crate::devices;
 use crate::entropy::{Source, Trouble};
 use crate::kvm::call;
-use crate::layout::{PORT_START, PORTS_SIZE, RAM_SIZE};
+use crate::layout::{RAM_SIZE, RAM_START};
+use crate::memory::{self, Memory};
 use crate::with_causes;
 
 /// A guest that exits not once in this time hangs: it has lost an interrupt, for one.
@@ -78,30 +78,14 @@ pub(crate) fn run(
     // If nobody listens any more, the run is over.
     let tell = move |failure| drop(failures.send(Message::LineFailed(failure)));
     let wires = devices::insert_virtio(&mmio, devices::RNG, virtio, memory.clone(), tell)?;
-    let _connections = wires.connect(&vm)?;
 
     let counters = Arc::new(ExitCounters::default());
     let pio = PioBus::new();
-    let announcements = Arc::new(Mutex::new(Announcements::new(counters.clone(), sender)));
-    pio.insert_region(
-        announcements,
-        Region::new(PORT_START, PORTS_SIZE).named("announcements"),
-    )?;
+    let announcements = Announcements::new(counters.clone(), sender);
+    arch::case_study::insert_announcements(&mmio, &pio, announcements)?;
 
-    let vcpu = vm.create_vcpu(0).map_err(call("KVM_CREATE_VCPU"))?;
-    let cpuid = kvm
-        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-        .map_err(call("KVM_GET_SUPPORTED_CPUID"))?;
-    vcpu.set_cpuid2(&cpuid).map_err(call("KVM_SET_CPUID2"))?;
-    let (entry, _) = guest::image();
-    boot::long_mode(
-        &vcpu,
-        kvm_regs {
-            rip: entry,
-            rdi: bytes,
-            ..Default::default()
-        },
-    )?;
+    let vcpu = arch::case_study::create_vcpu(kvm, &vm, bytes)?;
+    let _connections = wires.connect(&vm)?;
     let vcpu = KvmVcpu::new(vcpu).map_err(call("mmap of the vCPU's run record"))?;
     let runner =
         VcpuRunner::new(vcpu, BusIo::new(mmio.view(), pio.view())).with_observer(counters.clone());
@@ -140,12 +124,10 @@ pub(crate) fn run(
     })
 }
 
-/// Makes guest memory with the guest's program in it, and what it needs to start in 64-bit mode.
+/// Makes guest memory with the guest's program in it.
 fn memory() -> Result<Memory, Box<dyn Error>> {
-    let memory = boot::allocate([(0, RAM_SIZE)])?;
-    let (address, program) = guest::image();
-    memory.write_slice(program, GuestAddress(address))?;
-    boot::write_tables(&memory)?;
+    let memory = memory::allocate([(RAM_START, RAM_SIZE)])?;
+    arch::case_study::write_guest(&memory)?;
     Ok(memory)
 }
 

@@ -3,34 +3,35 @@
 
 //! The machine: buses with devices on them, and a virtual machine that is connected with them.
 
+use std::cell::Cell;
 use std::error::Error;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
 
-use bus::{BusDeviceSync, BusError, MmioBus, PioBus, Region, Width};
-use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use bus::{MmioBus, PioBus};
 use kvm_ioctls::{Kvm, VmFd};
 use rustix::stdio::{stderr, stdout};
 use vcpu_runner::{BusIo, ExitCounters, IoEvent, IrqFd, KvmVcpu, VcpuGroup, VcpuRunner};
 use virtio_rng_device::{EntropyDevice, RngCounters};
-use vm_superio::I8042Device;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::bell::{Bell, End};
-use super::cpu;
 use super::hvc::Hvc;
 use super::input::Keyboard;
 use super::loader::Kernel;
 use super::output::Output;
-use super::power::{KeyboardController, Reset, SleepRegisters};
 use super::serial::SerialPort;
 use super::trace::{Io, OtherExits, Trace};
-use super::{Console, Options};
-use crate::boot::Memory;
+use super::{Console, Options, Reboot};
+use crate::arch;
+use crate::arch::linux::FirstState;
 use crate::devices::{self, Wires};
 use crate::entropy::{Source, Trouble};
 use crate::kvm::call;
-use crate::layout::{I8042, I8042_SIZE, SERIAL, SERIAL_GSI, SERIAL_SIZE, SLEEP, SLEEP_SIZE};
+use crate::layout::SERIAL_GSI;
+use crate::memory::{self, Memory};
 use crate::stdio::{complaint, failed_stdout};
 
 /// What has befallen an entropy source, if anything.
@@ -55,13 +56,20 @@ pub(crate) struct Machine {
     pub(crate) errors: Output,
     serial: SerialPort,
     serial_irq: Arc<EventFd>,
+    /// How often the guest has started again, if it can.
+    reboots: Option<Cell<u64>>,
 }
+
+/// How long until a device is asked again whether it has been reset.
+const GLANCE: Duration = Duration::from_millis(10);
 
 /// The virtual machine, and its connections with devices.
 pub(crate) struct Parts {
     _serial_irq: IrqFd,
     _doorbells: Vec<IoEvent>,
-    _vm: Arc<VmFd>,
+    vm: Arc<VmFd>,
+    /// What the machine is put back to, if it can reboot.
+    first: Option<FirstState>,
     /// Guest memory outlives the virtual machine.
     _memory: Arc<Memory>,
 }
@@ -80,16 +88,8 @@ impl Machine {
         let errors = Output::start("stderr", stderr(), &bell, |_| {}).map_err(call("thread"))?;
         let serial_irq = Arc::new(EventFd::new(EFD_NONBLOCK).map_err(call("eventfd"))?);
         let serial = SerialPort::new(serial_irq.clone(), output.clone(), errors.clone());
-        let pio = PioBus::new();
-        put(&pio, serial.clone(), SERIAL, SERIAL_SIZE, "serial")?;
-        let keyboard = KeyboardController(I8042Device::new(Reset(bell.clone())));
-        put(&pio, Mutex::new(keyboard), I8042, I8042_SIZE, "i8042")?;
-        if options.acpi {
-            let sleep = Mutex::new(SleepRegisters(bell.clone()));
-            put(&pio, sleep, SLEEP, SLEEP_SIZE, "acpi-sleep")?;
-        }
-
-        let mmio = MmioBus::new();
+        let (mmio, pio) = (MmioBus::new(), PioBus::new());
+        arch::linux::insert_devices(&mmio, &pio, serial.clone(), &bell, options)?;
         let mut troubles = Vec::new();
         if options.legacy_rng {
             let entropy = options.source.open()?;
@@ -145,6 +145,7 @@ impl Machine {
             errors,
             serial,
             serial_irq,
+            reboots: (options.reboot == Reboot::InPlace).then(Cell::default),
         })
     }
 
@@ -156,11 +157,7 @@ impl Machine {
         options: &Options,
     ) -> Result<(Parts, VcpuGroup), Box<dyn Error>> {
         let vm = Arc::new(devices::create_vm(kvm, &self.memory)?);
-        let timer = kvm_pit_config {
-            flags: KVM_PIT_SPEAKER_DUMMY,
-            ..kvm_pit_config::default()
-        };
-        vm.create_pit2(timer).map_err(call("KVM_CREATE_PIT2"))?;
+        let vcpus = arch::linux::create_vcpus(kvm, &vm, options.cpus, kernel)?;
         let event = self.serial_irq.try_clone().map_err(call("dup"))?;
         let serial_irq = IrqFd::new(&vm, SERIAL_GSI, event).map_err(call("KVM_IRQFD"))?;
         let mut doorbells = Vec::new();
@@ -171,7 +168,10 @@ impl Machine {
         let trace = options
             .trace
             .map(|lines| Trace::new(lines, self.errors.clone(), &self.mmio, &self.pio));
-        let vcpus = cpu::create(kvm, &vm, options.cpus, &kernel.entry)?;
+        let first = match options.reboot {
+            Reboot::Exit => None,
+            Reboot::InPlace => Some(FirstState::keep(kvm, &vm, &vcpus)?),
+        };
         let bell = self.bell.clone();
         let mut group = VcpuGroup::new().on_end(move |_, _| bell.end(End::Vcpu));
         for (id, (vcpu, exits)) in vcpus.into_iter().zip(&self.exits).enumerate() {
@@ -184,10 +184,54 @@ impl Machine {
         let parts = Parts {
             _serial_irq: serial_irq,
             _doorbells: doorbells,
-            _vm: vm,
+            vm,
+            first,
             _memory: self.memory.clone(),
         };
         Ok((parts, group))
+    }
+
+    /// Puts everything back to where it began, while no vCPU runs, and has `load` fill guest memory.
+    ///
+    /// Devices come first, because they may be at work in guest memory. If one does not let go of
+    /// it and the user wants the program to end, the rest is left alone.
+    pub(crate) fn reset(
+        &self,
+        parts: &Parts,
+        group: &VcpuGroup,
+        load: impl FnOnce(&Memory) -> Result<Kernel, String>,
+    ) -> Result<(), Box<dyn Error>> {
+        self.serial.reset();
+        for wires in &self.wires {
+            while !wires.reset() {
+                if self.bell.is_urgent() {
+                    return Ok(());
+                }
+                thread::sleep(GLANCE);
+            }
+        }
+        memory::clear(&self.memory)?;
+        let kernel = load(&self.memory)?;
+        let first = parts.first.as_ref().ok_or("this machine cannot reboot")?;
+        first.restore(&parts.vm, group.vcpus().map(KvmVcpu::fd))?;
+        let boots = group.vcpus().next().ok_or("a machine has a vCPU")?;
+        arch::linux::enter(boots.fd(), &kernel)
+    }
+
+    /// Lets the machine begin again; says whether it may.
+    pub(crate) fn begin_again(&self) -> bool {
+        self.output.hold();
+        self.errors.hold();
+        let begins = self.bell.begin_again();
+        if let Some(reboots) = self.reboots.as_ref().filter(|_| begins) {
+            reboots.set(reboots.get() + 1);
+        }
+        begins
+    }
+
+    /// How often the guest has started again, if it can.
+    pub(crate) fn reboots(&self) -> Option<u64> {
+        self.reboots.as_ref().map(Cell::get)
     }
 
     /// What ends the machine.
@@ -228,17 +272,4 @@ impl Machine {
         troubles.dedup();
         troubles
     }
-}
-
-/// Puts a device on the port bus whose registers are bytes.
-fn put(
-    pio: &PioBus,
-    device: impl BusDeviceSync + 'static,
-    base: u16,
-    len: u64,
-    name: &'static str,
-) -> Result<(), BusError<u16>> {
-    let region = Region::new(base, len).named(name).widths(&[Width::U8]);
-    pio.insert_region(Arc::new(device), region.counted())?;
-    Ok(())
 }

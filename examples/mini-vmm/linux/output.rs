@@ -111,6 +111,20 @@ impl Output {
         self.0.changed.notify_all();
     }
 
+    /// Has vCPUs wait again, as soon as there is room or somebody wants the program to end.
+    pub(crate) fn hold(&self) {
+        loop {
+            let mut state = self.state();
+            let full = state.waiting.len() > ENOUGH && !state.failed;
+            if !full || self.0.bell.is_urgent() {
+                state.released = false;
+                return;
+            }
+            drop(state);
+            self.0.bell.wait(None);
+        }
+    }
+
     /// Waits until everything is written, or cannot be. Once somebody wants the program to end it
     /// only goes on waiting while it sees that the stream is read. Says whether all is written.
     pub(crate) fn drain(&self) -> bool {

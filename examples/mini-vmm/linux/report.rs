@@ -15,34 +15,17 @@ use vcpu_runner::{ExitCounters, ExitKind};
 use super::Options;
 use super::ending::Ending;
 use super::machine::Machine;
-use super::parameters;
-use crate::layout::{IO_APIC, LOCAL_APIC};
-
-/// Devices inside KVM, by first address, last address, and name.
-const KVM_MMIO: [(u64, u64, &str); 2] = [
-    (IO_APIC as u64, IO_APIC as u64 + 0xff, "ioapic (KVM)"),
-    (
-        LOCAL_APIC as u64,
-        LOCAL_APIC as u64 + 0xfff,
-        "local apic (KVM)",
-    ),
-];
-const KVM_PIO: [(u64, u64, &str); 5] = [
-    (0x20, 0x21, "pic (KVM)"),
-    (0x40, 0x43, "pit (KVM)"),
-    (0x61, 0x61, "pit (KVM)"),
-    (0xa0, 0xa1, "pic (KVM)"),
-    (0x4d0, 0x4d1, "pic (KVM)"),
-];
+use crate::arch::linux::{KVM_MMIO, KVM_PIO};
+use crate::layout;
 
 /// The maps of memory and ports, in the form of `/proc/iomem` and `/proc/ioports`.
 pub(crate) fn map(machine: &Machine, options: &Options) -> String {
-    let ram = parameters::ram(options.memory).into_iter();
+    let ram = layout::ram(options.memory).into_iter();
     let ram = ram.map(|(start, len)| (start, start + len - 1, "RAM".to_owned()));
     format!(
         "memory\n{}ports\n{}",
-        merged(&machine.mmio, &KVM_MMIO, ram.collect(), 8),
-        merged(&machine.pio, &KVM_PIO, Vec::new(), 4),
+        merged(&machine.mmio, KVM_MMIO, ram.collect(), 8),
+        merged(&machine.pio, KVM_PIO, Vec::new(), 4),
     )
 }
 
@@ -77,6 +60,9 @@ fn merged<K: Address>(
 struct Statistics<'a> {
     outcome: &'a str,
     status: u8,
+    /// How often the guest has started again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reboots: Option<u64>,
     elapsed_ns: u128,
     /// Of each vCPU, the exits to user space of each kind that occurred.
     vcpus: Vec<BTreeMap<&'static str, u64>>,
@@ -111,6 +97,7 @@ pub(crate) fn json(
     let statistics = Statistics {
         outcome: ending.name,
         status: ending.status,
+        reboots: machine.reboots(),
         elapsed_ns: elapsed.as_nanos(),
         vcpus: machine.exits.iter().map(|exits| kinds(exits)).collect(),
         devices,

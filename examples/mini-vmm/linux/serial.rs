@@ -40,9 +40,10 @@ struct State {
 }
 
 /// The interrupt line.
+#[derive(Clone)]
 struct Line {
     event: Arc<EventFd>,
-    told: Once,
+    told: Arc<Once>,
     errors: Output,
 }
 
@@ -67,7 +68,7 @@ impl SerialPort {
     pub(crate) fn new(event: Arc<EventFd>, output: Output, errors: Output) -> Self {
         let line = Line {
             event,
-            told: Once::new(),
+            told: Arc::new(Once::new()),
             errors,
         };
         let state = State {
@@ -83,6 +84,16 @@ impl SerialPort {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts the registers into their first state. Input that the guest has not taken stays.
+    pub(crate) fn reset(&self) {
+        let mut state = self.state();
+        for &byte in state.port.state().in_buffer.iter().rev() {
+            state.input.push_front(byte);
+        }
+        let line = state.port.interrupt_evt().clone();
+        state.port = Serial::new(line, self.0.output.clone());
     }
 
     /// Takes input, without waiting.

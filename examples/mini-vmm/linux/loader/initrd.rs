@@ -8,8 +8,7 @@ use std::io::{Read, Seek, SeekFrom};
 use vm_memory::{Bytes, GuestAddress, ReadVolatile};
 
 use super::image::Image;
-use super::kernel::Kernel;
-use super::{Memory, Room};
+use super::{Kernel, Memory, Room};
 
 const PAGE: u64 = 4096;
 

@@ -6,18 +6,30 @@
 //! These are functions of a file's bytes and of guest memory, and of nothing else in this program:
 //! tests and fuzz targets include this folder as it is.
 
+mod arch;
 mod image;
 mod initrd;
-mod kernel;
 
 use vm_memory::GuestMemoryMmap;
 
+pub(crate) use arch::{Entry, load_kernel};
 pub(crate) use image::Image;
 pub(crate) use initrd::{Initrd, load_initrd};
-pub(crate) use kernel::{Entry, Kernel, load_kernel};
 
 /// Guest memory.
 type Memory = GuestMemoryMmap<()>;
+
+/// A kernel in guest memory.
+#[derive(Debug)]
+pub(crate) struct Kernel {
+    pub(crate) entry: Entry,
+    /// The first address behind all that the kernel takes while it starts.
+    pub(crate) end: u64,
+    /// The highest address that an initial RAM disk may have.
+    pub(crate) initrd_max: u64,
+    /// The most bytes of a command line, without its terminating zero.
+    pub(crate) command_line_max: usize,
+}
 
 /// The RAM that kernels and RAM disks are loaded to.
 #[derive(Clone, Copy, Debug)]

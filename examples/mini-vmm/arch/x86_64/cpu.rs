@@ -3,13 +3,16 @@
 
 //! The state in which firmware would hand the processors over to a kernel.
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_fpu, kvm_msr_entry, kvm_regs};
+use kvm_bindings::{
+    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, Msrs, kvm_fpu, kvm_msr_entry,
+    kvm_pit_config, kvm_regs,
+};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 
-use super::loader::Entry;
-use crate::boot;
+use super::layout::{START_INFO, ZERO_PAGE};
+use super::mode;
 use crate::kvm::call;
-use crate::layout::{START_INFO, ZERO_PAGE};
+use crate::linux::loader::{Entry, Kernel};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -26,8 +29,14 @@ const LINT1: usize = 0x360;
 const DELIVER_EXTINT: u32 = 7 << 8;
 const DELIVER_NMI: u32 = 4 << 8;
 
-/// Makes the vCPUs; the first one begins at the kernel's entry point, the others wait for it.
-pub(crate) fn create(kvm: &Kvm, vm: &VmFd, cpus: u8, entry: &Entry) -> Result<Vec<VcpuFd>> {
+/// Makes the vCPUs, and a timer for all of them; the first vCPU begins at the kernel's entry point,
+/// the others wait for it.
+pub(crate) fn create(kvm: &Kvm, vm: &VmFd, cpus: u8, kernel: &Kernel) -> Result<Vec<VcpuFd>> {
+    let timer = kvm_pit_config {
+        flags: KVM_PIT_SPEAKER_DUMMY,
+        ..kvm_pit_config::default()
+    };
+    vm.create_pit2(timer).map_err(call("KVM_CREATE_PIT2"))?;
     let supported = kvm
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
         .map_err(call("KVM_GET_SUPPORTED_CPUID"))?;
@@ -48,16 +57,17 @@ pub(crate) fn create(kvm: &Kvm, vm: &VmFd, cpus: u8, entry: &Entry) -> Result<Ve
         vcpu.set_fpu(&fpu).map_err(call("KVM_SET_FPU"))?;
         if id == 0 {
             connect_legacy_interrupts(&vcpu)?;
-            start_at(&vcpu, entry)?;
+            enter(&vcpu, kernel)?;
         }
         vcpus.push(vcpu);
     }
     Ok(vcpus)
 }
 
-fn start_at(vcpu: &VcpuFd, entry: &Entry) -> Result<()> {
-    match entry {
-        Entry::Long { address, .. } => boot::long_mode(
+/// Has the first vCPU begin at the kernel's entry point.
+pub(crate) fn enter(vcpu: &VcpuFd, kernel: &Kernel) -> Result<()> {
+    match &kernel.entry {
+        Entry::Long { address, .. } => mode::long_mode(
             vcpu,
             kvm_regs {
                 rip: *address,
@@ -65,7 +75,7 @@ fn start_at(vcpu: &VcpuFd, entry: &Entry) -> Result<()> {
                 ..kvm_regs::default()
             },
         ),
-        Entry::Pvh { address } => boot::protected_mode(
+        Entry::Pvh { address } => mode::protected_mode(
             vcpu,
             kvm_regs {
                 rip: *address,

@@ -6,8 +6,8 @@
 use bus::{AccessError, BusDevice};
 use vm_superio::{I8042Device, Trigger};
 
-use super::bell::{Bell, End};
-use crate::layout::{I8042_RESET, SLEEP_TYPE_OFF};
+use super::layout::{I8042_RESET, SLEEP_TYPE_OFF};
+use crate::linux::bell::{Bell, End};
 
 /// `mov al, 0xfe; out 0x64, al; hlt; jmp .-1`: all that is left of a BIOS.
 ///

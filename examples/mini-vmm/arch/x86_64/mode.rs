@@ -1,24 +1,17 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The first state of guest memory and of the vCPU, without any firmware.
+//! The mode that a processor is in when it begins with a program, without any firmware.
 
-use kvm_bindings::{kvm_regs, kvm_segment, kvm_userspace_memory_region};
-use kvm_ioctls::{VcpuFd, VmFd};
-use rustix::mm::{Advice, madvise};
-use vm_memory::{
-    Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-    GuestRegionMmap, MmapRegion,
-};
+use kvm_bindings::{kvm_regs, kvm_segment};
+use kvm_ioctls::VcpuFd;
+use vm_memory::{Bytes, GuestAddress};
 
+use super::layout::{CODE_SELECTOR, DATA_SELECTOR, GDT, PAGE_TABLES, STACK_TOP};
 use crate::kvm::call;
-use crate::layout::{CODE_SELECTOR, DATA_SELECTOR, GDT, PAGE_TABLES, STACK_TOP};
+use crate::memory::Memory;
 
-/// The one kind of error here: something that has no remedy but to be read.
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
-
-/// Guest memory: anonymous, and only backed by pages that are touched.
-pub(crate) type Memory = GuestMemoryMmap<()>;
 
 const GDT_CODE: u64 = 0x00af_9b00_0000_ffff;
 const GDT_DATA: u64 = 0x00cf_9300_0000_ffff;
@@ -38,52 +31,6 @@ const EFER_LMA: u64 = 1 << 10;
 const PTE_TABLE: u64 = 0b11;
 /// Present, writable, and a page of 2 MiB.
 const PTE_PAGE: u64 = 0b1000_0011;
-
-/// How much memory one entry of a page directory maps.
-const HUGE_PAGE: usize = 2 << 20;
-
-/// Makes guest memory of these ranges, each an address and a length.
-pub(crate) fn allocate(ranges: impl IntoIterator<Item = (u64, usize)>) -> Result<Memory> {
-    let mut regions = Vec::new();
-    for (start, len) in ranges {
-        let region = GuestRegionMmap::new(mapping(len)?, GuestAddress(start));
-        regions.push(region.ok_or("memory ends behind the last address")?);
-    }
-    Ok(Memory::from_regions(regions)?)
-}
-
-/// Maps memory that begins at a huge page if possible: the host can then back the guest with huge
-/// pages, and does not have to be called for each of the small ones.
-fn mapping(len: usize) -> Result<MmapRegion> {
-    let mut mapping = MmapRegion::new(len)?;
-    let mut others = Vec::new();
-    for _ in 0..8 {
-        let excess = mapping.as_ptr().addr() % HUGE_PAGE;
-        if excess == 0 {
-            break;
-        }
-        // The kernel places one mapping below the other: with this between them, the next fits.
-        others.push(mapping);
-        others.push(MmapRegion::new(excess)?);
-        mapping = MmapRegion::new(len)?;
-    }
-    Ok(mapping)
-}
-
-/// Asks the host to back the guest with huge pages: good for a guest that uses much of its memory,
-/// while the first touch of each page takes longer.
-pub(crate) fn advise_huge_pages(memory: &Memory) -> Result<()> {
-    for region in memory.iter() {
-        let place = memory.get_host_address(region.start_addr())?.cast();
-        let len = usize::try_from(region.len())?;
-        // SAFETY: all of the range is mapped, and this is no more than advice.
-        #[expect(unsafe_code, reason = "advice is given on addresses")]
-        let advised = unsafe { madvise(place, len, Advice::LinuxHugepage) };
-        // A kernel without huge pages does without.
-        let _ = advised;
-    }
-    Ok(())
-}
 
 /// Writes the segment descriptors and the page tables that [`long_mode`] starts with.
 pub(crate) fn write_tables(memory: &Memory) -> Result<()> {
@@ -105,32 +52,6 @@ fn write_page_tables(memory: &Memory) -> Result<()> {
     for page in 0..4 * 512u64 {
         let entry = page << 21 | PTE_PAGE;
         memory.write_obj(entry, GuestAddress(directories + 8 * page))?;
-    }
-    Ok(())
-}
-
-/// Shows `memory` to the guest.
-///
-/// The caller keeps `memory` mapped for as long as the virtual machine lives.
-pub(crate) fn map_memory(vm: &VmFd, memory: &Memory) -> Result<()> {
-    for (slot, region) in (0..).zip(memory.iter()) {
-        let start = region.start_addr();
-        let mapping = kvm_userspace_memory_region {
-            slot,
-            flags: 0,
-            guest_phys_addr: start.raw_value(),
-            memory_size: region.len(),
-            userspace_addr: memory.get_host_address(start)? as u64,
-        };
-        // SAFETY: the range is a mapping of its own that holds nothing but guest memory, and the
-        // caller keeps it. Nothing else is ever mapped into this slot.
-        #[expect(unsafe_code, reason = "the kernel is told to write to this memory")]
-        let mapped = unsafe { vm.set_user_memory_region(mapping) };
-        mapped.map_err(|error| {
-            let (mib, start) = (region.len() >> 20, start.raw_value());
-            let failed = call("KVM_SET_USER_MEMORY_REGION")(error);
-            format!("{failed}, for {mib} MiB of memory at {start:#x}")
-        })?;
     }
     Ok(())
 }
@@ -166,6 +87,7 @@ pub(crate) fn protected_mode(vcpu: &VcpuFd, registers: kvm_regs) -> Result<()> {
     };
     sregs.cr0 = CR0_PE;
     sregs.cr4 = 0;
+    sregs.efer = 0;
     vcpu.set_sregs(&sregs).map_err(call("KVM_SET_SREGS"))?;
     set_registers(vcpu, registers)
 }

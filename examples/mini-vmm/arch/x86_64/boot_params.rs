@@ -14,14 +14,14 @@ use linux_loader::loader::elf::start_info::{
 use linux_loader::loader::{Cmdline, load_cmdline};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::loader::{Entry, Initrd, Kernel};
-use super::power::RESET_CODE;
-use crate::boot::Memory;
-use crate::layout::{
-    ACPI, COMMAND_LINE, COMMAND_LINE_SIZE, HIGH_RAM, KERNEL, LOW_RAM_END, MEMORY_MAP, MODULES,
-    RESET_VECTOR, START_INFO, WINDOW, ZERO_PAGE,
+use super::layout::{
+    ACPI, COMMAND_LINE, KERNEL, LOW_RAM_END, MEMORY_MAP, MODULES, RESET_VECTOR, START_INFO,
+    ZERO_PAGE,
 };
-use crate::stdio::count;
+use super::power::RESET_CODE;
+use crate::layout::ram;
+use crate::linux::loader::{Entry, Initrd, Kernel};
+use crate::memory::Memory;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -32,103 +32,8 @@ const E820_RESERVED: u32 = 2;
 const LOADER_UNDEFINED: u8 = 0xff;
 const START_INFO_MAGIC: u32 = 0x336e_c578;
 
-/// Where RAM is, of which there are `size` bytes: as address and length.
-pub(crate) fn ram(size: u64) -> Vec<(u64, u64)> {
-    let low = size.min(WINDOW);
-    let mut ranges = vec![(0, low)];
-    if size > low {
-        ranges.push((HIGH_RAM, size - low));
-    }
-    ranges
-}
-
-/// What keeps a kernel from looking for PCI, which is not there: in vain, and with a message that
-/// not even `quiet` suppresses, unless the initcall is left out that prints it.
-const NO_PCI: &str = "pci=off initcall_blacklist=pci_arch_init";
-
-/// Checks the user's command line, and adds to it what the machine needs, and what the user says
-/// nothing else about.
-///
-/// # Errors
-///
-/// One line that says what is wrong with it.
-pub(crate) fn command_line(
-    text: &str,
-    needed: &[String],
-    kernel: &Kernel,
-) -> std::result::Result<Cmdline, String> {
-    let wrong = |what: &str| format!("--cmdline: {what}");
-    if let Some(odd) = text.chars().find(|c| !matches!(c, ' '..='~')) {
-        return Err(wrong(&format!("contains {odd:?}, which is no ASCII text")));
-    }
-    let most = kernel.command_line_max.min(COMMAND_LINE_SIZE - 1);
-    let too_long = |len: usize, with: &str| {
-        let len = count(len as u64, "character");
-        wrong(&format!("{len}{with}, and the kernel takes {most} at most"))
-    };
-    if text.len() > most {
-        return Err(too_long(text.len(), ""));
-    }
-    let mut whole = text.to_owned();
-    for addition in needed {
-        whole = with(&whole, addition);
-    }
-    if whole.len() > most {
-        let needed = format!(" with '{}'", needed.join(" "));
-        return Err(too_long(whole.len(), &needed));
-    }
-    // Of use, but nothing to refuse a command line for.
-    let quiet = with(&whole, NO_PCI);
-    if !names(text, "pci") && quiet.len() <= most {
-        whole = quiet;
-    }
-    let mut line = Cmdline::new(COMMAND_LINE_SIZE).map_err(|error| wrong(&error.to_string()))?;
-    if !whole.is_empty() {
-        line.insert_str(&whole)
-            .map_err(|error| wrong(&error.to_string()))?;
-    }
-    Ok(line)
-}
-
-/// Whether a command line gives this parameter a value.
-pub(crate) fn names(line: &str, parameter: &str) -> bool {
-    let value = |word: &str| word.strip_prefix(parameter)?.strip_prefix('=').map(drop);
-    words(line).any(|(_, word)| value(word).is_some())
-}
-
-/// The command line with one more parameter, in front of what is not for the kernel.
-fn with(line: &str, addition: &str) -> String {
-    let end = words(line).last().map_or(0, |(at, word)| at + word.len());
-    let end = line
-        .get(..end)
-        .map_or(line.len(), |used| used.trim_end().len());
-    let (before, behind) = line.split_at(end);
-    let parts = [before, addition, behind.trim_start()];
-    let parts: Vec<_> = parts.into_iter().filter(|part| !part.is_empty()).collect();
-    parts.join(" ")
-}
-
-/// The kernel's own parameters, with the place of each: words, in which a quoted space is no end, up
-/// to a `--`, behind which are those of the first process.
-fn words(line: &str) -> impl Iterator<Item = (usize, &str)> {
-    let mut quoted = false;
-    let mut at = 0;
-    let words = line.split(move |c: char| {
-        quoted ^= c == '"';
-        c == ' ' && !quoted
-    });
-    words
-        .map(move |word| {
-            let start = at;
-            at += word.len() + 1;
-            (start, word)
-        })
-        .filter(|(_, word)| !word.is_empty())
-        .take_while(|(_, word)| *word != "--")
-}
-
-/// Writes all that the kernel is told.
-pub(crate) fn write(
+/// Writes all that the kernel is told of `size` bytes of memory and of what is in them.
+pub(super) fn write(
     memory: &Memory,
     size: u64,
     kernel: &Kernel,

@@ -1,7 +1,7 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Loads a kernel into guest memory, and says how it is entered.
+//! Loads an x86-64 kernel into guest memory, and says how it is entered.
 //!
 //! The files are the user's, so they are looked at closely before the loader gets them: a loader
 //! can only say that something does not fit, and a kernel that was cut off would start anyway.
@@ -13,8 +13,8 @@ use linux_loader::loader::elf::{Elf, PvhBootCapability};
 use linux_loader::loader::{BzImage, KernelLoader};
 use vm_memory::{Address, GuestAddress, ReadVolatile};
 
-use super::image::Image;
-use super::{Memory, Room};
+use super::super::image::Image;
+use super::super::{Kernel, Memory, Room};
 
 /// The loader does not know the end of the extended header's fields, but the boot protocol does.
 const BOOT_PROTOCOL_2_12: u16 = 0x020c;
@@ -28,18 +28,6 @@ const ENTRY_64: u64 = 0x200;
 const BZIMAGE_MAGIC: (u64, &[u8]) = (0x202, b"HdrS");
 /// What an ELF file begins with.
 const ELF_MAGIC: &[u8] = b"\x7fELF";
-
-/// A kernel in guest memory.
-#[derive(Debug)]
-pub(crate) struct Kernel {
-    pub(crate) entry: Entry,
-    /// The first address behind all that the kernel takes while it starts.
-    pub(crate) end: u64,
-    /// The highest address that an initial RAM disk may have.
-    pub(crate) initrd_max: u64,
-    /// The most bytes of a command line, without its terminating zero.
-    pub(crate) command_line_max: usize,
-}
 
 /// How a kernel is entered.
 #[derive(Debug)]

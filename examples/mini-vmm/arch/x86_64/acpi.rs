@@ -17,11 +17,12 @@ use acpi_tables::{Aml, aml};
 use virtio_mmio_transport::Location;
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::boot::Memory;
-use crate::layout::{
-    ACPI, I8042_COMMAND, I8042_RESET, IO_APIC, LOCAL_APIC, RESET_VECTOR, SERIAL, SERIAL_GSI,
-    SERIAL_SIZE, SLEEP, SLEEP_TYPE_OFF,
+use super::layout::{
+    ACPI, I8042_COMMAND, I8042_RESET, IO_APIC, LOCAL_APIC, RESET_VECTOR, SERIAL, SLEEP,
+    SLEEP_TYPE_OFF,
 };
+use crate::layout::{SERIAL_GSI, SERIAL_SIZE};
+use crate::memory::Memory;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
