@@ -7,12 +7,14 @@
 //! * `command_line.rs`: what the kernel is told by the user;
 //! * `machine.rs`: the wiring of virtual machine, buses, devices and vCPUs;
 //! * `serial.rs`, `hvc.rs`: the consoles;
+//! * `disk.rs`: the disks;
 //! * `input.rs`, `output.rs`, `terminal.rs`, `signals.rs`: the user's side;
 //! * `bell.rs`, `ending.rs`: the end;
 //! * `trace.rs`, `report.rs`: what can be seen of it all.
 
 pub(crate) mod bell;
 pub(crate) mod command_line;
+pub(crate) mod disk;
 mod ending;
 mod files;
 mod hvc;
@@ -44,6 +46,7 @@ use crate::memory::{self, Memory};
 use crate::stdio::{complain, print};
 use crate::{Failure, kvm};
 use bell::End;
+use disk::DiskOptions;
 use ending::Ending;
 use loader::{Kernel, Room, load_initrd, load_kernel};
 use machine::Machine;
@@ -93,6 +96,7 @@ pub(crate) struct Options {
     pub(crate) rate_limit: Option<RateLimit>,
     pub(crate) legacy_rng: bool,
     pub(crate) virtio_rng: bool,
+    pub(crate) disks: Vec<DiskOptions>,
     pub(crate) acpi: bool,
     pub(crate) reboot: Reboot,
     /// How many lines to trace, if any.
@@ -109,7 +113,8 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode, Failure> {
         Some(path) => Some((path, load(path, options, &memory).map_err(Failure::usage)?)),
         None => None,
     };
-    let machine = Machine::new(options, Arc::new(memory)).map_err(Failure::run)?;
+    let disks = disk::open_all(&options.disks, options.cpus).map_err(Failure::usage)?;
+    let machine = Machine::new(options, disks, Arc::new(memory)).map_err(Failure::run)?;
     if options.map {
         print(&report::map(&machine, options)).map_err(Failure::run)?;
     }
@@ -156,6 +161,9 @@ fn load(path: &Path, options: &Options, memory: &Memory) -> Result<Kernel, Strin
             virtio.push(slot.location().map_err(|error| error.to_string())?);
         }
     }
+    for (slot, _) in devices::DISKS.into_iter().zip(&options.disks) {
+        virtio.push(slot.location().map_err(|error| error.to_string())?);
+    }
     let needed = arch::linux::needed(options, &virtio);
     let line = command_line::complete(&options.command_line, &needed, &kernel)?;
     arch::linux::write(memory, options, &kernel, initrd, &line, &virtio)
@@ -180,6 +188,7 @@ fn boot(
         machine.bell().clone(),
         terminal.as_ref().map(Terminal::modes),
         machine.hvc().cloned(),
+        machine.disks.clone(),
     )?;
     // From here on a signal ends the machine, and so nothing below waits without an end to it.
 
