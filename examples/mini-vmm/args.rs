@@ -10,8 +10,10 @@ use std::path::PathBuf;
 use lexopt::{Arg, Parser, ValueExt};
 use virtio_rng_device::RateLimit;
 
+use crate::devices::DISKS;
 use crate::entropy::Source;
 use crate::layout::BUFFER_SIZE;
+use crate::linux::disk::DiskOptions;
 use crate::linux::{Console, Reboot};
 use crate::{case_study, linux};
 
@@ -52,6 +54,12 @@ With a kernel, the guest's console is standard input and output:
       --rate-limit N    Have virtio-rng serve at most N bytes a second
       --legacy-rng off  Leave out the register-style generator
       --virtio-rng off  Leave out virtio-rng
+      --disk PATH[,ro][,direct][,engine=sync|uring][,id=SERIAL]
+                        Give the guest this image or block device as the next disk,
+                        /dev/vda first; up to eight. ro: it cannot write; direct:
+                        past the host's page cache; engine=uring: by io_uring; id:
+                        up to 20 characters. On SIGUSR1 the guest is told of the
+                        sizes that disks have now
       --reboot MODE     What a reset by the guest, or its triple fault, leads to:
                         exit (default), the end of the program; or in-place, where
                         the kernel is loaded again and the guest starts again
@@ -119,6 +127,7 @@ struct Given {
     virtio_rng: Option<bool>,
     acpi: Option<bool>,
     trace: Option<u32>,
+    disks: Vec<DiskOptions>,
 }
 
 /// Reads the command line, without the program's name.
@@ -132,7 +141,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command,
     let mut seen = BTreeSet::new();
     while let Some(arg) = parser.next().map_err(|error| error.to_string())? {
         match arg {
-            Arg::Long(option) if !seen.insert(option.to_owned()) => {
+            Arg::Long(option) if option != "disk" && !seen.insert(option.to_owned()) => {
                 return Err(format!("--{option} is given twice"));
             }
             Arg::Short('h') | Arg::Long("help") => return Ok(Command::Help),
@@ -181,6 +190,13 @@ impl Given {
                 let bytes = number(&name, &value()?, "bytes a second", 1, u64::MAX)?;
                 self.rate_limit = Some(rate_limit(bytes)?);
             }
+            "disk" => {
+                self.disks
+                    .push(DiskOptions::parse(&text(&name, value()?)?)?);
+                if self.disks.len() > DISKS.len() {
+                    return Err(format!("--disk: {} disks are the most", DISKS.len()));
+                }
+            }
             "legacy-rng" => self.legacy_rng = Some(switch(&name, &value()?)?),
             "virtio-rng" => self.virtio_rng = Some(switch(&name, &value()?)?),
             "acpi" => self.acpi = Some(switch(&name, &value()?)?),
@@ -199,6 +215,7 @@ impl Given {
             ("--memory", self.memory.is_some()),
             ("--cpus", self.cpus.is_some()),
             ("--console", self.console.is_some()),
+            ("--disk", !self.disks.is_empty()),
             ("--rate-limit", self.rate_limit.is_some()),
             ("--legacy-rng", self.legacy_rng.is_some()),
             ("--virtio-rng", self.virtio_rng.is_some()),
@@ -269,6 +286,7 @@ impl Given {
             rate_limit: self.rate_limit,
             legacy_rng,
             virtio_rng,
+            disks: self.disks,
             acpi,
             reboot: self.reboot.unwrap_or_default(),
             trace: self.trace,

@@ -7,12 +7,14 @@
 //! * `command_line.rs`: what the kernel is told by the user;
 //! * `machine.rs`: the wiring of virtual machine, buses, devices and vCPUs;
 //! * `serial.rs`, `hvc.rs`: the consoles;
+//! * `disk.rs`: the disks;
 //! * `input.rs`, `output.rs`, `terminal.rs`, `signals.rs`: the user's side;
 //! * `bell.rs`, `ending.rs`: the end;
 //! * `trace.rs`, `report.rs`: what can be seen of it all.
 
 pub(crate) mod bell;
 pub(crate) mod command_line;
+pub(crate) mod disk;
 mod ending;
 mod files;
 mod hvc;
@@ -47,6 +49,7 @@ use crate::layout::{RAM_START, WINDOW, ram};
 use crate::memory::{self, Memory};
 use crate::stdio::print;
 use bell::End;
+use disk::{Disk, DiskOptions};
 use ending::Ending;
 use loader::{Kernel, Room, load_initrd, load_kernel};
 pub(crate) use machine::Machine;
@@ -97,6 +100,7 @@ pub(crate) struct Options {
     pub(crate) rate_limit: Option<RateLimit>,
     pub(crate) legacy_rng: bool,
     pub(crate) virtio_rng: bool,
+    pub(crate) disks: Vec<DiskOptions>,
     pub(crate) acpi: bool,
     pub(crate) reboot: Reboot,
     /// How many lines to trace, if any.
@@ -106,8 +110,12 @@ pub(crate) struct Options {
 }
 
 /// Prints the maps of memory and ports of the machine that would be made.
-pub(crate) fn show_map(options: &Options, memory: Arc<Memory>) -> Result<ExitCode, Box<dyn Error>> {
-    let machine = Machine::new(options, memory)?;
+pub(crate) fn show_map(
+    options: &Options,
+    disks: Vec<Disk>,
+    memory: Arc<Memory>,
+) -> Result<ExitCode, Box<dyn Error>> {
+    let machine = Machine::new(options, disks, memory)?;
     print(&map(&machine, options))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -149,6 +157,9 @@ pub(crate) fn load(path: &Path, options: &Options, memory: &Memory) -> Result<Ke
             virtio.push(slot.location().map_err(|error| error.to_string())?);
         }
     }
+    for (slot, _) in devices::DISKS.into_iter().zip(&options.disks) {
+        virtio.push(slot.location().map_err(|error| error.to_string())?);
+    }
     let needed = arch::linux::needed(options, &virtio);
     let line = command_line::complete(&options.command_line, &needed, &kernel)?;
     arch::linux::write(memory, options, &kernel, initrd, &line, &virtio)
@@ -172,7 +183,8 @@ pub(crate) fn first_state(
 /// Has signals end the machine, and leave the terminal as it was.
 pub(crate) fn watch_signals(machine: &Machine, terminal: Option<&Terminal>) -> io::Result<()> {
     let modes = terminal.map(Terminal::modes);
-    signals::watch(machine.bell().clone(), modes, machine.hvc().cloned())
+    let (bell, hvc) = (machine.bell().clone(), machine.hvc().cloned());
+    signals::watch(bell, modes, hvc, machine.disks.clone())
 }
 
 /// Runs the vCPUs until the machine comes to its end, and says what that was.

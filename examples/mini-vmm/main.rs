@@ -36,6 +36,7 @@ use std::time::Instant;
 
 use args::Command;
 use failure::{Failure, with_causes};
+use linux::disk::Disk;
 use linux::loader::Kernel;
 use linux::{Machine, Terminal};
 use memory::Memory;
@@ -72,15 +73,17 @@ fn prepare(options: &linux::Options) -> Result<ExitCode, Failure> {
 
     // Guest memory takes no more of the host's than the guest touches: `memory.rs`.
     let memory = linux::allocate(options.memory).map_err(Failure::usage)?;
+    // The files that are the guest's disks: `linux/disk.rs`.
+    let disks = linux::disk::open_all(&options.disks, options.cpus).map_err(Failure::usage)?;
     let Some(path) = &options.kernel else {
-        return linux::show_map(options, Arc::new(memory)).map_err(Failure::run);
+        return linux::show_map(options, disks, Arc::new(memory)).map_err(Failure::run);
     };
 
     // The kernel, its initial RAM disk, its command line, and the tables that tell it of the machine:
     // `linux/loader/` and `arch/*/linux.rs`.
     let kernel = linux::load(path, options, &memory).map_err(Failure::usage)?;
 
-    boot(options, path, Arc::new(memory), &kernel).map_err(Failure::run)
+    boot(options, path, Arc::new(memory), &kernel, disks).map_err(Failure::run)
 }
 
 /// How a machine is made, run, and ended.
@@ -89,6 +92,7 @@ fn boot(
     path: &Path,
     memory: Arc<Memory>,
     kernel: &Kernel,
+    disks: Vec<Disk>,
 ) -> Result<ExitCode, Box<dyn Error>> {
     // The host's KVM: `kvm.rs`.
     let kvm = kvm::open()?;
@@ -107,7 +111,7 @@ fn boot(
 
     // Two buses, for memory-mapped I/O and for ports, and devices on them: `linux/machine.rs` and
     // `devices.rs`.
-    let machine = Machine::new(options, memory.clone())?;
+    let machine = Machine::new(options, disks, memory.clone())?;
     if options.map {
         print(&linux::map(&machine, options))?;
     }

@@ -409,7 +409,7 @@ fn a_saved_state_that_makes_no_sense_is_refused() {
     refused(console, 1, &[]);
     refused(console, 1, &bytes[1..]);
     refused(console, 1, &bytes.repeat(2));
-    for (place, value) in [(4, 8), (4, 0xff), (5, 32), (5, 0xff)] {
+    for (place, value) in [(4, 64), (4, 8 | 2), (4, 0xff), (5, 64), (5, 0xff)] {
         let mut wrong = bytes.clone();
         wrong[place] = value;
         refused(console, 1, &wrong);

@@ -14,10 +14,12 @@ use bus::{MmioBus, PioBus};
 use kvm_ioctls::{VcpuFd, VmFd};
 use rustix::stdio::{stderr, stdout};
 use vcpu_runner::{BusIo, ExitCounters, IoEvent, IrqFd, KvmVcpu, VcpuGroup, VcpuRunner};
+use virtio_blk_device::BlockHandle;
 use virtio_rng_device::{EntropyDevice, RngCounters};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::bell::{Bell, End};
+use super::disk::Disk;
 use super::hvc::Hvc;
 use super::input::Keyboard;
 use super::loader::Kernel;
@@ -47,6 +49,8 @@ pub(crate) struct Machine {
     /// What virtio-rng has done.
     pub(crate) rng: Option<Arc<RngCounters>>,
     wires: Vec<Wires>,
+    /// The disks, to be told of another size.
+    pub(crate) disks: Vec<BlockHandle>,
     /// The virtio console, if it is wanted.
     hvc: Option<Hvc>,
     troubles: Vec<Noted>,
@@ -71,7 +75,11 @@ pub(crate) struct Connections {
 
 impl Machine {
     /// Puts the devices on their buses.
-    pub(crate) fn new(options: &Options, memory: Arc<Memory>) -> Result<Self, Box<dyn Error>> {
+    pub(crate) fn new(
+        options: &Options,
+        disks: Vec<Disk>,
+        memory: Arc<Memory>,
+    ) -> Result<Self, Box<dyn Error>> {
         let bell = Bell::default();
         let fail = {
             let bell = bell.clone();
@@ -126,6 +134,19 @@ impl Machine {
             )?);
             hvc = Some(user);
         }
+        let mut handles = Vec::new();
+        for disk in disks {
+            let slot = disk.slot;
+            let (device, handle) = disk.watched(tell());
+            wires.push(devices::insert_virtio(
+                &mmio,
+                slot,
+                device,
+                memory.clone(),
+                tell(),
+            )?);
+            handles.push(handle);
+        }
         Ok(Self {
             memory,
             mmio,
@@ -133,6 +154,7 @@ impl Machine {
             exits: (0..options.cpus).map(|_| Arc::default()).collect(),
             rng,
             wires,
+            disks: handles,
             hvc,
             troubles,
             bell,

@@ -16,10 +16,6 @@ use vmm_sys_util::eventfd::EventFd;
 use super::output::Output;
 use crate::stdio::complaint;
 
-/// Most bytes of input that wait for the guest. A guest that does not look at its port loses what is
-/// typed beyond that.
-const MOST_INPUT: usize = 4096;
-
 /// The port as the bus and the user's side share it.
 ///
 /// The lock is held for a register access at a time, and never while anything waits.
@@ -28,7 +24,7 @@ pub(crate) struct SerialPort(Arc<Inner>);
 
 struct Inner {
     state: Mutex<State>,
-    /// The guest has taken all input.
+    /// The guest has looked at the port, and may have taken input.
     taken: Condvar,
     output: Output,
 }
@@ -99,15 +95,14 @@ impl SerialPort {
     /// Takes input, without waiting.
     pub(crate) fn type_in(&self, input: &[u8]) {
         let mut state = self.state();
-        let room = MOST_INPUT.saturating_sub(state.input.len());
-        state.input.extend(input.iter().take(room));
+        state.input.extend(input);
         self.hand_on(&mut state);
     }
 
-    /// Waits until the guest has taken all input that there is.
-    pub(crate) fn wait_until_taken(&self) {
-        let left = |state: &mut State| !state.input.is_empty();
-        let state = self.0.taken.wait_while(self.state(), left);
+    /// Waits until at most `left` bytes of input are still to be taken by the guest.
+    pub(crate) fn wait_until_left(&self, left: usize) {
+        let more = |state: &mut State| state.input.len() > left;
+        let state = self.0.taken.wait_while(self.state(), more);
         drop(state.unwrap_or_else(PoisonError::into_inner));
     }
 
@@ -124,7 +119,7 @@ impl SerialPort {
                 Err(_) => 0,
             };
             if taken == 0 {
-                return;
+                break;
             }
             state.input.drain(..taken);
         }
