@@ -10,9 +10,11 @@ use std::path::PathBuf;
 use lexopt::{Arg, Parser, ValueExt};
 use virtio_rng_device::RateLimit;
 
+use crate::devices::DISKS;
 use crate::entropy::Source;
 use crate::layout::BUFFER_SIZE;
-use crate::linux::Console;
+use crate::linux::disk::DiskOptions;
+use crate::linux::{Console, Reboot};
 use crate::{case_study, linux};
 
 /// What `--help` prints.
@@ -52,6 +54,15 @@ With a kernel, the guest's console is standard input and output:
       --rate-limit N    Have virtio-rng serve at most N bytes a second
       --legacy-rng off  Leave out the register-style generator
       --virtio-rng off  Leave out virtio-rng
+      --disk PATH[,ro][,direct][,engine=sync|uring][,id=SERIAL]
+                        Give the guest this image or block device as the next disk,
+                        /dev/vda first; up to eight. ro: it cannot write; direct:
+                        past the host's page cache; engine=uring: by io_uring; id:
+                        up to 20 characters. On SIGUSR1 the guest is told of the
+                        sizes that disks have now
+      --reboot MODE     What a reset by the guest, or its triple fault, leads to:
+                        exit (default), the end of the program; or in-place, where
+                        the kernel is loaded again and the guest starts again
       --acpi off        Describe virtio-rng on the command line instead of by ACPI;
                         one vCPU only
       --trace[=LINES]   Write a line for each exit to standard error, at most LINES
@@ -62,9 +73,10 @@ With a kernel, the guest's console is standard input and output:
 On a terminal, Ctrl-A x ends the program, and Ctrl-A Ctrl-A sends one Ctrl-A.
 
 Exit status: 0 if all went well: the guest powered off, or Ctrl-A x was typed;
-1 if the run failed, or standard output cannot be written; 2 if the command line, or a file it names, is wrong; 3 if
-the guest asked for a reset, which panic=-1 does after a panic; 4 if the guest
-crashed by a triple fault; 128 + N on signal N.
+1 if the run failed, or standard output cannot be written; 2 if the command
+line, or a file it names, is wrong; 3 if the guest asked for a reset, which
+panic=-1 does after a panic; 4 if the guest crashed by a triple fault, neither
+with --reboot in-place; 128 + N on signal N.
 ";
 
 /// The sizes of the case study.
@@ -109,11 +121,13 @@ struct Given {
     memory: Option<u64>,
     cpus: Option<u8>,
     console: Option<Console>,
+    reboot: Option<Reboot>,
     rate_limit: Option<RateLimit>,
     legacy_rng: Option<bool>,
     virtio_rng: Option<bool>,
     acpi: Option<bool>,
     trace: Option<u32>,
+    disks: Vec<DiskOptions>,
 }
 
 /// Reads the command line, without the program's name.
@@ -127,7 +141,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command,
     let mut seen = BTreeSet::new();
     while let Some(arg) = parser.next().map_err(|error| error.to_string())? {
         match arg {
-            Arg::Long(option) if !seen.insert(option.to_owned()) => {
+            Arg::Long(option) if option != "disk" && !seen.insert(option.to_owned()) => {
                 return Err(format!("--{option} is given twice"));
             }
             Arg::Short('h') | Arg::Long("help") => return Ok(Command::Help),
@@ -170,10 +184,18 @@ impl Given {
                 self.memory = Some(number(&name, &value()?, "MiB", MIN_MEMORY, MAX_MEMORY)?);
             }
             "cpus" => self.cpus = Some(number(&name, &value()?, "vCPUs", 1, MAX_CPUS.into())?),
+            "reboot" => self.reboot = Some(reboot(&name, &value()?)?),
             "console" => self.console = Some(console(&name, &value()?)?),
             "rate-limit" => {
                 let bytes = number(&name, &value()?, "bytes a second", 1, u64::MAX)?;
                 self.rate_limit = Some(rate_limit(bytes)?);
+            }
+            "disk" => {
+                self.disks
+                    .push(DiskOptions::parse(&text(&name, value()?)?)?);
+                if self.disks.len() > DISKS.len() {
+                    return Err(format!("--disk: {} disks are the most", DISKS.len()));
+                }
             }
             "legacy-rng" => self.legacy_rng = Some(switch(&name, &value()?)?),
             "virtio-rng" => self.virtio_rng = Some(switch(&name, &value()?)?),
@@ -193,6 +215,7 @@ impl Given {
             ("--memory", self.memory.is_some()),
             ("--cpus", self.cpus.is_some()),
             ("--console", self.console.is_some()),
+            ("--disk", !self.disks.is_empty()),
             ("--rate-limit", self.rate_limit.is_some()),
             ("--legacy-rng", self.legacy_rng.is_some()),
             ("--virtio-rng", self.virtio_rng.is_some()),
@@ -202,6 +225,7 @@ impl Given {
             ("--initrd", self.initrd.is_some()),
             ("--cmdline", self.command_line.is_some()),
             ("--trace", self.trace.is_some()),
+            ("--reboot", self.reboot.is_some()),
             ("--json", self.json && self.map),
         ];
         let (foreign, condition): (Vec<_>, _) = match (&self.kernel, self.map) {
@@ -262,7 +286,9 @@ impl Given {
             rate_limit: self.rate_limit,
             legacy_rng,
             virtio_rng,
+            disks: self.disks,
             acpi,
+            reboot: self.reboot.unwrap_or_default(),
             trace: self.trace,
             map: self.map,
             json: self.json,
@@ -315,6 +341,19 @@ fn console(option: &str, value: &OsString) -> Result<Console, String> {
             let value = value.to_string_lossy();
             Err(format!(
                 "{option}: '{value}' is neither 'serial' nor 'virtio'"
+            ))
+        }
+    }
+}
+
+fn reboot(option: &str, value: &OsString) -> Result<Reboot, String> {
+    match value.to_str() {
+        Some("exit") => Ok(Reboot::Exit),
+        Some("in-place") => Ok(Reboot::InPlace),
+        _ => {
+            let value = value.to_string_lossy();
+            Err(format!(
+                "{option}: '{value}' is neither 'exit' nor 'in-place'"
             ))
         }
     }

@@ -7,7 +7,7 @@
 use std::error::Error;
 use std::fmt;
 use std::io::{self, Read};
-use std::sync::{Arc, Mutex, Once, OnceLock};
+use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError};
 
 use bus::{BusError, MmioBus, Region, RegionId};
 use kvm_ioctls::{Kvm, VmFd};
@@ -19,7 +19,9 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch;
 use crate::kvm::call;
-use crate::layout::{RNG0, VIRTIO_CONSOLE, VIRTIO_CONSOLE_GSI, VIRTIO_GSI, VIRTIO_RNG};
+use crate::layout::{
+    RNG0, VIRTIO_CONSOLE, VIRTIO_CONSOLE_GSI, VIRTIO_DISKS, VIRTIO_GSI, VIRTIO_RNG,
+};
 use crate::memory::{self, Memory};
 
 /// Makes a virtual machine with `memory`.
@@ -62,7 +64,30 @@ pub(crate) const CONSOLE: Slot = Slot {
     gsi: VIRTIO_CONSOLE_GSI,
 };
 
+/// The slots of disks, in their order, with interrupt lines that nothing else of such a machine uses:
+/// among the first 16, which a kernel has without any tables.
+pub(crate) const DISKS: [Slot; 8] = [
+    disk("virtio-blk0", 0, 10),
+    disk("virtio-blk1", 1, 11),
+    disk("virtio-blk2", 2, 9),
+    disk("virtio-blk3", 3, 7),
+    disk("virtio-blk4", 4, 3),
+    disk("virtio-blk5", 5, 14),
+    disk("virtio-blk6", 6, 15),
+    disk("virtio-blk7", 7, 13),
+];
+
+const fn disk(name: &'static str, number: u64, gsi: u32) -> Slot {
+    let base = VIRTIO_DISKS + number * virtio_mmio_transport::REGION_SIZE;
+    Slot { name, base, gsi }
+}
+
 impl Slot {
+    /// What the device is called.
+    pub(crate) const fn name(self) -> &'static str {
+        self.name
+    }
+
     /// The thread that the device works on.
     pub(crate) fn worker(self) -> io::Result<WorkerThread> {
         WorkerThread::named(self.name)
@@ -96,19 +121,30 @@ pub(crate) fn insert_virtio(
     }
     let region = Region::new(slot.base, virtio_mmio_transport::REGION_SIZE);
     let transport = Arc::new(Mutex::new(transport));
+    let again = transport.clone();
     mmio.insert_region(transport, region.named(slot.name).counted())?;
-    Ok(Wires { irq, kicks })
+    let reset = Box::new(move || {
+        let mut transport = again.lock().unwrap_or_else(PoisonError::into_inner);
+        transport.reset();
+        !transport.reset_is_pending()
+    });
+    Ok(Wires { irq, kicks, reset })
 }
 
-/// The ends of a virtio device that KVM can take.
-#[derive(Debug)]
+/// The ends of a virtio device that KVM can take, and its reset.
 pub(crate) struct Wires {
     irq: Arc<IrqLine>,
     /// With the number of the queue that each is for.
     kicks: Vec<(u16, EventFd)>,
+    reset: Box<dyn Fn() -> bool>,
 }
 
 impl Wires {
+    /// Resets the device; says whether that is complete, or has to be asked for again.
+    pub(crate) fn reset(&self) -> bool {
+        (self.reset)()
+    }
+
     /// Connects the device with a virtual machine: interrupts go to KVM, and notifications come
     /// from it by ioeventfd, so that neither leaves the kernel. Notifications come until what is
     /// returned is dropped.

@@ -18,6 +18,8 @@ pub(crate) const VIRTIO_GSI: u32 = 5;
 pub(crate) const VIRTIO_CONSOLE: u64 = 0x8000_3000;
 /// Interrupt line of the virtio console.
 pub(crate) const VIRTIO_CONSOLE_GSI: u32 = 6;
+/// The virtio-mmio slots of up to eight disks, one after the other.
+pub(crate) const VIRTIO_DISKS: u64 = 0x8000_4000;
 /// Length of the serial port's registers.
 pub(crate) const SERIAL_SIZE: u64 = 8;
 /// Interrupt line of the serial port.

@@ -7,12 +7,14 @@
 //! * `command_line.rs`: what the kernel is told by the user;
 //! * `machine.rs`: the wiring of virtual machine, buses, devices and vCPUs;
 //! * `serial.rs`, `hvc.rs`: the consoles;
+//! * `disk.rs`: the disks;
 //! * `input.rs`, `output.rs`, `terminal.rs`, `signals.rs`: the user's side;
 //! * `bell.rs`, `ending.rs`: the end;
 //! * `trace.rs`, `report.rs`: what can be seen of it all.
 
 pub(crate) mod bell;
 pub(crate) mod command_line;
+pub(crate) mod disk;
 mod ending;
 mod files;
 mod hvc;
@@ -27,32 +29,39 @@ mod terminal;
 mod trace;
 
 use std::error::Error;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vcpu_runner::VcpuGroup;
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use vcpu_runner::{GroupError, JoinError, Outcome, VcpuGroup};
 use virtio_rng_device::RateLimit;
 
 use crate::arch;
 use crate::arch::layout::KERNEL;
+use crate::arch::linux::FirstState;
 use crate::devices;
 use crate::entropy::Source;
+use crate::kvm;
 use crate::layout::{RAM_START, WINDOW, ram};
 use crate::memory::{self, Memory};
-use crate::stdio::{complain, print};
-use crate::{Failure, kvm};
+use crate::stdio::print;
 use bell::End;
+use disk::{Disk, DiskOptions};
 use ending::Ending;
 use loader::{Kernel, Room, load_initrd, load_kernel};
-use machine::Machine;
-use terminal::Terminal;
+pub(crate) use machine::Machine;
+pub(crate) use report::map;
+pub(crate) use terminal::Terminal;
 
 /// How long the vCPUs may take to start, on however busy a host.
 const START: Duration = Duration::from_secs(60);
 /// How long they may take to stop. One that takes longer waits for a device, and is left alone.
 const STOP: Duration = Duration::from_secs(5);
+/// How long until a vCPU that waits for a device is looked at again.
+const GLANCE: Duration = Duration::from_millis(100);
 /// A guest that has not exited once in this time may be one that KVM cannot run.
 const SILENCE: Duration = Duration::from_secs(10);
 
@@ -64,6 +73,16 @@ pub(crate) enum Console {
     Serial,
     /// The virtio console, `hvc0`.
     Virtio,
+}
+
+/// What becomes of a guest that asks for a reset, or resets its processor by a triple fault.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Reboot {
+    /// It ends, and so does the program.
+    #[default]
+    Exit,
+    /// It starts again, with the same devices.
+    InPlace,
 }
 
 /// How to boot Linux.
@@ -81,33 +100,28 @@ pub(crate) struct Options {
     pub(crate) rate_limit: Option<RateLimit>,
     pub(crate) legacy_rng: bool,
     pub(crate) virtio_rng: bool,
+    pub(crate) disks: Vec<DiskOptions>,
     pub(crate) acpi: bool,
+    pub(crate) reboot: Reboot,
     /// How many lines to trace, if any.
     pub(crate) trace: Option<u32>,
     pub(crate) map: bool,
     pub(crate) json: bool,
 }
 
-/// Boots Linux, and returns when the guest has come to its end.
-pub(crate) fn run(options: &Options) -> Result<ExitCode, Failure> {
-    options.source.check(1).map_err(Failure::usage)?;
-    let memory = allocate(options.memory).map_err(Failure::usage)?;
-    let guest = match &options.kernel {
-        Some(path) => Some(load(path, options, &memory).map_err(Failure::usage)?),
-        None => None,
-    };
-    let machine = Machine::new(options, Arc::new(memory)).map_err(Failure::run)?;
-    if options.map {
-        print(&report::map(&machine, options)).map_err(Failure::run)?;
-    }
-    let Some(kernel) = guest else {
-        return Ok(ExitCode::SUCCESS);
-    };
-    boot(&machine, &kernel, options).map_err(Failure::run)
+/// Prints the maps of memory and ports of the machine that would be made.
+pub(crate) fn show_map(
+    options: &Options,
+    disks: Vec<Disk>,
+    memory: Arc<Memory>,
+) -> Result<ExitCode, Box<dyn Error>> {
+    let machine = Machine::new(options, disks, memory)?;
+    print(&map(&machine, options))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Makes guest memory, which takes no more of the host's than the guest touches.
-fn allocate(size: u64) -> Result<Memory, String> {
+pub(crate) fn allocate(size: u64) -> Result<Memory, String> {
     let mut ranges = Vec::new();
     for (start, len) in ram(size) {
         ranges.push((
@@ -121,7 +135,7 @@ fn allocate(size: u64) -> Result<Memory, String> {
 }
 
 /// Loads everything into guest memory that the kernel finds there.
-fn load(path: &Path, options: &Options, memory: &Memory) -> Result<Kernel, String> {
+pub(crate) fn load(path: &Path, options: &Options, memory: &Memory) -> Result<Kernel, String> {
     let room = Room {
         start: KERNEL,
         end: RAM_START + options.memory.min(WINDOW - RAM_START),
@@ -143,6 +157,9 @@ fn load(path: &Path, options: &Options, memory: &Memory) -> Result<Kernel, Strin
             virtio.push(slot.location().map_err(|error| error.to_string())?);
         }
     }
+    for (slot, _) in devices::DISKS.into_iter().zip(&options.disks) {
+        virtio.push(slot.location().map_err(|error| error.to_string())?);
+    }
     let needed = arch::linux::needed(options, &virtio);
     let line = command_line::complete(&options.command_line, &needed, &kernel)?;
     arch::linux::write(memory, options, &kernel, initrd, &line, &virtio)
@@ -150,40 +167,50 @@ fn load(path: &Path, options: &Options, memory: &Memory) -> Result<Kernel, Strin
     Ok(kernel)
 }
 
-/// Runs the machine until it comes to its end.
-fn boot(machine: &Machine, kernel: &Kernel, options: &Options) -> Result<ExitCode, Box<dyn Error>> {
-    let kvm = kvm::open()?;
-    if let Some(doubt) = arch::vm::doubt() {
-        complain(doubt);
+/// Keeps the state that a reboot in place puts back, if there can be one.
+pub(crate) fn first_state(
+    reboot: Reboot,
+    kvm: &Kvm,
+    vm: &VmFd,
+    vcpus: &[VcpuFd],
+) -> Result<Option<FirstState>, Box<dyn Error>> {
+    match reboot {
+        Reboot::Exit => Ok(None),
+        Reboot::InPlace => FirstState::keep(kvm, vm, vcpus).map(Some),
     }
-    let (_parts, group) = machine.assemble(&kvm, kernel, options)?;
-    let terminal = Terminal::find().map_err(kvm::call("the terminal"))?;
-    signals::watch(
-        machine.bell().clone(),
-        terminal.as_ref().map(Terminal::modes),
-        machine.hvc().cloned(),
-    )?;
-    // From here on a signal ends the machine, and so nothing below waits without an end to it.
-
-    let began = Instant::now();
-    let played = play(machine, group, terminal);
-    let elapsed = began.elapsed();
-    let ending = played.unwrap_or_else(|error| Ending::failed(error.to_string()));
-    let status = report(machine, options, &ending, elapsed);
-    // A worker may wait for its source for ever, and nobody is to wait for the worker.
-    std::process::exit(status.into())
 }
 
-/// Runs the vCPUs until the machine comes to its end, with the terminal in the guest's hands.
-fn play(
+/// Has signals end the machine, and leave the terminal as it was.
+pub(crate) fn watch_signals(machine: &Machine, terminal: Option<&Terminal>) -> io::Result<()> {
+    let modes = terminal.map(Terminal::modes);
+    let (bell, hvc) = (machine.bell().clone(), machine.hvc().cloned());
+    signals::watch(bell, modes, hvc, machine.disks.clone())
+}
+
+/// Runs the vCPUs until the machine comes to its end, and says what that was.
+pub(crate) fn play(
     machine: &Machine,
     group: VcpuGroup,
+    reboot: Reboot,
+    again: impl Fn(&VcpuGroup) -> Result<(), Box<dyn Error>>,
+    terminal: Option<Terminal>,
+) -> Ending {
+    play_on(machine, group, reboot, again, terminal)
+        .unwrap_or_else(|error| Ending::failed(error.to_string()))
+}
+
+/// The same, with the terminal in the guest's hands meanwhile.
+fn play_on(
+    machine: &Machine,
+    group: VcpuGroup,
+    reboot: Reboot,
+    again: impl Fn(&VcpuGroup) -> Result<(), Box<dyn Error>>,
     terminal: Option<Terminal>,
 ) -> Result<Ending, Box<dyn Error>> {
     if let Some(terminal) = &terminal {
         terminal.modes().take().map_err(kvm::call("the terminal"))?;
     }
-    let mut group = group.start(START)?;
+    // Threads of the host's side, for all of the guest's lives.
     if let Some(hvc) = machine.hvc() {
         hvc.start().map_err(kvm::call("thread"))?;
     }
@@ -193,11 +220,9 @@ fn play(
         terminal.is_some(),
     )
     .map_err(kvm::call("thread"))?;
-    await_end(machine);
+    let stopped = live(machine, group, reboot, again);
     machine.output.release();
     machine.errors.release();
-    group.stop();
-    let stopped = group.join(STOP);
     if let Some(hvc) = machine.hvc() {
         hvc.flush();
     }
@@ -205,11 +230,60 @@ fn play(
     machine.output.drain();
     // Whatever is printed from now on is printed on a terminal as it was.
     drop(terminal);
-    let end = machine
+    let stopped = stopped?;
+    Ok(Ending::new(&verdict(machine)?, &stopped))
+}
+
+/// Runs the vCPUs until the guest does not start again.
+fn live(
+    machine: &Machine,
+    mut group: VcpuGroup,
+    reboot: Reboot,
+    again: impl Fn(&VcpuGroup) -> Result<(), Box<dyn Error>>,
+) -> Result<Result<Outcome, GroupError>, Box<dyn Error>> {
+    loop {
+        let mut running = group.start(START)?;
+        await_end(machine);
+        // A vCPU that waits to write something is to stop, too.
+        machine.output.release();
+        machine.errors.release();
+        running.stop();
+        let mut stopped = running.join(STOP);
+        // It begins again with all of its vCPUs, so with one that waits for a device as well.
+        while reboot == Reboot::InPlace
+            && is_busy(&stopped)
+            && matches!(verdict(machine)?, End::Reset | End::Vcpu)
+        {
+            stopped = running.join(GLANCE);
+        }
+        if reboot == Reboot::Exit || !ending::is_reboot(&verdict(machine)?, &stopped) {
+            return Ok(stopped);
+        }
+        group = running.into_group()?;
+        again(&group)?;
+        if !machine.begin_again() {
+            return Ok(stopped);
+        }
+    }
+}
+
+/// Whether a vCPU has not come to its end.
+const fn is_busy(stopped: &Result<Outcome, GroupError>) -> bool {
+    matches!(
+        stopped,
+        Err(GroupError::Vcpu {
+            error: JoinError::Timeout,
+            ..
+        })
+    )
+}
+
+/// Why the machine came to its end.
+fn verdict(machine: &Machine) -> Result<End, &'static str> {
+    machine
         .bell()
         .verdict()
-        .ok_or("nobody has ended the machine")?;
-    Ok(Ending::new(&end, &stopped))
+        .ok_or("nobody has ended the machine")
 }
 
 /// Waits for the end of the machine.
@@ -234,7 +308,12 @@ fn await_end(machine: &Machine) {
 }
 
 /// Says what has happened, and returns the exit status.
-fn report(machine: &Machine, options: &Options, ending: &Ending, elapsed: Duration) -> u8 {
+pub(crate) fn report(
+    machine: &Machine,
+    options: &Options,
+    ending: &Ending,
+    elapsed: Duration,
+) -> u8 {
     for trouble in machine.troubles(&options.source) {
         machine.complain(&trouble);
     }

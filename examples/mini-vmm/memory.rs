@@ -53,14 +53,29 @@ fn mapping(len: usize) -> Result<MmapRegion> {
 /// Asks the host to back the guest with huge pages: good for a guest that uses much of its memory,
 /// while the first touch of each page takes longer.
 pub(crate) fn advise_huge_pages(memory: &Memory) -> Result<()> {
+    // A kernel without huge pages does without.
+    advise(memory, Advice::LinuxHugepage, |_| Ok(()))
+}
+
+/// Fills memory with zeros, and gives it back to the host until it is touched again.
+pub(crate) fn clear(memory: &Memory) -> Result<()> {
+    advise(memory, Advice::LinuxDontNeed, |advised| {
+        Ok(advised.map_err(call("madvise"))?)
+    })
+}
+
+fn advise(
+    memory: &Memory,
+    advice: Advice,
+    done: impl Fn(rustix::io::Result<()>) -> Result<()>,
+) -> Result<()> {
     for region in memory.iter() {
         let place = memory.get_host_address(region.start_addr())?.cast();
         let len = usize::try_from(region.len())?;
-        // SAFETY: all of the range is mapped, and this is no more than advice.
+        // SAFETY: all of the range is anonymous memory of the guest, in which nobody but the guest
+        // expects to find what it left there.
         #[expect(unsafe_code, reason = "advice is given on addresses")]
-        let advised = unsafe { madvise(place, len, Advice::LinuxHugepage) };
-        // A kernel without huge pages does without.
-        let _ = advised;
+        done(unsafe { madvise(place, len, advice) })?;
     }
     Ok(())
 }

@@ -306,6 +306,7 @@ impl<K: Address + TryFrom<u64>> Rig<K> {
         let hit = |it: &&mut Interval| it.base <= start && start < it.end();
         let mut expected = Vec::new();
         let mut outcome = Err(AccessError::Unclaimed);
+        self.let_go();
         let mut read = vec![FILL; width];
         if let Some(region) = self.list.iter_mut().find(hit) {
             let number = region.device;
@@ -352,6 +353,19 @@ impl<K: Address + TryFrom<u64>> Rig<K> {
         assert_eq!(calls, expected);
         self.reached += calls.len();
         self.last = (by as u8, addr, width, write);
+    }
+
+    /// What neither the VMM nor the bus holds is held by views that have not looked since.
+    fn let_go(&mut self) {
+        let stays = |number: usize| {
+            let held = |it: &Interval| it.device == number && !it.rules.weak;
+            self.slots.iter().any(|slot| slot.0 == number) || self.list.iter().any(held)
+        };
+        let gone: Vec<_> = (0..self.devices.len()).filter(|it| !stays(*it)).collect();
+        if gone.iter().any(|it| self.devices[*it].strong_count() != 0) {
+            self.views.iter_mut().for_each(BusView::refresh);
+            assert!(gone.iter().all(|it| self.devices[*it].strong_count() == 0));
+        }
     }
 
     /// The region that a number means: one that exists, or one that does not any more.

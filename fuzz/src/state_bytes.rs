@@ -5,7 +5,6 @@
 //! refused, and harms nothing either way.
 
 use arbitrary::{Arbitrary, Unstructured};
-use virtio_conformance::Port as _;
 use virtio_device_core::{DeviceState, QueueProgress, QueueSetup};
 use virtio_mmio_transport::TransportState;
 

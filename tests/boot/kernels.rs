@@ -28,19 +28,29 @@ impl Code {
         Self(Vec::new())
     }
 
-    fn with(mut self, instructions: &[u8]) -> Self {
+    pub(crate) fn with(mut self, instructions: &[u8]) -> Self {
         self.0.extend(instructions);
         self
     }
 
+    /// The same, and other code behind it.
+    pub(crate) fn then(self, code: &Self) -> Self {
+        self.with(&code.0)
+    }
+
+    /// Its length in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// `mov dx, port`
-    fn port(self, port: u16) -> Self {
+    pub(crate) fn port(self, port: u16) -> Self {
         let [low, high] = port.to_le_bytes();
         self.with(&[0x66, 0xba, low, high])
     }
 
     /// `mov dx, port; mov al, value; out dx, al`
-    fn out(self, port: u16, value: u8) -> Self {
+    pub(crate) fn out(self, port: u16, value: u8) -> Self {
         self.port(port).with(&[0xb0, value, 0xee])
     }
 

@@ -20,6 +20,7 @@ mod kvm;
 mod loader;
 mod output;
 mod program;
+mod reboot;
 mod terminal;
 
 use std::io::Read;

@@ -207,6 +207,23 @@ fn the_escape_sequence_ends_the_program_when_the_guest_takes_no_keys() {
 }
 
 #[test]
+fn a_paste_reaches_a_slow_guest_whole() {
+    if !kvm() {
+        return;
+    }
+    let mut session = Session::start("paste", echo());
+    let paste: Vec<_> = (0..20_000_u32)
+        .map(|place| b'a' + (place % 16) as u8)
+        .collect();
+    let mut keyboard = session.keyboard.try_clone().unwrap();
+    let whole = [&paste[..], b"q"].concat();
+    let writer = thread::spawn(move || keyboard.write_all(&whole).unwrap());
+    session.expect(&paste);
+    writer.join().unwrap();
+    session.end(0);
+}
+
+#[test]
 fn the_escape_sequence_ends_the_program_when_a_trace_is_not_read_either() {
     if !kvm() {
         return;

@@ -189,6 +189,30 @@ fn a_stock_kernel_has_hvc0() {
     assert!(said.eq(expected), "{console:#?}");
 }
 
+/// A reset by the keyboard controller, one by ACPI and a triple fault: each time the kernel starts again
+/// in the same process, with two vCPUs and virtio-rng.
+#[test]
+fn a_stock_kernel_reboots_in_place() {
+    if !ready() {
+        return;
+    }
+    let runs = run(&["in-place"]);
+    let lives = &runs["in-place"];
+    assert_eq!(lives.status, Some(0), "{lives:#?}");
+    let said = |what: &str| {
+        lives
+            .lines
+            .iter()
+            .filter(|line| line.starts_with(what))
+            .count()
+    };
+    assert_eq!(said("guest: userspace"), 4, "{lives:#?}");
+    assert_eq!(said("check rng_current: ok"), 4, "{lives:#?}");
+    let json = lives.json();
+    assert_eq!(json["outcome"], "power-off");
+    assert_eq!(json["reboots"], 3);
+}
+
 /// The other format, boot protocol and kind of archive; and what the guest's end is to the program.
 #[test]
 fn a_stock_kernel_boots_and_ends_in_every_way() {

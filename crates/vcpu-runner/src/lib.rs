@@ -32,7 +32,7 @@ pub use exit::{
 #[cfg(feature = "kvm")]
 pub use kvm::{CoalescedMmio, KickSignal, KvmVcpu};
 #[cfg(feature = "kvm-ioctls")]
-pub use kvm::{Doorbell, EventFd, IoEvent, IrqFd, VcpuFd, VmFd, enable_nisv_exits};
+pub use kvm::{Doorbell, EventFd, IoEvent, IrqFd, VcpuFd, VmFd, enable_nisv_exits, spi_line};
 #[cfg(feature = "test-utils")]
 pub use mock::{MockLog, MockStep, MockVcpu};
 #[cfg(feature = "bus")]

@@ -8,11 +8,11 @@ use std::mem::offset_of;
 use virtio_bindings::virtio_blk::virtio_blk_config;
 
 use crate::backend::Geometry;
+use crate::raw;
 use crate::request::SECTOR;
 
-/// Descriptors of each queue, and how many of them hold data.
+/// Descriptors of each queue.
 pub(crate) const QUEUE_SIZE: u16 = 256;
-const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
 /// Most bytes of a descriptor: 4 MiB.
 const SIZE_MAX: u32 = 4 << 20;
 /// Most sectors that are discarded at once: 1 GiB. None of these limits may be 0.
@@ -25,56 +25,27 @@ pub(crate) const LEN: usize = offset_of!(virtio_blk_config, max_secure_erase_sec
 /// The one field that the driver may write.
 pub(crate) const WRITEBACK: usize = offset_of!(virtio_blk_config, wce);
 
-/// What the configuration space tells.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Config {
-    /// Bytes.
-    pub(crate) capacity: u64,
-    pub(crate) geometry: Geometry,
-    pub(crate) writeback: bool,
-    pub(crate) queues: u16,
-    /// Whether there is anything to discard on.
-    pub(crate) discard: bool,
-}
-
-impl Config {
-    /// The space as the driver reads it.
-    pub(crate) fn bytes(self) -> [u8; LEN] {
-        let mut space = [0; LEN];
-        let mut put = |at: usize, bytes: &[u8]| {
-            let field = space.get_mut(at..at + bytes.len());
-            field.unwrap_or_default().copy_from_slice(bytes);
-        };
-        macro_rules! fields {
-            ($($field:ident: $value:expr,)*) => {
-                $(put(offset_of!(virtio_blk_config, $field), &$value.to_le_bytes());)*
-            };
-        }
-        let (logical, physical) = (self.geometry.logical(), self.geometry.physical());
-        let blocks = physical / logical;
+/// The space as the driver reads it, of a disk of `capacity` bytes.
+pub(crate) fn space(capacity: u64, geometry: Geometry, writeback: bool, queues: u16) -> [u8; LEN] {
+    let (logical, physical) = geometry.sizes();
+    let blocks = physical / logical;
+    raw::config_bytes(virtio_blk_config {
+        capacity: (capacity / SECTOR).to_le(),
+        size_max: SIZE_MAX.to_le(),
+        // One has the header, and one the status.
+        seg_max: (u32::from(QUEUE_SIZE) - 2).to_le(),
+        blk_size: logical.to_le(),
         // Both are small, because the sizes are.
-        let exponent = u8::try_from(blocks.trailing_zeros()).unwrap_or(0);
-        let min_io = u16::try_from(blocks).unwrap_or(1);
-        fields! {
-            capacity: (self.capacity / SECTOR),
-            size_max: SIZE_MAX,
-            seg_max: SEG_MAX,
-            blk_size: logical,
-            physical_block_exp: exponent,
-            min_io_size: min_io,
-            wce: u8::from(self.writeback),
-            num_queues: self.queues,
-        }
-        if self.discard {
-            fields! {
-                max_discard_sectors: MAX_DISCARD_SECTORS,
-                max_discard_seg: 1_u32,
-                discard_sector_alignment: (physical / 512),
-                max_write_zeroes_sectors: MAX_ZEROES_SECTORS,
-                max_write_zeroes_seg: 1_u32,
-                write_zeroes_may_unmap: 1_u8,
-            }
-        }
-        space
-    }
+        physical_block_exp: u8::try_from(blocks.trailing_zeros()).unwrap_or(0),
+        min_io_size: u16::try_from(blocks).unwrap_or(1).to_le(),
+        wce: writeback.into(),
+        num_queues: queues.to_le(),
+        max_discard_sectors: MAX_DISCARD_SECTORS.to_le(),
+        max_discard_seg: 1_u32.to_le(),
+        discard_sector_alignment: (physical / 512).to_le(),
+        max_write_zeroes_sectors: MAX_ZEROES_SECTORS.to_le(),
+        max_write_zeroes_seg: 1_u32.to_le(),
+        write_zeroes_may_unmap: 1,
+        ..virtio_blk_config::default()
+    })
 }

@@ -6,50 +6,87 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+#[cfg(feature = "io-uring")]
+use std::sync::Mutex;
+use std::sync::atomic::Ordering;
 
-use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
-    VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX,
-    VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
-};
+use virtio_bindings::virtio_blk as blk;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_device_core::{
-    ActivateError, Activation, ConfigNotifier, DeviceState, DeviceStateError, Executor, Features,
-    RateLimits, VirtioDevice, Worker,
+    ActivateError, Activation, ConfigNotifier, DeviceFault, DeviceState, DeviceStateError,
+    Executor, Features, QueueHandler, RateLimits, VirtioDevice, Worker,
 };
 use vm_memory::GuestAddressSpace;
 
 use crate::backend::Backend;
-use crate::config::{self, Config, QUEUE_SIZE};
+use crate::config::{self, QUEUE_SIZE};
 use crate::observer::BlockObserver;
-use crate::shared::{Shared, Stability};
-use crate::worker::Handler;
+use crate::request::ID_LEN;
+use crate::shared::Shared;
+#[cfg(feature = "io-uring")]
+use crate::uring;
+use crate::worker::{Handler, Job};
 
 /// Most queues that a device may have.
 pub const MAX_QUEUES: u16 = 64;
 
 /// A block device (VIRTIO 1.3, section 5.2).
 ///
-/// It serves its queues where `E` says, each by a worker of its own, and has its sectors in `B`. Nothing
-/// that the host fails at ends the device: the request fails, and the guest decides.
-pub struct Block<B, E> {
-    shared: Arc<Shared<B>>,
+/// It serves its queues where `E` says, each by a worker of its own, and has its sectors in a
+/// [`Backend`]. Nothing that the host fails at ends the device: the request fails, and the guest
+/// decides.
+pub struct Block<E> {
+    shared: Arc<Shared>,
     queue_sizes: Vec<u16>,
     executor: E,
+    /// Whether the driver cannot switch the cache.
+    cache_is_fixed: bool,
+    /// The ring of each queue, if it has one.
+    #[cfg(feature = "io-uring")]
+    rings: Vec<uring::Home>,
 }
 
-impl<B: Backend, E: Executor> Block<B, E> {
+impl<E> fmt::Debug for Block<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.shared.fmt(f)
+    }
+}
+
+impl<E: Executor> Block<E> {
     /// Makes a device with one queue.
     ///
     /// # Errors
     ///
     /// If the back end does not know its capacity.
-    pub fn new(backend: B, executor: E) -> io::Result<Self> {
+    pub fn new(backend: Arc<dyn Backend>, executor: E) -> io::Result<Self> {
         Ok(Self {
             shared: Arc::new(Shared::new(backend)?),
             queue_sizes: vec![QUEUE_SIZE],
             executor,
+            cache_is_fixed: false,
+            #[cfg(feature = "io-uring")]
+            rings: Vec::new(),
         })
+    }
+
+    /// Has the kernel work on all requests of a queue at the same time, by a ring for each of the queues
+    /// that there are by now. Its executor must be able to watch descriptors, as all but a
+    /// [`StepLoop`](virtio_device_core::StepLoop) are.
+    ///
+    /// # Errors
+    ///
+    /// If the back end is no file, or the kernel refuses.
+    #[cfg(feature = "io-uring")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "io-uring")))]
+    pub fn with_io_uring(mut self) -> io::Result<Self> {
+        if self.shared.backend.as_file().is_none() {
+            let why = "io_uring needs a file as the back end";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        }
+        let rings = self.queue_sizes.iter();
+        let rings = rings.map(|_| Ok(Arc::new(Mutex::new(Some(uring::ring()?)))));
+        self.rings = rings.collect::<io::Result<_>>()?;
+        Ok(self)
     }
 
     /// Sets the number of queues, from 1 to [`MAX_QUEUES`]; a number beyond is taken for the nearest. As
@@ -66,18 +103,16 @@ impl<B: Backend, E: Executor> Block<B, E> {
     ///
     /// # Errors
     ///
-    /// If it is something else, or the device has been put behind its transport.
+    /// If it is something else, or there is a [handle](Self::handle) already.
     pub fn with_id(mut self, id: &str) -> io::Result<Self> {
-        let invalid = |why| io::Error::new(io::ErrorKind::InvalidInput, why);
-        let shared = Arc::get_mut(&mut self.shared);
-        let shared = shared.ok_or_else(|| invalid("the device is in use"))?;
-        let place = shared.id.split_at_mut_checked(id.len());
-        let (place, rest) = place.ok_or_else(|| invalid("an id has 20 characters at most"))?;
-        if !id.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
-            return Err(invalid("an id is printable ASCII"));
-        }
-        place.copy_from_slice(id.as_bytes());
-        rest.fill(0);
+        let valid = id.len() <= ID_LEN && id.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+        let Some(shared) = Arc::get_mut(&mut self.shared).filter(|_| valid) else {
+            let why = "an id is up to 20 characters of printable ASCII";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        };
+        shared.id = [0; ID_LEN];
+        let place = shared.id.iter_mut();
+        place.zip(id.bytes()).for_each(|(to, from)| *to = from);
         Ok(self)
     }
 
@@ -102,10 +137,9 @@ impl<B: Backend, E: Executor> Block<B, E> {
     }
 }
 
-impl<M, B, E> VirtioDevice<M> for Block<B, E>
+impl<M, E> VirtioDevice<M> for Block<E>
 where
     M: GuestAddressSpace + Clone + Send + 'static,
-    B: Backend,
     E: Executor,
 {
     fn device_type(&self) -> u32 {
@@ -117,21 +151,22 @@ where
     }
 
     fn features(&self) -> Features {
-        let mut features = Features::of(&[
-            VIRTIO_BLK_F_SIZE_MAX,
-            VIRTIO_BLK_F_SEG_MAX,
-            VIRTIO_BLK_F_BLK_SIZE,
-            VIRTIO_BLK_F_FLUSH,
-            VIRTIO_BLK_F_TOPOLOGY,
-            VIRTIO_BLK_F_CONFIG_WCE,
-        ]);
+        let mut bits = vec![
+            blk::VIRTIO_BLK_F_SIZE_MAX,
+            blk::VIRTIO_BLK_F_SEG_MAX,
+            blk::VIRTIO_BLK_F_BLK_SIZE,
+            blk::VIRTIO_BLK_F_FLUSH,
+            blk::VIRTIO_BLK_F_TOPOLOGY,
+            blk::VIRTIO_BLK_F_CONFIG_WCE,
+        ];
         if self.queue_sizes.len() > 1 {
-            features = features | Features::of(&[VIRTIO_BLK_F_MQ]);
+            bits.push(blk::VIRTIO_BLK_F_MQ);
         }
-        if self.shared.backend.is_read_only() {
-            return features | Features::of(&[VIRTIO_BLK_F_RO]);
-        }
-        features | Features::of(&[VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES])
+        bits.extend_from_slice(match self.shared.disk().read_only {
+            true => &[blk::VIRTIO_BLK_F_RO],
+            false => &[blk::VIRTIO_BLK_F_DISCARD, blk::VIRTIO_BLK_F_WRITE_ZEROES],
+        });
+        Features::of(&bits)
     }
 
     fn config_size(&self) -> u32 {
@@ -140,26 +175,23 @@ where
     }
 
     fn read_config(&self, offset: u32, data: &mut [u8]) {
-        let disk = self.shared.disk();
-        let config = Config {
-            capacity: disk.capacity,
-            geometry: self.shared.backend.geometry(),
-            writeback: self.shared.writeback(),
-            queues: u16::try_from(self.queue_sizes.len()).unwrap_or(1),
-            discard: !disk.read_only,
-        };
-        let fields = config.bytes().into_iter().skip(offset as usize);
-        data.iter_mut()
-            .zip(fields)
-            .for_each(|(to, from)| *to = from);
+        let (shared, queues) = (&self.shared, self.queue_sizes.len());
+        let space = config::space(
+            shared.disk().capacity,
+            shared.backend.geometry(),
+            shared.writeback(),
+            u16::try_from(queues).unwrap_or(MAX_QUEUES),
+        );
+        for (to, from) in data.iter_mut().zip(space.iter().skip(offset as usize)) {
+            *to = *from;
+        }
     }
 
     fn write_config(&mut self, offset: u32, data: &[u8]) {
         let before = config::WRITEBACK.checked_sub(offset as usize);
-        match before.and_then(|before| data.get(before)) {
-            Some(0) => self.shared.set_writeback(false),
-            Some(1) => self.shared.set_writeback(true),
-            _ => {}
+        let byte = before.and_then(|before| data.get(before));
+        if let (Some(&on @ (0 | 1)), false) = (byte, self.cache_is_fixed) {
+            self.shared.writeback.store(on == 1, Ordering::Release);
         }
     }
 
@@ -168,18 +200,36 @@ where
     }
 
     fn activate(&mut self, activation: Activation<M>) -> Result<(), ActivateError> {
-        let features = activation.features;
-        let stability = Stability::of(features);
-        if features.has(VIRTIO_BLK_F_CONFIG_WCE) && !features.has(VIRTIO_BLK_F_FLUSH) {
-            // Such a driver has no means to make a write stable (section 5.2.5.2).
-            self.shared.set_writeback(false);
+        // A driver that cannot flush has no cache, and one that can has it (section 5.2.6.2), unless it
+        // says by itself.
+        let can_flush = activation.features.has(blk::VIRTIO_BLK_F_FLUSH);
+        self.cache_is_fixed = !activation.features.has(blk::VIRTIO_BLK_F_CONFIG_WCE);
+        if self.cache_is_fixed || !can_flush {
+            self.shared.writeback.store(can_flush, Ordering::Release);
         }
-        let queues = activation.queues;
-        let kicks = queues.iter().map(|queue| queue.kick.clone()).collect();
-        self.shared.limits.set_wakers(kicks);
-        for queue in queues {
-            let handler = Handler::new(activation.memory.clone(), self.shared.clone(), stability);
-            let worker = Worker::new(handler, vec![queue], activation.interrupt.clone());
+        let kicks = activation.queues.iter().map(|queue| queue.kick.clone());
+        self.shared.limits.set_wakers(kicks.collect());
+        for queue in activation.queues {
+            let (memory, shared) = (activation.memory.clone(), self.shared.clone());
+            #[cfg(feature = "io-uring")]
+            if let Some(home) = self.rings.get(usize::from(queue.index)) {
+                let (home, index) = (home.clone(), queue.index);
+                let build = move || -> Result<Box<dyn QueueHandler>, DeviceFault> {
+                    let handler = uring::RingHandler::new(memory, shared, index, home);
+                    Ok(Box::new(handler.map_err(DeviceFault::Backend)?))
+                };
+                let worker = Worker::build(vec![queue], activation.interrupt.clone(), build);
+                self.executor.start(worker)?;
+                continue;
+            }
+            let build = || -> Result<Box<dyn QueueHandler>, DeviceFault> {
+                Ok(Box::new(Handler {
+                    memory,
+                    shared,
+                    job: Job::default(),
+                }))
+            };
+            let worker = Worker::build(vec![queue], activation.interrupt.clone(), build);
             self.executor.start(worker)?;
         }
         Ok(())
@@ -195,35 +245,15 @@ where
 
     fn reset(&mut self) {
         self.shared.limits.set_wakers(Vec::new());
-        self.shared.set_writeback(true);
-    }
-}
-
-/// Says nothing of what is on the disk.
-impl<B, E> fmt::Debug for Block<B, E> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Block")
-            .field("queues", &self.queue_sizes.len())
-            .field("limits", &self.shared.limits)
-            .finish_non_exhaustive()
-    }
-}
-
-/// What of a device outlives being handed over to a transport.
-trait Refresh: Send + Sync {
-    fn refresh(&self) -> io::Result<u64>;
-}
-
-impl<B: Backend> Refresh for Shared<B> {
-    fn refresh(&self) -> io::Result<u64> {
-        Shared::refresh(self)
+        self.shared.writeback.store(true, Ordering::Release);
+        self.cache_is_fixed = false;
     }
 }
 
 /// Tells a device, wherever it is in its life, that its back end has another capacity; clones are the
 /// same.
-#[derive(Clone)]
-pub struct BlockHandle(Arc<dyn Refresh>);
+#[derive(Clone, Debug)]
+pub struct BlockHandle(Arc<Shared>);
 
 impl BlockHandle {
     /// Takes over the present capacity of the back end and tells the driver, if it is another one;
@@ -237,11 +267,5 @@ impl BlockHandle {
     /// If the back end does not know its capacity; the device goes on with the one before.
     pub fn refresh(&self) -> io::Result<u64> {
         self.0.refresh()
-    }
-}
-
-impl fmt::Debug for BlockHandle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BlockHandle").finish_non_exhaustive()
     }
 }

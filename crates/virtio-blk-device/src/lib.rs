@@ -4,10 +4,11 @@
 //! A virtio block device (VIRTIO 1.3, section 5.2).
 //!
 //! [`Block`] is the device; it knows no transport and no hypervisor. Its sectors are in a
-//! [`Backend`]: an image file or a block device ([`FileBackend`]), the host's memory
-//! ([`MemoryDisk`]), or whatever implements that small trait.
+//! [`Backend`]: an image file or a block device ([`FileBackend`]), or whatever implements that small
+//! trait.
 //!
 //! ```
+//! use std::sync::Arc;
 //! use virtio_blk_device::{Block, FileBackend, FileOptions};
 //! use virtio_device_core::{WorkerPool, WorkerThread};
 //!
@@ -16,7 +17,7 @@
 //! // A worker for each queue, on two threads.
 //! let threads = (0..2).map(|n| WorkerThread::named(format!("disk{n}")));
 //! let pool = WorkerPool::new(threads.collect::<Result<_, _>>()?);
-//! let device = Block::new(file, pool)?.with_queues(2).with_id("root")?;
+//! let device = Block::new(Arc::new(file), pool)?.with_queues(2).with_id("root")?;
 //! // For when the file has another length.
 //! let handle = device.handle();
 //! handle.refresh()?;
@@ -39,9 +40,15 @@
 //! * **No copy.** The kernel moves data between the file and guest memory. A request takes no memory of
 //!   the host's that its length decides on.
 //!
+//! # Many requests in flight
+//!
+//! A queue's worker waits for one request after the other. With the feature `io-uring`,
+//! `Block::with_io_uring` has the kernel work on all requests of a queue at the same time.
+//!
 //! # Unsafe code
 //!
-//! One module has it: what hands guest memory to the kernel by its address. Guest memory must be mapped
+//! The modules have it that hand guest memory to the kernel by its address: one, and another with the
+//! feature `io-uring`. Guest memory must be mapped
 //! for as long as it is guest memory, as all but that of Xen is.
 
 #![deny(unsafe_code)]
@@ -54,8 +61,10 @@ mod observer;
 mod raw;
 mod request;
 mod shared;
+#[cfg(feature = "io-uring")]
+mod uring;
 mod worker;
 
-pub use backend::{Backend, Buffers, FileBackend, FileOptions, Geometry, MemoryDisk};
+pub use backend::{Backend, Buffers, FileBackend, FileOptions, Geometry};
 pub use device::{Block, BlockHandle, MAX_QUEUES};
-pub use observer::{BlockObserver, Operation};
+pub use observer::{BlockEvent, BlockObserver, Operation};

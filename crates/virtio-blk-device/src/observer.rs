@@ -7,8 +7,9 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// What the host has failed at for a request.
+/// What a request is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Operation {
     /// Reading sectors.
     Read,
@@ -16,27 +17,38 @@ pub enum Operation {
     Write,
     /// Making writes stable.
     Flush,
+    /// Asking for the device's id.
+    GetId,
     /// Giving the room of sectors back.
     Discard,
     /// Writing zeroes.
     WriteZeroes,
 }
 
-/// Receives what the host fails at. The guest sees an I/O error, and decides what becomes of it.
+/// Something that a VMM may want to know about a disk.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum BlockEvent<'a> {
+    /// The host has failed at a request about these bytes of the disk. The guest sees that, and decides
+    /// what becomes of it.
+    Failed(Operation, &'a Range<u64>, &'a io::Error),
+}
+
+/// Receives [`BlockEvent`]s.
 ///
 /// Called on a worker's thread: it must not wait, and must not call the device. A failing disk has it
-/// called as often as the guest likes. `()` ignores all failures.
+/// called as often as the guest likes. `()` ignores all events.
 pub trait BlockObserver: Send + Sync {
-    /// An operation on a range of bytes has failed; a flush is of all of them.
-    fn failed(&self, operation: Operation, range: &Range<u64>, error: &io::Error);
+    /// Takes note of `event`.
+    fn event(&self, event: &BlockEvent<'_>);
 }
 
 impl BlockObserver for () {
-    fn failed(&self, _operation: Operation, _range: &Range<u64>, _error: &io::Error) {}
+    fn event(&self, _event: &BlockEvent<'_>) {}
 }
 
 impl<T: BlockObserver + ?Sized> BlockObserver for Arc<T> {
-    fn failed(&self, operation: Operation, range: &Range<u64>, error: &io::Error) {
-        (**self).failed(operation, range, error);
+    fn event(&self, event: &BlockEvent<'_>) {
+        (**self).event(event);
     }
 }

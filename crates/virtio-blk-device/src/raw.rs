@@ -13,17 +13,21 @@ use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use libc::{c_int, iovec, off_t};
+use virtio_bindings::virtio_blk::virtio_blk_config;
 use virtio_device_core::BadRequest;
 use vm_memory::VolatileSlice;
 use vm_memory::bitmap::BitmapSlice;
+
+use crate::config;
 
 /// Most vectors that the kernel takes at once (`UIO_MAXIOV`).
 const MAX_VECTORS: usize = 1024;
 
 /// The part of a request's buffers that holds data: guest memory, in the driver's order.
 ///
-/// A back end moves exactly [`len`](Self::len) bytes between it and the disk. The driver can change
+/// A back end moves exactly [`bytes`](Self::bytes) bytes between it and the disk. The driver can change
 /// these bytes at any time.
+#[derive(Default)]
 pub struct Buffers<'a> {
     vectors: &'a [iovec],
     len: u64,
@@ -33,14 +37,8 @@ pub struct Buffers<'a> {
 impl<'a> Buffers<'a> {
     /// Number of bytes, in all slices together.
     #[must_use]
-    pub const fn len(&self) -> u64 {
+    pub const fn bytes(&self) -> u64 {
         self.len
-    }
-
-    /// Whether there is not a byte.
-    #[must_use]
-    pub const fn is_empty(&self) -> bool {
-        self.len == 0
     }
 
     /// The pieces, none of them empty. What is written to them reaches the guest; that it was written
@@ -52,41 +50,46 @@ impl<'a> Buffers<'a> {
         })
     }
 
-    /// Whether every piece begins and ends at a multiple of these, both powers of two.
-    pub(crate) fn is_aligned(&self, memory: usize, len: usize) -> bool {
-        let mut vectors = self.vectors.iter();
-        vectors.all(|it| it.iov_base.addr() & (memory - 1) == 0 && it.iov_len & (len - 1) == 0)
+    /// The vectors, and how many there are, if that is a number that the kernel takes at once.
+    #[cfg(feature = "io-uring")]
+    pub(crate) fn vectors(&self) -> Option<(*const iovec, u32)> {
+        let count = u32::try_from(self.vectors.len()).ok();
+        let count = count.filter(|_| self.vectors.len() <= MAX_VECTORS)?;
+        Some((self.vectors.as_ptr(), count))
+    }
+
+    /// Whether the place on the disk and every piece are aligned to `align`, a power of two.
+    pub(crate) fn is_aligned(&self, offset: u64, align: u32) -> bool {
+        let is_aligned = |it: &iovec| (it.iov_base.addr() | it.iov_len) & (align as usize - 1) == 0;
+        offset & (u64::from(align) - 1) == 0 && self.vectors.iter().all(is_aligned)
     }
 
     /// The vectors of what comes after the first `done` bytes.
     fn rest(&self, mut done: u64) -> Vec<iovec> {
-        let mut rest = Vec::with_capacity(self.vectors.len());
-        for vector in self.vectors {
-            let skip = usize::try_from(done).map_or(vector.iov_len, |it| it.min(vector.iov_len));
-            done -= skip as u64;
-            if skip < vector.iov_len {
-                rest.push(iovec {
-                    iov_base: vector.iov_base.wrapping_byte_add(skip),
-                    iov_len: vector.iov_len - skip,
-                });
-            }
-        }
+        let mut rest = self.vectors.to_vec();
+        rest.retain_mut(|vector| {
+            let behind = done.min(vector.iov_len as u64);
+            done -= behind;
+            // It is no more than the vector has.
+            let behind = usize::try_from(behind).unwrap_or(vector.iov_len);
+            vector.iov_base = vector.iov_base.wrapping_byte_add(behind);
+            vector.iov_len -= behind;
+            vector.iov_len != 0
+        });
         rest
     }
 
-    /// Has `call` move all bytes, as many times as that takes.
-    fn transfer(
+    /// Reads or writes all bytes after the first `done`, from `offset` of a file on, in as many calls
+    /// as that takes.
+    pub(crate) fn transfer(
         &self,
+        fd: BorrowedFd<'_>,
+        write: bool,
         offset: u64,
-        at_the_end: ErrorKind,
-        call: impl Fn(&[iovec], off_t) -> isize,
+        mut done: u64,
     ) -> io::Result<()> {
-        let mut done = 0;
         while done < self.len {
-            let at = offset
-                .checked_add(done)
-                .and_then(|at| off_t::try_from(at).ok());
-            let at = at.ok_or(ErrorKind::InvalidInput)?;
+            let at = off_t::try_from(offset + done).map_err(io::Error::other)?;
             let rest;
             let vectors = match done {
                 0 => self.vectors,
@@ -95,10 +98,15 @@ impl<'a> Buffers<'a> {
                     &rest
                 }
             };
-            let now = vectors.get(..MAX_VECTORS).unwrap_or(vectors);
-            match u64::try_from(call(now, at)) {
-                // The file has become shorter, or takes no more.
-                Ok(0) => return Err(at_the_end.into()),
+            let count = vectors.len().min(MAX_VECTORS);
+            let count = c_int::try_from(count).unwrap_or(0);
+            let call = if write { libc::pwritev } else { libc::preadv };
+            // SAFETY: the vectors are guest memory, which may change under anybody's hands.
+            let moved = unsafe { call(fd.as_raw_fd(), vectors.as_ptr(), count, at) };
+            match u64::try_from(moved) {
+                Ok(0) if write => return Err(ErrorKind::WriteZero.into()),
+                // The file has become shorter.
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
                 Ok(moved) => done += moved,
                 Err(_) => match io::Error::last_os_error() {
                     error if error.kind() == ErrorKind::Interrupted => {}
@@ -118,39 +126,46 @@ impl fmt::Debug for Buffers<'_> {
     }
 }
 
-/// Reads all of `buffers` from `offset` of a file on.
-pub(crate) fn read(fd: BorrowedFd<'_>, offset: u64, buffers: &Buffers<'_>) -> io::Result<()> {
-    buffers.transfer(offset, ErrorKind::UnexpectedEof, |vectors, at| {
-        let fd = fd.as_raw_fd();
-        // SAFETY: the vectors are guest memory, which may change under anybody's hands.
-        unsafe { libc::preadv(fd, vectors.as_ptr(), count(vectors), at) }
+/// Makes vectors of `len` bytes of some slices of guest memory, after the first `skip` bytes.
+pub(crate) fn gather<'a, B: BitmapSlice>(
+    vectors: &'a mut Vec<iovec>,
+    slices: impl Iterator<Item = Result<VolatileSlice<'a, B>, BadRequest>>,
+    mut skip: usize,
+    len: u64,
+) -> Result<Buffers<'a>, BadRequest> {
+    vectors.clear();
+    let mut left = len;
+    for slice in slices {
+        let slice = slice?;
+        let behind = skip.min(slice.len());
+        skip -= behind;
+        let size = usize::try_from(left).unwrap_or(usize::MAX);
+        let size = size.min(slice.len() - behind);
+        if size != 0 {
+            left -= size as u64;
+            vectors.push(iovec {
+                iov_base: slice.ptr_guard_mut().as_ptr().wrapping_add(behind).cast(),
+                iov_len: size,
+            });
+        }
+    }
+    Ok(Buffers {
+        vectors,
+        len: len - left,
+        memory: PhantomData,
     })
-}
-
-/// Writes all of `buffers` from `offset` of a file on.
-pub(crate) fn write(fd: BorrowedFd<'_>, offset: u64, buffers: &Buffers<'_>) -> io::Result<()> {
-    buffers.transfer(offset, ErrorKind::WriteZero, |vectors, at| {
-        let fd = fd.as_raw_fd();
-        // SAFETY: as for reading.
-        unsafe { libc::pwritev(fd, vectors.as_ptr(), count(vectors), at) }
-    })
-}
-
-fn count(vectors: &[iovec]) -> c_int {
-    c_int::try_from(vectors.len()).unwrap_or(c_int::MAX)
 }
 
 /// Locks a whole file, for as long as its open file description lives, or fails at once.
 pub(crate) fn lock(fd: BorrowedFd<'_>, exclusive: bool) -> io::Result<()> {
-    // SAFETY: a structure of integers, for which 0 is a value.
+    // SAFETY: a structure of integers, for which 0 is a value: all of the file, here.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
     let kind = if exclusive {
         libc::F_WRLCK
     } else {
         libc::F_RDLCK
     };
-    // From 0 to the end, wherever that moves to.
-    (lock.l_type, lock.l_whence) = (small(kind), small(libc::SEEK_SET));
+    lock.l_type = i16::try_from(kind).unwrap_or(0);
     // SAFETY: `lock` is what this command reads.
     match unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } {
         -1 => Err(io::Error::last_os_error()),
@@ -158,60 +173,9 @@ pub(crate) fn lock(fd: BorrowedFd<'_>, exclusive: bool) -> io::Result<()> {
     }
 }
 
-/// A constant of `fcntl`, as `struct flock` has it.
-fn small(constant: c_int) -> i16 {
-    i16::try_from(constant).unwrap_or(0)
-}
-
-/// Room for the vectors of one request, kept from one to the next.
-#[derive(Default)]
-pub(crate) struct Vectors(Vec<iovec>);
-
-// SAFETY: the addresses are used by nobody but `Buffers`, which borrow guest memory.
-unsafe impl Send for Vectors {}
-
-impl Vectors {
-    /// Makes vectors of `len` bytes of some slices of guest memory, after the first `skip` bytes.
-    pub(crate) fn gather<'a, B: BitmapSlice>(
-        &'a mut self,
-        slices: impl Iterator<Item = Result<VolatileSlice<'a, B>, BadRequest>>,
-        mut skip: u64,
-        len: u64,
-    ) -> Result<Buffers<'a>, BadRequest> {
-        self.0.clear();
-        let mut left = len;
-        for slice in slices {
-            if left == 0 {
-                break;
-            }
-            let slice = slice?;
-            let behind = usize::try_from(skip).map_or(slice.len(), |skip| skip.min(slice.len()));
-            skip -= behind as u64;
-            let size = usize::try_from(left).map_or(usize::MAX, |left| left);
-            let size = size.min(slice.len() - behind);
-            if size != 0 {
-                left -= size as u64;
-                self.0.push(iovec {
-                    iov_base: slice.ptr_guard_mut().as_ptr().wrapping_add(behind).cast(),
-                    iov_len: size,
-                });
-            }
-        }
-        Ok(Buffers {
-            vectors: &self.0,
-            len: len - left,
-            memory: PhantomData,
-        })
-    }
-}
-
-impl Default for Buffers<'_> {
-    /// No buffers.
-    fn default() -> Self {
-        Self {
-            vectors: &[],
-            len: 0,
-            memory: PhantomData,
-        }
-    }
+/// The beginning of a configuration space.
+pub(crate) fn config_bytes(config: virtio_blk_config) -> [u8; config::LEN] {
+    // SAFETY: integers without a gap between them, because the structure is packed.
+    let bytes: [u8; size_of::<virtio_blk_config>()] = unsafe { std::mem::transmute(config) };
+    *bytes.first_chunk().unwrap_or(&[0; config::LEN])
 }

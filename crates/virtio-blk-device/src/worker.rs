@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use libc::iovec;
 use virtio_device_core::{
     ActiveQueue, BadRequest, Chain, Context, DeviceFault, Head, Progress, QueueHandler, RingFault,
     RingMemory, Rings, Virtqueue,
@@ -12,49 +13,36 @@ use virtio_device_core::{
 use vm_memory::bitmap::{BS, Bitmap as _};
 use vm_memory::{GuestAddressSpace, GuestMemory};
 
-use crate::backend::{Backend, Buffers};
+use crate::backend::Buffers;
 use crate::config::QUEUE_SIZE;
-use crate::raw::Vectors;
-use crate::request::{Action, Answer, HEADER, ID_LEN, Outcome, Refusal, parse};
-use crate::shared::{Shared, Stability};
+use crate::observer::Operation;
+use crate::raw;
+use crate::request::{Answer, HEADER, Refusal, Request};
+use crate::shared::Shared;
 
 /// Serves a queue by a back end that is waited for.
 ///
 /// The queue is held for as long as a call takes: a reset or a pause waits for the one request that
 /// is being served, without a lock, and finds the others where the driver has put them.
-pub(crate) struct Handler<M, B> {
-    memory: M,
-    shared: Arc<Shared<B>>,
-    stability: Stability,
+pub(crate) struct Handler<M> {
+    pub(crate) memory: M,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) job: Job,
+}
+
+/// A request on its way, in room that is used for one after the other.
+#[derive(Default)]
+pub(crate) struct Job {
     chain: Chain,
-    vectors: Vectors,
+    vectors: Vec<iovec>,
+    answer: Option<Answer>,
 }
 
-/// What is to be done next, outside of the queue's lock.
-pub(crate) enum Next {
-    Serve(Head),
-    End(Progress),
-}
-
-impl<M, B> Handler<M, B> {
-    pub(crate) fn new(memory: M, shared: Arc<Shared<B>>, stability: Stability) -> Self {
-        Self {
-            memory,
-            shared,
-            stability,
-            chain: Chain::with_capacity(QUEUE_SIZE),
-            vectors: Vectors::default(),
-        }
-    }
-}
-
-impl<M: GuestAddressSpace, B: Backend> QueueHandler for Handler<M, B> {
+impl<M: GuestAddressSpace> QueueHandler for Handler<M> {
     fn process(&mut self, queue: u16, cx: &mut Context<'_>) -> Result<Progress, DeviceFault> {
-        let Some(active) = cx.queue(queue) else {
-            return Ok(Progress::Idle);
-        };
         // While the device is paused, and once the queue has been taken back, there is nothing to do.
-        let Ok(in_flight) = active.lease.hold() else {
+        let held = cx.queue(queue).map(|active| (active, active.lease.hold()));
+        let Some((active, Ok(in_flight))) = held else {
             return Ok(Progress::Idle);
         };
         let memory = self.memory.memory();
@@ -64,142 +52,126 @@ impl<M: GuestAddressSpace, B: Backend> QueueHandler for Handler<M, B> {
                 // Looked up once, for as long as this view of memory is held.
                 let rings = rings.get_or_insert_with(|| Rings::new(&*memory, ring.layout()));
                 if let Some((head, len)) = served.take() {
-                    complete(ring, rings, active, head, len)?;
+                    ring.complete(rings, head, len)?;
+                    if ring.needs_interrupt(rings)? {
+                        active.interrupt.trigger();
+                    }
                 } else {
                     ring.disable_notification(rings)?;
                 }
-                take(
-                    ring,
-                    rings,
-                    active,
-                    &self.shared,
-                    &mut self.chain,
-                    &mut budget,
-                )
+                self.job
+                    .take(ring, rings, active, &self.shared, &mut budget)
             });
             let head = match looked {
-                Ok(Ok(Next::Serve(head))) => head,
-                Ok(Ok(Next::End(progress))) => return Ok(progress),
-                Ok(Err(fault)) => return Err(fault.into()),
+                Ok(next) => match next? {
+                    Ok(head) => head,
+                    Err(progress) => return Ok(progress),
+                },
                 // There is nobody left who has asked.
                 Err(_) => return Ok(Progress::Idle),
             };
-            let Some(rings) = &rings else {
-                return Ok(Progress::Idle);
-            };
-            let report = |error| cx.interrupt().bad_request(queue, error);
-            served = Some((head, self.serve(rings, report)));
-        }
-    }
-}
-
-impl<M, B: Backend> Handler<M, B> {
-    /// Serves the request that was taken last, and returns how much of its buffers was written.
-    fn serve(&mut self, rings: &impl RingMemory, report: impl Fn(BadRequest)) -> u32 {
-        let memory = rings.memory();
-        let answer = Answer::find(&self.chain);
-        let outcome = match parse(&self.chain, rings, answer, self.shared.disk()) {
-            Ok(action) => {
-                let outcome = match gather(&mut self.vectors, &self.chain, memory, &action) {
-                    Ok(buffers) => self.shared.run(&action, &buffers, self.stability),
-                    Err(_) => Outcome::Failed,
-                };
-                self.shared.limits.charge(action.moved());
-                moved(&self.chain, memory, &action, &self.shared.id);
-                outcome
-            }
-            Err(refusal) => refused(refusal, &self.shared, report),
-        };
-        answer.map_or(0, |answer| answer.give(memory, outcome))
-    }
-}
-
-/// Ends a request that is not served.
-pub(crate) fn refused<B>(
-    refusal: Refusal,
-    shared: &Shared<B>,
-    report: impl Fn(BadRequest),
-) -> Outcome {
-    shared.limits.charge(0);
-    if let Refusal::Bad(error) = refusal {
-        report(error);
-    }
-    refusal.into()
-}
-
-/// The buffers of the data that an action moves.
-pub(crate) fn gather<'a, M: GuestMemory>(
-    vectors: &'a mut Vectors,
-    chain: &'a Chain,
-    memory: &'a M,
-    action: &Action,
-) -> Result<Buffers<'a>, BadRequest> {
-    let len = action.moved();
-    match action {
-        Action::Read(_) => vectors.gather(chain.writable_slices(memory), 0, len),
-        Action::Write(_) => vectors.gather(chain.readable_slices(memory), HEADER, len),
-        _ => Ok(Buffers::default()),
-    }
-}
-
-/// What is left to do in guest memory when an action has ended: the pages that the host has written
-/// behind its back are noted as such, also if not all of them were.
-pub(crate) fn moved<M: GuestMemory>(chain: &Chain, memory: &M, action: &Action, id: &[u8; ID_LEN]) {
-    match action {
-        Action::Id => {
-            // It is there, as was checked.
-            let _ = chain.write(memory, id);
-        }
-        // Not so if nobody notes anything.
-        Action::Read(_) if size_of::<BS<'_, M::Bitmap>>() != 0 => {
-            for slice in chain.writable_slices(memory).flatten() {
-                slice.bitmap().mark_dirty(0, slice.len());
+            if let Some(rings) = &rings {
+                let request = self.job.begin(rings, &self.shared, queue, cx);
+                let outcome = request
+                    .as_ref()
+                    .map_err(|refusal| *refusal)
+                    .and_then(|request| {
+                        let buffers = self.job.buffers(&*memory, request)?;
+                        self.shared.run(request, &buffers)
+                    });
+                let len = self.job.end(&*memory, &self.shared, request.ok(), outcome);
+                served = Some((head, len));
             }
         }
-        _ => {}
     }
 }
 
-/// Takes the next request, if there is one that may be served now.
-pub(crate) fn take<B>(
-    ring: &mut Virtqueue,
-    rings: &impl RingMemory,
-    active: &ActiveQueue,
-    shared: &Shared<B>,
-    chain: &mut Chain,
-    budget: &mut u16,
-) -> Result<Next, RingFault> {
-    if active.lease.is_paused() {
-        return Ok(Next::End(Progress::Idle));
-    }
-    if *budget == 0 {
-        return Ok(Next::End(Progress::More));
-    }
-    if let Err(wait) = shared.limits.admit() {
-        return Ok(Next::End(Progress::After(wait)));
-    }
-    loop {
-        if let Some(head) = ring.take(rings, chain)? {
-            *budget -= 1;
-            return Ok(Next::Serve(head));
+impl Job {
+    /// Takes the next request, if there is one that may be served now; says how to go on if not.
+    pub(crate) fn take(
+        &mut self,
+        ring: &mut Virtqueue,
+        rings: &impl RingMemory,
+        active: &ActiveQueue,
+        shared: &Shared,
+        budget: &mut u16,
+    ) -> Result<Result<Head, Progress>, RingFault> {
+        if active.lease.is_paused() {
+            return Ok(Err(Progress::Idle));
         }
-        if !ring.enable_notification(rings)? {
-            return Ok(Next::End(Progress::Idle));
+        if *budget == 0 {
+            return Ok(Err(Progress::More));
+        }
+        if let Err(wait) = shared.limits.admit() {
+            return Ok(Err(Progress::After(wait)));
+        }
+        loop {
+            if let Some(head) = ring.take(rings, &mut self.chain)? {
+                *budget -= 1;
+                return Ok(Ok(head));
+            }
+            if !ring.enable_notification(rings)? {
+                return Ok(Err(Progress::Idle));
+            }
         }
     }
-}
 
-/// Gives a request back.
-pub(crate) fn complete(
-    ring: &mut Virtqueue,
-    rings: &impl RingMemory,
-    active: &ActiveQueue,
-    head: Head,
-    len: u32,
-) -> Result<(), RingFault> {
-    ring.complete(rings, head, len)?;
-    if ring.needs_interrupt(rings)? {
-        active.interrupt.trigger();
+    /// Reads what was taken, and charges for it.
+    pub(crate) fn begin(
+        &mut self,
+        rings: &impl RingMemory,
+        shared: &Shared,
+        queue: u16,
+        cx: &Context<'_>,
+    ) -> Result<Request, Refusal> {
+        self.answer = Answer::find(&self.chain);
+        let request = Request::parse(&self.chain, rings, self.answer, shared.disk());
+        shared
+            .limits
+            .charge(request.as_ref().map_or(0, Request::moved));
+        if let Err(Refusal::Bad(error)) = request {
+            cx.interrupt().bad_request(queue, error);
+        }
+        request
     }
-    Ok(())
+
+    /// The buffers of the data that a request moves.
+    pub(crate) fn buffers<'a, M: GuestMemory>(
+        &'a mut self,
+        memory: &'a M,
+        request: &Request,
+    ) -> Result<Buffers<'a>, BadRequest> {
+        let (vectors, len) = (&mut self.vectors, request.moved());
+        match request.operation {
+            Operation::Read => raw::gather(vectors, self.chain.writable_slices(memory), 0, len),
+            Operation::Write => {
+                raw::gather(vectors, self.chain.readable_slices(memory), HEADER, len)
+            }
+            _ => Ok(Buffers::default()),
+        }
+    }
+
+    /// Writes the answer, and returns how much of the buffers was written.
+    pub(crate) fn end<M: GuestMemory>(
+        &self,
+        memory: &M,
+        shared: &Shared,
+        request: Option<Request>,
+        outcome: Result<u64, Refusal>,
+    ) -> u32 {
+        match request.map(|request| request.operation) {
+            Some(Operation::GetId) => {
+                // There is room, as was checked.
+                let _ = self.chain.write(memory, &shared.id);
+            }
+            // The host has written pages behind the back of whoever takes notes, if anybody does.
+            Some(Operation::Read) if size_of::<BS<'_, M::Bitmap>>() != 0 => {
+                for slice in self.chain.writable_slices(memory).flatten() {
+                    slice.bitmap().mark_dirty(0, slice.len());
+                }
+            }
+            _ => {}
+        }
+        self.answer.map_or(0, |answer| answer.give(memory, outcome))
+    }
 }

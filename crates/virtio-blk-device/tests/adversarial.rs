@@ -18,10 +18,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::{io, ops::Range};
 
 use support::{
-    Buf, CANARY, DISCARD, FLUSH, GET_ID, Guest, IN, IOERR, MEMORY, OK, OUT, Offered, UNSUPP,
-    WRITE_ZEROES, header, pattern, segment,
+    Buf, CANARY, DISCARD, FLUSH, GET_ID, Guest, IN, IOERR, MEMORY, MemoryDisk, OK, OUT, Offered,
+    UNSUPP, WRITE_ZEROES, header, pattern, segment,
 };
-use virtio_blk_device::{Backend, Buffers, MemoryDisk};
+use virtio_blk_device::{Backend, Buffers};
 use vm_memory::{Bytes, GuestAddress};
 
 const SECTORS: u64 = 64;
@@ -48,6 +48,9 @@ impl Backend for Disk {
     fn write(&self, offset: u64, buffers: &Buffers<'_>) -> io::Result<()> {
         self.changes();
         self.0.write(offset, buffers)
+    }
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
     }
     fn discard(&self, range: Range<u64>) -> io::Result<()> {
         self.changes();
@@ -347,7 +350,7 @@ fn read_only() -> Vec<Case> {
 }
 
 /// All memory but the used ring of the queue and the device-writable bytes of a request.
-fn rest(guest: &Guest<Disk>, but: &[Range<u64>]) -> Vec<u8> {
+fn rest(guest: &Guest, but: &[Range<u64>]) -> Vec<u8> {
     let mut image = vec![0; usize::try_from(MEMORY).unwrap()];
     guest
         .memory
@@ -361,7 +364,7 @@ fn rest(guest: &Guest<Disk>, but: &[Range<u64>]) -> Vec<u8> {
     image
 }
 
-fn check(guest: &mut Guest<Disk>, disk: &MemoryDisk, written: &AtomicBool, case: &Case) {
+fn check(guest: &mut Guest, disk: &MemoryDisk, written: &AtomicBool, case: &Case) {
     let before = disk.bytes().clone();
     let Offered { head, .. } = guest.put(0, &case.buffers);
     // The status byte is the one that may be written.
@@ -406,7 +409,7 @@ fn check(guest: &mut Guest<Disk>, disk: &MemoryDisk, written: &AtomicBool, case:
 }
 
 /// The device-writable buffers of a chain.
-fn writable(guest: &Guest<Disk>, head: u16) -> Vec<(u64, u32)> {
+fn writable(guest: &Guest, head: u16) -> Vec<(u64, u32)> {
     let mut buffers = Vec::new();
     let mut index = head;
     loop {
@@ -424,7 +427,7 @@ fn writable(guest: &Guest<Disk>, head: u16) -> Vec<(u64, u32)> {
     }
 }
 
-fn status(guest: &Guest<Disk>, head: u16) -> u64 {
+fn status(guest: &Guest, head: u16) -> u64 {
     let buffers = writable(guest, head);
     let last = buffers.iter().rfind(|(_, len)| *len != 0).unwrap();
     let at = last.0 + u64::from(last.1) - 1;
@@ -439,7 +442,7 @@ fn all(cases: &[Case]) {
             512 * usize::try_from(SECTORS).unwrap(),
         )));
         let written = Arc::new(AtomicBool::new(false));
-        let mut guest = Guest::new(Disk(disk.clone(), read_only, written.clone()));
+        let mut guest = Guest::new(Arc::new(Disk(disk.clone(), read_only, written.clone())));
         for case in cases.iter().filter(|case| case.read_only == read_only) {
             check(&mut guest, &disk, &written, case);
         }
@@ -461,7 +464,7 @@ fn unknown_types_and_flags_and_too_much_at_once_are_refused() {
 #[test]
 fn chains_that_are_no_requests_are_errors_and_told() {
     all(&layouts());
-    let mut guest = Guest::new(MemoryDisk::new(vec![0; 512]));
+    let mut guest = Guest::new(Arc::new(MemoryDisk::new(vec![0; 512])));
     guest.ask(&[header(IN, 0), Buf::W(3), Buf::R(vec![1])]);
     assert_eq!(guest.events.snapshot().bad_request, 1);
 }

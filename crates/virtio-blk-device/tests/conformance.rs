@@ -5,25 +5,32 @@
 //! test's.
 #![expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
 
+#[path = "support/memory_disk.rs"]
+mod memory_disk;
+
 use std::fs::File;
+use std::sync::Arc;
 
 use bus::BusDevice;
-use virtio_blk_device::{Backend, Block, FileBackend, FileOptions, MemoryDisk};
+use memory_disk::MemoryDisk;
+use virtio_blk_device::{Backend, Block, FileBackend, FileOptions};
 use virtio_conformance::{HeapGrowth, Memory, MmioPort, Parts, Request, Suite};
 use virtio_device_core::{Executor, WorkerThread};
 use virtio_mmio_transport::MmioTransport;
 
 const SECRET: &[u8] = b"what only the host may know";
 
-type Port<B, E> = MmioPort<MmioTransport<Memory, Block<B, E>>>;
+type Port<E> = MmioPort<MmioTransport<Memory, Block<E>>>;
 
 /// Sector 0 is the guest's, and what is beyond the last whole sector nobody's.
 fn sectors() -> Vec<u8> {
     [&[0; 4096], SECRET].concat()
 }
 
-fn port<B: Backend, E: Executor + 'static>(backend: B, executor: E, parts: Parts) -> Port<B, E> {
-    let device = Block::new(backend, executor).unwrap().with_queues(2);
+fn port<E: Executor + 'static>(backend: impl Backend, executor: E, parts: Parts) -> Port<E> {
+    let device = Block::new(Arc::new(backend), executor)
+        .unwrap()
+        .with_queues(2);
     let transport = MmioTransport::new(device, parts.memory, parts.line).unwrap();
     MmioPort::new(
         transport.with_observer(parts.events),

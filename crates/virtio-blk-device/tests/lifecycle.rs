@@ -14,8 +14,8 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use support::{Answer, Buf, Guest, IN, OK, OUT, header, memory, pattern, wait};
-use virtio_blk_device::{Backend, Block, Buffers, MemoryDisk};
+use support::{Answer, Buf, Guest, IN, MemoryDisk, OK, OUT, header, memory, pattern, wait};
+use virtio_blk_device::{Backend, Block, Buffers};
 use virtio_device_core::{DeviceState, VirtioDevice, WorkerPool, WorkerThread};
 
 const PENDING: u32 = 64;
@@ -57,6 +57,12 @@ impl Slow {
 }
 
 impl Backend for Slow {
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+    fn write_zeroes(&self, range: std::ops::Range<u64>, unmap: bool) -> io::Result<()> {
+        self.disk.write_zeroes(range, unmap)
+    }
     fn capacity(&self) -> io::Result<u64> {
         self.disk.capacity()
     }
@@ -70,14 +76,14 @@ impl Backend for Slow {
     }
 }
 
-type Device = Guest<Arc<Slow>, WorkerPool>;
+type Device = Guest<WorkerPool>;
 
 fn pool(threads: u16) -> WorkerPool {
     let threads = (0..threads).map(|n| WorkerThread::named(format!("disk{n}")).unwrap());
     WorkerPool::new(threads.collect())
 }
 
-fn device(disk: &Arc<Slow>, queues: u16) -> Block<Arc<Slow>, WorkerPool> {
+fn device(disk: &Arc<Slow>, queues: u16) -> Block<WorkerPool> {
     Block::new(disk.clone(), pool(queues))
         .unwrap()
         .with_queues(queues)
@@ -241,7 +247,7 @@ fn a_state_that_no_disk_saves_is_refused() {
     type M = support::Memory;
     let disk = Slow::new(64);
     let mut device = device(&disk, 1);
-    let save = |device: &Block<_, _>| VirtioDevice::<M>::save(device);
+    let save = |device: &Block<WorkerPool>| VirtioDevice::<M>::save(device);
     let good = save(&device);
     let data = good.data(1).unwrap().to_vec();
     assert_eq!(data, [0, 128, 0, 0, 0, 0, 0, 0, 1]);

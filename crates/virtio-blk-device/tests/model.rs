@@ -17,10 +17,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use proptest::prelude::*;
 use support::{
-    Buf, CANARY, DISCARD, FLUSH, GET_ID, Guest, IN, IOERR, OK, OUT, UNSUPP, WRITE_ZEROES, header,
-    segment,
+    Buf, CANARY, DISCARD, FLUSH, GET_ID, Guest, IN, IOERR, MemoryDisk, OK, OUT, UNSUPP,
+    WRITE_ZEROES, header, segment,
 };
-use virtio_blk_device::{Backend, Buffers, MemoryDisk};
+use virtio_blk_device::{Backend, Buffers};
 
 const SECTORS: u64 = 16;
 

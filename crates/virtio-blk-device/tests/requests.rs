@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use support::{
-    Buf, CANARY, DISCARD, FLUSH, GET_ID, Guest, IN, OK, OUT, RO, WCE, WRITE_ZEROES, header,
-    pattern, segment,
+    Buf, CANARY, DISCARD, FLUSH, GET_ID, Guest, IN, MemoryDisk, OK, OUT, RO, WCE, WRITE_ZEROES,
+    header, pattern, segment,
 };
-use virtio_blk_device::{Backend, Block, Buffers, Geometry, MemoryDisk};
+use virtio_blk_device::{Backend, Block, Buffers, Geometry};
 use virtio_device_core::{LoopHandle, RateLimit, StepLoop};
 
 fn disk(sectors: usize) -> Arc<MemoryDisk> {
@@ -158,7 +158,13 @@ impl Backend for Other {
     fn read(&self, offset: u64, buffers: &Buffers<'_>) -> io::Result<()> {
         self.0.read(offset, buffers)
     }
+    fn write(&self, _: u64, _: &Buffers<'_>) -> io::Result<()> {
+        Err(io::Error::other("it is never called"))
+    }
     fn flush(&self) -> io::Result<()> {
+        Err(io::Error::other("it is never called"))
+    }
+    fn write_zeroes(&self, _: std::ops::Range<u64>, _: bool) -> io::Result<()> {
         Err(io::Error::other("it is never called"))
     }
 }
@@ -166,7 +172,7 @@ impl Backend for Other {
 #[test]
 fn a_read_only_disk_says_so_and_flushes() {
     let disk = MemoryDisk::new(pattern(0, 1024));
-    let mut guest = Guest::new(Other(disk, true, Geometry::new(4096, 16384).unwrap()));
+    let mut guest = Guest::new(Arc::new(Other(disk, true, Geometry::Native4096)));
     let offered = guest.offered();
     for (bit, there) in [
         (1, true),
@@ -183,32 +189,24 @@ fn a_read_only_disk_says_so_and_flushes() {
     }
     assert_eq!(
         guest.config::<12>(20),
-        [0, 16, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0]
+        [0, 16, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0]
     );
-    assert_eq!(guest.config::<24>(36), [0; 24]);
     assert_eq!(guest.flush(), OK);
     assert_eq!(guest.read(0, 2).data(), pattern(0, 1024));
 }
 
 #[test]
-fn geometry_has_sizes_that_exist() {
-    for (logical, physical) in [(512, 512), (512, 4096), (4096, 4096), (512, 1 << 20)] {
-        let geometry = Geometry::new(logical, physical).unwrap();
-        assert_eq!(
-            (geometry.logical(), geometry.physical()),
-            (logical, physical)
-        );
-    }
-    for (logical, physical) in [
-        (0, 0),
-        (256, 512),
-        (520, 4096),
-        (4096, 512),
-        (8192, 8192),
-        (512, 2 << 20),
-        (512, 1000),
+fn block_sizes_are_told() {
+    for (geometry, blk_size, exponent, alignment) in [
+        (Geometry::Native512, 512, 0, 1),
+        (Geometry::Emulated512, 512, 3, 8),
+        (Geometry::Native4096, 4096, 0, 8),
     ] {
-        assert_eq!(Geometry::new(logical, physical), None);
+        let disk = MemoryDisk::new(pattern(0, 4096));
+        let mut guest = Guest::new(Arc::new(Other(disk, false, geometry)));
+        assert_eq!(u32::from_le_bytes(guest.config(20)), blk_size);
+        assert_eq!(guest.config(24), [exponent, 0, 1 << exponent, 0]);
+        assert_eq!(u32::from_le_bytes(guest.config(44)), alignment);
     }
 }
 
@@ -238,7 +236,7 @@ impl Backend for Flushed {
 fn a_write_is_stable_when_the_driver_may_think_so() {
     let disk = Arc::new(Flushed(MemoryDisk::new(vec![0; 4096]), AtomicU32::new(0)));
     let mut guest = Guest::new(disk.clone());
-    let flushes = move |guest: &mut Guest<Arc<Flushed>>| {
+    let flushes = move |guest: &mut Guest| {
         let before = disk.1.load(Ordering::SeqCst);
         guest.write(0, &[1; 512]);
         let zero = [header(WRITE_ZEROES, 0), segment(0, 1, 0), Buf::W(1)];
@@ -307,7 +305,7 @@ fn the_driver_is_told_of_another_capacity() {
 #[test]
 fn requests_wait_for_the_rate_limits_and_are_charged() {
     let mut limits = None;
-    let mut guest = Guest::of(disk(64), |device: Block<_, LoopHandle>| {
+    let mut guest = Guest::of(disk(64), |device: Block<LoopHandle>| {
         limits = Some(device.limits());
         device
     });

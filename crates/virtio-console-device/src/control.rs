@@ -6,6 +6,7 @@
 /// Kinds of messages. The published bindings do not have them.
 const DEVICE_READY: u16 = 0;
 const PORT_ADD: u16 = 1;
+const PORT_REMOVE: u16 = 2;
 const PORT_READY: u16 = 3;
 const CONSOLE_PORT: u16 = 4;
 const RESIZE: u16 = 5;
@@ -53,12 +54,13 @@ pub(crate) struct News(u8);
 
 impl News {
     /// In the order in which they are sent.
-    const ADD: Self = Self(1);
-    const CONSOLE: Self = Self(2);
-    const NAME: Self = Self(4);
-    pub(crate) const SIZE: Self = Self(8);
-    pub(crate) const OPEN: Self = Self(16);
-    const ALL: Self = Self(31);
+    const REMOVE: Self = Self(1);
+    const ADD: Self = Self(2);
+    const CONSOLE: Self = Self(4);
+    const NAME: Self = Self(8);
+    pub(crate) const SIZE: Self = Self(16);
+    pub(crate) const OPEN: Self = Self(32);
+    const ALL: Self = Self(63);
 
     pub(crate) const fn from_bits(bits: u8) -> Option<Self> {
         if bits & !Self::ALL.0 == 0 {
@@ -76,8 +78,12 @@ impl News {
         self.0 |= other.0;
     }
 
-    pub(crate) const fn remove(&mut self, other: Self) {
+    const fn remove(&mut self, other: Self) {
         self.0 &= !other.0;
+    }
+
+    const fn has(self, other: Self) -> bool {
+        self.0 & other.0 != 0
     }
 
     /// What is to be sent first.
@@ -92,6 +98,12 @@ impl News {
 /// What both sides have said about a port so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PortState {
+    /// The VMM has the port plugged in.
+    pub(crate) plugged: bool,
+    /// The driver wants to be told of ports.
+    pub(crate) asked: bool,
+    /// The driver was told that there is the port.
+    pub(crate) known: bool,
     /// The driver has set the port up.
     pub(crate) ready: bool,
     /// A program in the guest has opened it.
@@ -104,6 +116,9 @@ pub(crate) struct PortState {
 impl Default for PortState {
     fn default() -> Self {
         Self {
+            plugged: true,
+            asked: false,
+            known: false,
             ready: false,
             guest_open: false,
             host_open: true,
@@ -134,6 +149,7 @@ impl PortState {
     /// The message that tells `news`, which is one kind.
     pub(crate) fn message(self, port: u32, news: News, facts: Facts<'_>) -> Vec<u8> {
         let (event, value) = match news {
+            News::REMOVE => (PORT_REMOVE, 1),
             News::ADD => (PORT_ADD, 1),
             News::CONSOLE => (CONSOLE_PORT, 1),
             News::NAME => (PORT_NAME, 1),
@@ -149,6 +165,49 @@ impl PortState {
         };
         let message = Message { port, event, value };
         message.encode(behind)
+    }
+
+    /// The driver has been told `news`, which is one kind.
+    pub(crate) fn told(&mut self, news: News) {
+        self.news.remove(news);
+        match news {
+            News::REMOVE => self.known = false,
+            News::ADD => self.known = true,
+            _ => {}
+        }
+    }
+
+    /// The VMM takes the port away, or puts it back. What the driver has said about it before does not
+    /// count any more.
+    pub(crate) fn plug(&mut self, plugged: bool) {
+        if self.plugged == plugged {
+            return;
+        }
+        self.plugged = plugged;
+        (self.ready, self.guest_open) = (false, false);
+        self.news = match self.known {
+            true => News::REMOVE,
+            false => News::default(),
+        };
+        if plugged && self.asked {
+            self.news.add(News::ADD);
+        }
+    }
+
+    /// A driver has started, and knows of no port yet.
+    fn greet(&mut self) {
+        let Self {
+            plugged, host_open, ..
+        } = *self;
+        *self = Self {
+            plugged,
+            asked: true,
+            host_open,
+            ..Self::default()
+        };
+        if plugged {
+            self.news.add(News::ADD);
+        }
     }
 
     /// Whether input may be given to the guest.
@@ -168,7 +227,10 @@ impl PortState {
 
     /// Takes note of a message about this port; `None` if it says nothing that is known.
     fn obey(&mut self, message: Message, facts: Facts<'_>) -> Option<Effect> {
+        // It has not heard yet that the port is another one, or gone.
+        let outdated = !self.known || self.news.has(News::REMOVE);
         match (message.event, message.value) {
+            (PORT_READY | PORT_OPEN, _) if outdated => Some(Effect::Nothing),
             (PORT_READY, 0) => {
                 (self.ready, self.news) = (false, News::default());
                 Some(Effect::Failed)
@@ -205,10 +267,7 @@ pub(crate) fn obey<'a>(
     if message.event == DEVICE_READY {
         // 0 says that the driver has failed: there is nothing to tell it.
         if message.value != 0 {
-            for port in ports {
-                (port.ready, port.guest_open) = (false, false);
-                port.news = News::ADD;
-            }
+            ports.iter_mut().for_each(PortState::greet);
         }
         return Some(Effect::Nothing);
     }
@@ -237,7 +296,7 @@ mod tests {
         for (number, port) in (0..).zip(ports) {
             while let Some(first) = port.news.first() {
                 messages.push(port.message(number, first, FACTS));
-                port.news.remove(first);
+                port.told(first);
             }
         }
         messages
@@ -265,20 +324,79 @@ mod tests {
         let mut ports = [PortState::default()];
         for _ in 0..1000 {
             say(&mut ports, 0, DEVICE_READY, 1);
+        }
+        assert_eq!(news(&mut ports).len(), 1);
+        for _ in 0..1000 {
             say(&mut ports, 0, PORT_READY, 1);
         }
-        assert_eq!(news(&mut ports).len(), 5);
+        assert_eq!(news(&mut ports).len(), 4);
     }
 
     #[test]
     fn what_makes_no_sense_changes_nothing() {
         let mut ports = [PortState::default()];
+        say(&mut ports, 0, DEVICE_READY, 1);
+        news(&mut ports);
         let before = ports;
         for (port, event) in [(1, PORT_READY), (u32::MAX, PORT_OPEN), (0, 2), (0, 99)] {
             assert_eq!(say(&mut ports, port, event, 1), None);
         }
         assert_eq!(say(&mut ports, 0, DEVICE_READY, 0), Some(Effect::Nothing));
         assert_eq!(ports, before);
+    }
+
+    /// What a driver knows after it was told everything: whether there is the port.
+    fn kinds(ports: &mut [PortState]) -> Vec<u8> {
+        news(ports).iter().map(|message| message[4]).collect()
+    }
+
+    #[test]
+    fn a_port_that_goes_and_comes_is_a_new_one_to_the_driver() {
+        let mut ports = [PortState::default()];
+        // Nobody has asked.
+        ports[0].plug(false);
+        ports[0].plug(true);
+        assert_eq!(kinds(&mut ports), [0_u8; 0]);
+        say(&mut ports, 0, DEVICE_READY, 1);
+        // It never hears of what has come and gone.
+        ports[0].plug(false);
+        assert_eq!(kinds(&mut ports), [0_u8; 0]);
+        ports[0].plug(true);
+        assert_eq!(kinds(&mut ports), [1]);
+        say(&mut ports, 0, PORT_READY, 1);
+        assert_eq!(kinds(&mut ports), [4, 7, 5, 6]);
+        assert!(ports[0].listens(true));
+        ports[0].plug(false);
+        assert!(!ports[0].listens(true));
+        assert_eq!(kinds(&mut ports), [2]);
+        ports[0].plug(true);
+        ports[0].plug(false);
+        assert_eq!(kinds(&mut ports), [0_u8; 0]);
+        ports[0].plug(true);
+        assert_eq!(kinds(&mut ports), [1]);
+        ports[0].plug(false);
+        ports[0].plug(true);
+        assert_eq!(kinds(&mut ports), [2, 1]);
+    }
+
+    #[test]
+    fn what_a_driver_says_of_a_port_that_was_taken_away_changes_nothing() {
+        let mut ports = [PortState::default()];
+        say(&mut ports, 0, DEVICE_READY, 1);
+        assert_eq!(kinds(&mut ports), [1]);
+        ports[0].plug(false);
+        ports[0].plug(true);
+        for _ in 0..2 {
+            let before = ports;
+            for event in [PORT_READY, PORT_OPEN] {
+                assert_eq!(say(&mut ports, 0, event, 1), Some(Effect::Nothing));
+            }
+            assert_eq!(ports, before);
+            // Told that it is gone, but not yet that it is there again.
+            ports[0].told(News::REMOVE);
+        }
+        assert_eq!(kinds(&mut ports), [1]);
+        assert_eq!(say(&mut ports, 0, PORT_READY, 1), Some(Effect::Listens));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use vm_memory::GuestAddressSpace;
 
 use crate::observer::{ConsoleEvent, ConsoleObserver};
 use crate::port::{Port, Size};
-use crate::shared::{Progress, Shared};
+use crate::shared::Shared;
 use crate::state;
 use crate::worker::{Handler, transmit_queue};
 
@@ -95,7 +95,7 @@ impl<E: Executor> Console<E> {
         self
     }
 
-    /// A handle to change the console's size with.
+    /// A handle to change the console's size and its ports with.
     #[must_use]
     pub fn handle(&self) -> ConsoleHandle {
         ConsoleHandle {
@@ -176,7 +176,15 @@ where
         let multiport = activation.features.has(VIRTIO_CONSOLE_F_MULTIPORT);
         let handler = Handler::new(activation.memory, self.shared.clone(), multiport);
         let worker = Worker::new(handler, activation.queues, activation.interrupt);
-        Ok(self.executor.start(worker)?)
+        self.executor.start(worker)?;
+        // Linux looks at the size when it is told of a change, and not before. With several ports it
+        // is told by a control message.
+        let in_config = activation.features.has(VIRTIO_CONSOLE_F_SIZE) && !multiport;
+        let known = self.shared.size(0) != Size::default();
+        if let Some(config) = self.shared.config.get().filter(|_| in_config && known) {
+            config.update(|| ());
+        }
+        Ok(())
     }
 
     fn save(&self) -> DeviceState {
@@ -188,7 +196,7 @@ where
     }
 
     fn reset(&mut self) {
-        *self.shared.progress() = Progress::new(self.shared.ports.len());
+        self.shared.progress().reset();
     }
 }
 
@@ -200,7 +208,7 @@ impl<E> fmt::Debug for Console<E> {
     }
 }
 
-/// Changes a console's size while the device is anywhere in its life; clones are the same.
+/// Changes a console's size and ports while the device is anywhere in its life; clones are the same.
 #[derive(Clone)]
 pub struct ConsoleHandle {
     shared: Arc<Shared>,
@@ -218,6 +226,29 @@ impl ConsoleHandle {
     pub fn resize(&self, port: u32, size: Size) {
         if let Ok(port) = usize::try_from(port) {
             self.shared.resize(port, size);
+        }
+    }
+
+    /// Takes port `port` away from the guest, whose programs see it hang up. What they have written and
+    /// the host has not taken yet is discarded, and nothing is read from the host any more. May be
+    /// called by any thread, but not by a signal handler.
+    ///
+    /// It stays so over resets and in the saved state, until [`ConsoleHandle::plug`]. Only a driver that
+    /// has agreed on `VIRTIO_CONSOLE_F_MULTIPORT` takes notice. There is nothing to do for a port that
+    /// does not exist, or is not there already.
+    pub fn unplug(&self, port: u32) {
+        self.set_plugged(port, false);
+    }
+
+    /// Gives the guest port `port` again, with the same descriptors of the host. To it, that is a new
+    /// port.
+    pub fn plug(&self, port: u32) {
+        self.set_plugged(port, true);
+    }
+
+    fn set_plugged(&self, port: u32, plugged: bool) {
+        if let Ok(port) = usize::try_from(port) {
+            self.shared.plug(port, plugged);
         }
     }
 }

@@ -47,7 +47,8 @@
 //! | `VIRTIO_CONSOLE_F_EMERG_WRITE` | goes straight to the first port's output; lost if the host does not take it at once |
 //! | `VIRTIO_CONSOLE_F_MULTIPORT` | with [`Console::with_ports`]: consoles and named channels, told to the driver by control messages |
 //!
-//! Ports are not added or removed at run time.
+//! At run time a port can be [taken away](ConsoleHandle::unplug) and [put back](ConsoleHandle::plug):
+//! say all the ports that there will ever be when you make the device, and unplug those that come later.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]

@@ -105,6 +105,14 @@ impl Shared {
         }
     }
 
+    /// Takes a port away from the guest, or puts it back.
+    pub(crate) fn plug(&self, port: usize, plugged: bool) {
+        if let Some(state) = self.progress().ports.get_mut(port) {
+            state.plug(plugged);
+            self.wake();
+        }
+    }
+
     pub(crate) fn facts(&self, port: usize) -> Option<Facts<'_>> {
         let size = self.size(port);
         let Port { console, name, .. } = self.ports.get(port)?;
@@ -122,6 +130,19 @@ impl Progress {
             ports: vec![PortState::default(); ports],
             sent: vec![Sent::default(); ports],
         }
+    }
+
+    /// Forgets what the driver has said and was told, and what is left of its output.
+    pub(crate) fn reset(&mut self) {
+        let Self { ports, sent } = self;
+        for port in &mut *ports {
+            let plugged = port.plugged;
+            *port = PortState {
+                plugged,
+                ..PortState::default()
+            };
+        }
+        sent.fill(Sent::default());
     }
 
     /// How many bytes of the first chain of `port` were sent.

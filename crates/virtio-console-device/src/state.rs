@@ -18,6 +18,9 @@ const PORT_LEN: usize = 14;
 const READY: u8 = 1;
 const GUEST_OPEN: u8 = 2;
 const HOST_OPEN: u8 = 4;
+const UNPLUGGED: u8 = 8;
+const ASKED: u8 = 16;
+const KNOWN: u8 = 32;
 
 pub(crate) fn save(shared: &Shared) -> DeviceState {
     let progress = shared.progress();
@@ -29,7 +32,10 @@ pub(crate) fn save(shared: &Shared) -> DeviceState {
         data.push(
             flag(port.ready, READY)
                 | flag(port.guest_open, GUEST_OPEN)
-                | flag(port.host_open, HOST_OPEN),
+                | flag(port.host_open, HOST_OPEN)
+                | flag(!port.plugged, UNPLUGGED)
+                | flag(port.asked, ASKED)
+                | flag(port.known, KNOWN),
         );
         data.push(port.news.to_bits());
         data.extend(progress.sent(index).to_le_bytes());
@@ -52,11 +58,17 @@ pub(crate) fn restore(shared: &Shared, state: &DeviceState) -> Result<(), Device
         sizes.push(Size::from_bits(u32::from_le_bytes([a, b, c, d])));
         let news = News::from_bits(news);
         let news = news.ok_or(DeviceStateError::Invalid("messages that do not exist"))?;
-        if flags & !(READY | GUEST_OPEN | HOST_OPEN) != 0 {
+        if flags & !(READY | GUEST_OPEN | HOST_OPEN | UNPLUGGED | ASKED | KNOWN) != 0 {
             return Err(DeviceStateError::Invalid("flags that do not exist"));
+        }
+        if flags & UNPLUGGED != 0 && flags & (READY | GUEST_OPEN) != 0 {
+            return Err(DeviceStateError::Invalid("a port in use that is not there"));
         }
         if let Some(port) = progress.ports.get_mut(index) {
             *port = PortState {
+                plugged: flags & UNPLUGGED == 0,
+                asked: flags & ASKED != 0,
+                known: flags & KNOWN != 0,
                 ready: flags & READY != 0,
                 guest_open: flags & GUEST_OPEN != 0,
                 host_open: flags & HOST_OPEN != 0,

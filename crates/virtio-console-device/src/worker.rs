@@ -170,6 +170,7 @@ impl<M: GuestAddressSpace> QueueHandler for Handler<M> {
     ) -> Result<Progress, DeviceFault> {
         let Some(queue) = source.checked_sub(1) else {
             self.shared.clear_wake();
+            self.discard_unplugged(cx);
             return self.announce(cx);
         };
         match port_of(u16::try_from(queue).unwrap_or(u16::MAX)) {
@@ -183,14 +184,7 @@ impl<M: GuestAddressSpace> Handler<M> {
     /// Moves what the host has for port `index` into the driver's buffers.
     fn receive(&mut self, index: usize, cx: &mut Context<'_>) -> Result<Progress, DeviceFault> {
         let (source, queue) = (input_source(index), receive_queue(index));
-        let Self {
-            memory,
-            shared,
-            chain,
-            piece,
-            ..
-        } = self;
-        let memory = memory.memory();
+        let (shared, memory) = (&self.shared, self.memory.memory());
         let (Some(port), Some(sides)) = (shared.ports.get(index), self.sides.get_mut(index)) else {
             return Ok(Progress::Idle);
         };
@@ -203,29 +197,35 @@ impl<M: GuestAddressSpace> Handler<M> {
         };
         let was_gone = sides.input.gone.is_some();
         let mut failure = None;
-        let end = serve(active, &*memory, chain, cx.interrupt(), |chain, memory| {
-            let room = usize::try_from(chain.writable_len()).unwrap_or(PIECE);
-            if room == 0 {
-                return Err(BadRequest::Layout);
-            }
-            let piece = piece.get_mut(..room.min(PIECE)).unwrap_or_default();
-            match port.input.read(piece) {
-                Ok(0) => Ok(Answer::Wait(End::HostGone)),
-                Ok(count) => {
-                    let read = piece.get(..count).unwrap_or_default();
-                    sides.input.gone = None;
-                    chain.write(memory, read).map(Answer::Done)
+        let end = serve(
+            active,
+            &*memory,
+            &mut self.chain,
+            cx.interrupt(),
+            |chain, memory| {
+                let room = usize::try_from(chain.writable_len()).unwrap_or(PIECE);
+                if room == 0 {
+                    return Err(BadRequest::Layout);
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    sides.input.gone = None;
-                    Ok(Answer::Wait(End::HostBusy))
+                let piece = self.piece.get_mut(..room.min(PIECE)).unwrap_or_default();
+                match port.input.read(piece) {
+                    Ok(0) => Ok(Answer::Wait(End::HostGone)),
+                    Ok(count) => {
+                        let read = piece.get(..count).unwrap_or_default();
+                        sides.input.gone = None;
+                        chain.write(memory, read).map(Answer::Done)
+                    }
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                        sides.input.gone = None;
+                        Ok(Answer::Wait(End::HostBusy))
+                    }
+                    Err(error) => {
+                        failure = Some(error);
+                        Ok(Answer::Wait(End::HostGone))
+                    }
                 }
-                Err(error) => {
-                    failure = Some(error);
-                    Ok(Answer::Wait(End::HostGone))
-                }
-            }
-        })?;
+            },
+        )?;
         if end == End::HostGone {
             sides.input.gone = Some(Instant::now());
             if !was_gone {
@@ -257,14 +257,7 @@ impl<M: GuestAddressSpace> Handler<M> {
         cx: &mut Context<'_>,
     ) -> Result<Progress, DeviceFault> {
         let (source, queue) = (output_source(index), transmit_queue(index));
-        let Self {
-            memory,
-            shared,
-            chain,
-            piece,
-            ..
-        } = self;
-        let memory = memory.memory();
+        let (shared, memory) = (&self.shared, self.memory.memory());
         let (Some(port), Some(sides)) = (shared.ports.get(index), self.sides.get_mut(index)) else {
             return Ok(Progress::Idle);
         };
@@ -278,35 +271,46 @@ impl<M: GuestAddressSpace> Handler<M> {
         }
         let mut failure = None;
         let mut moved = 0;
-        let end = serve(active, &*memory, chain, cx.interrupt(), |chain, memory| {
-            let mut progress = shared.progress();
-            let mut sent = progress.sent(index);
-            let total = chain.readable_len();
-            while sent < total && sides.output.gone.is_none() {
-                if moved >= TURN {
-                    return Ok(Answer::Wait(End::Turn));
+        let end = serve(
+            active,
+            &*memory,
+            &mut self.chain,
+            cx.interrupt(),
+            |chain, memory| {
+                let mut progress = shared.progress();
+                let mut sent = progress.sent(index);
+                let total = chain.readable_len();
+                let plugged = progress.ports.get(index).is_some_and(|port| port.plugged);
+                let taken = plugged || !self.multiport;
+                while taken && sent < total && sides.output.gone.is_none() {
+                    if moved >= TURN {
+                        return Ok(Answer::Wait(End::Turn));
+                    }
+                    let mut reader = chain.reader(memory);
+                    reader.skip(sent);
+                    let count = reader.read(&mut self.piece);
+                    let count = count.map_err(|_| BadRequest::Layout)?;
+                    match send(&port.output, self.piece.get(..count).unwrap_or_default()) {
+                        Ok(count) => {
+                            sent += count as u64;
+                            moved += count;
+                            progress.set_sent(index, sent, Some(&active.lease));
+                        }
+                        Err(error)
+                            if error.kind() == ErrorKind::WouldBlock && !readiness.hangup =>
+                        {
+                            return Ok(Answer::Wait(End::HostBusy));
+                        }
+                        Err(error) => {
+                            sides.output.gone = Some(Instant::now());
+                            failure = Some(error);
+                        }
+                    }
                 }
-                let mut reader = chain.reader(memory);
-                reader.skip(sent);
-                let count = reader.read(piece).map_err(|_| BadRequest::Layout)?;
-                match send(&port.output, piece.get(..count).unwrap_or_default()) {
-                    Ok(count) => {
-                        sent += count as u64;
-                        moved += count;
-                        progress.set_sent(index, sent, Some(&active.lease));
-                    }
-                    Err(error) if error.kind() == ErrorKind::WouldBlock && !readiness.hangup => {
-                        return Ok(Answer::Wait(End::HostBusy));
-                    }
-                    Err(error) => {
-                        sides.output.gone = Some(Instant::now());
-                        failure = Some(error);
-                    }
-                }
-            }
-            progress.set_sent(index, 0, None);
-            Ok(Answer::Done(0))
-        })?;
+                progress.set_sent(index, 0, None);
+                Ok(Answer::Done(0))
+            },
+        )?;
         let port = number(index);
         match &failure {
             Some(error) if !was_gone => shared.event(&ConsoleEvent::OutputEnded { port, error }),
@@ -338,15 +342,23 @@ impl<M: GuestAddressSpace> Handler<M> {
         }
     }
 
+    /// Has the output of ports that are not there looked at, if some of it waits for the host.
+    fn discard_unplugged(&self, cx: &Context<'_>) {
+        for (index, port) in self.shared.progress().ports.iter().enumerate() {
+            if !port.plugged {
+                nudge(cx, transmit_queue(index));
+            }
+        }
+    }
+
     /// Tells the driver what is news to it.
     fn announce(&mut self, cx: &Context<'_>) -> Result<Progress, DeviceFault> {
         let (shared, memory) = (&self.shared, self.memory.memory());
-        let next = || {
-            let progress = shared.progress();
-            let mut ports = progress.ports.iter().enumerate();
-            ports.find_map(|(index, port)| Some((index, *port, port.news.first()?)))
-        };
-        let Some(active) = cx.queue(ANNOUNCE).filter(|_| next().is_some()) else {
+        let has_news = |port: &PortState| port.news.first().is_some();
+        let Some(active) = cx
+            .queue(ANNOUNCE)
+            .filter(|_| shared.progress().ports.iter().any(has_news))
+        else {
             return Ok(Progress::Idle);
         };
         let interrupt = cx.interrupt();
@@ -356,18 +368,23 @@ impl<M: GuestAddressSpace> Handler<M> {
             &mut self.chain,
             interrupt,
             |chain, memory| {
-                let Some((index, state, news)) = next() else {
+                // Held until it counts as told: what changes in between is news again.
+                let mut progress = shared.progress();
+                let mut ports = progress.ports.iter_mut().enumerate();
+                let news = ports.find_map(|(index, port)| {
+                    let first = port.news.first()?;
+                    Some((index, port, first))
+                });
+                let Some((index, port, news)) = news else {
                     return Ok(Answer::Wait(End::Silent));
                 };
                 let facts = shared.facts(index).ok_or(BadRequest::Layout)?;
-                let message = state.message(number(index), news, facts);
+                let message = port.message(number(index), news, facts);
                 if chain.writable_len() < message.len() as u64 {
                     return Err(BadRequest::Layout);
                 }
                 let len = chain.write(memory, &message)?;
-                if let Some(port) = shared.progress().ports.get_mut(index) {
-                    port.news.remove(news);
-                }
+                port.told(news);
                 Ok(Answer::Done(len))
             },
         )?;

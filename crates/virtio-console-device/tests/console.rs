@@ -282,6 +282,22 @@ fn the_size_changes_before_while_and_after_the_device_is_live() {
 }
 
 #[test]
+fn a_driver_is_told_of_the_size_when_it_has_started() {
+    let told = |features: &[u32], size| {
+        let (port, _host, _device) = socket();
+        let features = Features::of(features);
+        let mut guest = Guest::new(vec![port.with_size(size)], features).start();
+        let first = guest.told.config.load(Ordering::SeqCst);
+        guest.restart();
+        (first, guest.told.config.load(Ordering::SeqCst))
+    };
+    let size = Size { cols: 80, rows: 25 };
+    assert_eq!(told(&[VIRTIO_CONSOLE_F_SIZE], size), (1, 2));
+    assert_eq!(told(&[VIRTIO_CONSOLE_F_SIZE], Size::default()), (0, 0));
+    assert_eq!(told(&[], size), (0, 0));
+}
+
+#[test]
 fn a_character_is_written_through_the_configuration_space_alone() {
     let (port, mut host, device) = socket();
     let mut guest = Guest::new(vec![port], Features::NONE);
@@ -393,7 +409,7 @@ fn a_saved_state_that_makes_no_sense_is_refused() {
     refused(console, 1, &[]);
     refused(console, 1, &bytes[1..]);
     refused(console, 1, &bytes.repeat(2));
-    for (place, value) in [(4, 8), (4, 0xff), (5, 32), (5, 0xff)] {
+    for (place, value) in [(4, 64), (4, 8 | 2), (4, 0xff), (5, 64), (5, 0xff)] {
         let mut wrong = bytes.clone();
         wrong[place] = value;
         refused(console, 1, &wrong);

@@ -170,6 +170,64 @@ fn a_driver_is_told_when_the_host_hangs_up() {
 }
 
 #[test]
+fn a_port_that_is_taken_away_discards_output_and_reads_nothing() {
+    let (mut guest, [_console, mut channel], devices) = two_ports(multiport());
+    let handle = guest.device.handle();
+    set_up(&mut guest);
+    guest.control(1, PORT_OPEN, 1);
+    guest.queues[RX1].offer_room(&[100]);
+    guest.kick(RX1);
+    // The host takes nothing, and so the guest's programs wait.
+    while guest.queues[TX1].offer_bytes(&[&[0; 4096]]) {
+        guest.kick(TX1);
+        guest.settle();
+        guest.queues[TX1].take();
+    }
+    handle.unplug(1);
+    handle.unplug(7);
+    guest.until("nobody waits", |guest| {
+        guest.queues[TX1].take();
+        guest.queues[TX1].offered.is_empty()
+    });
+    assert_eq!(guest.news(), [message(1, 2, 1, &[])]);
+    channel.write_all(b"later").unwrap();
+    available(&mut channel, usize::MAX);
+    guest.say(TX1, b"nobody hears this");
+    guest.settle();
+    assert!(guest.wakeups(Duration::from_millis(50)) <= 2, "it spins");
+    assert_eq!(guest.read(RX1), b"");
+    assert_eq!(available(&mut channel, 100), b"");
+
+    // So it stays in another machine, and for another driver.
+    guest.pause();
+    let saved = guest.save();
+    let [console, channel_device] = [&devices[0], &devices[1]].map(port);
+    let ports = vec![console, channel_device.as_channel().named("again")];
+    let mut guest = guest.move_to(ports, &saved);
+    guest.resume();
+    guest.restart();
+    for _ in 0..8 {
+        guest.queues[CONTROL_RX].offer_room(&[512]);
+    }
+    guest.control(0, DEVICE_READY, 1);
+    assert_eq!(guest.news(), [message(0, 1, 1, &[])]);
+
+    guest.device.handle().plug(1);
+    guest.settle();
+    assert_eq!(guest.news(), [message(1, 1, 1, &[])]);
+    guest.queues[RX1].offer_room(&[100]);
+    guest.control(1, PORT_READY, 1);
+    guest.control(1, PORT_OPEN, 1);
+    let about = [message(1, 7, 1, b"again"), message(1, 6, 1, &[])];
+    assert_eq!(guest.news(), about);
+    guest.until("input", |guest| guest.queues[RX1].ring.used_index() == 1);
+    assert_eq!(guest.read(RX1), b"later");
+    guest.say(TX1, b"heard");
+    guest.settle();
+    assert_eq!(available(&mut channel, 100), b"heard");
+}
+
+#[test]
 fn a_new_size_is_told_to_each_console_once() {
     let (mut guest, ..) = two_ports(multiport());
     let handle = guest.device.handle();

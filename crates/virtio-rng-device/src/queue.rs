@@ -275,23 +275,41 @@ impl<S: Read, O: RngObserver> Requests<S, O> {
         drawn: &mut Option<Drawn>,
         budget: &mut u16,
     ) -> Result<Next, RingFault> {
-        if drawn.is_none() {
-            queue.disable_notification(rings)?;
-        }
-        loop {
-            match drawn.take() {
-                None => {}
-                Some((head, Ok(len))) => self.give_back(queue, rings, head, len)?,
-                Some((head, Err(ending))) => {
-                    queue.put_back(head);
+        match drawn.take() {
+            None => queue.disable_notification(rings)?,
+            Some(drawn) => {
+                if let Some(ending) = self.settle(queue, rings, drawn)? {
                     return Ok(Next::End(ending));
                 }
             }
+        }
+        loop {
             match self.next(queue, rings, budget)? {
                 Next::Draw(head, len) if len <= self.prompt => {
-                    *drawn = Some((head, self.draw(len)));
+                    let drawn = (head, self.draw(len));
+                    if let Some(ending) = self.settle(queue, rings, drawn)? {
+                        return Ok(Next::End(ending));
+                    }
                 }
                 next => return Ok(next),
+            }
+        }
+    }
+
+    /// Gives a request back that was drawn for, or puts it back if nothing came of that, which ends
+    /// the batch.
+    #[inline]
+    fn settle<R: RingMemory>(
+        &mut self,
+        queue: &mut Virtqueue,
+        rings: &R,
+        (head, drawn): Drawn,
+    ) -> Result<Option<Ending>, RingFault> {
+        match drawn {
+            Ok(len) => self.give_back(queue, rings, head, len).map(|()| None),
+            Err(ending) => {
+                queue.put_back(head);
+                Ok(Some(ending))
             }
         }
     }

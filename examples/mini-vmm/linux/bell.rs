@@ -73,6 +73,17 @@ impl Bell {
         self.0.rung.notify_one();
     }
 
+    /// Forgets why the machine came to its end, so that it can begin again; says whether it can:
+    /// not if somebody outside wants it to end.
+    pub(crate) fn begin_again(&self) -> bool {
+        let mut state = self.state();
+        let wanted = state.urgent.is_none() && state.console.is_none();
+        if wanted {
+            state.first = None;
+        }
+        wanted
+    }
+
     /// Waits until the bell rings, or until the time is up; says whether it rang.
     pub(crate) fn wait(&self, time: Option<Duration>) -> bool {
         let mut state = self.state();

@@ -9,6 +9,15 @@ use super::bell::End;
 use super::signals;
 use crate::with_causes;
 
+/// Whether the guest wants to start again: by a reset, or by a triple fault, on which a processor
+/// resets itself.
+pub(crate) const fn is_reboot(end: &End, vcpus: &Result<Outcome, GroupError>) -> bool {
+    matches!(
+        (end, vcpus),
+        (End::Reset, Ok(_)) | (End::Vcpu, Ok(Outcome::Reset | Outcome::TripleFault))
+    )
+}
+
 /// How the program ends.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Ending {

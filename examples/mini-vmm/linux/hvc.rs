@@ -7,8 +7,9 @@
 //! as that of the serial port does; what is typed on a terminal goes the other way. Other input the
 //! device reads by itself, as the guest takes it.
 
+use std::collections::VecDeque;
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -26,6 +27,11 @@ use crate::devices::CONSOLE;
 
 /// Most bytes that are handed on at once.
 const PIECE: usize = 4096;
+
+/// Most bytes of output that wait for standard output's reader. Linux waits for each piece of console
+/// output with its processor's interrupts off, so this is more than a reader that stops for a while
+/// leaves unread.
+const MOST_OUTPUT: usize = 16 << 20;
 
 /// The user's end.
 #[derive(Clone, Debug)]
@@ -46,6 +52,7 @@ impl Hvc {
     pub(crate) fn new(output: Output) -> io::Result<(Console<WorkerThread>, Self)> {
         let (socket, device) = UnixStream::pair()?;
         socket.set_nonblocking(true)?;
+        output.allow(MOST_OUTPUT);
         let input: OwnedFd = match isatty(stdin()) {
             true => device.try_clone()?.into(),
             false => dup(stdin())?,
@@ -104,19 +111,65 @@ impl Hvc {
         while self.pass_on().is_some_and(|count| count != 0) {}
     }
 
-    /// Takes input, without waiting. A guest that takes none loses what is typed beyond what the
-    /// socket holds.
-    pub(crate) fn type_in(&self, input: &[u8]) {
-        let _ = send(
-            &self.0.socket,
-            input,
-            SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
-        );
-    }
-
     /// Tells the guest the size that the terminal has now.
     pub(crate) fn resize(&self) {
         self.0.handle.resize(0, size());
+    }
+}
+
+/// What is typed on a terminal, on its way to the device.
+pub(crate) struct Typist {
+    hvc: Hvc,
+    /// Typed, but not in the socket yet.
+    waiting: VecDeque<u8>,
+}
+
+impl Typist {
+    pub(crate) const fn new(hvc: Hvc) -> Self {
+        Self {
+            hvc,
+            waiting: VecDeque::new(),
+        }
+    }
+
+    /// Takes input, without waiting.
+    pub(crate) fn type_in(&mut self, input: &[u8]) {
+        self.waiting.extend(input);
+        self.hand_on();
+    }
+
+    /// Waits until there is something to read from `keys`, and hands on meanwhile what the guest takes.
+    /// While more than `most` bytes wait for the guest, it does not look at the keys.
+    pub(crate) fn wait_for_keys(&mut self, keys: impl AsFd, most: usize) {
+        while !self.waiting.is_empty() {
+            let mut fds = [
+                PollFd::new(&self.hvc.0.socket, PollFlags::OUT),
+                PollFd::new(&keys, PollFlags::IN),
+            ];
+            let looked_at = if self.waiting.len() > most { 1 } else { 2 };
+            let ready = poll(fds.get_mut(..looked_at).unwrap_or_default(), None).is_ok();
+            let [_, keys] = &fds;
+            let pressed = ready && !keys.revents().is_empty();
+            self.hand_on();
+            if pressed {
+                return;
+            }
+        }
+    }
+
+    /// Hands on what the socket takes, without waiting.
+    fn hand_on(&mut self) {
+        while !self.waiting.is_empty() {
+            let (first, _) = self.waiting.as_slices();
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            match send(&self.hvc.0.socket, first, flags) {
+                Ok(sent) => drop(self.waiting.drain(..sent)),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return,
+                // The device's end is open as long as the machine is.
+                Err(_) => self.waiting.clear(),
+            }
+        }
     }
 }
 

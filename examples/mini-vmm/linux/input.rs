@@ -11,11 +11,15 @@ use rustix::io::Errno;
 use rustix::stdio::stdin;
 
 use super::bell::{Bell, End};
-use super::hvc::Hvc;
+use super::hvc::{Hvc, Typist};
 use super::serial::SerialPort;
 
 /// Ctrl-A, and what can follow it.
 const ESCAPE: u8 = 0x01;
+
+/// Most bytes that are typed on a terminal and wait for the guest. With more of them no key is read,
+/// the escape sequence included: whatever is pasted is lost nowhere.
+const MOST_INPUT: usize = 1 << 20;
 
 /// What is typed into.
 pub(crate) enum Keyboard {
@@ -23,27 +27,27 @@ pub(crate) enum Keyboard {
     Hvc(Hvc),
 }
 
-impl Keyboard {
-    /// Takes input, without waiting.
-    fn type_in(&self, input: &[u8]) {
-        match self {
-            Self::Serial(port) => port.type_in(input),
-            Self::Hvc(hvc) => hvc.type_in(input),
-        }
-    }
-}
-
 /// Has a thread hand standard input on to the console.
 ///
 /// On a terminal it reads on when the guest takes nothing, because a person may type the escape
 /// sequence. From elsewhere it reads no more than the guest takes.
 pub(crate) fn start(keyboard: Keyboard, bell: Bell, terminal: bool) -> io::Result<()> {
-    let read = move || match (terminal, &keyboard) {
-        (true, _) => type_keys(&keyboard, &bell),
+    let read = move || match (terminal, keyboard) {
+        (true, Keyboard::Serial(port)) => type_keys(&bell, |keys| {
+            port.type_in(keys);
+            port.wait_until_left(MOST_INPUT);
+        }),
+        (true, Keyboard::Hvc(hvc)) => {
+            let mut typist = Typist::new(hvc);
+            type_keys(&bell, |keys| {
+                typist.type_in(keys);
+                typist.wait_for_keys(stdin(), MOST_INPUT);
+            });
+        }
         (false, Keyboard::Serial(port)) => loop {
-            port.wait_until_taken();
-            match next() {
-                Some(input) => port.type_in(&input),
+            port.wait_until_left(0);
+            match next(&mut [0; 64]) {
+                Some(input) => port.type_in(input),
                 // The end of the input is not the end of the guest.
                 None => break,
             }
@@ -55,26 +59,29 @@ pub(crate) fn start(keyboard: Keyboard, bell: Bell, terminal: bool) -> io::Resul
     thread.spawn(read).map(drop)
 }
 
-fn type_keys(keyboard: &Keyboard, bell: &Bell) {
+/// Hands on what is typed, a piece at a time, without the escape sequence.
+fn type_keys(bell: &Bell, mut type_in: impl FnMut(&[u8])) {
     let mut keys = Keys::default();
-    while let Some(typed) = next() {
-        for key in typed {
+    let mut buffer = [0; 4096];
+    while let Some(typed) = next(&mut buffer) {
+        let mut pressed = Vec::with_capacity(typed.len());
+        for &key in typed {
             match keys.press(key) {
-                Pressed::Key(key) => keyboard.type_in(&[key]),
+                Pressed::Key(key) => pressed.push(key),
                 Pressed::Nothing => {}
                 Pressed::Quit => bell.end(End::Quit),
             }
         }
+        type_in(&pressed);
     }
 }
 
 /// Waits for more input; none if there will not be any.
-fn next() -> Option<Vec<u8>> {
-    let mut buffer = [0; 64];
-    loop {
-        match rustix::io::read(stdin(), &mut buffer) {
+fn next(buffer: &mut [u8]) -> Option<&[u8]> {
+    let count = loop {
+        match rustix::io::read(stdin(), &mut *buffer) {
             Ok(0) => return None,
-            Ok(count) => return buffer.get(..count).map(<[u8]>::to_vec),
+            Ok(count) => break count,
             Err(Errno::INTR) => {}
             // Somebody else has made it non-blocking.
             Err(Errno::AGAIN) => {
@@ -82,7 +89,8 @@ fn next() -> Option<Vec<u8>> {
             }
             Err(_) => return None,
         }
-    }
+    };
+    buffer.get(..count)
 }
 
 /// Finds the escape sequence among keys.

@@ -3,31 +3,37 @@
 
 //! The machine: buses with devices on them, and a virtual machine that is connected with them.
 
+use std::cell::Cell;
 use std::error::Error;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use bus::{MmioBus, PioBus};
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::{VcpuFd, VmFd};
 use rustix::stdio::{stderr, stdout};
 use vcpu_runner::{BusIo, ExitCounters, IoEvent, IrqFd, KvmVcpu, VcpuGroup, VcpuRunner};
+use virtio_blk_device::BlockHandle;
 use virtio_rng_device::{EntropyDevice, RngCounters};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::bell::{Bell, End};
+use super::disk::Disk;
 use super::hvc::Hvc;
 use super::input::Keyboard;
 use super::loader::Kernel;
 use super::output::Output;
 use super::serial::SerialPort;
 use super::trace::{Io, OtherExits, Trace};
-use super::{Console, Options};
+use super::{Console, Options, Reboot};
 use crate::arch;
+use crate::arch::linux::FirstState;
 use crate::devices::{self, Wires};
 use crate::entropy::{Source, Trouble};
 use crate::kvm::call;
 use crate::layout::SERIAL_GSI;
-use crate::memory::Memory;
+use crate::memory::{self, Memory};
 use crate::stdio::{complaint, failed_stdout};
 
 /// What has befallen an entropy source, if anything.
@@ -43,6 +49,8 @@ pub(crate) struct Machine {
     /// What virtio-rng has done.
     pub(crate) rng: Option<Arc<RngCounters>>,
     wires: Vec<Wires>,
+    /// The disks, to be told of another size.
+    pub(crate) disks: Vec<BlockHandle>,
     /// The virtio console, if it is wanted.
     hvc: Option<Hvc>,
     troubles: Vec<Noted>,
@@ -52,20 +60,26 @@ pub(crate) struct Machine {
     pub(crate) errors: Output,
     serial: SerialPort,
     serial_irq: Arc<EventFd>,
+    /// How often the guest has started again, if it can.
+    reboots: Option<Cell<u64>>,
 }
 
-/// The virtual machine, and its connections with devices.
-pub(crate) struct Parts {
+/// How long until a device is asked again whether it has been reset.
+const GLANCE: Duration = Duration::from_millis(10);
+
+/// What connects devices with a virtual machine.
+pub(crate) struct Connections {
     _serial_irq: IrqFd,
     _doorbells: Vec<IoEvent>,
-    _vm: Arc<VmFd>,
-    /// Guest memory outlives the virtual machine.
-    _memory: Arc<Memory>,
 }
 
 impl Machine {
     /// Puts the devices on their buses.
-    pub(crate) fn new(options: &Options, memory: Arc<Memory>) -> Result<Self, Box<dyn Error>> {
+    pub(crate) fn new(
+        options: &Options,
+        disks: Vec<Disk>,
+        memory: Arc<Memory>,
+    ) -> Result<Self, Box<dyn Error>> {
         let bell = Bell::default();
         let fail = {
             let bell = bell.clone();
@@ -120,6 +134,19 @@ impl Machine {
             )?);
             hvc = Some(user);
         }
+        let mut handles = Vec::new();
+        for disk in disks {
+            let slot = disk.slot;
+            let (device, handle) = disk.watched(tell());
+            wires.push(devices::insert_virtio(
+                &mmio,
+                slot,
+                device,
+                memory.clone(),
+                tell(),
+            )?);
+            handles.push(handle);
+        }
         Ok(Self {
             memory,
             mmio,
@@ -127,6 +154,7 @@ impl Machine {
             exits: (0..options.cpus).map(|_| Arc::default()).collect(),
             rng,
             wires,
+            disks: handles,
             hvc,
             troubles,
             bell,
@@ -134,25 +162,30 @@ impl Machine {
             errors,
             serial,
             serial_irq,
+            reboots: (options.reboot == Reboot::InPlace).then(Cell::default),
         })
     }
 
-    /// Makes the virtual machine and its vCPUs, ready to start.
-    pub(crate) fn assemble(
-        &self,
-        kvm: &Kvm,
-        kernel: &Kernel,
-        options: &Options,
-    ) -> Result<(Parts, VcpuGroup), Box<dyn Error>> {
-        let vm = Arc::new(devices::create_vm(kvm, &self.memory)?);
-        let vcpus = arch::linux::create_vcpus(kvm, &vm, options.cpus, kernel)?;
+    /// Connects the devices with the virtual machine, until what is returned is dropped.
+    pub(crate) fn connect(&self, vm: &Arc<VmFd>) -> Result<Connections, Box<dyn Error>> {
         let event = self.serial_irq.try_clone().map_err(call("dup"))?;
-        let serial_irq = IrqFd::new(&vm, SERIAL_GSI, event).map_err(call("KVM_IRQFD"))?;
+        let serial_irq = IrqFd::new(vm, SERIAL_GSI, event).map_err(call("KVM_IRQFD"))?;
         let mut doorbells = Vec::new();
         for wires in &self.wires {
-            doorbells.extend(wires.connect(&vm)?);
+            doorbells.extend(wires.connect(vm)?);
         }
+        Ok(Connections {
+            _serial_irq: serial_irq,
+            _doorbells: doorbells,
+        })
+    }
 
+    /// Makes a loop for each vCPU, whose accesses go to the buses.
+    pub(crate) fn loops(
+        &self,
+        vcpus: Vec<VcpuFd>,
+        options: &Options,
+    ) -> Result<VcpuGroup, Box<dyn Error>> {
         let trace = options
             .trace
             .map(|lines| Trace::new(lines, self.errors.clone(), &self.mmio, &self.pio));
@@ -165,13 +198,51 @@ impl Machine {
             let vcpu = KvmVcpu::new(vcpu).map_err(call("mmap of a vCPU's run record"))?;
             group.add(VcpuRunner::new(vcpu, io).with_observer(observer));
         }
-        let parts = Parts {
-            _serial_irq: serial_irq,
-            _doorbells: doorbells,
-            _vm: vm,
-            _memory: self.memory.clone(),
-        };
-        Ok((parts, group))
+        Ok(group)
+    }
+
+    /// Puts everything back to where it began, while no vCPU runs, and has `load` fill guest memory.
+    ///
+    /// Devices come first, because they may be at work in guest memory. If one does not let go of
+    /// it and the user wants the program to end, the rest is left alone.
+    pub(crate) fn reset(
+        &self,
+        vm: &VmFd,
+        first: Option<&FirstState>,
+        group: &VcpuGroup,
+        load: impl FnOnce(&Memory) -> Result<Kernel, String>,
+    ) -> Result<(), Box<dyn Error>> {
+        self.serial.reset();
+        for wires in &self.wires {
+            while !wires.reset() {
+                if self.bell.is_urgent() {
+                    return Ok(());
+                }
+                thread::sleep(GLANCE);
+            }
+        }
+        memory::clear(&self.memory)?;
+        let kernel = load(&self.memory)?;
+        let first = first.ok_or("this machine cannot reboot")?;
+        first.restore(vm, group.vcpus().map(KvmVcpu::fd))?;
+        let boots = group.vcpus().next().ok_or("a machine has a vCPU")?;
+        arch::linux::enter(boots.fd(), &kernel)
+    }
+
+    /// Lets the machine begin again; says whether it may.
+    pub(crate) fn begin_again(&self) -> bool {
+        self.output.hold();
+        self.errors.hold();
+        let begins = self.bell.begin_again();
+        if let Some(reboots) = self.reboots.as_ref().filter(|_| begins) {
+            reboots.set(reboots.get() + 1);
+        }
+        begins
+    }
+
+    /// How often the guest has started again, if it can.
+    pub(crate) fn reboots(&self) -> Option<u64> {
+        self.reboots.as_ref().map(Cell::get)
     }
 
     /// What ends the machine.

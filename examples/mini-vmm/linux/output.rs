@@ -16,7 +16,7 @@ use std::time::Duration;
 use super::bell::Bell;
 use crate::stdio::write_all;
 
-/// With more bytes than this waiting, a vCPU waits, too.
+/// With more bytes than this waiting, a vCPU waits, too, unless [`Output::allow`] says otherwise.
 const ENOUGH: usize = 64 << 10;
 
 /// Most bytes in one system call, so that it can be seen whether they get on.
@@ -36,9 +36,11 @@ struct Inner {
     bell: Bell,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     waiting: Vec<u8>,
+    /// With more bytes than this waiting, whoever can wait does.
+    most: usize,
     /// Whether the thread has something to write in its hands.
     writing: bool,
     /// How many pieces have been written.
@@ -58,7 +60,15 @@ impl Output {
         fail: impl FnOnce(&io::Error) + Send + 'static,
     ) -> io::Result<Self> {
         let output = Self(Arc::new(Inner {
-            state: Mutex::default(),
+            state: Mutex::new(State {
+                waiting: Vec::new(),
+                most: ENOUGH,
+                writing: false,
+                pieces: 0,
+                released: false,
+                failed: false,
+                line_open: false,
+            }),
             changed: Condvar::new(),
             bell: bell.clone(),
         }));
@@ -98,9 +108,14 @@ impl Output {
         }
     }
 
+    /// Lets up to `most` bytes wait before a vCPU does.
+    pub(crate) fn allow(&self, most: usize) {
+        self.state().most = most;
+    }
+
     /// Waits until there is room for more, or the machine comes to its end.
     pub(crate) fn wait_for_room(&self) {
-        let full = |state: &mut State| state.waiting.len() > ENOUGH && !state.released;
+        let full = |state: &mut State| state.waiting.len() > state.most && !state.released;
         let state = self.0.changed.wait_while(self.state(), full);
         drop(state.unwrap_or_else(PoisonError::into_inner));
     }
@@ -109,6 +124,20 @@ impl Output {
     pub(crate) fn release(&self) {
         self.state().released = true;
         self.0.changed.notify_all();
+    }
+
+    /// Has vCPUs wait again, as soon as there is room or somebody wants the program to end.
+    pub(crate) fn hold(&self) {
+        loop {
+            let mut state = self.state();
+            let full = state.waiting.len() > state.most && !state.failed;
+            if !full || self.0.bell.is_urgent() {
+                state.released = false;
+                return;
+            }
+            drop(state);
+            self.0.bell.wait(None);
+        }
     }
 
     /// Waits until everything is written, or cannot be. Once somebody wants the program to end it

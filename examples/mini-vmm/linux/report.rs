@@ -60,6 +60,9 @@ fn merged<K: Address>(
 struct Statistics<'a> {
     outcome: &'a str,
     status: u8,
+    /// How often the guest has started again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reboots: Option<u64>,
     elapsed_ns: u128,
     /// Of each vCPU, the exits to user space of each kind that occurred.
     vcpus: Vec<BTreeMap<&'static str, u64>>,
@@ -94,6 +97,7 @@ pub(crate) fn json(
     let statistics = Statistics {
         outcome: ending.name,
         status: ending.status,
+        reboots: machine.reboots(),
         elapsed_ns: elapsed.as_nanos(),
         vcpus: machine.exits.iter().map(|exits| kinds(exits)).collect(),
         devices,

@@ -16,10 +16,6 @@ use vmm_sys_util::eventfd::EventFd;
 use super::output::Output;
 use crate::stdio::complaint;
 
-/// Most bytes of input that wait for the guest. A guest that does not look at its port loses what is
-/// typed beyond that.
-const MOST_INPUT: usize = 4096;
-
 /// The port as the bus and the user's side share it.
 ///
 /// The lock is held for a register access at a time, and never while anything waits.
@@ -28,7 +24,7 @@ pub(crate) struct SerialPort(Arc<Inner>);
 
 struct Inner {
     state: Mutex<State>,
-    /// The guest has taken all input.
+    /// The guest has looked at the port, and may have taken input.
     taken: Condvar,
     output: Output,
 }
@@ -40,9 +36,10 @@ struct State {
 }
 
 /// The interrupt line.
+#[derive(Clone)]
 struct Line {
     event: Arc<EventFd>,
-    told: Once,
+    told: Arc<Once>,
     errors: Output,
 }
 
@@ -67,7 +64,7 @@ impl SerialPort {
     pub(crate) fn new(event: Arc<EventFd>, output: Output, errors: Output) -> Self {
         let line = Line {
             event,
-            told: Once::new(),
+            told: Arc::new(Once::new()),
             errors,
         };
         let state = State {
@@ -85,18 +82,27 @@ impl SerialPort {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Puts the registers into their first state. Input that the guest has not taken stays.
+    pub(crate) fn reset(&self) {
+        let mut state = self.state();
+        for &byte in state.port.state().in_buffer.iter().rev() {
+            state.input.push_front(byte);
+        }
+        let line = state.port.interrupt_evt().clone();
+        state.port = Serial::new(line, self.0.output.clone());
+    }
+
     /// Takes input, without waiting.
     pub(crate) fn type_in(&self, input: &[u8]) {
         let mut state = self.state();
-        let room = MOST_INPUT.saturating_sub(state.input.len());
-        state.input.extend(input.iter().take(room));
+        state.input.extend(input);
         self.hand_on(&mut state);
     }
 
-    /// Waits until the guest has taken all input that there is.
-    pub(crate) fn wait_until_taken(&self) {
-        let left = |state: &mut State| !state.input.is_empty();
-        let state = self.0.taken.wait_while(self.state(), left);
+    /// Waits until at most `left` bytes of input are still to be taken by the guest.
+    pub(crate) fn wait_until_left(&self, left: usize) {
+        let more = |state: &mut State| state.input.len() > left;
+        let state = self.0.taken.wait_while(self.state(), more);
         drop(state.unwrap_or_else(PoisonError::into_inner));
     }
 
@@ -113,7 +119,7 @@ impl SerialPort {
                 Err(_) => 0,
             };
             if taken == 0 {
-                return;
+                break;
             }
             state.input.drain(..taken);
         }

@@ -1,7 +1,7 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The requests to a vCPU's file that the loop makes itself.
+//! The requests to KVM's files that this crate makes itself.
 
 use std::io;
 use std::os::fd::RawFd;
@@ -11,7 +11,7 @@ const KVM: u32 = 0xae;
 
 /// The directions of a request's argument.
 pub(super) const NONE: u32 = 0;
-#[cfg(target_arch = "aarch64")]
+#[cfg(any(target_arch = "aarch64", feature = "kvm-ioctls"))]
 pub(super) const WRITE: u32 = 1;
 pub(super) const READ: u32 = 2;
 
@@ -63,14 +63,14 @@ pub(super) unsafe fn plain(vcpu: RawFd, request: libc::Ioctl) -> io::Result<()> 
 ///
 /// # Safety
 ///
-/// `vcpu` is the file of a vCPU, for which the request takes a `T` and any value is harmless.
+/// `file` is one of KVM's, for which the request takes a `T` and any value is harmless.
 pub(super) unsafe fn with<T>(
-    vcpu: RawFd,
+    file: RawFd,
     request: libc::Ioctl,
     argument: &mut T,
 ) -> io::Result<()> {
     // SAFETY: as the caller says; the argument lives longer than the call.
-    match unsafe { libc::ioctl(vcpu, request, std::ptr::from_mut(argument)) } {
+    match unsafe { libc::ioctl(file, request, std::ptr::from_mut(argument)) } {
         0.. => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

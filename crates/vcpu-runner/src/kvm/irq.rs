@@ -4,11 +4,14 @@
 //! Event file descriptors in place of interrupts, and faults in place of interrupts of the VM.
 
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use kvm_bindings::kvm_enable_cap;
 use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::EventFd;
+
+use super::ioctl::{self, WRITE, request};
 
 /// An event file descriptor that raises an interrupt of the guest (`KVM_IRQFD`).
 ///
@@ -56,7 +59,7 @@ impl IrqFd {
     ///
     /// `InvalidInput` for an `intid` that is no SPI's; otherwise as [`IrqFd::new`].
     pub fn spi(vm: &Arc<VmFd>, intid: u32, fd: EventFd) -> io::Result<Self> {
-        if !(32..=1019).contains(&intid) {
+        if !is_spi(intid) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 format!("{intid} is not the INTID of a shared peripheral interrupt"),
@@ -95,6 +98,39 @@ impl Drop for IrqFd {
     }
 }
 
+/// The number by which `KVM_IRQ_LINE` knows a shared peripheral interrupt of arm64, for
+/// `VmFd::set_irq_line`.
+///
+/// `intid` is the number as the guest's interrupt controller has it; `None` if it is no SPI's,
+/// which are 32 to 1019. On x86 the number is the pin's and needs no such help.
+///
+/// A guest that is told the interrupt is edge-triggered takes one for each change to active; one
+/// that is told it is level-triggered takes interrupts for as long as the line is active.
+///
+/// ```
+/// use vcpu_runner::spi_line;
+///
+/// assert_eq!(spi_line(37), Some(1 << 24 | 37));
+/// assert_eq!(spi_line(31), None);
+/// ```
+#[must_use]
+pub const fn spi_line(intid: u32) -> Option<u32> {
+    /// `KVM_ARM_IRQ_TYPE_SPI`, in its place.
+    const SPI: u32 = 1 << 24;
+    if is_spi(intid) {
+        Some(SPI | intid)
+    } else {
+        None
+    }
+}
+
+/// Whether a number of the guest's interrupt controller is that of a shared peripheral interrupt.
+const fn is_spi(intid: u32) -> bool {
+    matches!(intid, 32..=1019)
+}
+
+const KVM_ENABLE_CAP: libc::Ioctl = request::<kvm_enable_cap>(WRITE, 0xa3);
+
 /// Has accesses that arm64 processors do not describe come to the
 /// [policy](crate::Event::ArmNisv) (`KVM_CAP_ARM_NISV_TO_USER`).
 ///
@@ -107,9 +143,11 @@ impl Drop for IrqFd {
 ///
 /// What KVM says; `EINVAL` on other architectures and before Linux 5.5.
 pub fn enable_nisv_exits(vm: &VmFd) -> io::Result<()> {
-    let capability = kvm_enable_cap {
+    let mut capability = kvm_enable_cap {
         cap: kvm_bindings::KVM_CAP_ARM_NISV_TO_USER,
         ..kvm_enable_cap::default()
     };
-    Ok(vm.enable_cap(&capability)?)
+    // Not by kvm-ioctls: its older versions have the call on x86 only.
+    // SAFETY: the file is a virtual machine's, and the request reads the structure.
+    unsafe { ioctl::with(vm.as_raw_fd(), KVM_ENABLE_CAP, &mut capability) }
 }

@@ -33,7 +33,7 @@ pub use coalesced::CoalescedMmio;
 #[cfg(feature = "kvm-ioctls")]
 pub use doorbell::{Doorbell, IoEvent};
 #[cfg(feature = "kvm-ioctls")]
-pub use irq::{IrqFd, enable_nisv_exits};
+pub use irq::{IrqFd, enable_nisv_exits, spi_line};
 pub use kick::KickSignal;
 #[cfg(feature = "kvm-ioctls")]
 pub use kvm_ioctls::{VcpuFd, VmFd};

@@ -11,11 +11,8 @@ use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOp
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{
-    AtFlags, FallocateFlags, OFlags, SeekFrom, StatxFlags, fallocate, fcntl_getfl, fdatasync,
-    ioctl_blkpbszget, ioctl_blksszget, seek, statx,
-};
-use rustix::io::Errno;
+use rustix::fs::{self, AtFlags, FallocateFlags, OFlags, SeekFrom, StatxFlags};
+use rustix::io::retry_on_intr;
 
 use crate::backend::{Backend, Buffers, Geometry};
 use crate::raw;
@@ -42,30 +39,12 @@ pub struct FileOptions {
 #[derive(Debug)]
 pub struct FileBackend {
     file: File,
-    direct: Option<Direct>,
+    /// The same file past the page cache, and what everything must be a multiple of.
+    direct: Option<(File, u32)>,
     read_only: bool,
-    is_device: bool,
     geometry: Geometry,
     /// Whether something that the driver has written may be lost.
     lost: AtomicBool,
-}
-
-/// The same file past the page cache.
-#[derive(Debug)]
-struct Direct {
-    file: File,
-    /// What memory and offsets must be multiples of: powers of two.
-    memory: usize,
-    offset: usize,
-}
-
-/// An error that says what could not be done.
-fn failed(what: &str) -> impl Fn(io::Error) -> io::Error {
-    move |error| io::Error::new(error.kind(), format!("{what}: {error}"))
-}
-
-fn invalid(what: &str) -> io::Error {
-    io::Error::new(ErrorKind::InvalidInput, what)
 }
 
 impl FileBackend {
@@ -90,39 +69,36 @@ impl FileBackend {
         let metadata = file.metadata()?;
         let is_device = metadata.file_type().is_block_device();
         if !is_device && !metadata.is_file() {
-            return Err(invalid("neither a regular file nor a block device"));
+            let what = "neither a regular file nor a block device";
+            return Err(io::Error::new(ErrorKind::InvalidInput, what));
         }
-        if !options.read_only && !fcntl_getfl(&file)?.contains(OFlags::RDWR) {
-            return Err(invalid("not open for reading and writing"));
+        if !options.read_only && !fs::fcntl_getfl(&file)?.contains(OFlags::RDWR) {
+            return Err(io::Error::new(
+                ErrorKind::InvalidInput,
+                "not open for writing",
+            ));
         }
-        raw::lock(file.as_fd(), !options.read_only).map_err(|error| match error.kind() {
+        raw::lock(file.as_fd(), !options.read_only).map_err(|it| match it.kind() {
             ErrorKind::WouldBlock | ErrorKind::PermissionDenied => {
                 io::Error::new(ErrorKind::ResourceBusy, "somebody else is using it")
             }
-            _ => failed("it cannot be locked")(error),
+            kind => io::Error::new(kind, format!("it cannot be locked: {it}")),
         })?;
-        let direct = match options.direct {
-            true => Some(Direct::open(&file, is_device, options.read_only)?),
-            false => None,
-        };
-        let (mut logical, physical) = match is_device {
-            true => (ioctl_blksszget(&file)?, ioctl_blkpbszget(&file)?),
+        let (logical, physical) = match is_device {
+            true => (fs::ioctl_blksszget(&file)?, fs::ioctl_blkpbszget(&file)?),
             false => (512, u32::try_from(metadata.blksize()).unwrap_or(4096)),
         };
-        if let Some(direct) = &direct {
-            let needed = u32::try_from(direct.offset).unwrap_or(4096);
-            logical = logical.max(needed).min(4096);
-        }
-        // What makes no sense is left out: it is advice.
-        let geometry = Geometry::new(logical, physical)
-            .or_else(|| Geometry::new(logical, logical.max(4096)))
-            .unwrap_or_default();
+        let direct = options.direct;
+        let direct = direct.then(|| open_direct(&file, logical, options.read_only));
+        let direct = direct
+            .transpose()
+            .map_err(|it| io::Error::new(it.kind(), format!("it has no direct I/O: {it}")))?;
+        let align = direct.as_ref().map_or(0, |(_, align)| *align);
         Ok(Self {
             file,
             direct,
             read_only: options.read_only,
-            is_device,
-            geometry,
+            geometry: Geometry::of(logical.max(align), physical),
             lost: AtomicBool::new(false),
         })
     }
@@ -130,84 +106,62 @@ impl FileBackend {
     /// The descriptor that a transfer goes through.
     pub(crate) fn descriptor(&self, offset: u64, buffers: &Buffers<'_>) -> BorrowedFd<'_> {
         match &self.direct {
-            Some(direct) if direct.takes(offset, buffers) => direct.file.as_fd(),
+            Some((file, align)) if buffers.is_aligned(offset, *align) => file.as_fd(),
             _ => self.file.as_fd(),
         }
     }
 
+    /// The descriptor for everything else.
+    #[cfg(feature = "io-uring")]
+    pub(crate) fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
     /// Takes note of how a flush has ended.
     pub(crate) fn flushed(&self, result: io::Result<()>) -> io::Result<()> {
-        if result.is_err() {
-            self.lost.store(true, Ordering::SeqCst);
-        }
-        if self.lost.load(Ordering::SeqCst) {
-            return result.and_then(|()| Err(io::Error::other("an earlier flush has failed")));
-        }
-        result
-    }
-
-    fn fallocate(&self, flags: FallocateFlags, range: &Range<u64>) -> io::Result<()> {
-        let flags = flags | FallocateFlags::KEEP_SIZE;
-        let len = range.end.saturating_sub(range.start);
-        loop {
-            match fallocate(&self.file, flags, range.start, len) {
-                Err(Errno::INTR) => {}
-                result => return Ok(result?),
-            }
-        }
-    }
-
-    fn write_zeroes_by_hand(&self, range: &Range<u64>) -> io::Result<()> {
-        let mut at = range.start;
-        while at < range.end {
-            let len = usize::try_from(range.end - at).unwrap_or(usize::MAX);
-            let zeroes = ZEROES.get(..len).unwrap_or(&ZEROES);
-            self.file.write_all_at(zeroes, at)?;
-            at += zeroes.len() as u64;
-        }
-        Ok(())
-    }
-}
-
-impl Direct {
-    fn open(file: &File, is_device: bool, read_only: bool) -> io::Result<Self> {
-        // The very same file, whatever has become of its path.
-        let same = format!("/proc/self/fd/{}", file.as_raw_fd());
-        let file = File::options()
-            .read(true)
-            .write(!read_only)
-            .custom_flags(i32::try_from(OFlags::DIRECT.bits()).unwrap_or(0))
-            .open(same)
-            .map_err(failed("it cannot be opened for direct I/O"))?;
-        let (memory, offset) = match statx(&file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN) {
-            Ok(it) if it.stx_mask & StatxFlags::DIOALIGN.bits() != 0 => {
-                (it.stx_dio_mem_align, it.stx_dio_offset_align)
-            }
-            // A kernel or a file system that does not say.
-            _ if is_device => (ioctl_blksszget(&file)?, ioctl_blksszget(&file)?),
-            _ => (4096, 4096),
-        };
-        if !memory.is_power_of_two() || !offset.is_power_of_two() {
-            return Err(invalid("its file system has no direct I/O for it"));
-        }
-        Ok(Self {
-            file,
-            memory: memory as usize,
-            offset: offset as usize,
+        let failed = self.lost.fetch_or(result.is_err(), Ordering::SeqCst);
+        result.and_then(|()| match failed {
+            true => Err(io::Error::other("an earlier flush has failed")),
+            false => Ok(()),
         })
     }
 
-    fn takes(&self, offset: u64, buffers: &Buffers<'_>) -> bool {
-        offset & (self.offset as u64 - 1) == 0 && buffers.is_aligned(self.memory, self.offset)
+    fn fallocate(&self, flags: FallocateFlags, range: &Range<u64>) -> io::Result<()> {
+        let (flags, len) = (flags | FallocateFlags::KEEP_SIZE, range.end - range.start);
+        Ok(retry_on_intr(|| {
+            fs::fallocate(&self.file, flags, range.start, len)
+        })?)
+    }
+}
+
+/// Opens the very same file, whatever has become of its path, for direct I/O; says what memory, offsets
+/// and lengths must be multiples of, on a disk with blocks of `block` bytes.
+fn open_direct(file: &File, block: u32, read_only: bool) -> io::Result<(File, u32)> {
+    let same = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let flag = i32::try_from(OFlags::DIRECT.bits()).unwrap_or(0);
+    let mut options = File::options();
+    let file = options
+        .read(true)
+        .write(!read_only)
+        .custom_flags(flag)
+        .open(same)?;
+    let align = match fs::statx(&file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN) {
+        Ok(it) if it.stx_mask & StatxFlags::DIOALIGN.bits() != 0 => {
+            it.stx_dio_mem_align.max(it.stx_dio_offset_align).max(block)
+        }
+        // A kernel or a file system that does not say.
+        _ => block.max(4096),
+    };
+    match align.is_power_of_two() {
+        true => Ok((file, align)),
+        false => Err(ErrorKind::Unsupported.into()),
     }
 }
 
 impl Backend for FileBackend {
     fn capacity(&self) -> io::Result<u64> {
-        match self.is_device {
-            true => Ok(seek(&self.file, SeekFrom::End(0))?),
-            false => Ok(self.file.metadata()?.len()),
-        }
+        // Nobody else uses the position, and this works for both kinds of file.
+        Ok(fs::seek(&self.file, SeekFrom::End(0))?)
     }
 
     fn is_read_only(&self) -> bool {
@@ -219,39 +173,38 @@ impl Backend for FileBackend {
     }
 
     fn read(&self, offset: u64, buffers: &Buffers<'_>) -> io::Result<()> {
-        raw::read(self.descriptor(offset, buffers), offset, buffers)
+        buffers.transfer(self.descriptor(offset, buffers), false, offset, 0)
     }
 
     fn write(&self, offset: u64, buffers: &Buffers<'_>) -> io::Result<()> {
-        raw::write(self.descriptor(offset, buffers), offset, buffers)
+        buffers.transfer(self.descriptor(offset, buffers), true, offset, 0)
     }
 
     fn flush(&self) -> io::Result<()> {
-        let result = loop {
-            match fdatasync(&self.file) {
-                Err(Errno::INTR) => {}
-                result => break result,
-            }
-        };
-        self.flushed(result.map_err(io::Error::from))
+        let synced = retry_on_intr(|| fs::fdatasync(&self.file));
+        self.flushed(synced.map_err(io::Error::from))
     }
 
     fn discard(&self, range: Range<u64>) -> io::Result<()> {
         self.fallocate(FallocateFlags::PUNCH_HOLE, &range)
     }
 
-    fn write_zeroes(&self, range: Range<u64>, unmap: bool) -> io::Result<()> {
-        let way = if unmap {
-            FallocateFlags::PUNCH_HOLE
-        } else {
-            FallocateFlags::ZERO_RANGE
+    fn write_zeroes(&self, mut range: Range<u64>, unmap: bool) -> io::Result<()> {
+        let way = match unmap {
+            true => FallocateFlags::PUNCH_HOLE,
+            false => FallocateFlags::ZERO_RANGE,
         };
         match self.fallocate(way, &range) {
-            Err(error) if error.kind() == ErrorKind::Unsupported => {
-                self.write_zeroes_by_hand(&range)
-            }
-            result => result,
+            Err(error) if error.kind() == ErrorKind::Unsupported => {}
+            result => return result,
         }
+        while !range.is_empty() {
+            let left = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+            let zeroes = ZEROES.get(..left).unwrap_or(&ZEROES);
+            self.file.write_all_at(zeroes, range.start)?;
+            range.start += zeroes.len() as u64;
+        }
+        Ok(())
     }
 
     fn as_file(&self) -> Option<&FileBackend> {

@@ -13,6 +13,8 @@
     reason = "each test uses a part of it, and stops at the unexpected"
 )]
 
+mod memory_disk;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -24,13 +26,15 @@ use virtio_device_core::{EdgeLine, EventCounters, Executor, LoopHandle, StepLoop
 use virtio_mmio_transport::{MmioTransport, TransportState};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+pub use memory_disk::MemoryDisk;
+
 pub type Memory = Arc<GuestMemoryMmap<()>>;
 pub type Queue = DriverQueue<'static, GuestMemoryMmap<()>>;
 
 /// Far beyond what a healthy device takes on a busy machine.
 pub const SOON: Duration = Duration::from_secs(60);
 pub const QUEUE_SIZE: u16 = 256;
-pub const MEMORY: u64 = 0x100_0000;
+pub const MEMORY: u64 = 0x40_0000;
 /// Where buffers are; each has as much room as it asks for.
 pub const BUFFERS: u64 = 0x10_0000;
 
@@ -110,9 +114,9 @@ pub struct Offered {
 }
 
 /// A disk, and its driver.
-pub struct Guest<B: Backend, E: Executor = LoopHandle> {
+pub struct Guest<E: Executor + 'static = LoopHandle> {
     pub memory: Memory,
-    pub transport: MmioTransport<Memory, Block<B, E>>,
+    pub transport: MmioTransport<Memory, Block<E>>,
     /// Where the device works, unless on a thread of its own.
     pub workers: Option<StepLoop>,
     pub queues: Vec<Queue>,
@@ -126,13 +130,16 @@ pub fn memory() -> Memory {
     Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).unwrap())
 }
 
-impl<B: Backend> Guest<B> {
+impl Guest {
     /// A started driver of a disk that works step by step.
-    pub fn new(backend: B) -> Self {
+    pub fn new(backend: Arc<dyn Backend>) -> Self {
         Self::of(backend, |device| device)
     }
 
-    pub fn of(backend: B, with: impl FnOnce(Block<B, LoopHandle>) -> Block<B, LoopHandle>) -> Self {
+    pub fn of(
+        backend: Arc<dyn Backend>,
+        with: impl FnOnce(Block<LoopHandle>) -> Block<LoopHandle>,
+    ) -> Self {
         let workers = StepLoop::new().unwrap();
         let device = with(Block::new(backend, workers.handle()).unwrap());
         let mut guest = Guest::in_memory(memory(), device);
@@ -142,8 +149,8 @@ impl<B: Backend> Guest<B> {
     }
 }
 
-impl<B: Backend, E: Executor + 'static> Guest<B, E> {
-    pub fn in_memory(memory: Memory, device: Block<B, E>) -> Self {
+impl<E: Executor + 'static> Guest<E> {
+    pub fn in_memory(memory: Memory, device: Block<E>) -> Self {
         let events = Arc::new(EventCounters::default());
         let interrupts = Arc::new(AtomicU32::new(0));
         let raised = interrupts.clone();

@@ -175,41 +175,66 @@ impl Chain {
         indirect: bool,
         head: u16,
     ) -> Result<(), RingFault> {
-        let mut table: Option<Table> = None;
-        let mut index = head;
+        let (size, mut index) = (layout.size(), head);
         loop {
-            let descriptor = match &table {
-                Some(table) => table.read(memory.memory(), index)?,
-                None if index < layout.size() => memory::descriptor(memory, layout, index)?,
-                None => {
-                    let size = layout.size();
-                    return Err(RingFault::DescriptorIndex { index, size });
-                }
-            };
+            if index >= size {
+                return Err(RingFault::DescriptorIndex { index, size });
+            }
+            let descriptor = memory::descriptor(memory, layout, index)?;
             if descriptor.refers_to_indirect_table() {
                 if !indirect {
                     return Err(RingFault::IndirectNotNegotiated);
                 }
-                if table.is_some() {
-                    return Err(RingFault::IndirectNested);
+                if descriptor.has_next() {
+                    return Err(RingFault::IndirectWithNext);
                 }
-                table = Some(Table::enter(memory.memory(), &descriptor)?);
-                index = 0;
-                continue;
+                // Its WRITE flag means nothing (section 2.7.5.3.2).
+                let (base, len) = (descriptor.addr(), descriptor.len());
+                return self.walk_table(memory.memory(), base, len, size);
             }
-            if self.buffers.len() >= usize::from(layout.size()) {
-                return Err(RingFault::ChainTooLong);
+            match self.add(descriptor, size)? {
+                Some(next) => index = next,
+                None => return Ok(()),
             }
-            self.buffers.push(Buffer {
-                addr: descriptor.addr(),
-                len: descriptor.len(),
-                writable: descriptor.is_write_only(),
-            });
-            if !descriptor.has_next() {
-                return Ok(());
-            }
-            index = descriptor.next();
         }
+    }
+
+    /// Reads the rest of a chain, which lies in a table. Out of line, so that chains without one keep
+    /// the registers.
+    #[inline(never)]
+    fn walk_table<M: GuestMemory>(
+        &mut self,
+        memory: &M,
+        base: GuestAddress,
+        len: u32,
+        size: u16,
+    ) -> Result<(), RingFault> {
+        let (table, mut index) = (Table::enter(memory, base, len)?, 0);
+        loop {
+            let descriptor = table.read(memory, index)?;
+            if descriptor.refers_to_indirect_table() {
+                return Err(RingFault::IndirectNested);
+            }
+            match self.add(descriptor, size)? {
+                Some(next) => index = next,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Adds the buffer that `descriptor` describes to a chain in a queue of `size`; returns the index
+    /// of the next descriptor, if there is one.
+    #[inline]
+    fn add(&mut self, descriptor: Descriptor, size: u16) -> Result<Option<u16>, RingFault> {
+        if self.buffers.len() >= usize::from(size) {
+            return Err(RingFault::ChainTooLong);
+        }
+        self.buffers.push(Buffer {
+            addr: descriptor.addr(),
+            len: descriptor.len(),
+            writable: descriptor.is_write_only(),
+        });
+        Ok(descriptor.has_next().then(|| descriptor.next()))
     }
 }
 
@@ -233,13 +258,8 @@ impl Table {
         Ok(Descriptor::from(raw))
     }
 
-    /// The table that an indirect descriptor points to. Its WRITE flag means nothing (section
-    /// 2.7.5.3.2), and it needs no alignment.
-    fn enter<M: GuestMemory>(memory: &M, descriptor: &Descriptor) -> Result<Self, RingFault> {
-        if descriptor.has_next() {
-            return Err(RingFault::IndirectWithNext);
-        }
-        let (base, len) = (descriptor.addr(), descriptor.len());
+    /// The table that an indirect descriptor points to. It needs no alignment.
+    fn enter<M: GuestMemory>(memory: &M, base: GuestAddress, len: u32) -> Result<Self, RingFault> {
         if len == 0 || len % DESCRIPTOR_SIZE != 0 {
             return Err(RingFault::IndirectLength(len));
         }

@@ -96,17 +96,12 @@ impl Virtqueue {
     ) -> Result<Option<Head>, RingFault> {
         chain.clear();
         self.latching(|queue| {
-            let head = match queue.again.pop() {
-                Some(head) => {
-                    // It left the set when it came into the list, and others wait for it there.
-                    queue.taken.insert(head);
-                    head
-                }
-                None => match queue.next_head(memory)? {
-                    Some(head) => head,
-                    None => return Ok(None),
-                },
+            let next = if queue.again.is_empty() {
+                queue.next_head(memory)?
+            } else {
+                queue.take_again()
             };
+            let Some(head) = next else { return Ok(None) };
             chain.read(memory, &queue.layout, queue.indirect, head)?;
             Ok(Some(Head(head)))
         })
@@ -250,6 +245,15 @@ impl Virtqueue {
             let index = load(memory, &layout, QueuePart::AvailRing, 2, Ordering::Relaxed)?;
             Ok(index != next)
         })
+    }
+
+    /// Takes the head of a chain that comes before those of the available ring.
+    #[cold]
+    fn take_again(&mut self) -> Option<u16> {
+        let head = self.again.pop()?;
+        // It left the set when it came into the list, and others wait for it there.
+        self.taken.insert(head);
+        Some(head)
     }
 
     /// Takes the next head from the available ring.

@@ -57,15 +57,16 @@ pub(crate) fn create(kvm: &Kvm, vm: &VmFd, cpus: u8, kernel: &Kernel) -> Result<
         vcpu.set_fpu(&fpu).map_err(call("KVM_SET_FPU"))?;
         if id == 0 {
             connect_legacy_interrupts(&vcpu)?;
-            start_at(&vcpu, &kernel.entry)?;
+            enter(&vcpu, kernel)?;
         }
         vcpus.push(vcpu);
     }
     Ok(vcpus)
 }
 
-fn start_at(vcpu: &VcpuFd, entry: &Entry) -> Result<()> {
-    match entry {
+/// Has the first vCPU begin at the kernel's entry point.
+pub(crate) fn enter(vcpu: &VcpuFd, kernel: &Kernel) -> Result<()> {
+    match &kernel.entry {
         Entry::Long { address, .. } => mode::long_mode(
             vcpu,
             kvm_regs {

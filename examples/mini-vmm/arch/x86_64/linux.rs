@@ -11,10 +11,11 @@ use linux_loader::loader::Cmdline;
 use virtio_mmio_transport::Location;
 use vm_superio::I8042Device;
 
-pub(crate) use super::cpu::create as create_vcpus;
+pub(crate) use super::cpu::{create as create_vcpus, enter};
 pub(crate) use super::layout::COMMAND_LINE_SIZE;
 use super::layout::{I8042, I8042_SIZE, IO_APIC, LOCAL_APIC, SERIAL, SLEEP, SLEEP_SIZE};
 use super::power::{KeyboardController, Reset, SleepRegisters};
+pub(crate) use super::reset::FirstState;
 use super::{acpi, boot_params, mode};
 use crate::layout::SERIAL_SIZE;
 use crate::linux::bell::Bell;

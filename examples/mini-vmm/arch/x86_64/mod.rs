@@ -7,7 +7,8 @@
 //! * `vm.rs`: the virtual machine and its interrupt lines;
 //! * `mode.rs`: the mode in which a program is entered;
 //! * `case_study.rs`, `guest.rs`: the case study's machine and its guest;
-//! * `linux.rs`: Linux' machine, with `cpu.rs`, `power.rs`, `boot_params.rs` and `acpi.rs`.
+//! * `linux.rs`: Linux' machine, with `cpu.rs`, `reset.rs`, `power.rs`, `boot_params.rs` and
+//!   `acpi.rs`.
 
 mod acpi;
 mod boot_params;
@@ -18,4 +19,5 @@ pub(crate) mod layout;
 pub(crate) mod linux;
 mod mode;
 mod power;
+mod reset;
 pub(crate) mod vm;

@@ -87,6 +87,7 @@ pub(crate) fn protected_mode(vcpu: &VcpuFd, registers: kvm_regs) -> Result<()> {
     };
     sregs.cr0 = CR0_PE;
     sregs.cr4 = 0;
+    sregs.efer = 0;
     vcpu.set_sregs(&sregs).map_err(call("KVM_SET_SREGS"))?;
     set_registers(vcpu, registers)
 }
