@@ -31,6 +31,8 @@ pub struct State {
     pub error: Option<i32>,
     /// What it says to the next packet alone.
     pub refuses: bool,
+    /// Whether it refuses other offloads.
+    pub stubborn: bool,
     pub can: u64,
     /// What `set_offloads` was called with.
     pub offloads: Vec<u64>,
@@ -48,6 +50,7 @@ impl Host {
             room: usize::MAX,
             error: None,
             refuses: false,
+            stubborn: false,
             can: u64::MAX,
             offloads: Vec::new(),
             active: false,
@@ -127,6 +130,9 @@ impl Backend for Host {
     fn set_offloads(&mut self, offloads: Features) -> io::Result<()> {
         let mut state = self.state();
         state.mood()?;
+        if state.stubborn {
+            return Err(ErrorKind::InvalidInput.into());
+        }
         state.offloads.push(offloads.low());
         Ok(())
     }

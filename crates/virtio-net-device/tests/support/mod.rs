@@ -5,6 +5,7 @@
 //! does as it is told.
 #![allow(
     dead_code,
+    unused_imports,
     unreachable_pub,
     missing_debug_implementations,
     clippy::allow_attributes,
@@ -22,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use bus::BusDevice;
 use virtio_conformance::{DriverQueue, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
-use virtio_device_core::{EdgeLine, EventCounters, Executor, LoopHandle, StepLoop};
+use virtio_device_core::{DeviceState, EdgeLine, EventCounters, Executor, LoopHandle, StepLoop};
 use virtio_mmio_transport::{MmioTransport, TransportState};
 use virtio_net_device::{Backend, Net, NetDrops, NetHandle};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -35,7 +36,7 @@ pub type Queue = DriverQueue<'static, GuestMemoryMmap<()>>;
 /// Far beyond what a healthy device takes on a busy machine.
 pub const SOON: Duration = Duration::from_secs(60);
 pub const QUEUE_SIZE: u16 = 256;
-pub const MEMORY: u64 = 0x100_0000;
+pub const MEMORY: u64 = 0x80_0000;
 /// Where buffers are; each has as much room as it asks for.
 pub const BUFFERS: u64 = 0x10_0000;
 
@@ -429,6 +430,14 @@ impl<B: Backend, E: Executor + 'static> Guest<B, E> {
     /// Sends a packet and returns how long the device says the answer is.
     pub fn send(&mut self, bytes: Vec<u8>) -> u32 {
         self.ask_on(TX, &[Buf::R(bytes)]).len
+    }
+
+    /// The device's own state.
+    pub fn saved(&mut self) -> DeviceState {
+        self.transport.pause().unwrap();
+        let state = self.transport.save().unwrap();
+        self.transport.resume();
+        state.device
     }
 
     /// Moves to another device, as to another process.
