@@ -14,6 +14,7 @@ use crate::devices::DISKS;
 use crate::entropy::Source;
 use crate::layout::BUFFER_SIZE;
 use crate::linux::disk::DiskOptions;
+use crate::linux::net::NetOptions;
 use crate::linux::{Console, Reboot};
 use crate::{case_study, linux};
 
@@ -60,6 +61,11 @@ With a kernel, the guest's console is standard input and output:
                         past the host's page cache; engine=uring: by io_uring; id:
                         up to 20 characters. On SIGUSR1 the guest is told of the
                         sizes that disks have now
+      --net tap=NAME|fd=N|socket=PATH[,mac=MAC][,mtu=N][,queues=N]
+                        Give the guest a network: by the tap NAME, with N queues; by
+                        descriptor N of this program, a tap or a socket; or by the
+                        stream socket PATH, as of passt. Its address is made up,
+                        unless mac says otherwise
       --reboot MODE     What a reset by the guest, or its triple fault, leads to:
                         exit (default), the end of the program; or in-place, where
                         the kernel is loaded again and the guest starts again
@@ -128,6 +134,7 @@ struct Given {
     acpi: Option<bool>,
     trace: Option<u32>,
     disks: Vec<DiskOptions>,
+    net: Option<NetOptions>,
 }
 
 /// Reads the command line, without the program's name.
@@ -197,6 +204,7 @@ impl Given {
                     return Err(format!("--disk: {} disks are the most", DISKS.len()));
                 }
             }
+            "net" => self.net = Some(NetOptions::parse(&text(&name, value()?)?)?),
             "legacy-rng" => self.legacy_rng = Some(switch(&name, &value()?)?),
             "virtio-rng" => self.virtio_rng = Some(switch(&name, &value()?)?),
             "acpi" => self.acpi = Some(switch(&name, &value()?)?),
@@ -216,6 +224,7 @@ impl Given {
             ("--cpus", self.cpus.is_some()),
             ("--console", self.console.is_some()),
             ("--disk", !self.disks.is_empty()),
+            ("--net", self.net.is_some()),
             ("--rate-limit", self.rate_limit.is_some()),
             ("--legacy-rng", self.legacy_rng.is_some()),
             ("--virtio-rng", self.virtio_rng.is_some()),
@@ -287,6 +296,7 @@ impl Given {
             legacy_rng,
             virtio_rng,
             disks: self.disks,
+            net: self.net,
             acpi,
             reboot: self.reboot.unwrap_or_default(),
             trace: self.trace,

@@ -20,7 +20,8 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::arch;
 use crate::kvm::call;
 use crate::layout::{
-    RNG0, VIRTIO_CONSOLE, VIRTIO_CONSOLE_GSI, VIRTIO_DISKS, VIRTIO_GSI, VIRTIO_RNG,
+    RNG0, VIRTIO_CONSOLE, VIRTIO_CONSOLE_GSI, VIRTIO_DISKS, VIRTIO_GSI, VIRTIO_NET, VIRTIO_NET_GSI,
+    VIRTIO_RNG,
 };
 use crate::memory::{self, Memory};
 
@@ -76,6 +77,13 @@ pub(crate) const DISKS: [Slot; 8] = [
     disk("virtio-blk6", 6, 15),
     disk("virtio-blk7", 7, 13),
 ];
+
+/// The slot of the network.
+pub(crate) const NET: Slot = Slot {
+    name: "virtio-net",
+    base: VIRTIO_NET,
+    gsi: VIRTIO_NET_GSI,
+};
 
 const fn disk(name: &'static str, number: u64, gsi: u32) -> Slot {
     let base = VIRTIO_DISKS + number * virtio_mmio_transport::REGION_SIZE;

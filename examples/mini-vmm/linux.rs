@@ -7,7 +7,7 @@
 //! * `command_line.rs`: what the kernel is told by the user;
 //! * `machine.rs`: the wiring of virtual machine, buses, devices and vCPUs;
 //! * `serial.rs`, `hvc.rs`: the consoles;
-//! * `disk.rs`: the disks;
+//! * `disk.rs`, `net.rs`: the disks and the network;
 //! * `input.rs`, `output.rs`, `terminal.rs`, `signals.rs`: the user's side;
 //! * `bell.rs`, `ending.rs`: the end;
 //! * `trace.rs`, `report.rs`: what can be seen of it all.
@@ -21,6 +21,7 @@ mod hvc;
 mod input;
 pub(crate) mod loader;
 mod machine;
+pub(crate) mod net;
 mod output;
 mod report;
 pub(crate) mod serial;
@@ -53,6 +54,7 @@ use disk::{Disk, DiskOptions};
 use ending::Ending;
 use loader::{Kernel, Room, load_initrd, load_kernel};
 pub(crate) use machine::Machine;
+use net::{NetOptions, Network};
 pub(crate) use report::map;
 pub(crate) use terminal::Terminal;
 
@@ -101,6 +103,7 @@ pub(crate) struct Options {
     pub(crate) legacy_rng: bool,
     pub(crate) virtio_rng: bool,
     pub(crate) disks: Vec<DiskOptions>,
+    pub(crate) net: Option<NetOptions>,
     pub(crate) acpi: bool,
     pub(crate) reboot: Reboot,
     /// How many lines to trace, if any.
@@ -113,9 +116,10 @@ pub(crate) struct Options {
 pub(crate) fn show_map(
     options: &Options,
     disks: Vec<Disk>,
+    net: Option<Network>,
     memory: Arc<Memory>,
 ) -> Result<ExitCode, Box<dyn Error>> {
-    let machine = Machine::new(options, disks, memory)?;
+    let machine = Machine::new(options, disks, net, memory)?;
     print(&map(&machine, options))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -158,6 +162,10 @@ pub(crate) fn load(path: &Path, options: &Options, memory: &Memory) -> Result<Ke
         }
     }
     for (slot, _) in devices::DISKS.into_iter().zip(&options.disks) {
+        virtio.push(slot.location().map_err(|error| error.to_string())?);
+    }
+    if options.net.is_some() {
+        let slot = devices::NET;
         virtio.push(slot.location().map_err(|error| error.to_string())?);
     }
     let needed = arch::linux::needed(options, &virtio);

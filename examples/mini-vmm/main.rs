@@ -38,6 +38,7 @@ use args::Command;
 use failure::{Failure, with_causes};
 use linux::disk::Disk;
 use linux::loader::Kernel;
+use linux::net::{NetOptions, Network};
 use linux::{Machine, Terminal};
 use memory::Memory;
 use stdio::{complain, print};
@@ -75,15 +76,19 @@ fn prepare(options: &linux::Options) -> Result<ExitCode, Failure> {
     let memory = linux::allocate(options.memory).map_err(Failure::usage)?;
     // The files that are the guest's disks: `linux/disk.rs`.
     let disks = linux::disk::open_all(&options.disks, options.cpus).map_err(Failure::usage)?;
+    // Where the guest's packets go to: `linux/net.rs`.
+    let net = options.net.as_ref().map(NetOptions::open).transpose();
+    let net = net.map_err(Failure::usage)?;
     let Some(path) = &options.kernel else {
-        return linux::show_map(options, disks, Arc::new(memory)).map_err(Failure::run);
+        return linux::show_map(options, disks, net, Arc::new(memory)).map_err(Failure::run);
     };
 
     // The kernel, its initial RAM disk, its command line, and the tables that tell it of the machine:
     // `linux/loader/` and `arch/*/linux.rs`.
     let kernel = linux::load(path, options, &memory).map_err(Failure::usage)?;
 
-    boot(options, path, Arc::new(memory), &kernel, disks).map_err(Failure::run)
+    let memory = Arc::new(memory);
+    boot(options, path, memory, &kernel, disks, net).map_err(Failure::run)
 }
 
 /// How a machine is made, run, and ended.
@@ -93,6 +98,7 @@ fn boot(
     memory: Arc<Memory>,
     kernel: &Kernel,
     disks: Vec<Disk>,
+    net: Option<Network>,
 ) -> Result<ExitCode, Box<dyn Error>> {
     // The host's KVM: `kvm.rs`.
     let kvm = kvm::open()?;
@@ -111,7 +117,7 @@ fn boot(
 
     // Two buses, for memory-mapped I/O and for ports, and devices on them: `linux/machine.rs` and
     // `devices.rs`.
-    let machine = Machine::new(options, disks, memory.clone())?;
+    let machine = Machine::new(options, disks, net, memory.clone())?;
     if options.map {
         print(&linux::map(&machine, options))?;
     }

@@ -6,6 +6,7 @@
 //! Whatever it is, it comes back once, nothing of it reaches the host, all of guest memory but the used
 //! ring and an answer is as it was, the device goes on, and a good packet is served afterwards.
 #![expect(
+    clippy::unwrap_used,
     clippy::indexing_slicing,
     clippy::cast_possible_truncation,
     reason = "a test stops at the unexpected"

@@ -4,7 +4,7 @@
 //! The control queue: who gets which packet, offloads, pairs, announcements; and what is saved.
 #![expect(
     clippy::indexing_slicing,
-    clippy::cast_possible_truncation,
+    clippy::unwrap_used,
     reason = "a test stops at the unexpected"
 )]
 
@@ -168,11 +168,11 @@ fn pairs_of_queues_are_used_as_far_as_the_driver_says() {
             .collect::<Vec<_>>()
     };
     assert_eq!(active(), [true, false, false]);
-    for pair in 0..3 {
-        hosts[pair].give(PLAIN, &frame(1, 60));
+    for (pair, host) in hosts.iter().enumerate() {
+        host.give(PLAIN, &frame(1, 60));
         guest.offer(2 * pair, 1, 1526);
         guest.ask_on(2 * pair + 1, &[Buf::R(packet(PLAIN, &frame(2, 60)))]);
-        assert_eq!(hosts[pair].take().len(), 1);
+        assert_eq!(host.take().len(), 1);
         assert_eq!(
             guest.queues[2 * pair].take_used().len(),
             usize::from(pair == 0)

@@ -23,6 +23,7 @@ use super::disk::Disk;
 use super::hvc::Hvc;
 use super::input::Keyboard;
 use super::loader::Kernel;
+use super::net::{Complaint, Network};
 use super::output::Output;
 use super::serial::SerialPort;
 use super::trace::{Io, OtherExits, Trace};
@@ -78,6 +79,7 @@ impl Machine {
     pub(crate) fn new(
         options: &Options,
         disks: Vec<Disk>,
+        net: Option<Network>,
         memory: Arc<Memory>,
     ) -> Result<Self, Box<dyn Error>> {
         let bell = Bell::default();
@@ -146,6 +148,11 @@ impl Machine {
                 tell(),
             )?);
             handles.push(handle);
+        }
+        if let Some(device) = net {
+            let device = device.with_observer(Complaint(tell()));
+            let (slot, memory) = (devices::NET, memory.clone());
+            wires.push(devices::insert_virtio(&mmio, slot, device, memory, tell())?);
         }
         Ok(Self {
             memory,
