@@ -6,9 +6,12 @@
 
 #![forbid(unsafe_code)]
 
+pub mod blk_requests;
 pub mod bus_ops;
 pub mod kernel;
 pub mod machine;
+#[path = "../../crates/virtio-blk-device/tests/support/memory_disk.rs"]
+mod memory_disk;
 pub mod model;
 pub mod registers;
 pub mod rings;
@@ -20,8 +23,12 @@ mod tests {
 
     /// Runs `run` on programs made of bytes without a pattern, the same ones every time.
     fn on_noise<P: for<'a> Arbitrary<'a>>(run: impl Fn(&P)) {
+        on_some_noise(3000, run);
+    }
+
+    fn on_some_noise<P: for<'a> Arbitrary<'a>>(count: u32, run: impl Fn(&P)) {
         let mut state = 1_u64;
-        for _ in 0..3000 {
+        for _ in 0..count {
             let bytes: Vec<u8> = std::iter::repeat_with(|| {
                 state = state
                     .wrapping_mul(6_364_136_223_846_793_005)
@@ -32,6 +39,12 @@ mod tests {
             .collect();
             run(&P::arbitrary(&mut Unstructured::new(&bytes)).unwrap());
         }
+    }
+
+    #[test]
+    fn disks_of_noise() {
+        // Each of them moves many sectors.
+        on_some_noise(200, crate::blk_requests::run);
     }
 
     #[test]
