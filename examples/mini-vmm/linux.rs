@@ -143,7 +143,7 @@ fn load(path: &Path, options: &Options, memory: &Memory) -> Result<Kernel, Strin
             virtio.push(slot.location().map_err(|error| error.to_string())?);
         }
     }
-    let needed = arch::linux::needed(options, &virtio);
+    let needed = arch::linux::needed(&options.command_line, &virtio, options.acpi);
     let line = command_line::complete(&options.command_line, &needed, &kernel)?;
     arch::linux::write(memory, options, &kernel, initrd, &line, &virtio)
         .map_err(|error| error.to_string())?;

@@ -25,8 +25,8 @@ pub(crate) fn create(kvm: &Kvm) -> Result<VmFd, Box<dyn Error>> {
 }
 
 /// What `KVM_IRQ_LINE` calls the interrupt line `gsi`: a pin of the I/O APIC.
-pub(crate) const fn irq_line(gsi: u32) -> u32 {
-    gsi
+pub(crate) const fn irq_line(gsi: u32) -> Option<u32> {
+    Some(gsi)
 }
 
 /// Why Linux may not run on this machine's KVM, if there is a sign of that.
