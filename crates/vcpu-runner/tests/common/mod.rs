@@ -12,6 +12,8 @@
     reason = "each test file is a crate of its own and uses its own part"
 )]
 
+#[cfg(target_arch = "aarch64")]
+pub mod arm64;
 #[cfg(target_arch = "x86_64")]
 mod guests;
 mod limit;
