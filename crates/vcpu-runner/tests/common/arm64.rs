@@ -4,7 +4,9 @@
 //! A small arm64 machine on real KVM, and its guests.
 #![allow(
     unsafe_code,
-    reason = "guest memory is given to KVM, which has no safe interface for it"
+    unused_macros,
+    reason = "guest memory is given to KVM, which has no safe interface for it; and not every test \
+              has guests"
 )]
 
 use std::mem::offset_of;
