@@ -123,6 +123,7 @@ fn allocate(size: u64) -> Result<Memory, String> {
 /// Loads everything into guest memory that the kernel finds there.
 fn load(path: &Path, options: &Options, memory: &Memory) -> Result<Kernel, String> {
     let room = Room {
+        ram: RAM_START,
         start: KERNEL,
         end: RAM_START + options.memory.min(WINDOW - RAM_START),
         limit: WINDOW,
