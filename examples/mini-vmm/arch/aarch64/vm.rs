@@ -19,6 +19,9 @@ use crate::kvm::call;
 /// What brings KVM to a machine that could have it.
 pub(crate) const KVM_REMEDY: &str = "the system has to be started at exception level 2 for it";
 
+/// Whether every kernel leaves the guest soon after its start: one that says nothing need not.
+pub(crate) const EXITS_EARLY: bool = false;
+
 /// Number of interrupts: those of the processors, and 32 for devices.
 const INTERRUPTS: u32 = 64;
 /// The number of the first interrupt for devices.

@@ -15,6 +15,9 @@ use crate::kvm::call;
 pub(crate) const KVM_REMEDY: &str =
     "enable virtualization in its firmware, and load the kernel module kvm_intel or kvm_amd";
 
+/// Whether every kernel leaves the guest soon after its start: it looks for old devices on ports.
+pub(crate) const EXITS_EARLY: bool = true;
+
 /// Makes a virtual machine with the kernel's interrupt controllers, and without memory.
 pub(crate) fn create(kvm: &Kvm) -> Result<VmFd, Box<dyn Error>> {
     let vm = kvm.create_vm().map_err(call("KVM_CREATE_VM"))?;
