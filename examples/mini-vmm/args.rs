@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use lexopt::{Arg, Parser, ValueExt};
 use virtio_rng_device::RateLimit;
 
+use crate::arch::linux::HAS_ACPI;
 use crate::devices::DISKS;
 use crate::entropy::Source;
 use crate::layout::BUFFER_SIZE;
@@ -43,11 +44,11 @@ run is shown:
                         DIR/mmio-rng-legacy-N.bin and DIR/virtio-rng-N.bin
 
 With a kernel, the guest's console is standard input and output:
-      --kernel FILE     Boot this bzImage or vmlinux (x86-64)
+      --kernel FILE     Boot this bzImage or vmlinux (x86-64), or Image (arm64)
       --initrd FILE     Give the kernel this initramfs
       --cmdline STRING  The kernel's command line (default: console=ttyS0 panic=-1,
-                        with hvc0 for a virtio console);
-                        PCI is switched off in it unless it has a pci= of its own
+                        with hvc0 for a virtio console); on x86-64, PCI is switched
+                        off in it unless it has a pci= of its own
       --console KIND    What the console is: serial (default), the first serial
                         port ttyS0; or virtio, hvc0, whose size is the terminal's
       --memory MIB      Size of guest memory, 64 to 1048576 (default: 512)
@@ -70,7 +71,7 @@ With a kernel, the guest's console is standard input and output:
                         exit (default), the end of the program; or in-place, where
                         the kernel is loaded again and the guest starts again
       --acpi off        Describe virtio-rng on the command line instead of by ACPI;
-                        one vCPU only
+                        one vCPU only (x86-64)
       --trace[=LINES]   Write a line for each exit to standard error, at most LINES
                         (default: 1000)
       --map             Print the maps of memory and ports first; without a kernel,
@@ -263,8 +264,11 @@ impl Given {
                 json: self.json,
             }));
         }
-        let (cpus, acpi) = (self.cpus.unwrap_or(1), self.acpi.unwrap_or(true));
-        if cpus > 1 && !acpi {
+        if self.acpi.is_some() && !HAS_ACPI {
+            return Err("--acpi makes no sense here: there is a device tree".to_owned());
+        }
+        let (cpus, acpi) = (self.cpus.unwrap_or(1), self.acpi.unwrap_or(HAS_ACPI));
+        if cpus > 1 && HAS_ACPI && !acpi {
             return Err(format!(
                 "--cpus {cpus} makes no sense with --acpi off: without ACPI, a kernel finds one vCPU"
             ));

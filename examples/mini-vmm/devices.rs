@@ -186,9 +186,9 @@ struct IrqLine {
 impl IrqLine {
     fn pulse(&self) -> Result<(), String> {
         let vm = self.vm.get().ok_or("it is not connected")?;
+        let line = arch::vm::irq_line(self.slot.gsi).ok_or("there is no such line")?;
         for level in [true, false] {
-            vm.set_irq_line(arch::vm::irq_line(self.slot.gsi), level)
-                .map_err(call("KVM_IRQ_LINE"))?;
+            vm.set_irq_line(line, level).map_err(call("KVM_IRQ_LINE"))?;
         }
         Ok(())
     }

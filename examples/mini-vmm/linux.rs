@@ -141,6 +141,7 @@ pub(crate) fn allocate(size: u64) -> Result<Memory, String> {
 /// Loads everything into guest memory that the kernel finds there.
 pub(crate) fn load(path: &Path, options: &Options, memory: &Memory) -> Result<Kernel, String> {
     let room = Room {
+        ram: RAM_START,
         start: KERNEL,
         end: RAM_START + options.memory.min(WINDOW - RAM_START),
         limit: WINDOW,
@@ -168,7 +169,7 @@ pub(crate) fn load(path: &Path, options: &Options, memory: &Memory) -> Result<Ke
         let slot = devices::NET;
         virtio.push(slot.location().map_err(|error| error.to_string())?);
     }
-    let needed = arch::linux::needed(options, &virtio);
+    let needed = arch::linux::needed(&options.command_line, &virtio, options.acpi);
     let line = command_line::complete(&options.command_line, &needed, &kernel)?;
     arch::linux::write(memory, options, &kernel, initrd, &line, &virtio)
         .map_err(|error| error.to_string())?;
@@ -298,7 +299,7 @@ fn verdict(machine: &Machine) -> Result<End, &'static str> {
 fn await_end(machine: &Machine) {
     let bell = machine.bell();
     let began = Instant::now();
-    let mut watched = true;
+    let mut watched = arch::vm::EXITS_EARLY;
     while !bell.is_end() {
         let time = watched.then(|| SILENCE.saturating_sub(began.elapsed()));
         if bell.wait(time) {

@@ -66,6 +66,7 @@ impl Files {
 pub fn run(files: &Files) {
     let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), END as usize)]).unwrap();
     let room = Room {
+        ram: 0,
         start: START,
         end: END,
         limit: 2 << 30,

@@ -17,6 +17,7 @@ use crate::empty_archive;
 use crate::kernels::{Code, bzimage, elf, elf_pvh};
 
 const ROOM: Room = Room {
+    ram: 0,
     start: 1 << 20,
     end: 32 << 20,
     limit: 2 << 30,

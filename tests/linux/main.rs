@@ -15,7 +15,9 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod generators;
 mod hvc0;
+mod runs;
 #[path = "../../crates/vcpu-runner/tests/common/skip.rs"]
 mod skip;
 
@@ -25,7 +27,7 @@ use std::process::Command;
 use std::{env, fs};
 
 use common::{Folder, mini_vmm};
-use serde_json::Value;
+use runs::Run;
 
 /// Where `prepare` has put the guest.
 fn kit() -> PathBuf {
@@ -66,28 +68,6 @@ fn ready() -> bool {
     assert!(env::var_os("REQUIRE_LINUX").is_none(), "{line}");
     skip::skip(line);
     false
-}
-
-/// What a run of mini-vmm has printed, and its exit status.
-#[derive(Debug, Default)]
-struct Run {
-    lines: Vec<String>,
-    status: Option<i32>,
-}
-
-impl Run {
-    /// The details of a check that the guest has made.
-    fn check(&self, name: &str) -> &str {
-        let ok = format!("check {name}: ok");
-        let details = self.lines.iter().find_map(|line| line.strip_prefix(&ok));
-        details.unwrap_or_else(|| panic!("{name}: {self:#?}"))
-    }
-
-    /// The statistics.
-    fn json(&self) -> Value {
-        let line = self.lines.iter().rfind(|line| line.starts_with('{'));
-        serde_json::from_str(line.unwrap_or_else(|| panic!("{self:#?}"))).unwrap()
-    }
 }
 
 /// A program that is to run in an emulated machine, where mini-vmm and the guest are in `/guest`, and
@@ -147,28 +127,7 @@ fn run(cases: &[&str]) -> BTreeMap<String, Run> {
     } else {
         command = emulated(&inside, &format!("{}:guest/entropy", entropy.display()));
     }
-    let output = command.args(cases).output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    let mut runs: BTreeMap<String, Run> = BTreeMap::new();
-    let mut current = String::new();
-    for line in text.lines() {
-        let line = line.trim_end_matches('\r');
-        if let Some(name) = line.strip_prefix("run ") {
-            current = name.to_owned();
-            runs.insert(current.clone(), Run::default());
-        } else if let Some(status) = line.strip_prefix("ended ") {
-            let run = runs.get_mut(&current).unwrap();
-            run.status = Some(status.parse().unwrap());
-        } else if let Some(run) = runs.get_mut(&current) {
-            run.lines.push(line.to_owned());
-        }
-    }
-    for case in cases {
-        let ended = runs.get(*case).is_some_and(|run| run.status.is_some());
-        let complaints = String::from_utf8_lossy(&output.stderr);
-        assert!(ended, "{case}: {text}\n{complaints}");
-    }
-    runs
+    runs::of(&command.args(cases).output().unwrap(), cases)
 }
 
 /// The whole of what a distribution's kernel does with the devices, on two vCPUs.
@@ -182,14 +141,15 @@ fn a_stock_kernel_finds_both_devices_and_uses_them() {
     for name in [
         "cpus",
         "rng_current",
-        "rng0",
         "hwrng",
+        "generators",
         "rebind_driver",
         "rebind_transport",
         "reload_modules",
     ] {
         checks.check(name);
     }
+    generators::assert_all_from_the_file(checks.check("generators"), &checks.json());
     assert!(checks.check("cpus").contains("2 on line"), "{checks:#?}");
     assert_eq!(checks.status, Some(0), "{checks:#?}");
 

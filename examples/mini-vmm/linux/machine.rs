@@ -13,7 +13,7 @@ use std::time::Duration;
 use bus::{MmioBus, PioBus};
 use kvm_ioctls::{VcpuFd, VmFd};
 use rustix::stdio::{stderr, stdout};
-use vcpu_runner::{BusIo, ExitCounters, IoEvent, IrqFd, KvmVcpu, VcpuGroup, VcpuRunner};
+use vcpu_runner::{BusIo, ExitCounters, IoEvent, IrqFd, KvmVcpu, Outcome, VcpuGroup, VcpuRunner};
 use virtio_blk_device::BlockHandle;
 use virtio_rng_device::{EntropyDevice, RngCounters};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -197,7 +197,13 @@ impl Machine {
             .trace
             .map(|lines| Trace::new(lines, self.errors.clone(), &self.mmio, &self.pio));
         let bell = self.bell.clone();
-        let mut group = VcpuGroup::new().on_end(move |_, _| bell.end(End::Vcpu));
+        let mut group = VcpuGroup::new().on_end(move |_, ended| {
+            bell.end(match ended {
+                Ok(Outcome::Shutdown) => End::PowerOff,
+                Ok(Outcome::Reset) => End::Reset,
+                _ => End::Vcpu,
+            });
+        });
         for (id, (vcpu, exits)) in vcpus.into_iter().zip(&self.exits).enumerate() {
             let buses = BusIo::new(self.mmio.view(), self.pio.view());
             let io = Io::new(id, buses, trace.clone());

@@ -22,11 +22,12 @@ use crate::layout;
 pub(crate) fn map(machine: &Machine, options: &Options) -> String {
     let ram = layout::ram(options.memory).into_iter();
     let ram = ram.map(|(start, len)| (start, start + len - 1, "RAM".to_owned()));
-    format!(
-        "memory\n{}ports\n{}",
-        merged(&machine.mmio, KVM_MMIO, ram.collect(), 8),
-        merged(&machine.pio, KVM_PIO, Vec::new(), 4),
-    )
+    let memory = merged(&machine.mmio, KVM_MMIO, ram.collect(), 8);
+    let ports = merged(&machine.pio, KVM_PIO, Vec::new(), 4);
+    match ports.is_empty() {
+        true => format!("memory\n{memory}"),
+        false => format!("memory\n{memory}ports\n{ports}"),
+    }
 }
 
 fn merged<K: Address>(

@@ -12,6 +12,8 @@
     reason = "each test file is a crate of its own and uses its own part"
 )]
 
+#[cfg(target_arch = "aarch64")]
+pub mod arm64;
 #[cfg(target_arch = "x86_64")]
 mod guests;
 mod limit;
@@ -58,7 +60,14 @@ impl Deref for TestKvm {
 
 /// KVM, or a visible line that the test did nothing; with `REQUIRE_KVM=1` that is a failure.
 pub fn kvm() -> Option<TestKvm> {
-    match Kvm::new() {
+    // An emulator of another processor opens the file, and knows none of its calls.
+    let kvm = Kvm::new().map_err(std::io::Error::from).and_then(|kvm| {
+        let answers = kvm.get_api_version() >= 0;
+        answers
+            .then_some(kvm)
+            .ok_or_else(std::io::Error::last_os_error)
+    });
+    match kvm {
         Ok(kvm) => Some(TestKvm {
             kvm,
             limit: Some(Limit::new("the end of the guest")),

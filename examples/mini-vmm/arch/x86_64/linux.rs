@@ -26,6 +26,9 @@ use crate::memory::Memory;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
+/// Whether the machine can be described by ACPI or not.
+pub(crate) const HAS_ACPI: bool = true;
+
 /// What a command line is given if it does not name the parameter itself.
 ///
 /// This keeps a kernel from looking for PCI, which is not there: in vain, and with a message that
@@ -50,12 +53,12 @@ pub(crate) const KVM_PIO: &[(u64, u64, &str)] = &[
     (0x4d0, 0x4d1, "pic (KVM)"),
 ];
 
-/// What a command line has to say of these devices.
-pub(crate) fn needed(options: &Options, virtio: &[Location]) -> Vec<String> {
+/// What a command line has to say of these devices: nothing if there is ACPI.
+pub(crate) fn needed(command_line: &str, virtio: &[Location], acpi: bool) -> Vec<String> {
     let mut needed = Vec::new();
-    if !options.acpi {
+    if !acpi {
         // A kernel that looks for tables in vain may wait for interrupts it cannot get.
-        if !names(&options.command_line, "acpi") {
+        if !names(command_line, "acpi") {
             needed.push("acpi=off".to_owned());
         }
         needed.extend(virtio.iter().map(Location::kernel_argument));

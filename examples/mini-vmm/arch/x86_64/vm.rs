@@ -15,6 +15,9 @@ use crate::kvm::call;
 pub(crate) const KVM_REMEDY: &str =
     "enable virtualization in its firmware, and load the kernel module kvm_intel or kvm_amd";
 
+/// Whether every kernel leaves the guest soon after its start: it looks for old devices on ports.
+pub(crate) const EXITS_EARLY: bool = true;
+
 /// Makes a virtual machine with the kernel's interrupt controllers, and without memory.
 pub(crate) fn create(kvm: &Kvm) -> Result<VmFd, Box<dyn Error>> {
     let vm = kvm.create_vm().map_err(call("KVM_CREATE_VM"))?;
@@ -25,8 +28,8 @@ pub(crate) fn create(kvm: &Kvm) -> Result<VmFd, Box<dyn Error>> {
 }
 
 /// What `KVM_IRQ_LINE` calls the interrupt line `gsi`: a pin of the I/O APIC.
-pub(crate) const fn irq_line(gsi: u32) -> u32 {
-    gsi
+pub(crate) const fn irq_line(gsi: u32) -> Option<u32> {
+    Some(gsi)
 }
 
 /// Why Linux may not run on this machine's KVM, if there is a sign of that.

@@ -34,6 +34,8 @@ pub(crate) struct Kernel {
 /// The RAM that kernels and RAM disks are loaded to.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Room {
+    /// Where RAM begins.
+    pub(crate) ram: u64,
     /// Its first address.
     pub(crate) start: u64,
     /// The first address behind it.
@@ -54,7 +56,7 @@ impl Room {
                 "does not fit below {limit} MiB, where the devices begin"
             ));
         }
-        let wanted = end.div_ceil(1 << 20);
+        let wanted = end.saturating_sub(self.ram).div_ceil(1 << 20);
         Err(format!("needs more memory: --memory {wanted} at least"))
     }
 }
