@@ -37,7 +37,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
-use vcpu_runner::{GroupError, JoinError, Outcome, VcpuGroup};
+use vcpu_runner::{GroupError, JoinError, Outcome, RunningGroup, VcpuGroup};
 use virtio_rng_device::RateLimit;
 
 use crate::arch;
@@ -219,6 +219,7 @@ fn play_on(
     if let Some(terminal) = &terminal {
         terminal.modes().take().map_err(kvm::call("the terminal"))?;
     }
+    let running = group.start(START)?;
     // Threads of the host's side, for all of the guest's lives.
     if let Some(hvc) = machine.hvc() {
         hvc.start().map_err(kvm::call("thread"))?;
@@ -229,7 +230,7 @@ fn play_on(
         terminal.is_some(),
     )
     .map_err(kvm::call("thread"))?;
-    let stopped = live(machine, group, reboot, again);
+    let stopped = live(machine, running, reboot, again);
     machine.output.release();
     machine.errors.release();
     if let Some(hvc) = machine.hvc() {
@@ -246,12 +247,11 @@ fn play_on(
 /// Runs the vCPUs until the guest does not start again.
 fn live(
     machine: &Machine,
-    mut group: VcpuGroup,
+    mut running: RunningGroup,
     reboot: Reboot,
     again: impl Fn(&VcpuGroup) -> Result<(), Box<dyn Error>>,
 ) -> Result<Result<Outcome, GroupError>, Box<dyn Error>> {
     loop {
-        let mut running = group.start(START)?;
         await_end(machine);
         // A vCPU that waits to write something is to stop, too.
         machine.output.release();
@@ -268,11 +268,12 @@ fn live(
         if reboot == Reboot::Exit || !ending::is_reboot(&verdict(machine)?, &stopped) {
             return Ok(stopped);
         }
-        group = running.into_group()?;
+        let group = running.into_group()?;
         again(&group)?;
         if !machine.begin_again() {
             return Ok(stopped);
         }
+        running = group.start(START)?;
     }
 }
 
