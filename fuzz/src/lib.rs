@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bus_ops;
+pub mod console_bytes;
 pub mod kernel;
 pub mod machine;
 pub mod model;
@@ -20,8 +21,13 @@ mod tests {
 
     /// Runs `run` on programs made of bytes without a pattern, the same ones every time.
     fn on_noise<P: for<'a> Arbitrary<'a>>(run: impl Fn(&P)) {
+        on_some_noise(3000, run);
+    }
+
+    /// The same for targets that take their time.
+    fn on_some_noise<P: for<'a> Arbitrary<'a>>(programs: u32, run: impl Fn(&P)) {
         let mut state = 1_u64;
-        for _ in 0..3000 {
+        for _ in 0..programs {
             let bytes: Vec<u8> = std::iter::repeat_with(|| {
                 state = state
                     .wrapping_mul(6_364_136_223_846_793_005)
@@ -39,6 +45,15 @@ mod tests {
         let reached = std::cell::Cell::new(0);
         on_noise(|program| reached.set(reached.get() + crate::bus_ops::run(program)));
         assert!(reached.get() > 1000, "{reached:?}");
+    }
+
+    #[test]
+    fn console_of_noise() {
+        let used = std::cell::Cell::new(0);
+        on_some_noise(300, |program| {
+            used.set(used.get() + crate::console_bytes::run(program));
+        });
+        assert!(used.get() > 1000, "{used:?}");
     }
 
     #[test]
