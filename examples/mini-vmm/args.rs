@@ -10,8 +10,11 @@ use std::path::PathBuf;
 use lexopt::{Arg, Parser, ValueExt};
 use virtio_rng_device::RateLimit;
 
+use crate::devices::DISKS;
 use crate::entropy::Source;
 use crate::layout::BUFFER_SIZE;
+use crate::linux::disk::DiskOptions;
+use crate::linux::net::NetOptions;
 use crate::linux::{Console, Reboot};
 use crate::{case_study, linux};
 
@@ -52,6 +55,17 @@ With a kernel, the guest's console is standard input and output:
       --rate-limit N    Have virtio-rng serve at most N bytes a second
       --legacy-rng off  Leave out the register-style generator
       --virtio-rng off  Leave out virtio-rng
+      --disk PATH[,ro][,direct][,engine=sync|uring][,id=SERIAL]
+                        Give the guest this image or block device as the next disk,
+                        /dev/vda first; up to eight. ro: it cannot write; direct:
+                        past the host's page cache; engine=uring: by io_uring; id:
+                        up to 20 characters. On SIGUSR1 the guest is told of the
+                        sizes that disks have now
+      --net tap=NAME|fd=N|socket=PATH[,mac=MAC][,mtu=N][,queues=N]
+                        Give the guest a network: by the tap NAME, with N queues; by
+                        descriptor N of this program, a tap or a socket; or by the
+                        stream socket PATH, as of passt. Its address is made up,
+                        unless mac says otherwise
       --reboot MODE     What a reset by the guest, or its triple fault, leads to:
                         exit (default), the end of the program; or in-place, where
                         the kernel is loaded again and the guest starts again
@@ -119,6 +133,8 @@ struct Given {
     virtio_rng: Option<bool>,
     acpi: Option<bool>,
     trace: Option<u32>,
+    disks: Vec<DiskOptions>,
+    net: Option<NetOptions>,
 }
 
 /// Reads the command line, without the program's name.
@@ -132,7 +148,7 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command,
     let mut seen = BTreeSet::new();
     while let Some(arg) = parser.next().map_err(|error| error.to_string())? {
         match arg {
-            Arg::Long(option) if !seen.insert(option.to_owned()) => {
+            Arg::Long(option) if option != "disk" && !seen.insert(option.to_owned()) => {
                 return Err(format!("--{option} is given twice"));
             }
             Arg::Short('h') | Arg::Long("help") => return Ok(Command::Help),
@@ -181,6 +197,14 @@ impl Given {
                 let bytes = number(&name, &value()?, "bytes a second", 1, u64::MAX)?;
                 self.rate_limit = Some(rate_limit(bytes)?);
             }
+            "disk" => {
+                self.disks
+                    .push(DiskOptions::parse(&text(&name, value()?)?)?);
+                if self.disks.len() > DISKS.len() {
+                    return Err(format!("--disk: {} disks are the most", DISKS.len()));
+                }
+            }
+            "net" => self.net = Some(NetOptions::parse(&text(&name, value()?)?)?),
             "legacy-rng" => self.legacy_rng = Some(switch(&name, &value()?)?),
             "virtio-rng" => self.virtio_rng = Some(switch(&name, &value()?)?),
             "acpi" => self.acpi = Some(switch(&name, &value()?)?),
@@ -199,6 +223,8 @@ impl Given {
             ("--memory", self.memory.is_some()),
             ("--cpus", self.cpus.is_some()),
             ("--console", self.console.is_some()),
+            ("--disk", !self.disks.is_empty()),
+            ("--net", self.net.is_some()),
             ("--rate-limit", self.rate_limit.is_some()),
             ("--legacy-rng", self.legacy_rng.is_some()),
             ("--virtio-rng", self.virtio_rng.is_some()),
@@ -269,6 +295,8 @@ impl Given {
             rate_limit: self.rate_limit,
             legacy_rng,
             virtio_rng,
+            disks: self.disks,
+            net: self.net,
             acpi,
             reboot: self.reboot.unwrap_or_default(),
             trace: self.trace,

@@ -19,7 +19,10 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch;
 use crate::kvm::call;
-use crate::layout::{RNG0, VIRTIO_CONSOLE, VIRTIO_CONSOLE_GSI, VIRTIO_GSI, VIRTIO_RNG};
+use crate::layout::{
+    RNG0, VIRTIO_CONSOLE, VIRTIO_CONSOLE_GSI, VIRTIO_DISKS, VIRTIO_GSI, VIRTIO_NET, VIRTIO_NET_GSI,
+    VIRTIO_RNG,
+};
 use crate::memory::{self, Memory};
 
 /// Makes a virtual machine with `memory`.
@@ -62,7 +65,37 @@ pub(crate) const CONSOLE: Slot = Slot {
     gsi: VIRTIO_CONSOLE_GSI,
 };
 
+/// The slots of disks, in their order, with interrupt lines that nothing else of such a machine uses:
+/// among the first 16, which a kernel has without any tables.
+pub(crate) const DISKS: [Slot; 8] = [
+    disk("virtio-blk0", 0, 10),
+    disk("virtio-blk1", 1, 11),
+    disk("virtio-blk2", 2, 9),
+    disk("virtio-blk3", 3, 7),
+    disk("virtio-blk4", 4, 3),
+    disk("virtio-blk5", 5, 14),
+    disk("virtio-blk6", 6, 15),
+    disk("virtio-blk7", 7, 13),
+];
+
+/// The slot of the network.
+pub(crate) const NET: Slot = Slot {
+    name: "virtio-net",
+    base: VIRTIO_NET,
+    gsi: VIRTIO_NET_GSI,
+};
+
+const fn disk(name: &'static str, number: u64, gsi: u32) -> Slot {
+    let base = VIRTIO_DISKS + number * virtio_mmio_transport::REGION_SIZE;
+    Slot { name, base, gsi }
+}
+
 impl Slot {
+    /// What the device is called.
+    pub(crate) const fn name(self) -> &'static str {
+        self.name
+    }
+
     /// The thread that the device works on.
     pub(crate) fn worker(self) -> io::Result<WorkerThread> {
         WorkerThread::named(self.name)

@@ -18,6 +18,12 @@ pub(crate) const VIRTIO_GSI: u32 = 5;
 pub(crate) const VIRTIO_CONSOLE: u64 = 0x8000_3000;
 /// Interrupt line of the virtio console.
 pub(crate) const VIRTIO_CONSOLE_GSI: u32 = 6;
+/// The virtio-mmio slots of up to eight disks, one after the other.
+pub(crate) const VIRTIO_DISKS: u64 = 0x8000_4000;
+/// The virtio-mmio slot of the network, behind those of the disks.
+pub(crate) const VIRTIO_NET: u64 = 0x8000_c000;
+/// Interrupt line of the network.
+pub(crate) const VIRTIO_NET_GSI: u32 = 12;
 /// Length of the serial port's registers.
 pub(crate) const SERIAL_SIZE: u64 = 8;
 /// Interrupt line of the serial port.

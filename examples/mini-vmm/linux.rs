@@ -7,18 +7,21 @@
 //! * `command_line.rs`: what the kernel is told by the user;
 //! * `machine.rs`: the wiring of virtual machine, buses, devices and vCPUs;
 //! * `serial.rs`, `hvc.rs`: the consoles;
+//! * `disk.rs`, `net.rs`: the disks and the network;
 //! * `input.rs`, `output.rs`, `terminal.rs`, `signals.rs`: the user's side;
 //! * `bell.rs`, `ending.rs`: the end;
 //! * `trace.rs`, `report.rs`: what can be seen of it all.
 
 pub(crate) mod bell;
 pub(crate) mod command_line;
+pub(crate) mod disk;
 mod ending;
 mod files;
 mod hvc;
 mod input;
 pub(crate) mod loader;
 mod machine;
+pub(crate) mod net;
 mod output;
 mod report;
 pub(crate) mod serial;
@@ -27,27 +30,33 @@ mod terminal;
 mod trace;
 
 use std::error::Error;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vcpu_runner::{GroupError, JoinError, Outcome, VcpuGroup};
 use virtio_rng_device::RateLimit;
 
 use crate::arch;
 use crate::arch::layout::KERNEL;
+use crate::arch::linux::FirstState;
 use crate::devices;
 use crate::entropy::Source;
+use crate::kvm;
 use crate::layout::{RAM_START, WINDOW, ram};
 use crate::memory::{self, Memory};
-use crate::stdio::{complain, print};
-use crate::{Failure, kvm};
+use crate::stdio::print;
 use bell::End;
+use disk::{Disk, DiskOptions};
 use ending::Ending;
 use loader::{Kernel, Room, load_initrd, load_kernel};
-use machine::Machine;
-use terminal::Terminal;
+pub(crate) use machine::Machine;
+use net::{NetOptions, Network};
+pub(crate) use report::map;
+pub(crate) use terminal::Terminal;
 
 /// How long the vCPUs may take to start, on however busy a host.
 const START: Duration = Duration::from_secs(60);
@@ -93,6 +102,8 @@ pub(crate) struct Options {
     pub(crate) rate_limit: Option<RateLimit>,
     pub(crate) legacy_rng: bool,
     pub(crate) virtio_rng: bool,
+    pub(crate) disks: Vec<DiskOptions>,
+    pub(crate) net: Option<NetOptions>,
     pub(crate) acpi: bool,
     pub(crate) reboot: Reboot,
     /// How many lines to trace, if any.
@@ -101,26 +112,20 @@ pub(crate) struct Options {
     pub(crate) json: bool,
 }
 
-/// Boots Linux, and returns when the guest has come to its end.
-pub(crate) fn run(options: &Options) -> Result<ExitCode, Failure> {
-    options.source.check(1).map_err(Failure::usage)?;
-    let memory = allocate(options.memory).map_err(Failure::usage)?;
-    let guest = match &options.kernel {
-        Some(path) => Some((path, load(path, options, &memory).map_err(Failure::usage)?)),
-        None => None,
-    };
-    let machine = Machine::new(options, Arc::new(memory)).map_err(Failure::run)?;
-    if options.map {
-        print(&report::map(&machine, options)).map_err(Failure::run)?;
-    }
-    let Some((path, kernel)) = guest else {
-        return Ok(ExitCode::SUCCESS);
-    };
-    boot(&machine, path, &kernel, options).map_err(Failure::run)
+/// Prints the maps of memory and ports of the machine that would be made.
+pub(crate) fn show_map(
+    options: &Options,
+    disks: Vec<Disk>,
+    net: Option<Network>,
+    memory: Arc<Memory>,
+) -> Result<ExitCode, Box<dyn Error>> {
+    let machine = Machine::new(options, disks, net, memory)?;
+    print(&map(&machine, options))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Makes guest memory, which takes no more of the host's than the guest touches.
-fn allocate(size: u64) -> Result<Memory, String> {
+pub(crate) fn allocate(size: u64) -> Result<Memory, String> {
     let mut ranges = Vec::new();
     for (start, len) in ram(size) {
         ranges.push((
@@ -134,7 +139,7 @@ fn allocate(size: u64) -> Result<Memory, String> {
 }
 
 /// Loads everything into guest memory that the kernel finds there.
-fn load(path: &Path, options: &Options, memory: &Memory) -> Result<Kernel, String> {
+pub(crate) fn load(path: &Path, options: &Options, memory: &Memory) -> Result<Kernel, String> {
     let room = Room {
         start: KERNEL,
         end: RAM_START + options.memory.min(WINDOW - RAM_START),
@@ -156,6 +161,13 @@ fn load(path: &Path, options: &Options, memory: &Memory) -> Result<Kernel, Strin
             virtio.push(slot.location().map_err(|error| error.to_string())?);
         }
     }
+    for (slot, _) in devices::DISKS.into_iter().zip(&options.disks) {
+        virtio.push(slot.location().map_err(|error| error.to_string())?);
+    }
+    if options.net.is_some() {
+        let slot = devices::NET;
+        virtio.push(slot.location().map_err(|error| error.to_string())?);
+    }
     let needed = arch::linux::needed(options, &virtio);
     let line = command_line::complete(&options.command_line, &needed, &kernel)?;
     arch::linux::write(memory, options, &kernel, initrd, &line, &virtio)
@@ -163,38 +175,40 @@ fn load(path: &Path, options: &Options, memory: &Memory) -> Result<Kernel, Strin
     Ok(kernel)
 }
 
-/// Runs the machine until it comes to its end.
-fn boot(
-    machine: &Machine,
-    path: &Path,
-    kernel: &Kernel,
-    options: &Options,
-) -> Result<ExitCode, Box<dyn Error>> {
-    let kvm = kvm::open()?;
-    if let Some(doubt) = arch::vm::doubt() {
-        complain(doubt);
+/// Keeps the state that a reboot in place puts back, if there can be one.
+pub(crate) fn first_state(
+    reboot: Reboot,
+    kvm: &Kvm,
+    vm: &VmFd,
+    vcpus: &[VcpuFd],
+) -> Result<Option<FirstState>, Box<dyn Error>> {
+    match reboot {
+        Reboot::Exit => Ok(None),
+        Reboot::InPlace => FirstState::keep(kvm, vm, vcpus).map(Some),
     }
-    let (parts, group) = machine.assemble(&kvm, kernel, options)?;
-    let terminal = Terminal::find().map_err(kvm::call("the terminal"))?;
-    signals::watch(
-        machine.bell().clone(),
-        terminal.as_ref().map(Terminal::modes),
-        machine.hvc().cloned(),
-    )?;
-    // From here on a signal ends the machine, and so nothing below waits without an end to it.
-
-    let began = Instant::now();
-    let again = |group: &_| machine.reset(&parts, group, |memory| load(path, options, memory));
-    let played = play(machine, group, options.reboot, again, terminal);
-    let elapsed = began.elapsed();
-    let ending = played.unwrap_or_else(|error| Ending::failed(error.to_string()));
-    let status = report(machine, options, &ending, elapsed);
-    // A worker may wait for its source for ever, and nobody is to wait for the worker.
-    std::process::exit(status.into())
 }
 
-/// Runs the vCPUs until the machine comes to its end, with the terminal in the guest's hands.
-fn play(
+/// Has signals end the machine, and leave the terminal as it was.
+pub(crate) fn watch_signals(machine: &Machine, terminal: Option<&Terminal>) -> io::Result<()> {
+    let modes = terminal.map(Terminal::modes);
+    let (bell, hvc) = (machine.bell().clone(), machine.hvc().cloned());
+    signals::watch(bell, modes, hvc, machine.disks.clone())
+}
+
+/// Runs the vCPUs until the machine comes to its end, and says what that was.
+pub(crate) fn play(
+    machine: &Machine,
+    group: VcpuGroup,
+    reboot: Reboot,
+    again: impl Fn(&VcpuGroup) -> Result<(), Box<dyn Error>>,
+    terminal: Option<Terminal>,
+) -> Ending {
+    play_on(machine, group, reboot, again, terminal)
+        .unwrap_or_else(|error| Ending::failed(error.to_string()))
+}
+
+/// The same, with the terminal in the guest's hands meanwhile.
+fn play_on(
     machine: &Machine,
     group: VcpuGroup,
     reboot: Reboot,
@@ -302,7 +316,12 @@ fn await_end(machine: &Machine) {
 }
 
 /// Says what has happened, and returns the exit status.
-fn report(machine: &Machine, options: &Options, ending: &Ending, elapsed: Duration) -> u8 {
+pub(crate) fn report(
+    machine: &Machine,
+    options: &Options,
+    ending: &Ending,
+    elapsed: Duration,
+) -> u8 {
     for trouble in machine.troubles(&options.source) {
         machine.complain(&trouble);
     }

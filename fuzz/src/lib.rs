@@ -6,10 +6,13 @@
 
 #![forbid(unsafe_code)]
 
+pub mod blk_requests;
 pub mod bus_ops;
 pub mod console_bytes;
 pub mod kernel;
 pub mod machine;
+#[path = "../../crates/virtio-blk-device/tests/support/memory_disk.rs"]
+mod memory_disk;
 pub mod model;
 pub mod registers;
 pub mod rings;
@@ -24,10 +27,9 @@ mod tests {
         on_some_noise(3000, run);
     }
 
-    /// The same for targets that take their time.
-    fn on_some_noise<P: for<'a> Arbitrary<'a>>(programs: u32, run: impl Fn(&P)) {
+    fn on_some_noise<P: for<'a> Arbitrary<'a>>(count: u32, run: impl Fn(&P)) {
         let mut state = 1_u64;
-        for _ in 0..programs {
+        for _ in 0..count {
             let bytes: Vec<u8> = std::iter::repeat_with(|| {
                 state = state
                     .wrapping_mul(6_364_136_223_846_793_005)
@@ -38,6 +40,12 @@ mod tests {
             .collect();
             run(&P::arbitrary(&mut Unstructured::new(&bytes)).unwrap());
         }
+    }
+
+    #[test]
+    fn disks_of_noise() {
+        // Each of them moves many sectors.
+        on_some_noise(200, crate::blk_requests::run);
     }
 
     #[test]

@@ -3,15 +3,17 @@
 
 //! Why the bus did not change as asked.
 
-use std::fmt;
+use thiserror::Error;
 
-use crate::{Address, RegionId, RegionInfo};
+use crate::range::InvalidRange;
+use crate::{RegionId, RegionInfo};
 
 /// Why a bus was not changed. A call that returns one of these has changed nothing.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Error)]
 #[non_exhaustive]
 pub enum BusError<K> {
     /// The range is empty, or does not fit into the address space.
+    #[error("invalid range: {len:#x} bytes at {base:#x}")]
     InvalidRange {
         /// Where the range was to begin.
         base: K,
@@ -19,6 +21,7 @@ pub enum BusError<K> {
         len: u64,
     },
     /// Another region claims a part of the range.
+    #[error("({new}) overlaps ({existing})")]
     Overlap {
         /// The region as it would have become.
         new: RegionInfo<K>,
@@ -26,29 +29,22 @@ pub enum BusError<K> {
         existing: RegionInfo<K>,
     },
     /// The bus has no such region: it has been removed, or belongs to another bus.
+    #[error("no region #{} on this bus", .0.0)]
     NoSuchRegion(RegionId),
     /// The bus has no region at this address.
+    #[error("no region at {0:#x}")]
     NoRegionAt(K),
     /// Waiting until this region is left would never end: the calling thread is inside of the
     /// region's device, by this bus or another, or holds what those wait for who are.
+    #[error("called from inside ({0})")]
     InsideDevice(RegionInfo<K>),
     /// The operating system refused `membarrier(2)`, which it had granted to this process before.
+    #[error("membarrier(2) failed")]
     Barrier,
 }
 
-impl<K: Address> fmt::Display for BusError<K> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::InvalidRange { base, len } => {
-                write!(f, "invalid range: {len:#x} bytes at {base:#x}")
-            }
-            Self::Overlap { new, existing } => write!(f, "({new}) overlaps ({existing})"),
-            Self::NoSuchRegion(id) => write!(f, "no region #{} on this bus", id.0),
-            Self::NoRegionAt(addr) => write!(f, "no region at {addr:#x}"),
-            Self::InsideDevice(region) => write!(f, "called from inside ({region})"),
-            Self::Barrier => f.write_str("membarrier(2) failed"),
-        }
+impl<K> From<InvalidRange<K>> for BusError<K> {
+    fn from(InvalidRange { base, len }: InvalidRange<K>) -> Self {
+        Self::InvalidRange { base, len }
     }
 }
-
-impl<K: Address> std::error::Error for BusError<K> {}

@@ -175,7 +175,9 @@
 #![forbid(unsafe_code)]
 
 mod access;
+mod access_error;
 mod bus;
+mod data;
 mod device;
 mod error;
 mod map;
@@ -191,11 +193,12 @@ mod view;
 pub mod vm_device;
 mod width;
 
-pub use access::{Access, AccessError};
+pub use access::Access;
+pub use access_error::AccessError;
 pub use bus::{Bus, BusBuilder, MmioBus, PioBus};
 pub use device::{BusDevice, BusDeviceSync, DefaultAnswer};
 pub use error::BusError;
-pub use range::{Address, BusRange};
+pub use range::{Address, BusRange, InvalidRange};
 pub use region::{Counts, Region, RegionId, RegionInfo};
 pub use transaction::Transaction;
 pub use view::{BusView, MmioView, PioView};

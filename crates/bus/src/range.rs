@@ -5,7 +5,7 @@
 
 use std::fmt::{self, Debug, LowerHex};
 
-use crate::BusError;
+use thiserror::Error;
 
 /// An address of a bus: `u64` for memory-mapped I/O, `u16` for ports.
 ///
@@ -34,6 +34,16 @@ impl Address for u16 {}
 impl sealed::Sealed for u64 {}
 impl sealed::Sealed for u16 {}
 
+/// A range that is empty, or does not fit into the address space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("invalid range: {len:#x} bytes at {base:#x}")]
+pub struct InvalidRange<K> {
+    /// Where the range was to begin.
+    pub base: K,
+    /// How many addresses it was to have.
+    pub len: u64,
+}
+
 /// A range of addresses that is never empty and never wraps, both by construction.
 ///
 /// Both ends are included, so that a range can reach the last address of the space.
@@ -59,11 +69,11 @@ impl<K: Address> BusRange<K> {
     ///
     /// # Errors
     ///
-    /// [`BusError::InvalidRange`] if `len` is 0, or the range does not fit into the address space.
-    pub fn new(base: K, len: u64) -> Result<Self, BusError<K>> {
+    /// [`InvalidRange`] if `len` is 0, or the range does not fit into the address space.
+    pub fn new(base: K, len: u64) -> Result<Self, InvalidRange<K>> {
         let last = (len.checked_sub(1)).and_then(|reach| base.into().checked_add(reach));
         let last = last.and_then(|last| last.try_into().ok());
-        let last = last.ok_or(BusError::InvalidRange { base, len })?;
+        let last = last.ok_or(InvalidRange { base, len })?;
         Ok(Self { first: base, last })
     }
 

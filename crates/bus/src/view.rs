@@ -10,7 +10,7 @@ use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use crate::access::Data;
+use crate::data::Data;
 use crate::device::Device;
 use crate::map::Map;
 use crate::registry::{Place, Presence, panicked, registry};

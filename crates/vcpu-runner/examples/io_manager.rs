@@ -12,32 +12,12 @@ mod common;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     use std::sync::Arc;
 
-    use vcpu_runner::{GuestIo, KvmVcpu, VcpuRunner};
+    use vcpu_runner::{IoAccess, IoFn, KvmVcpu, VcpuRunner};
     use vm_device::bus::{
         MmioAddress, MmioAddressOffset, MmioRange, PioAddress, PioAddressOffset, PioRange,
     };
     use vm_device::device_manager::{IoManager, MmioManager, PioManager};
     use vm_device::{DeviceMmio, DevicePio};
-
-    /// The whole of the adapter.
-    struct Io(Arc<IoManager>);
-
-    impl GuestIo for Io {
-        type Answer = ();
-        // An access that fails is no reason to stop: the guest reads ones.
-        fn mmio_read(&mut self, addr: u64, data: &mut [u8]) {
-            let _ = self.0.mmio_read(MmioAddress(addr), data);
-        }
-        fn mmio_write(&mut self, addr: u64, data: &[u8]) {
-            let _ = self.0.mmio_write(MmioAddress(addr), data);
-        }
-        fn pio_read(&mut self, port: u16, data: &mut [u8]) {
-            let _ = self.0.pio_read(PioAddress(port), data);
-        }
-        fn pio_write(&mut self, port: u16, data: &[u8]) {
-            let _ = self.0.pio_write(PioAddress(port), data);
-        }
-    }
 
     /// What the guest reads.
     struct Answer;
@@ -73,9 +53,18 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let range = PioRange::new(PioAddress(0x3f8), 8)?;
     devices.register_pio(range, Arc::new(Console))?;
 
+    let io = IoFn(move |access: IoAccess<'_>| {
+        // An access that fails is no reason to stop: the guest reads ones.
+        let _ = match access {
+            IoAccess::MmioRead { addr, data } => devices.mmio_read(MmioAddress(addr), data),
+            IoAccess::MmioWrite { addr, data } => devices.mmio_write(MmioAddress(addr), data),
+            IoAccess::PioRead { port, data } => devices.pio_read(PioAddress(port), data),
+            IoAccess::PioWrite { port, data } => devices.pio_write(PioAddress(port), data),
+        };
+    });
     let vcpu = KvmVcpu::new(machine.vm.create_vcpu(0)?)?;
     common::reset(vcpu.fd())?;
-    let outcome = VcpuRunner::new(vcpu, Io(Arc::new(devices))).run()?;
+    let outcome = VcpuRunner::new(vcpu, io).run()?;
     println!("{outcome}");
     Ok(())
 }

@@ -39,7 +39,7 @@ pub use mock::{MockLog, MockStep, MockVcpu};
 pub use run::BusIo;
 pub use run::{
     Action, CoalescedWrite, CoalescedWrites, Control, ControlError, DefaultPolicy, End, Error,
-    Event, ExitCounters, ExitLatencies, ExitObserver, ExitPolicy, Fault, Flow, GuestIo, Kick,
-    LatencyObserver, MapAnswer, Outcome, RunError, State, Vcpu, VcpuRunner, dispatch,
+    Event, ExitCounters, ExitLatencies, ExitObserver, ExitPolicy, Fault, Flow, GuestIo, IoAccess,
+    IoFn, Kick, LatencyObserver, MapAnswer, Outcome, RunError, State, Vcpu, VcpuRunner, dispatch,
 };
 pub use threads::{Ended, GroupError, JoinError, RunningGroup, VcpuGroup, VcpuHandle};

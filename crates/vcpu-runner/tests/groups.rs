@@ -9,16 +9,12 @@ mod common;
 use std::io;
 use std::sync::{Arc, Mutex, mpsc};
 
+use common::scripts::{group, spinning};
 use common::{Nothing, SOON, wait_until};
 use kvm_bindings as kvm;
 use vcpu_runner::{
-    Control, ControlError, GroupError, JoinError, MockStep, MockVcpu, Outcome, State, VcpuGroup,
-    VcpuRunner,
+    Control, ControlError, GroupError, JoinError, MockStep, MockVcpu, Outcome, State, VcpuRunner,
 };
-
-fn spinning() -> MockVcpu {
-    MockVcpu::new([MockStep::Spin])
-}
 
 /// Asks for a reset, and then spins.
 fn resetting() -> MockVcpu {
@@ -27,14 +23,6 @@ fn resetting() -> MockVcpu {
         kvm::KVM_EXIT_SYSTEM_EVENT,
         &[(0, &number)],
     )])
-}
-
-fn group(vcpus: impl IntoIterator<Item = MockVcpu>) -> VcpuGroup<MockVcpu> {
-    let mut group = VcpuGroup::new();
-    for vcpu in vcpus {
-        group.add(VcpuRunner::new(vcpu, Nothing));
-    }
-    group
 }
 
 #[test]

@@ -6,6 +6,8 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+#[cfg(feature = "io-uring")]
+use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 
 use virtio_bindings::virtio_blk as blk;
@@ -21,6 +23,8 @@ use crate::config::{self, QUEUE_SIZE};
 use crate::observer::BlockObserver;
 use crate::request::ID_LEN;
 use crate::shared::Shared;
+#[cfg(feature = "io-uring")]
+use crate::uring;
 use crate::worker::{Handler, Job};
 
 /// Most queues that a device may have.
@@ -37,6 +41,9 @@ pub struct Block<E> {
     executor: E,
     /// Whether the driver cannot switch the cache.
     cache_is_fixed: bool,
+    /// The ring of each queue, if it has one.
+    #[cfg(feature = "io-uring")]
+    rings: Vec<uring::Home>,
 }
 
 impl<E> fmt::Debug for Block<E> {
@@ -57,7 +64,29 @@ impl<E: Executor> Block<E> {
             queue_sizes: vec![QUEUE_SIZE],
             executor,
             cache_is_fixed: false,
+            #[cfg(feature = "io-uring")]
+            rings: Vec::new(),
         })
+    }
+
+    /// Has the kernel work on all requests of a queue at the same time, by a ring for each of the queues
+    /// that there are by now. Its executor must be able to watch descriptors, as all but a
+    /// [`StepLoop`](virtio_device_core::StepLoop) are.
+    ///
+    /// # Errors
+    ///
+    /// If the back end is no file, or the kernel refuses.
+    #[cfg(feature = "io-uring")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "io-uring")))]
+    pub fn with_io_uring(mut self) -> io::Result<Self> {
+        if self.shared.backend.as_file().is_none() {
+            let why = "io_uring needs a file as the back end";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        }
+        let rings = self.queue_sizes.iter();
+        let rings = rings.map(|_| Ok(Arc::new(Mutex::new(Some(uring::ring()?)))));
+        self.rings = rings.collect::<io::Result<_>>()?;
+        Ok(self)
     }
 
     /// Sets the number of queues, from 1 to [`MAX_QUEUES`]; a number beyond is taken for the nearest. As
@@ -182,6 +211,17 @@ where
         self.shared.limits.set_wakers(kicks.collect());
         for queue in activation.queues {
             let (memory, shared) = (activation.memory.clone(), self.shared.clone());
+            #[cfg(feature = "io-uring")]
+            if let Some(home) = self.rings.get(usize::from(queue.index)) {
+                let (home, index) = (home.clone(), queue.index);
+                let build = move || -> Result<Box<dyn QueueHandler>, DeviceFault> {
+                    let handler = uring::RingHandler::new(memory, shared, index, home);
+                    Ok(Box::new(handler.map_err(DeviceFault::Backend)?))
+                };
+                let worker = Worker::build(vec![queue], activation.interrupt.clone(), build);
+                self.executor.start(worker)?;
+                continue;
+            }
             let build = || -> Result<Box<dyn QueueHandler>, DeviceFault> {
                 Ok(Box::new(Handler {
                     memory,

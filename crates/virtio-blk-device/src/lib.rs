@@ -40,9 +40,15 @@
 //! * **No copy.** The kernel moves data between the file and guest memory. A request takes no memory of
 //!   the host's that its length decides on.
 //!
+//! # Many requests in flight
+//!
+//! A queue's worker waits for one request after the other. With the feature `io-uring`,
+//! `Block::with_io_uring` has the kernel work on all requests of a queue at the same time.
+//!
 //! # Unsafe code
 //!
-//! One module has it: what hands guest memory to the kernel by its address. Guest memory must be mapped
+//! The modules have it that hand guest memory to the kernel by its address: one, and another with the
+//! feature `io-uring`. Guest memory must be mapped
 //! for as long as it is guest memory, as all but that of Xen is.
 
 #![deny(unsafe_code)]
@@ -55,6 +61,8 @@ mod observer;
 mod raw;
 mod request;
 mod shared;
+#[cfg(feature = "io-uring")]
+mod uring;
 mod worker;
 
 pub use backend::{Backend, Buffers, FileBackend, FileOptions, Geometry};

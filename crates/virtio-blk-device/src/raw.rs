@@ -50,6 +50,14 @@ impl<'a> Buffers<'a> {
         })
     }
 
+    /// The vectors, and how many there are, if that is a number that the kernel takes at once.
+    #[cfg(feature = "io-uring")]
+    pub(crate) fn vectors(&self) -> Option<(*const iovec, u32)> {
+        let count = u32::try_from(self.vectors.len()).ok();
+        let count = count.filter(|_| self.vectors.len() <= MAX_VECTORS)?;
+        Some((self.vectors.as_ptr(), count))
+    }
+
     /// Whether the place on the disk and every piece are aligned to `align`, a power of two.
     pub(crate) fn is_aligned(&self, offset: u64, align: u32) -> bool {
         let is_aligned = |it: &iovec| (it.iov_base.addr() | it.iov_len) & (align as usize - 1) == 0;

@@ -173,8 +173,11 @@ fn a_reset_cancels_a_wait() {
     active.kick();
     active.interrupts.recv_timeout(SOON).unwrap();
     active.reset(&mut rng);
+    // On a busy host the second request is served before that.
+    let served = active.driver.used_index();
+    while active.interrupts.try_recv().is_ok() {}
     std::thread::sleep(Duration::from_millis(50));
-    assert_eq!(active.driver.used_index(), 1);
+    assert_eq!(active.driver.used_index(), served);
     active.interrupts.try_recv().unwrap_err();
 }
 

@@ -11,16 +11,19 @@ use std::thread;
 use std::time::Duration;
 
 use bus::{MmioBus, PioBus};
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::{VcpuFd, VmFd};
 use rustix::stdio::{stderr, stdout};
 use vcpu_runner::{BusIo, ExitCounters, IoEvent, IrqFd, KvmVcpu, VcpuGroup, VcpuRunner};
+use virtio_blk_device::BlockHandle;
 use virtio_rng_device::{EntropyDevice, RngCounters};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::bell::{Bell, End};
+use super::disk::Disk;
 use super::hvc::Hvc;
 use super::input::Keyboard;
 use super::loader::Kernel;
+use super::net::{Complaint, Network};
 use super::output::Output;
 use super::serial::SerialPort;
 use super::trace::{Io, OtherExits, Trace};
@@ -47,6 +50,8 @@ pub(crate) struct Machine {
     /// What virtio-rng has done.
     pub(crate) rng: Option<Arc<RngCounters>>,
     wires: Vec<Wires>,
+    /// The disks, to be told of another size.
+    pub(crate) disks: Vec<BlockHandle>,
     /// The virtio console, if it is wanted.
     hvc: Option<Hvc>,
     troubles: Vec<Noted>,
@@ -63,20 +68,20 @@ pub(crate) struct Machine {
 /// How long until a device is asked again whether it has been reset.
 const GLANCE: Duration = Duration::from_millis(10);
 
-/// The virtual machine, and its connections with devices.
-pub(crate) struct Parts {
+/// What connects devices with a virtual machine.
+pub(crate) struct Connections {
     _serial_irq: IrqFd,
     _doorbells: Vec<IoEvent>,
-    vm: Arc<VmFd>,
-    /// What the machine is put back to, if it can reboot.
-    first: Option<FirstState>,
-    /// Guest memory outlives the virtual machine.
-    _memory: Arc<Memory>,
 }
 
 impl Machine {
     /// Puts the devices on their buses.
-    pub(crate) fn new(options: &Options, memory: Arc<Memory>) -> Result<Self, Box<dyn Error>> {
+    pub(crate) fn new(
+        options: &Options,
+        disks: Vec<Disk>,
+        net: Option<Network>,
+        memory: Arc<Memory>,
+    ) -> Result<Self, Box<dyn Error>> {
         let bell = Bell::default();
         let fail = {
             let bell = bell.clone();
@@ -131,6 +136,24 @@ impl Machine {
             )?);
             hvc = Some(user);
         }
+        let mut handles = Vec::new();
+        for disk in disks {
+            let slot = disk.slot;
+            let (device, handle) = disk.watched(tell());
+            wires.push(devices::insert_virtio(
+                &mmio,
+                slot,
+                device,
+                memory.clone(),
+                tell(),
+            )?);
+            handles.push(handle);
+        }
+        if let Some(device) = net {
+            let device = device.with_observer(Complaint(tell()));
+            let (slot, memory) = (devices::NET, memory.clone());
+            wires.push(devices::insert_virtio(&mmio, slot, device, memory, tell())?);
+        }
         Ok(Self {
             memory,
             mmio,
@@ -138,6 +161,7 @@ impl Machine {
             exits: (0..options.cpus).map(|_| Arc::default()).collect(),
             rng,
             wires,
+            disks: handles,
             hvc,
             troubles,
             bell,
@@ -149,29 +173,29 @@ impl Machine {
         })
     }
 
-    /// Makes the virtual machine and its vCPUs, ready to start.
-    pub(crate) fn assemble(
-        &self,
-        kvm: &Kvm,
-        kernel: &Kernel,
-        options: &Options,
-    ) -> Result<(Parts, VcpuGroup), Box<dyn Error>> {
-        let vm = Arc::new(devices::create_vm(kvm, &self.memory)?);
-        let vcpus = arch::linux::create_vcpus(kvm, &vm, options.cpus, kernel)?;
+    /// Connects the devices with the virtual machine, until what is returned is dropped.
+    pub(crate) fn connect(&self, vm: &Arc<VmFd>) -> Result<Connections, Box<dyn Error>> {
         let event = self.serial_irq.try_clone().map_err(call("dup"))?;
-        let serial_irq = IrqFd::new(&vm, SERIAL_GSI, event).map_err(call("KVM_IRQFD"))?;
+        let serial_irq = IrqFd::new(vm, SERIAL_GSI, event).map_err(call("KVM_IRQFD"))?;
         let mut doorbells = Vec::new();
         for wires in &self.wires {
-            doorbells.extend(wires.connect(&vm)?);
+            doorbells.extend(wires.connect(vm)?);
         }
+        Ok(Connections {
+            _serial_irq: serial_irq,
+            _doorbells: doorbells,
+        })
+    }
 
+    /// Makes a loop for each vCPU, whose accesses go to the buses.
+    pub(crate) fn loops(
+        &self,
+        vcpus: Vec<VcpuFd>,
+        options: &Options,
+    ) -> Result<VcpuGroup, Box<dyn Error>> {
         let trace = options
             .trace
             .map(|lines| Trace::new(lines, self.errors.clone(), &self.mmio, &self.pio));
-        let first = match options.reboot {
-            Reboot::Exit => None,
-            Reboot::InPlace => Some(FirstState::keep(kvm, &vm, &vcpus)?),
-        };
         let bell = self.bell.clone();
         let mut group = VcpuGroup::new().on_end(move |_, _| bell.end(End::Vcpu));
         for (id, (vcpu, exits)) in vcpus.into_iter().zip(&self.exits).enumerate() {
@@ -181,14 +205,7 @@ impl Machine {
             let vcpu = KvmVcpu::new(vcpu).map_err(call("mmap of a vCPU's run record"))?;
             group.add(VcpuRunner::new(vcpu, io).with_observer(observer));
         }
-        let parts = Parts {
-            _serial_irq: serial_irq,
-            _doorbells: doorbells,
-            vm,
-            first,
-            _memory: self.memory.clone(),
-        };
-        Ok((parts, group))
+        Ok(group)
     }
 
     /// Puts everything back to where it began, while no vCPU runs, and has `load` fill guest memory.
@@ -197,7 +214,8 @@ impl Machine {
     /// it and the user wants the program to end, the rest is left alone.
     pub(crate) fn reset(
         &self,
-        parts: &Parts,
+        vm: &VmFd,
+        first: Option<&FirstState>,
         group: &VcpuGroup,
         load: impl FnOnce(&Memory) -> Result<Kernel, String>,
     ) -> Result<(), Box<dyn Error>> {
@@ -212,8 +230,8 @@ impl Machine {
         }
         memory::clear(&self.memory)?;
         let kernel = load(&self.memory)?;
-        let first = parts.first.as_ref().ok_or("this machine cannot reboot")?;
-        first.restore(&parts.vm, group.vcpus().map(KvmVcpu::fd))?;
+        let first = first.ok_or("this machine cannot reboot")?;
+        first.restore(vm, group.vcpus().map(KvmVcpu::fd))?;
         let boots = group.vcpus().next().ok_or("a machine has a vCPU")?;
         arch::linux::enter(boots.fd(), &kernel)
     }

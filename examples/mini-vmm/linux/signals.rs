@@ -1,7 +1,8 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Signals that end the program, stop it for a while, or say that its terminal has another size.
+//! Signals that end the program, stop it for a while, or say that its terminal or a disk has another
+//! size.
 
 use std::io;
 use std::thread;
@@ -12,6 +13,8 @@ use signal_hook::consts::{
 };
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
+
+use virtio_blk_device::BlockHandle;
 
 use super::bell::{Bell, End};
 use super::hvc::Hvc;
@@ -24,9 +27,15 @@ const WATCHED: [i32; 14] = [
     SIGVTALRM, SIGXCPU, SIGXFSZ,
 ];
 
-/// Has a thread end the machine on signals, give the terminal back while the program is stopped, and
-/// keep the virtio console's size that of the terminal.
-pub(crate) fn watch(bell: Bell, terminal: Option<Modes>, hvc: Option<Hvc>) -> io::Result<()> {
+/// Has a thread end the machine on signals, give the terminal back while the program is stopped, keep
+/// the virtio console's size that of the terminal, and tell disks of their size on SIGUSR1, if there
+/// are any.
+pub(crate) fn watch(
+    bell: Bell,
+    terminal: Option<Modes>,
+    hvc: Option<Hvc>,
+    disks: Vec<BlockHandle>,
+) -> io::Result<()> {
     // Whoever started the program may want it to ignore some: nohup, for one.
     let ignored = ignored();
     let wanted = WATCHED
@@ -40,6 +49,11 @@ pub(crate) fn watch(bell: Bell, terminal: Option<Modes>, hvc: Option<Hvc>) -> io
             for signal in signals.forever() {
                 if signal == SIGWINCH {
                     hvc.iter().for_each(Hvc::resize);
+                    continue;
+                }
+                if signal == SIGUSR1 && !disks.is_empty() {
+                    // One whose size cannot be found out has the one that it had.
+                    disks.iter().for_each(|disk| drop(disk.refresh()));
                     continue;
                 }
                 if signal != SIGTSTP {

@@ -10,7 +10,8 @@
 /// bus answers, so doing nothing is a correct answer.
 ///
 /// With the default feature `bus`, [`BusIo`](crate::BusIo) implements this trait for the buses of
-/// the `vmm-bus` crate. A VMM with a bus of its own implements it in a few lines:
+/// the `vmm-bus` crate. A VMM with a bus of its own hands in a function, as an
+/// [`IoFn`](crate::IoFn), or implements it in a few lines:
 ///
 /// ```
 /// use std::sync::{Arc, Mutex};

@@ -17,6 +17,8 @@ mod guests;
 mod limit;
 #[cfg(target_arch = "x86_64")]
 mod machine;
+#[cfg(feature = "test-utils")]
+pub mod scripts;
 pub mod signal;
 mod skip;
 

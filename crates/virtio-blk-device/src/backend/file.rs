@@ -111,6 +111,12 @@ impl FileBackend {
         }
     }
 
+    /// The descriptor for everything else.
+    #[cfg(feature = "io-uring")]
+    pub(crate) fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
     /// Takes note of how a flush has ended.
     pub(crate) fn flushed(&self, result: io::Result<()>) -> io::Result<()> {
         let failed = self.lost.fetch_or(result.is_err(), Ordering::SeqCst);

@@ -1,0 +1,408 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The device as a queue's worker sees it: many requests in flight, by the kernel's `io_uring`.
+#![expect(
+    unsafe_code,
+    reason = "the kernel reads and writes guest memory by its address"
+)]
+
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use io_uring::types::{Fd, FsyncFlags};
+use io_uring::{IoUring, Probe, opcode, squeue};
+use rustix::fs::FallocateFlags;
+use virtio_device_core::{
+    ActiveQueue, Context, DeviceFault, Head, InFlight, Progress, QueueHandler, Readiness,
+    RingFault, Rings, Virtqueue,
+};
+use vm_memory::GuestAddressSpace;
+
+use crate::config::QUEUE_SIZE;
+use crate::observer::Operation;
+use crate::request::{Refusal, Request};
+use crate::shared::Shared;
+use crate::worker::Job;
+
+/// The number under which the ring is watched.
+const RING: u32 = 0;
+/// How long a kernel without memory for requests is left alone.
+const SHORTAGE: Duration = Duration::from_millis(1);
+
+/// Where a queue's ring is while the device is not active: it is made before the guest runs.
+pub(crate) type Home = Arc<Mutex<Option<IoUring>>>;
+
+/// Makes a ring.
+pub(crate) fn ring() -> io::Result<IoUring> {
+    let refused = |error: io::Error| {
+        let why = format!("the kernel refuses io_uring: {error}");
+        io::Error::new(error.kind(), why)
+    };
+    let ring = IoUring::new(QUEUE_SIZE.into()).map_err(refused)?;
+    let mut probe = Probe::new();
+    ring.submitter()
+        .register_probe(&mut probe)
+        .map_err(refused)?;
+    let needed = [
+        opcode::Readv::CODE,
+        opcode::Writev::CODE,
+        opcode::Fsync::CODE,
+        opcode::Fallocate::CODE,
+    ];
+    match needed.iter().all(|code| probe.is_supported(*code)) {
+        true => Ok(ring),
+        false => Err(refused(io::ErrorKind::Unsupported.into())),
+    }
+}
+
+/// Serves a queue by a ring: a pause completes what is in flight, and a reset stays pending until the
+/// kernel is done with it.
+pub(crate) struct RingHandler<M: GuestAddressSpace> {
+    memory: M,
+    shared: Arc<Shared>,
+    queue: u16,
+    ring: Option<IoUring>,
+    home: Home,
+    slots: Vec<Slot<M::T>>,
+    free: Vec<u16>,
+}
+
+/// Room for a request in flight.
+struct Slot<T> {
+    job: Job,
+    busy: Option<Busy<T>>,
+}
+
+impl<T> Default for Slot<T> {
+    fn default() -> Self {
+        Self {
+            job: Job::default(),
+            busy: None,
+        }
+    }
+}
+
+/// A request in flight. While there is one, the kernel uses the vectors of its job, and the memory.
+struct Busy<T> {
+    head: Head,
+    request: Request,
+    memory: T,
+    active: ActiveQueue,
+    in_flight: InFlight<Virtqueue>,
+}
+
+impl<M: GuestAddressSpace> RingHandler<M> {
+    /// Takes the ring from its home; there is none if it is still at work.
+    pub(crate) fn new(memory: M, shared: Arc<Shared>, queue: u16, home: Home) -> io::Result<Self> {
+        let ring = lock(&home).take();
+        Ok(Self {
+            memory,
+            shared,
+            queue,
+            ring: Some(ring.ok_or(io::ErrorKind::ResourceBusy)?),
+            home,
+            slots: (0..QUEUE_SIZE).map(|_| Slot::default()).collect(),
+            free: (0..QUEUE_SIZE).rev().collect(),
+        })
+    }
+
+    /// Begins as many requests as there are and may be; says how to go on.
+    fn begin(&mut self, cx: &Context<'_>) -> Result<Progress, DeviceFault> {
+        let Some(active) = cx.queue(self.queue) else {
+            return Ok(Progress::Idle);
+        };
+        let memory = self.memory.memory();
+        let (mut rings, mut budget) = (None, QUEUE_SIZE);
+        while let Some(&index) = self.free.last() {
+            let Some(slot) = self.slots.get_mut(usize::from(index)) else {
+                break;
+            };
+            let looked = active.lease.with(|ring| {
+                let first = rings.is_none();
+                let rings = rings.get_or_insert_with(|| Rings::new(&*memory, ring.layout()));
+                if first {
+                    ring.disable_notification(rings)?;
+                }
+                let taken = slot
+                    .job
+                    .take(ring, rings, active, &self.shared, &mut budget)?;
+                Ok::<_, RingFault>(taken.and_then(|head| match active.lease.hold() {
+                    Ok(in_flight) => Ok((head, in_flight)),
+                    Err(_) => {
+                        ring.put_back(head);
+                        Err(Progress::Idle)
+                    }
+                }))
+            });
+            let (head, in_flight) = match looked {
+                Ok(taken) => match taken? {
+                    Ok(taken) => taken,
+                    Err(progress) => return Ok(progress),
+                },
+                Err(_) => return Ok(Progress::Idle),
+            };
+            let Some(rings) = &rings else { break };
+            let request = slot.job.begin(rings, &self.shared, self.queue, cx);
+            let entry = match &request {
+                Ok(request) => entry(&mut slot.job, &*memory, request, &self.shared, index),
+                Err(_) => None,
+            };
+            let memory = memory.clone();
+            match (request, entry) {
+                (Ok(request), Some(entry)) => {
+                    let active = active.clone();
+                    slot.busy = Some(Busy {
+                        head,
+                        request,
+                        memory,
+                        active,
+                        in_flight,
+                    });
+                    let Some(ring) = &mut self.ring else { break };
+                    // SAFETY: vectors, memory and file stay as they are until the entry is
+                    // complete: they are in the slot, which is busy, and in `shared`.
+                    if unsafe { ring.submission().push(&entry) }.is_err() {
+                        // There are as many entries as there are slots.
+                        let full = io::Error::other("the submission queue is full");
+                        return Err(DeviceFault::Backend(full));
+                    }
+                    self.free.pop();
+                }
+                (Ok(request), None) => {
+                    let outcome = slot.job.buffers(&*memory, &request).map_err(Refusal::Bad);
+                    let outcome = outcome.and_then(|data| self.shared.run(&request, &data));
+                    let finish = |ring: &mut Virtqueue| {
+                        let job = &slot.job;
+                        let len = job.end(&*memory, &self.shared, Some(request), outcome);
+                        complete(ring, &*memory, active, head, len)
+                    };
+                    in_flight.with(finish).unwrap_or(Ok(()))?;
+                }
+                (Err(refusal), _) => {
+                    let finish = |ring: &mut Virtqueue| {
+                        let len = slot.job.end(&*memory, &self.shared, None, Err(refusal));
+                        complete(ring, &*memory, active, head, len)
+                    };
+                    in_flight.with(finish).unwrap_or(Ok(()))?;
+                }
+            }
+        }
+        // A request that is complete makes room.
+        Ok(Progress::Idle)
+    }
+
+    /// Hands what was begun to the kernel.
+    fn submit(&self, progress: Progress) -> Result<Progress, DeviceFault> {
+        let Some(ring) = &self.ring else {
+            return Ok(progress);
+        };
+        match ring.submit() {
+            Ok(_) => Ok(progress),
+            Err(error) if is_passing(&error) => Ok(Progress::After(SHORTAGE)),
+            Err(error) => Err(DeviceFault::Backend(error)),
+        }
+    }
+
+    /// Completes the requests that the kernel is done with.
+    fn reap(&mut self) -> Result<(), DeviceFault> {
+        let Some(ring) = &mut self.ring else {
+            return Ok(());
+        };
+        for entry in ring.completion() {
+            let index = u16::try_from(entry.user_data()).unwrap_or(u16::MAX);
+            let Some(slot) = self.slots.get_mut(usize::from(index)) else {
+                continue;
+            };
+            let Some(busy) = slot.busy.take() else {
+                continue;
+            };
+            self.free.push(index);
+            finish(&mut slot.job, busy, &self.shared, entry.result())?;
+        }
+        Ok(())
+    }
+}
+
+/// Completes a request that the kernel is done with.
+fn finish<T, G>(job: &mut Job, busy: Busy<T>, shared: &Shared, result: i32) -> Result<(), RingFault>
+where
+    T: std::ops::Deref<Target = G>,
+    G: vm_memory::GuestMemory,
+{
+    let Busy {
+        head,
+        request,
+        memory,
+        active,
+        in_flight,
+    } = busy;
+    // Of a request that nobody wants any more, nothing is left to be done.
+    if in_flight.is_revoked() {
+        return Ok(());
+    }
+    let error = u32::try_from(result).err();
+    let error = error.map(|_| io::Error::from_raw_os_error(result.wrapping_neg()));
+    let moved = u64::try_from(result).unwrap_or(0);
+    let outcome = match (request.operation, error) {
+        (Operation::Flush, error) => {
+            let flushed = error.map_or(Ok(()), Err);
+            let file = shared.backend.as_file();
+            let flushed = file.map_or(Ok(()), |file| file.flushed(flushed));
+            shared.outcome(&request, flushed)
+        }
+        (_, Some(error)) if !is_for_another_way(&error) => shared.outcome(&request, Err(error)),
+        (_, None) if moved == request.moved() => shared.outcome(&request, Ok(())),
+        // It was done in part, or the kernel has no such way: what is left is waited for.
+        _ => match job.buffers(&*memory, &request) {
+            Ok(buffers) => shared.run(&request, &buffers),
+            Err(error) => Err(Refusal::Bad(error)),
+        },
+    };
+    let finish = |ring: &mut Virtqueue| {
+        let len = job.end(&*memory, shared, Some(request), outcome);
+        complete(ring, &*memory, &active, head, len)
+    };
+    in_flight.with(finish).unwrap_or(Ok(()))
+}
+
+/// Gives a request back.
+fn complete(
+    ring: &mut Virtqueue,
+    memory: &impl vm_memory::GuestMemory,
+    active: &ActiveQueue,
+    head: Head,
+    len: u32,
+) -> Result<(), RingFault> {
+    ring.complete(memory, head, len)?;
+    if ring.needs_interrupt(memory)? {
+        active.interrupt.trigger();
+    }
+    Ok(())
+}
+
+/// What a request is to the kernel; `None` for one that is not worth it, or takes several steps.
+fn entry(
+    job: &mut Job,
+    memory: &impl vm_memory::GuestMemory,
+    request: &Request,
+    shared: &Shared,
+    slot: u16,
+) -> Option<squeue::Entry> {
+    let file = shared.backend.as_file()?;
+    let (start, len) = (request.range.start, request.range.end - request.range.start);
+    let whole = Fd(file.file().as_raw_fd());
+    let entry = match request.operation {
+        Operation::Read | Operation::Write => {
+            let buffers = job.buffers(memory, request).ok()?;
+            let fd = Fd(file.descriptor(start, &buffers).as_raw_fd());
+            let (vectors, count) = buffers.vectors().filter(|_| len != 0)?;
+            if request.operation == Operation::Read {
+                opcode::Readv::new(fd, vectors, count).offset(start).build()
+            } else {
+                let write = opcode::Writev::new(fd, vectors, count).offset(start);
+                let stable = if shared.writeback() {
+                    0
+                } else {
+                    libc::RWF_DSYNC
+                };
+                write.rw_flags(stable).build()
+            }
+        }
+        Operation::Flush if !shared.backend.is_read_only() => opcode::Fsync::new(whole)
+            .flags(FsyncFlags::DATASYNC)
+            .build(),
+        Operation::Discard | Operation::WriteZeroes if len != 0 && shared.writeback() => {
+            let zero = request.operation == Operation::WriteZeroes && !request.unmap;
+            let way = match zero {
+                true => FallocateFlags::ZERO_RANGE,
+                false => FallocateFlags::PUNCH_HOLE,
+            };
+            let mode = (way | FallocateFlags::KEEP_SIZE).bits();
+            let entry = opcode::Fallocate::new(whole, len).offset(start);
+            entry.mode(i32::try_from(mode).unwrap_or(0)).build()
+        }
+        _ => return None,
+    };
+    Some(entry.user_data(slot.into()))
+}
+
+/// Whether the kernel may say something else next time.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EINTR | libc::EAGAIN | libc::EBUSY | libc::ENOMEM)
+    )
+}
+
+/// Whether a request may be served although the kernel has failed at it like this.
+fn is_for_another_way(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EINTR | libc::EAGAIN | libc::EOPNOTSUPP)
+    )
+}
+
+fn lock(home: &Home) -> std::sync::MutexGuard<'_, Option<IoUring>> {
+    home.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<M: GuestAddressSpace> QueueHandler for RingHandler<M> {
+    fn start(&mut self, cx: &mut Context<'_>) -> Result<(), DeviceFault> {
+        let Some(ring) = &self.ring else {
+            return Ok(());
+        };
+        // SAFETY: the ring lives longer than this call.
+        let fd = unsafe { BorrowedFd::borrow_raw(ring.as_raw_fd()) };
+        let watched = cx.watch_in_flight(RING, fd);
+        watched.map_err(DeviceFault::Backend)
+    }
+
+    fn process(&mut self, _queue: u16, cx: &mut Context<'_>) -> Result<Progress, DeviceFault> {
+        let progress = self.begin(cx);
+        // What was begun before a fault is on its way as well.
+        self.submit(progress?)
+    }
+
+    fn ready(
+        &mut self,
+        _source: u32,
+        _readiness: Readiness,
+        cx: &mut Context<'_>,
+    ) -> Result<Progress, DeviceFault> {
+        self.reap()?;
+        self.process(self.queue, cx)
+    }
+}
+
+impl<M: GuestAddressSpace> Drop for RingHandler<M> {
+    /// Waits until the kernel is done with guest memory, however long that takes: nobody is told before
+    /// that it is at rest.
+    fn drop(&mut self) {
+        let Some(mut ring) = self.ring.take() else {
+            return;
+        };
+        // The ring must be back when the last of them says that memory is at rest.
+        let mut at_rest = Vec::new();
+        while self.slots.iter().any(|slot| slot.busy.is_some()) {
+            match ring.submit_and_wait(1) {
+                Err(error) if !is_passing(&error) => {
+                    // It cannot be known when memory is at rest: that is never told, then.
+                    std::mem::forget(std::mem::take(&mut self.slots));
+                    std::mem::forget(ring);
+                    return;
+                }
+                _ => {}
+            }
+            for entry in ring.completion() {
+                let index = usize::try_from(entry.user_data()).unwrap_or(usize::MAX);
+                let slot = self.slots.get_mut(index);
+                at_rest.extend(slot.and_then(|slot| slot.busy.take()));
+            }
+        }
+        *lock(&self.home) = Some(ring);
+        drop(at_rest);
+    }
+}

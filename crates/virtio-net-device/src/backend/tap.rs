@@ -1,0 +1,177 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! A tap: an interface of the host's own network stack.
+//!
+//! The crates that open taps keep the header before each packet to themselves or know no offloads, so
+//! the few calls are made here.
+
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use libc::{
+    IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4,
+    TUN_F_TSO6, TUN_F_UFO, TUN_F_USO4, TUN_F_USO6, c_int,
+};
+use rustix::fs::{Mode, OFlags};
+use virtio_bindings::virtio_net as net;
+use virtio_device_core::Features;
+
+use crate::backend::{Backend, Packet};
+use crate::config::{GUEST_OFFLOADS, HOST_OFFLOADS};
+use crate::header::HEADER;
+use crate::raw::{tap_attach, tap_flags, tap_header, tap_offloads, tap_steer};
+
+/// What the kernel calls each offload.
+const OFFLOADS: [(u32, u32); 7] = [
+    (net::VIRTIO_NET_F_GUEST_CSUM, TUN_F_CSUM),
+    (net::VIRTIO_NET_F_GUEST_TSO4, TUN_F_TSO4),
+    (net::VIRTIO_NET_F_GUEST_TSO6, TUN_F_TSO6),
+    (net::VIRTIO_NET_F_GUEST_ECN, TUN_F_TSO_ECN),
+    (net::VIRTIO_NET_F_GUEST_UFO, TUN_F_UFO),
+    (net::VIRTIO_NET_F_GUEST_USO4, TUN_F_USO4),
+    (net::VIRTIO_NET_F_GUEST_USO6, TUN_F_USO6),
+];
+/// Features that need Linux 6.2.
+const USO: Features = Features::of(&[
+    net::VIRTIO_NET_F_GUEST_USO4,
+    net::VIRTIO_NET_F_GUEST_USO6,
+    net::VIRTIO_NET_F_HOST_USO,
+]);
+
+/// One queue of a tap.
+#[derive(Debug)]
+pub struct Tap {
+    fd: OwnedFd,
+    /// How to open it again.
+    name: Option<String>,
+    flags: c_int,
+    can: Features,
+}
+
+impl Tap {
+    /// Opens the tap `name` by this many queues, at least one, for a device with as many pairs. If
+    /// there is no such tap, it is made, for as long as it is open, by a caller that may do so.
+    ///
+    /// A tap that goes away is opened again once somebody has made it anew.
+    ///
+    /// # Errors
+    ///
+    /// If the caller may not, if the tap is open already, or is not made for several queues.
+    pub fn open(name: &str, queues: u16) -> io::Result<Vec<Self>> {
+        let several = if queues > 1 { IFF_MULTI_QUEUE } else { 0 };
+        let flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | several;
+        (0..queues.max(1))
+            .map(|_| {
+                let tap = Self::set_up(attach(name, flags)?, flags)?;
+                Ok(Self {
+                    name: Some(name.to_owned()),
+                    ..tap
+                })
+            })
+            .collect()
+    }
+
+    /// Takes a queue of a tap that somebody else has opened, with `IFF_VNET_HDR`. Once the tap has
+    /// gone away, the link is down for good.
+    ///
+    /// # Errors
+    ///
+    /// If it is something else.
+    pub fn new(fd: OwnedFd) -> io::Result<Self> {
+        let flags = tap_flags(fd.as_fd())?;
+        let needed = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
+        if flags & needed != needed {
+            let reason = "a tap needs IFF_TAP, IFF_NO_PI and IFF_VNET_HDR";
+            return Err(io::Error::new(ErrorKind::InvalidInput, reason));
+        }
+        let status = rustix::fs::fcntl_getfl(&fd)?;
+        rustix::fs::fcntl_setfl(&fd, status | OFlags::NONBLOCK)?;
+        Self::set_up(fd, flags)
+    }
+
+    fn set_up(fd: OwnedFd, flags: c_int) -> io::Result<Self> {
+        tap_header(fd.as_fd(), c_int::try_from(HEADER).unwrap_or(0))?;
+        let all = GUEST_OFFLOADS | HOST_OFFLOADS;
+        let can = match tap_offloads(fd.as_fd(), bits(all)) {
+            Ok(()) => all,
+            Err(_) => all - USO,
+        };
+        // Nothing until there is a driver.
+        tap_offloads(fd.as_fd(), 0)?;
+        Ok(Self {
+            fd,
+            name: None,
+            flags,
+            can,
+        })
+    }
+}
+
+fn attach(name: &str, flags: c_int) -> io::Result<OwnedFd> {
+    let open = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let fd = rustix::fs::open("/dev/net/tun", open, Mode::empty())?;
+    tap_attach(fd.as_fd(), name, flags)?;
+    Ok(fd)
+}
+
+fn bits(offloads: Features) -> u32 {
+    let agreed = OFFLOADS
+        .iter()
+        .filter(|(feature, _)| offloads.has(*feature));
+    agreed.fold(0, |bits, (_, bit)| bits | bit)
+}
+
+impl Backend for Tap {
+    fn receive(&mut self, packet: &Packet<'_>) -> io::Result<usize> {
+        packet.read_from(&self.fd)
+    }
+
+    fn send(&mut self, packet: &Packet<'_>) -> io::Result<()> {
+        match packet.write_to(&self.fd) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(match error.raw_os_error() {
+                // It is down, has no memory now, or does not like this one.
+                Some(libc::EIO | libc::ENOBUFS | libc::ENOMEM | libc::EMSGSIZE | libc::EPROTO) => {
+                    ErrorKind::InvalidInput.into()
+                }
+                _ => error,
+            }),
+        }
+    }
+
+    fn readable(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    fn offloads(&self) -> Features {
+        self.can
+    }
+
+    fn set_offloads(&mut self, offloads: Features) -> io::Result<()> {
+        tap_offloads(self.fd.as_fd(), bits(offloads))
+    }
+
+    fn set_active(&mut self, active: bool) -> io::Result<()> {
+        match self.flags & IFF_MULTI_QUEUE {
+            0 => Ok(()),
+            _ => match tap_steer(self.fd.as_fd(), active) {
+                // It is so already.
+                Err(error) if error.kind() == ErrorKind::InvalidInput => Ok(()),
+                result => result,
+            },
+        }
+    }
+
+    fn reopen(&mut self) -> io::Result<()> {
+        let name = self.name.as_ref().ok_or(ErrorKind::Unsupported)?;
+        // To make one is not the device's business: nobody would expect it.
+        if !Path::new("/sys/class/net").join(name).exists() {
+            return Err(ErrorKind::NotFound.into());
+        }
+        let tap = Self::set_up(attach(name, self.flags)?, self.flags)?;
+        self.fd = tap.fd;
+        Ok(())
+    }
+}

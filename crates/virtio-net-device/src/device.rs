@@ -1,0 +1,286 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! The device as vCPUs and the VMM see it.
+
+use std::fmt;
+use std::io::{self, ErrorKind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
+use virtio_bindings::virtio_net as net;
+use virtio_device_core::{
+    ActivateError, Activation, ActiveQueue, ConfigNotifier, DeviceState, DeviceStateError,
+    Executor, Features, RateLimits, VirtioDevice, Worker,
+};
+use vm_memory::GuestAddressSpace;
+
+use crate::backend::Backend;
+use crate::config::{self, Config, FEATURES, GUEST_OFFLOADS, HOST_OFFLOADS, QUEUE_SIZE};
+use crate::observer::{NetDrops, NetObserver};
+use crate::settings::{GROUP, Mac, Settings};
+use crate::shared::Shared;
+use crate::worker::Handler;
+
+/// Most pairs of queues that a device may have.
+pub const MAX_PAIRS: usize = 32;
+
+/// Smallest MTU that a device may advise (VIRTIO 1.3, section 5.1.4.1).
+pub const MIN_MTU: u16 = 68;
+
+/// A network device (VIRTIO 1.3, section 5.1).
+///
+/// It serves its pairs of queues where `E` says, each by a worker of its own, and each by a back end
+/// `B`. Nothing that the host fails at ends the device: the link is down until the host is back.
+pub struct Net<B, E> {
+    shared: Arc<Shared<B>>,
+    offloads: Features,
+    queue_sizes: Vec<u16>,
+    executor: E,
+}
+
+impl<B: Backend, E: Executor> Net<B, E> {
+    /// Makes a device with a pair of queues for each back end, 1 to [`MAX_PAIRS`] of them. As many pairs
+    /// are served at a time as the executor has threads for them.
+    ///
+    /// # Errors
+    ///
+    /// If there are too few or too many back ends, or `mac` is not the address of one station.
+    pub fn new(backends: Vec<B>, mac: Mac, executor: E) -> io::Result<Self> {
+        let invalid = |why| Err(io::Error::new(ErrorKind::InvalidInput, why));
+        let pairs = backends.len();
+        let Some(first) = backends.first().filter(|_| pairs <= MAX_PAIRS) else {
+            return invalid("a network device has 1 to 32 pairs of queues");
+        };
+        if mac[0] & GROUP != 0 || mac == [0; 6] {
+            return invalid("a MAC address is that of one station");
+        }
+        Ok(Self {
+            offloads: first.offloads() & (GUEST_OFFLOADS | HOST_OFFLOADS),
+            shared: Arc::new(Shared::new(backends, mac)),
+            // The last one is for control.
+            queue_sizes: vec![QUEUE_SIZE; 2 * pairs + 1],
+            executor,
+        })
+    }
+
+    /// Sets the MTU that the driver is advised to use: [`MIN_MTU`] at least, and once.
+    ///
+    /// # Errors
+    ///
+    /// If it is less, or was set before.
+    pub fn with_mtu(self, mtu: u16) -> io::Result<Self> {
+        if mtu < MIN_MTU || self.shared.mtu.set(mtu).is_err() {
+            let reason = "an MTU is 68 at least, and set once";
+            return Err(io::Error::new(ErrorKind::InvalidInput, reason));
+        }
+        Ok(self)
+    }
+
+    /// Sets who is told what the host does to the link. Once: whoever comes later is told nothing.
+    #[must_use]
+    pub fn with_observer(self, observer: impl NetObserver + 'static) -> Self {
+        let _ = self.shared.observer.set(Box::new(observer));
+        self
+    }
+
+    /// A handle to the device's cable.
+    #[must_use]
+    pub fn handle(&self) -> NetHandle {
+        NetHandle(self.shared.clone())
+    }
+
+    /// Limits of packets to the driver, to be set, saved and restored at any time. A packet is charged
+    /// with its bytes, the header of 12 bytes included.
+    #[must_use]
+    pub fn receive_limits(&self) -> RateLimits {
+        self.shared.receive_limits.clone()
+    }
+
+    /// Limits of packets from the driver, as [`receive_limits`](Self::receive_limits).
+    #[must_use]
+    pub fn send_limits(&self) -> RateLimits {
+        self.shared.send_limits.clone()
+    }
+
+    fn pairs(&self) -> u16 {
+        // There are few.
+        u16::try_from(self.shared.pairs.len()).unwrap_or(1)
+    }
+}
+
+impl<M, B, E> VirtioDevice<M> for Net<B, E>
+where
+    M: GuestAddressSpace + Clone + Send + 'static,
+    B: Backend,
+    E: Executor,
+{
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_NET
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &self.queue_sizes
+    }
+
+    fn features(&self) -> Features {
+        let mut features = FEATURES | self.offloads;
+        if self.pairs() > 1 {
+            features = features | Features::of(&[net::VIRTIO_NET_F_MQ]);
+        }
+        if self.shared.mtu.get().is_some() {
+            features = features | Features::of(&[net::VIRTIO_NET_F_MTU]);
+        }
+        features
+    }
+
+    fn config_size(&self) -> u32 {
+        // It is small.
+        u32::try_from(config::LEN).unwrap_or(0)
+    }
+
+    fn read_config(&self, offset: u32, data: &mut [u8]) {
+        let config = Config {
+            mac: self.shared.settings().mac,
+            status: self.shared.status(),
+            pairs: self.pairs(),
+            mtu: self.shared.mtu.get().copied().unwrap_or(0),
+        };
+        let fields = config.bytes().into_iter().skip(offset as usize);
+        data.iter_mut()
+            .zip(fields)
+            .for_each(|(to, from)| *to = from);
+    }
+
+    fn connect(&mut self, config: ConfigNotifier) {
+        let _ = self.shared.config.set(config);
+    }
+
+    fn activate(&mut self, activation: Activation<M>) -> Result<(), ActivateError> {
+        let features = activation.features;
+        // Where there are several pairs, the queue for control comes after all of them, and else
+        // after the first (section 5.1.2).
+        let pairs = match features.has(net::VIRTIO_NET_F_MQ) {
+            true => self.pairs(),
+            false => 1,
+        };
+        let control = features.has(net::VIRTIO_NET_F_CTRL_VQ).then_some(2 * pairs);
+        let kicks = |wanted: fn(&ActiveQueue) -> bool| {
+            let queues = activation.queues.iter().filter(|queue| wanted(queue));
+            queues.map(|queue| queue.kick.clone()).collect()
+        };
+        self.shared.set_wakers(kicks(|_| true));
+        let (receive, send) = (&self.shared.receive_limits, &self.shared.send_limits);
+        receive.set_wakers(kicks(|queue| queue.index % 2 == 0));
+        send.set_wakers(kicks(|queue| queue.index % 2 == 1));
+        for pair in 0..pairs {
+            let control = control.filter(|_| pair == 0);
+            let mine =
+                |queue: &&ActiveQueue| queue.index / 2 == pair || control == Some(queue.index);
+            let queues: Vec<_> = activation.queues.iter().filter(mine).cloned().collect();
+            if queues.is_empty() {
+                continue;
+            }
+            let handler = Handler::new(
+                activation.memory.clone(),
+                self.shared.clone(),
+                (pair, control),
+                features,
+            );
+            let worker = Worker::new(handler, queues, activation.interrupt.clone());
+            self.executor.start(worker)?;
+        }
+        Ok(())
+    }
+
+    fn save(&self) -> DeviceState {
+        self.shared.settings().save()
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceStateError> {
+        let settings = Settings::restore(state, self.pairs())?;
+        self.shared.set_settings(settings);
+        // The network has to learn where the driver is now.
+        self.shared.moved.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.shared.reset();
+    }
+}
+
+impl<B, E> fmt::Debug for Net<B, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Net")
+            .field("queues", &self.queue_sizes.len())
+            .field("receive_limits", &self.shared.receive_limits)
+            .field("send_limits", &self.shared.send_limits)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What of a device outlives being handed over to a transport.
+trait Cable: Send + Sync {
+    fn set_cable(&self, plugged: bool);
+    fn is_up(&self) -> bool;
+    fn announce(&self);
+    fn drops(&self) -> NetDrops;
+}
+
+impl<B: Backend> Cable for Shared<B> {
+    fn set_cable(&self, plugged: bool) {
+        Self::set_cable(self, plugged);
+    }
+
+    fn is_up(&self) -> bool {
+        Self::is_up(self)
+    }
+
+    fn announce(&self) {
+        self.set_announce(true);
+    }
+
+    fn drops(&self) -> NetDrops {
+        self.drops.snapshot()
+    }
+}
+
+/// The cable of a device, wherever it is in its life; clones are the same.
+#[derive(Clone)]
+pub struct NetHandle(Arc<dyn Cable>);
+
+impl NetHandle {
+    /// Pulls the cable out, or plugs it in again, and tells the driver. Packets are lost meanwhile, in
+    /// both directions.
+    pub fn set_cable(&self, plugged: bool) {
+        self.0.set_cable(plugged);
+    }
+
+    /// Whether there is a cable, and every back end works.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        self.0.is_up()
+    }
+
+    /// Asks the driver to tell the network where it is, as it is asked after a restore
+    /// (`VIRTIO_NET_F_GUEST_ANNOUNCE`).
+    pub fn announce(&self) {
+        self.0.announce();
+    }
+
+    /// Packets that were lost so far.
+    #[must_use]
+    pub fn drops(&self) -> NetDrops {
+        self.0.drops()
+    }
+}
+
+impl fmt::Debug for NetHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NetHandle")
+            .field("is_up", &self.is_up())
+            .finish_non_exhaustive()
+    }
+}

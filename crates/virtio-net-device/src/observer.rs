@@ -1,0 +1,76 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Watching what the host does to the link, and what is lost.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What happens to a device's link.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum NetEvent<'a> {
+    /// The back end of a pair of queues does not work any more: the link is down.
+    BackendFailed {
+        /// Number of the pair.
+        pair: usize,
+        /// What was said.
+        error: &'a io::Error,
+    },
+    /// It works again.
+    BackendReturned {
+        /// Number of the pair.
+        pair: usize,
+    },
+}
+
+/// Receives [`NetEvent`]s.
+///
+/// Called on a worker's thread: it must not wait, and must not call the device. `()` ignores all
+/// events.
+pub trait NetObserver: Send + Sync {
+    /// Takes note of `event`.
+    fn event(&self, event: &NetEvent<'_>);
+}
+
+impl NetObserver for () {
+    fn event(&self, _event: &NetEvent<'_>) {}
+}
+
+impl<T: NetObserver + ?Sized> NetObserver for Arc<T> {
+    fn event(&self, event: &NetEvent<'_>) {
+        (**self).event(event);
+    }
+}
+
+/// Packets that were lost in the device, since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NetDrops {
+    /// From the host: too long for the driver's buffers, too short for a frame, or in need of an
+    /// offload that was not agreed on. Packets that the driver has filtered out are not counted.
+    pub received: u64,
+    /// From the driver: malformed, refused by the host, or sent without a link.
+    pub sent: u64,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Drops {
+    pub(crate) received: AtomicU64,
+    pub(crate) sent: AtomicU64,
+}
+
+impl Drops {
+    pub(crate) fn snapshot(&self) -> NetDrops {
+        NetDrops {
+            received: self.received.load(Ordering::Relaxed),
+            sent: self.sent.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// Counts one.
+pub(crate) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
