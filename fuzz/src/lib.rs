@@ -8,6 +8,7 @@
 
 pub mod blk_requests;
 pub mod bus_ops;
+pub mod console_bytes;
 pub mod kernel;
 pub mod machine;
 #[path = "../../crates/virtio-blk-device/tests/support/memory_disk.rs"]
@@ -52,6 +53,15 @@ mod tests {
         let reached = std::cell::Cell::new(0);
         on_noise(|program| reached.set(reached.get() + crate::bus_ops::run(program)));
         assert!(reached.get() > 1000, "{reached:?}");
+    }
+
+    #[test]
+    fn console_of_noise() {
+        let used = std::cell::Cell::new(0);
+        on_some_noise(300, |program| {
+            used.set(used.get() + crate::console_bytes::run(program));
+        });
+        assert!(used.get() > 1000, "{used:?}");
     }
 
     #[test]
