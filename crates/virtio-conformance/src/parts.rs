@@ -79,7 +79,6 @@ impl EventLog {
 
 impl Observer for EventLog {
     fn event(&self, event: &Event<'_>) {
-        self.counters.event(event);
         if let Event::DeviceFailed(fault) = event {
             let mut reason = fault.to_string();
             let mut source = fault.source();
@@ -89,6 +88,8 @@ impl Observer for EventLog {
             }
             *lock(&self.failure) = Some(reason);
         }
+        // Whoever sees it counted finds the reason.
+        self.counters.event(event);
     }
 }
 

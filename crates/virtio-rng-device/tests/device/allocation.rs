@@ -3,6 +3,8 @@
 
 //! The host's memory, whatever the guest asks for.
 
+use std::time::Instant;
+
 use crate::support::{BUFFER, Fixture, Memory, RAM, counter, memory};
 use allocation_counter::measure;
 use virtio_conformance::{VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
@@ -67,10 +69,14 @@ fn waiting_does_not_allocate() {
         .set(RateLimit::new(1, 1), RateLimit::new(1, 1));
     fixture.driver.offer_writable(0, BUFFER, 1);
     fixture.driver.offer_writable(1, BUFFER, 1);
+    let began = Instant::now();
     assert!(fixture.notify());
     let allocated = measure(|| (0..1000).for_each(|_| assert!(fixture.notify())));
     assert_eq!(allocated.count_total, 0);
-    assert_eq!(fixture.driver.take_used().len(), 1);
+    // One more for each second that this took.
+    let most = 1 + began.elapsed().as_secs();
+    let served = fixture.driver.take_used().len() as u64;
+    assert!((1..=most).contains(&served), "{served} of {most}");
 }
 
 #[test]
