@@ -209,6 +209,25 @@ fn options_that_make_no_sense_are_refused() {
         (["--frob", "1"], "--frob"),
         (["--acpi=off", "--cpus=2"], "without ACPI"),
         (["--virtio-rng=off", "--rate-limit=1"], "no sense"),
+        (["--disk", ""], "the path is empty"),
+        (
+            ["--disk", "/nonexistent"],
+            "--disk /nonexistent: No such file",
+        ),
+        (["--disk", "/dev/null"], "neither a regular file nor"),
+        (["--disk", "/x,rw"], "'rw' is none of ro,"),
+        (["--disk", "/x,engine=fast"], "'engine=fast' is none of ro,"),
+        (
+            [
+                "--disk=/proc/self/exe,ro,id=of-21-characters-long",
+                "--json",
+            ],
+            "up to 20 characters",
+        ),
+        (
+            ["--disk=/proc/self/exe", "--json"],
+            "--disk /proc/self/exe: ",
+        ),
     ] {
         complains(&["--kernel", text(&kernel), args[0], args[1]], about);
     }
@@ -298,4 +317,14 @@ fn the_map_shows_what_is_where() {
         map.contains("  80003000-80003fff : virtio-console\n"),
         "{map}"
     );
+    // Any number of disks share an image that none of them can write.
+    let disks = ["--disk=/proc/self/exe,ro"; 8];
+    let output = mini_vmm().arg("--map").args(disks).output().unwrap();
+    let map = String::from_utf8(output.stdout).unwrap();
+    for (number, name) in (4..12).zip(0..) {
+        let line = format!("  8000{number:x}000-8000{number:x}fff : virtio-blk{name}\n");
+        assert!(map.contains(&line), "{map}");
+    }
+    let nine = ["--disk=/proc/self/exe,ro"; 9];
+    complains(&[&["--map"], &nine[..]].concat(), "8 disks are the most");
 }
