@@ -43,13 +43,18 @@ pub(super) fn create(vm: &VmFd, cpus: u8, entry: u64, argument: u64) -> Result<V
         }
         vcpu.vcpu_init(&kind).map_err(call("KVM_ARM_VCPU_INIT"))?;
         if id == 0 {
-            set(&vcpu, PC, entry)?;
-            set(&vcpu, X0, argument)?;
+            enter(&vcpu, entry, argument)?;
         }
         vcpus.push(vcpu);
     }
     vm::create_gic(vm)?;
     Ok(vcpus)
+}
+
+/// Has a processor begin at `entry` with `argument`.
+pub(super) fn enter(vcpu: &VcpuFd, entry: u64, argument: u64) -> Result<()> {
+    set(vcpu, PC, entry)?;
+    set(vcpu, X0, argument)
 }
 
 /// Sets a register.

@@ -16,6 +16,7 @@ use super::layout::{
     FDT, GIC_DISTRIBUTOR, GIC_DISTRIBUTOR_SIZE, GIC_REDISTRIBUTOR_SIZE, GIC_REDISTRIBUTORS, KERNEL,
     SERIAL,
 };
+pub(crate) use super::reset::FirstState;
 use super::{cpu, fdt};
 use crate::layout::SERIAL_SIZE;
 use crate::linux::bell::Bell;
@@ -94,4 +95,9 @@ pub(crate) fn create_vcpus(
     kernel: &Kernel,
 ) -> Result<Vec<VcpuFd>> {
     cpu::create(vm, cpus, kernel.entry.0, FDT)
+}
+
+/// Has the first vCPU begin at the kernel's entry point.
+pub(crate) fn enter(vcpu: &VcpuFd, kernel: &Kernel) -> Result<()> {
+    cpu::enter(vcpu, kernel.entry.0, FDT)
 }

@@ -7,7 +7,7 @@
 //! * `vm.rs`: the virtual machine, its interrupt controller and its interrupt lines;
 //! * `cpu.rs`: the processors' first state;
 //! * `case_study.rs`, `mmu.rs`, `guest.rs`: the case study's machine and its guest;
-//! * `linux.rs`: Linux' machine, with `fdt.rs`.
+//! * `linux.rs`: Linux' machine, with `fdt.rs`; `reset.rs`: why it does not reboot in place.
 
 pub(crate) mod case_study;
 mod cpu;
@@ -16,4 +16,5 @@ mod guest;
 pub(crate) mod layout;
 pub(crate) mod linux;
 mod mmu;
+mod reset;
 pub(crate) mod vm;
