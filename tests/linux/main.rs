@@ -78,17 +78,20 @@ fn emulated(program: &Path, more_files: &str) -> Command {
         "{}:guest/mini-vmm {more_files}",
         Path::new(&mini_vmm).display()
     );
-    for file in ["vmlinux", "vmlinuz", "initrd", "initrd.gz"] {
+    for file in ["vmlinux", "vmlinuz", "initrd", "initrd.gz", "disk"] {
         files += &format!(" {}:guest/{file}", kit().join(file).display());
     }
     let mut command = Command::new(root().join(".ci/nested/runner"));
     command.arg(program).env("NESTED_FILES", files);
     // Emulated SVM loses the guest's deadline timer now and then, whatever the monitor: the
     // guest then sits idle for ever. The older timer of the local APIC is never lost.
+    let cuts = env::var("CUTS").unwrap_or_else(|_| "10".to_owned());
     command.env(
         "NESTED_ENV",
-        "MINI_VMM=/guest/mini-vmm GUEST=/guest ENTROPY=/guest/entropy REQUIRE_LINUX=1 \
-         KERNEL_PARAMETERS=lapic=notscdeadline",
+        format!(
+            "MINI_VMM=/guest/mini-vmm GUEST=/guest ENTROPY=/guest/entropy REQUIRE_LINUX=1 \
+             KERNEL_PARAMETERS=lapic=notscdeadline CUTS={cuts}"
+        ),
     );
     command.env("NESTED_TIMEOUT", "3600");
     command
@@ -187,6 +190,40 @@ fn a_stock_kernel_reboots_in_place() {
     let json = lives.json();
     assert_eq!(json["outcome"], "power-off");
     assert_eq!(json["reboots"], 3);
+}
+
+/// The kernel's own driver of virtio-blk: a file system, blocks given back, a disk that grows, a driver
+/// that comes and goes under load, a disk that is read-only, and one whose host is full.
+#[test]
+fn a_stock_kernel_uses_disks() {
+    if !ready() {
+        return;
+    }
+    let runs = run(&["disk"]);
+    let disk = &runs["disk"];
+    disk.check("disk");
+    assert_eq!(disk.status, Some(0), "{disk:#?}");
+    // What was written and given back takes no room any more.
+    let blocks = disk
+        .lines
+        .iter()
+        .find_map(|line| line.strip_prefix("blocks "));
+    let blocks: u64 = blocks.unwrap().parse().unwrap();
+    assert!(blocks < 8 << 11, "{blocks} blocks are left: {disk:#?}");
+}
+
+/// The program is killed in the middle of the guest's writes, by either engine: what the guest has
+/// flushed is there.
+#[test]
+fn what_a_guest_has_flushed_outlives_the_program() {
+    if !ready() {
+        return;
+    }
+    let runs = run(&["power-cut"]);
+    let lines = runs["power-cut"].lines.iter();
+    let cuts: Vec<_> = lines.filter(|line| line.starts_with("cut ")).collect();
+    assert!(!cuts.is_empty(), "{runs:#?}");
+    assert!(cuts.iter().all(|cut| cut.ends_with("intact")), "{cuts:#?}");
 }
 
 /// The other format, boot protocol and kind of archive; and what the guest's end is to the program.

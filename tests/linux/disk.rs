@@ -1,0 +1,104 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Writes to a disk in the Linux guest, and checks on the host what has become of it.
+//!
+//! * `disk flood DEVICE` writes blocks all over the device for ever, and says each time up to which of
+//!   them it has flushed;
+//! * `disk check IMAGE NUMBER` looks whether all blocks up to that one are there, whole;
+//! * `disk verify DEVICE BYTES` writes that much, flushes, and reads it back from the device.
+
+use std::error::Error;
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::process::ExitCode;
+
+const BLOCK: usize = 4096;
+/// Blocks that are written to, on a device of 16 MiB at least.
+const PLACES: u64 = 4096;
+const O_DIRECT: i32 = 0x4000;
+
+/// Where block `number` goes: each place gets another one now and then.
+fn place(number: u64) -> u64 {
+    number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32 & (PLACES - 1)
+}
+
+/// What block `number` holds: its number all over.
+fn block(number: u64) -> Vec<u8> {
+    number.to_le_bytes().repeat(BLOCK / 8)
+}
+
+fn flood(device: &str) -> Result<(), Box<dyn Error>> {
+    let file = File::options().write(true).open(device)?;
+    for number in 1.. {
+        file.write_all_at(&block(number), place(number) * BLOCK as u64)?;
+        if number % 8 == 0 {
+            file.sync_data()?;
+            println!("flushed {number}");
+            std::io::stdout().flush()?;
+        }
+    }
+    Ok(())
+}
+
+fn check(image: &str, last: u64) -> Result<(), Box<dyn Error>> {
+    let file = File::open(image)?;
+    let mut expected = vec![0; PLACES as usize];
+    for number in 1..=last {
+        expected[place(number) as usize] = number;
+    }
+    let mut found = [0; BLOCK];
+    for (at, &expected) in (0..).zip(&expected) {
+        file.read_exact_at(&mut found, at * BLOCK as u64)?;
+        let number = u64::from_le_bytes(found[..8].try_into()?);
+        if number < expected || found[..] != block(number) {
+            return Err(format!("place {at}: {number} instead of {expected}").into());
+        }
+    }
+    println!("blocks={last} intact");
+    Ok(())
+}
+
+fn verify(device: &str, bytes: u64) -> Result<(), Box<dyn Error>> {
+    let file = File::options().write(true).open(device)?;
+    let blocks = bytes / BLOCK as u64;
+    for number in 0..blocks {
+        file.write_all_at(&block(number ^ 0x5555), number * BLOCK as u64)?;
+    }
+    file.sync_all()?;
+    // Past the guest's own cache; the buffer begins at a multiple of a block.
+    let direct = File::options().read(true).custom_flags(O_DIRECT).open(device)?;
+    let mut room = vec![0; 2 * BLOCK];
+    let start = room.as_ptr().align_offset(BLOCK);
+    let found = &mut room[start..start + BLOCK];
+    for number in 0..blocks {
+        direct.read_exact_at(found, number * BLOCK as u64)?;
+        if found[..] != block(number ^ 0x5555) {
+            return Err(format!("block {number} is another one").into());
+        }
+    }
+    println!("bytes={bytes} verified");
+    Ok(())
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args.as_slice() {
+        ["flood", device] => flood(device),
+        ["check", image, number] => check(image, number.parse()?),
+        ["verify", device, bytes] => verify(device, bytes.parse()?),
+        _ => Err("usage: disk flood DEVICE | check IMAGE NUMBER | verify DEVICE BYTES".into()),
+    }
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("disk: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
