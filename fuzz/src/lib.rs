@@ -10,6 +10,7 @@ pub mod bus_ops;
 pub mod kernel;
 pub mod machine;
 pub mod model;
+pub mod net_bytes;
 pub mod registers;
 pub mod rings;
 pub mod state_bytes;
@@ -39,6 +40,17 @@ mod tests {
         let reached = std::cell::Cell::new(0);
         on_noise(|program| reached.set(reached.get() + crate::bus_ops::run(program)));
         assert!(reached.get() > 1000, "{reached:?}");
+    }
+
+    #[test]
+    fn net_of_noise() {
+        let reached = std::cell::Cell::new((0, 0));
+        on_noise(|program| {
+            let (back, received) = crate::net_bytes::run(program);
+            reached.set((reached.get().0 + back, reached.get().1 + received));
+        });
+        let (back, received) = reached.get();
+        assert!(back > 2000 && received > 300, "{reached:?}");
     }
 
     #[test]
