@@ -14,6 +14,7 @@ pub mod machine;
 #[path = "../../crates/virtio-blk-device/tests/support/memory_disk.rs"]
 mod memory_disk;
 pub mod model;
+pub mod net_bytes;
 pub mod registers;
 pub mod rings;
 pub mod state_bytes;
@@ -62,6 +63,17 @@ mod tests {
             used.set(used.get() + crate::console_bytes::run(program));
         });
         assert!(used.get() > 1000, "{used:?}");
+    }
+
+    #[test]
+    fn net_of_noise() {
+        let reached = std::cell::Cell::new((0, 0));
+        on_noise(|program| {
+            let (back, received) = crate::net_bytes::run(program);
+            reached.set((reached.get().0 + back, reached.get().1 + received));
+        });
+        let (back, received) = reached.get();
+        assert!(back > 2000 && received > 300, "{reached:?}");
     }
 
     #[test]
