@@ -47,7 +47,7 @@ pub(super) struct Threads<V: Vcpu, T> {
 ///     }
 ///     for vcpu in group.vcpus() {
 ///         // Registers and, once for all, devices are put into their first state here.
-///         vcpu.fd().set_regs(&Default::default())?;
+///         vcpu.fd().set_mp_state(Default::default())?;
 ///     }
 /// }
 /// # }
