@@ -5,7 +5,7 @@
 //!
 //! A VMM passes an [`InterruptLine`] to a transport, which implements [`Interrupt`] on top of it. A
 //! device holds handles that the transport revokes at reset: [`InterruptHandle`] for the device as a
-//! whole, [`QueueInterrupt`] for each queue, and [`ConfigNotifier`], which outlives resets.
+//! whole, one in each [`ActiveQueue`](crate::ActiveQueue), and [`ConfigNotifier`], which outlives resets.
 
 use std::fmt;
 use std::io;
@@ -20,7 +20,7 @@ use crate::sync::{AtomicBool, AtomicUsize, Mutex, MutexGuard, Ordering};
 
 /// The wire from a transport to the guest's interrupt controller: what a VMM passes in.
 ///
-/// An [`EventFd`] registered as irqfd is one; [`EdgeLine`] and [`LevelLine`] make one of a closure.
+/// An [`EventFd`] registered as irqfd is one; [`edge_line`] and [`level_line`] make one of a closure.
 ///
 /// A line must not wait: a reset waits for an interrupt that is on its way. So an `EventFd` must be
 /// non-blocking.
@@ -88,62 +88,58 @@ macro_rules! pointers_are_lines {
 
 pointers_are_lines!(Arc, Box);
 
-/// An edge-triggered line: the closure raises the interrupt once.
+/// An edge-triggered line: `raise` raises the interrupt once.
 ///
 /// ```
-/// use virtio_device_core::{EdgeLine, InterruptLine};
+/// use virtio_device_core::{InterruptLine, edge_line};
 ///
-/// let line = EdgeLine(|| { println!("interrupt"); Ok(()) });
+/// let line = edge_line(|| { println!("interrupt"); Ok(()) });
 /// assert!(!line.is_level());
 /// ```
-#[derive(Clone, Copy)]
-pub struct EdgeLine<F>(pub F);
-
-impl<F: Fn() -> io::Result<()> + Send + Sync> InterruptLine for EdgeLine<F> {
-    fn trigger(&self) -> io::Result<()> {
-        (self.0)()
+pub fn edge_line(raise: impl Fn() -> io::Result<()> + Send + Sync) -> impl InterruptLine {
+    LineOf {
+        drive: move |_| raise(),
+        level: false,
     }
 }
 
-impl<F> fmt::Debug for EdgeLine<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EdgeLine").finish_non_exhaustive()
-    }
-}
-
-/// A level-triggered line: the closure is called with `true` to assert it, when the first cause
-/// comes up, and with `false` to take it down, when the driver has acknowledged the last.
+/// A level-triggered line: `drive` is called with `true` to assert it, when the first cause comes up,
+/// and with `false` to take it down, when the driver has acknowledged the last.
 ///
 /// The calls come one at a time, and never twice in a row with the same level unless the first
 /// failed.
 ///
 /// ```
-/// use virtio_device_core::{InterruptLine, LevelLine};
+/// use virtio_device_core::{InterruptLine, level_line};
 ///
-/// // With KVM: `LevelLine(move |level| Ok(vm.set_irq_line(gsi, level)?))`
-/// let line = LevelLine(|level| { println!("line is {level}"); Ok(()) });
+/// // With KVM: `level_line(move |level| Ok(vm.set_irq_line(gsi, level)?))`
+/// let line = level_line(|level| { println!("line is {level}"); Ok(()) });
 /// assert!(line.is_level());
 /// ```
-#[derive(Clone, Copy)]
-pub struct LevelLine<F>(pub F);
+pub fn level_line(drive: impl Fn(bool) -> io::Result<()> + Send + Sync) -> impl InterruptLine {
+    LineOf { drive, level: true }
+}
 
-impl<F: Fn(bool) -> io::Result<()> + Send + Sync> InterruptLine for LevelLine<F> {
+struct LineOf<F> {
+    drive: F,
+    level: bool,
+}
+
+impl<F: Fn(bool) -> io::Result<()> + Send + Sync> InterruptLine for LineOf<F> {
     fn trigger(&self) -> io::Result<()> {
-        (self.0)(true)
+        (self.drive)(true)
     }
 
     fn clear(&self) -> io::Result<()> {
-        (self.0)(false)
+        if self.level {
+            (self.drive)(false)
+        } else {
+            Ok(())
+        }
     }
 
     fn is_level(&self) -> bool {
-        true
-    }
-}
-
-impl<F> fmt::Debug for LevelLine<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LevelLine").finish_non_exhaustive()
+        self.level
     }
 }
 
@@ -360,7 +356,7 @@ impl fmt::Debug for InterruptHandle {
 ///
 /// Each has a lock of its own, so that the workers of two queues do not meet.
 #[derive(Clone)]
-pub struct QueueInterrupt {
+pub(crate) struct QueueInterrupt {
     queue: u16,
     target: Arc<Cuttable>,
 }
@@ -374,21 +370,12 @@ impl QueueInterrupt {
         }
     }
 
-    /// Tells the driver that the queue holds used buffers.
     #[inline]
-    pub fn trigger(&self) {
+    pub(crate) fn trigger(&self) {
         self.target.reach(|target| target.used_buffers(self.queue));
     }
 
-    /// An event fd that does the same when it is written, for a foreign server; `None` if the
-    /// interrupt line has none: then watch an event fd of your own, and [`trigger`] by hand.
-    ///
-    /// The transport cannot revoke it. Hand it out only while you have an
-    /// [`InFlight`](crate::InFlight) for the queue, and drop that once the server has stopped.
-    ///
-    /// [`trigger`]: QueueInterrupt::trigger
-    #[must_use]
-    pub fn event_fd(&self) -> Option<Arc<EventFd>> {
+    pub(crate) fn event_fd(&self) -> Option<Arc<EventFd>> {
         let target = self.target.lock();
         target.as_deref()?.event_fd(self.queue)
     }

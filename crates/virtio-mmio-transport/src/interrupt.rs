@@ -8,7 +8,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock, PoisonError};
 
-use virtio_device_core::{Event, Interrupt, InterruptLine, Observer};
+use virtio_device_core::{Event, InterruptLine, Observer, transport::Interrupt};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::register::{INT_CONFIG, INT_VRING};
@@ -196,10 +196,10 @@ impl fmt::Debug for MmioInterrupt {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use virtio_device_core::EdgeLine;
+    use virtio_device_core::edge_line;
 
     fn interrupt() -> MmioInterrupt {
-        MmioInterrupt::new(Box::new(EdgeLine(|| Ok(()))))
+        MmioInterrupt::new(Box::new(edge_line(|| Ok(()))))
     }
 
     #[test]

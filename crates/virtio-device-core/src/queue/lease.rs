@@ -21,21 +21,17 @@ use std::time::Instant;
 use crate::queue::Virtqueue;
 use crate::sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering};
 
-/// A device's half of the loan of a virtqueue.
-pub type QueueLease = Lease<Virtqueue>;
-
-/// A device's half of the loan of guest memory outside of every queue: a ring of its own, a shared
-/// buffer, memory that a foreign server has mapped.
-pub type DeviceLease = Lease<()>;
-
 /// The borrower's half of a loan: a device touches guest memory inside [`Lease::with`], or while it
 /// has an [`InFlight`]. Clones are the same loan.
+///
+/// What is lent is a virtqueue, or, as `Lease<()>`, guest memory outside of every queue: a ring of the
+/// device's own, a shared buffer, memory that a foreign server has mapped.
 #[derive(Debug)]
-pub struct Lease<T> {
+pub struct Lease<T = Virtqueue> {
     shared: Arc<Shared<T>>,
 }
 
-/// The owner's half of a loan, for transports: pauses it, resumes it, and takes it back.
+/// The owner's half of a loan: pauses it, resumes it, and takes it back.
 #[derive(Debug)]
 pub struct Lent<T> {
     shared: Arc<Shared<T>>,
@@ -47,7 +43,7 @@ pub struct Lent<T> {
 /// request. Pause, queue reset and reset are complete only when every guard is gone, so drop it as
 /// soon as the last byte has moved.
 #[derive(Debug)]
-pub struct InFlight<T> {
+pub struct InFlight<T = Virtqueue> {
     shared: Arc<Shared<T>>,
 }
 
@@ -288,3 +284,6 @@ impl<T> Lent<T> {
 fn lock_idle(idle: &Mutex<()>) -> MutexGuard<'_, ()> {
     idle.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests;

@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use crate::fault::DeviceFault;
 use crate::worker::running::{Life, Reason, Running};
-use crate::worker::sources::{Poller, Readiness};
+use crate::worker::sources::{Poller, readiness};
 use crate::worker::{Executor, Worker};
 
 /// Events taken from the kernel at once.
@@ -34,12 +34,11 @@ const FIRST_KEY: u32 = 1;
 /// readable. Workers come and go inside.
 ///
 /// ```
-/// use std::os::fd::AsRawFd;
 /// use virtio_device_core::WorkerLoop;
 ///
 /// let mut workers = WorkerLoop::new()?;
 /// let executor = workers.handle(); // for the devices
-/// // In the VMM's loop: wait until `workers.as_raw_fd()` is readable, then
+/// // In the VMM's loop: wait until `workers` is readable: it has a descriptor, then
 /// workers.dispatch()?;
 /// # Ok::<(), std::io::Error>(())
 /// ```
@@ -244,7 +243,7 @@ impl WorkerLoop {
     #[expect(clippy::cast_possible_truncation, reason = "the halves are meant")]
     fn event(&mut self, data: u64, events: EventSet) {
         let (key, reason) = ((data >> 32) as u32, Reason::from_bits(data as u32));
-        let readiness = Readiness::of(events);
+        let readiness = readiness(events);
         // One that has ended in this round is not there any more.
         if let Some(place) = self.workers.iter().position(|worker| worker.key() == key) {
             self.visit(place, |worker, poller| {
@@ -320,6 +319,15 @@ impl AsRawFd for WorkerLoop {
     }
 }
 
+impl AsFd for WorkerLoop {
+    /// As [`AsRawFd::as_raw_fd`].
+    #[expect(unsafe_code, reason = "the epoll instance shows its number alone")]
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the epoll instance owns the descriptor, and lives as long as `self` is borrowed.
+        unsafe { BorrowedFd::borrow_raw(self.as_raw_fd()) }
+    }
+}
+
 /// The workers of a loop that goes away are told to their drivers as failed.
 impl Drop for WorkerLoop {
     fn drop(&mut self) {
@@ -351,11 +359,11 @@ impl LoopHandle {
 }
 
 impl Executor for LoopHandle {
-    fn start(&mut self, worker: Worker) -> io::Result<()> {
+    fn start(&mut self, worker: Worker) -> Result<(), DeviceFault> {
         worker.interrupt.add_loop(&self.mailbox.wake);
         let mut new = self.mailbox.new_workers();
         if self.mailbox.stop.load(Ordering::Acquire) {
-            return Err(io::ErrorKind::BrokenPipe.into());
+            return Err(DeviceFault::Worker(io::ErrorKind::BrokenPipe.into()));
         }
         // Behind a handler that is stuck, resets in any number leave one worker that waits.
         let waiting = std::mem::take(&mut *new).into_iter();

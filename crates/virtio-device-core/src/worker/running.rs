@@ -10,12 +10,12 @@ use std::time::Instant;
 use vmm_sys_util::epoll::EventSet;
 
 use crate::device::ActiveQueue;
-use crate::fault::{ActivateError, DeviceFault};
+use crate::fault::DeviceFault;
 use crate::interrupt::InterruptHandle;
 use crate::sync::{clear_kick, write_kick};
 use crate::worker::Worker;
 use crate::worker::handler::{Context, Progress, QueueHandler};
-use crate::worker::sources::{Poller, Readiness, Sources};
+use crate::worker::sources::{LOST, Poller, Sources};
 
 /// What a handler is called for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +54,7 @@ struct Again {
     reason: Reason,
     at: When,
     /// Nothing, unless a pause has held back that a peer has hung up.
-    readiness: Readiness,
+    readiness: EventSet,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -134,7 +134,7 @@ impl Running {
         for queue in &self.queues {
             let fd = queue.kick.as_raw_fd();
             let added = poller.add(fd, EventSet::IN, Reason::Queue(queue.index));
-            added.map_err(ActivateError::Worker)?;
+            added.map_err(DeviceFault::Worker)?;
         }
         let mut cx = Context {
             queues: &self.queues,
@@ -171,7 +171,7 @@ impl Running {
         &mut self,
         poller: &Poller<'_>,
         reason: Reason,
-        readiness: Readiness,
+        readiness: EventSet,
     ) -> Life {
         match reason {
             Reason::Queue(index) => {
@@ -206,7 +206,7 @@ impl Running {
                 break;
             };
             let reason = Reason::Queue(index);
-            if self.serve(poller, reason, Readiness::default()) == Life::Ended {
+            if self.serve(poller, reason, EventSet::empty()) == Life::Ended {
                 return Life::Ended;
             }
         }
@@ -226,7 +226,7 @@ impl Running {
         }
         for number in refused {
             let reason = Reason::Source(number);
-            if self.serve(poller, reason, Readiness::LOST) == Life::Ended {
+            if self.serve(poller, reason, LOST) == Life::Ended {
                 return Life::Ended;
             }
         }
@@ -266,14 +266,11 @@ impl Running {
         times.min().filter(|_| !self.interrupt.is_paused())
     }
 
-    fn serve(&mut self, poller: &Poller<'_>, reason: Reason, readiness: Readiness) -> Life {
+    fn serve(&mut self, poller: &Poller<'_>, reason: Reason, readiness: EventSet) -> Life {
         self.again.retain(|again| again.reason != reason);
         if self.interrupt.is_paused() {
             // What else is ready is reported again after the pause.
-            let readiness = Readiness {
-                hangup: readiness.hangup,
-                ..Readiness::default()
-            };
+            let readiness = readiness & EventSet::HANG_UP;
             self.again.push(Again {
                 reason,
                 at: When::Soon,
@@ -319,7 +316,7 @@ impl Running {
         self.again.push(Again {
             reason,
             at,
-            readiness: Readiness::default(),
+            readiness: EventSet::empty(),
         });
     }
 

@@ -8,9 +8,11 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
+use vmm_sys_util::epoll::EventSet;
+
 use crate::worker::event_loop::{LoopHandle, Mailbox};
 use crate::worker::running::{Life, Reason, Running};
-use crate::worker::sources::{Poller, Readiness};
+use crate::worker::sources::Poller;
 
 /// Serves workers on the calling thread, when it is told to: the same in every run, for tests,
 /// fuzzers and benchmarks, and for a VMM that serves a device on the thread of the vCPU that notifies
@@ -110,7 +112,7 @@ fn serve(worker: &mut Running) -> (bool, Life) {
         };
         if life == Life::GoesOn && queue.kick.read().is_ok() {
             let reason = Reason::Queue(queue.index);
-            life = worker.event(&NOWHERE, reason, Readiness::default());
+            life = worker.event(&NOWHERE, reason, EventSet::empty());
             served = true;
         }
     }
