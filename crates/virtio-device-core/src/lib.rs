@@ -102,6 +102,7 @@
 
 mod device;
 mod fault;
+mod gate;
 mod interrupt;
 mod limits;
 mod negotiation;

@@ -92,8 +92,9 @@ pub enum Event<'a> {
 
 /// Receives [`Event`]s.
 ///
-/// Called on the thread that met the event, be it a vCPU's or a worker's, and with the device's
-/// interrupt held back: an observer must not wait, and must not call the device or its transport.
+/// Called on the thread that met the event, be it a vCPU's or a worker's. An observer must not wait,
+/// because a reset waits for it, and must not call the device or its transport; the handles of either
+/// may be used.
 /// No event is on the path of a driver that does nothing wrong, so `()`, which ignores them all,
 /// costs nothing.
 pub trait Observer: Send + Sync {

@@ -14,6 +14,7 @@ use crate::interrupt::{ConfigNotifier, InterruptHandle, QueueInterrupt};
 use crate::negotiation::Features;
 use crate::queue::{Lease, Lent, Virtqueue};
 use crate::sync::write_kick;
+use crate::worker::let_go;
 
 /// Everything that a transport lends to its device between activation and reset.
 ///
@@ -141,10 +142,16 @@ impl Session {
 
     /// Lets the device go on, and look at all of its queues without waiting for a notification.
     pub fn resume(&self) {
+        self.resume_and(|| ());
+    }
+
+    /// As [`resume`](Self::resume); before the device looks at its queues it is told by `resumed`.
+    pub fn resume_and(&self, resumed: impl FnOnce()) {
         self.device.resume();
         self.queues.iter().for_each(|queue| queue.lent.resume());
         self.handle.set_paused(false);
         self.handle.wake_loops();
+        resumed();
         self.kick_all();
     }
 
@@ -167,8 +174,11 @@ impl Session {
 
     /// Waits until no request is in flight, but not longer than `bound`, if there is one. Returns
     /// whether guest memory is at rest.
+    ///
+    /// What a handler holds whose loop runs on the calling thread is let go first.
     #[must_use]
     pub fn wait_idle(&self, bound: Option<Duration>) -> bool {
+        let_go();
         let deadline = deadline(bound);
         self.device.wait_idle(deadline)
             && (self.queues.iter()).all(|queue| queue.lent.wait_idle(deadline))

@@ -296,3 +296,51 @@ fn a_refused_interest_neither_ends_the_worker_at_the_next_pause_nor_reaches_the_
     }
     assert!(!activated.session.is_broken());
 }
+
+#[test]
+fn a_source_that_is_not_watched_any_more_is_not_called_for() {
+    let ways: [fn(&mut Context<'_>) -> Progress; 3] = [
+        // It asks, and lets go in the same call; or waits, and lets go while another calls.
+        |cx| {
+            cx.unwatch(1);
+            Progress::More
+        },
+        |cx| {
+            cx.unwatch(1);
+            Progress::After(Duration::ZERO)
+        },
+        |cx| {
+            cx.set_interest(1, EventSet::empty()).unwrap();
+            Progress::After(Duration::from_millis(20))
+        },
+    ];
+    for way in ways {
+        let activated = activated(0);
+        let (mut near, far) = UnixStream::pair().unwrap();
+        let (mut other_near, other_far) = UnixStream::pair().unwrap();
+        let (sender, calls) = channel();
+        let handler = Input(
+            move |cx: &mut Context<'_>| {
+                cx.watch(1, &far, EventSet::IN).unwrap();
+                cx.watch(2, &other_far, EventSet::IN).unwrap();
+                Ok(())
+            },
+            move |source, _, cx: &mut Context<'_>| {
+                sender.send(source).unwrap();
+                if source == 1 {
+                    return Ok(way(cx));
+                }
+                cx.unwatch(1);
+                cx.set_interest(2, EventSet::empty()).unwrap();
+                Ok(Progress::After(Duration::from_millis(100)))
+            },
+        );
+        let _thread = start(Worker::new(handler, vec![], activated.interrupt.clone()));
+        near.write_all(b"x").unwrap();
+        assert_eq!(calls.recv_timeout(SOON), Ok(1));
+        other_near.write_all(b"x").unwrap();
+        assert_eq!(calls.recv_timeout(SOON), Ok(2));
+        // The wait of the other one is over long after that of the first would have been.
+        assert_eq!(calls.recv_timeout(SOON), Ok(2));
+    }
+}

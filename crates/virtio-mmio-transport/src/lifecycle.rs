@@ -219,9 +219,7 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
         }
         self.paused = false;
         if let Some(session) = &self.session {
-            session.resume();
-            self.device.resume();
-            session.kick_all();
+            session.resume_and(|| self.device.resume());
         }
     }
 
@@ -260,7 +258,8 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
     }
 
     /// Whether the device was reset and still has I/O in flight from before. Until it has not, the
-    /// driver reads `DEVICE_NEEDS_RESET` alone from Status, and no write changes anything.
+    /// driver reads `DEVICE_NEEDS_RESET` alone from Status, and no write to Status but 0 does anything.
+    /// So neither features nor queues can be set up.
     pub fn reset_is_pending(&mut self) -> bool {
         if self.resetting.as_ref().is_some_and(Session::is_idle) {
             self.resetting = None;

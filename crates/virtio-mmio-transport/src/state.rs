@@ -194,7 +194,8 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
     ///
     /// # Errors
     ///
-    /// What in `state` cannot be, or not with this device and memory. Nothing has changed then.
+    /// What in `state` cannot be, or not with this device and memory; nothing has changed then. Only with
+    /// [`RestoreError::Activate`] the device has taken its own state and was reset, like the transport.
     pub fn restore(&mut self, state: &TransportState) -> Result<(), RestoreError> {
         if self.session.is_some()
             || self.resetting.is_some()
@@ -210,7 +211,12 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
         self.restored = true;
         let mut causes = state.interrupt_status;
         if state.needs_reset {
-            self.session = Some(Session::broken(&self.config));
+            let session = Session::broken(&self.config);
+            if self.registers.status.failed() {
+                // Its driver has given up since, and hears of nothing any more.
+                session.revoke();
+            }
+            self.session = Some(session);
         } else if self.registers.status.live() {
             if let Err(error) = self.activate(queues) {
                 self.reset();

@@ -61,7 +61,6 @@ fn restore(state: &TransportState) -> Result<(), RestoreError> {
     let mut twin = twin(&fixture);
     let result = twin.transport.restore(state);
     if result.is_err() {
-        // Nothing has happened, and the device can still be used.
         assert_eq!(twin.status(), 0);
         assert_eq!((twin.get(0x60), twin.get(0x44), twin.raised()), (0, 0, 0));
         assert!(twin.probe.activation.lock().unwrap().is_none());
@@ -304,7 +303,6 @@ fn impossible_states_are_refused_by_name() {
         // DRIVER_OK without FEATURES_OK, and a bit that only the device sets.
         (|s| s.status = 7, |e| matches!(e, E::Status(7))),
         (|s| s.status = 15 | 64, |e| matches!(e, E::Status(79))),
-        // Live queues without DRIVER_OK.
         (
             |s| (s.status, s.interrupt_status) = (11, 0),
             |e| matches!(e, E::QueueState(0)),

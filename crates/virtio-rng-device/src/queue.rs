@@ -137,8 +137,8 @@ impl<M, S, O> RequestQueue<M, S, O> {
                     source.armed = true;
                     return Ok(Progress::Idle);
                 }
-                // A descriptor that cannot be waited for, such as a file's.
-                cx.unwatch(SOURCE);
+                // A descriptor that cannot be waited for, such as a file's. It stays a source without
+                // any interest, because this may be a call for it, which is to be repeated.
                 self.readiness = None;
                 Ok(Progress::After(wait))
             }

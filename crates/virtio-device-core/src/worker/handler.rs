@@ -133,7 +133,8 @@ impl Context<'_> {
         self.sources.set_interest(self.poller, source, interest)
     }
 
-    /// Does not watch `source` any more.
+    /// Does not watch `source` any more: [`QueueHandler::ready`] is not called for it, whatever a call
+    /// has asked for.
     pub fn unwatch(&mut self, source: u32) {
         self.sources.unwatch(self.poller, source);
     }

@@ -9,6 +9,7 @@
 
 mod event_loop;
 mod handler;
+mod local;
 mod running;
 mod sources;
 mod steps;
@@ -19,10 +20,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::device::ActiveQueue;
 use crate::fault::DeviceFault;
-use crate::interrupt::InterruptHandle;
+use crate::interrupt::{Expected, InterruptHandle};
 
 pub use event_loop::{LoopHandle, WorkerLoop};
 pub use handler::{Context, Progress, QueueHandler};
+pub(crate) use local::let_go;
 pub use steps::StepLoop;
 pub use thread::WorkerThread;
 
@@ -35,6 +37,7 @@ pub struct Worker {
     build: Build,
     queues: Vec<ActiveQueue>,
     interrupt: InterruptHandle,
+    expected: Expected,
 }
 
 impl Worker {
@@ -55,10 +58,10 @@ impl Worker {
         interrupt: InterruptHandle,
         build: impl FnOnce() -> Result<Box<dyn QueueHandler>, DeviceFault> + Send + 'static,
     ) -> Self {
-        interrupt.expect_start();
         Self {
             build: Box::new(build),
             queues,
+            expected: interrupt.expect_start(),
             interrupt,
         }
     }

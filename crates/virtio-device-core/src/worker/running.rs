@@ -95,6 +95,7 @@ impl Running {
             build,
             queues,
             interrupt,
+            expected,
         } = worker;
         let started = catch_unwind(AssertUnwindSafe(|| {
             let mut running = Self {
@@ -116,7 +117,7 @@ impl Running {
         }));
         match started {
             Ok(Ok(running)) => {
-                interrupt.started();
+                drop(expected);
                 Some(running)
             }
             Ok(Err(fault)) => {
@@ -235,19 +236,19 @@ impl Running {
             When::At(at) => at <= now,
         };
         // As many calls as there are now: whoever wants more waits for the next round.
-        let mut calls = std::mem::take(&mut self.calls);
+        let calls = &mut self.calls;
         self.again.retain(|again| {
             if due(again) {
                 calls.push(*again);
             }
             !due(again)
         });
-        for call in calls.drain(..) {
+        calls.reverse();
+        while let Some(call) = self.calls.pop() {
             if self.serve(poller, call.reason, call.readiness) == Life::Ended {
                 return Life::Ended;
             }
         }
-        self.calls = calls;
         Life::GoesOn
     }
 
@@ -293,6 +294,12 @@ impl Running {
             Reason::Queue(index) => handler.process(index, &mut cx),
             Reason::Source(number) => handler.ready(number, readiness, &mut cx),
         }));
+        // What was asked for on behalf of a source goes with it.
+        for number in self.sources.take_unwatched() {
+            let other = |again: &Again| again.reason != Reason::Source(number);
+            self.again.retain(other);
+            self.calls.retain(other);
+        }
         match served {
             // It may have found its queues paused, with what woke it already taken in.
             Ok(Ok(Progress::Idle)) if self.interrupt.pauses() != pauses => {
@@ -313,6 +320,9 @@ impl Running {
     }
 
     fn call_again(&mut self, reason: Reason, at: When) {
+        if matches!(reason, Reason::Source(number) if !self.sources.contains(number)) {
+            return;
+        }
         self.again.push(Again {
             reason,
             at,

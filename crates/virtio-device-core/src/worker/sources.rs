@@ -70,6 +70,8 @@ pub(crate) struct Sources {
     list: Vec<Source>,
     /// Nothing is waited for, because the device is paused.
     suspended: bool,
+    /// Those that were unwatched since this was last asked.
+    unwatched: Vec<u32>,
 }
 
 #[derive(Debug)]
@@ -150,7 +152,19 @@ impl Sources {
         }
     }
 
+    /// The sources that were unwatched since this was last asked.
+    pub(crate) fn take_unwatched(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.unwatched)
+    }
+
+    pub(crate) fn contains(&self, number: u32) -> bool {
+        self.list.iter().any(|source| source.number == number)
+    }
+
     pub(crate) fn unwatch(&mut self, poller: &Poller<'_>, number: u32) {
+        if self.contains(number) {
+            self.unwatched.push(number);
+        }
         self.list.retain(|source| {
             if source.number == number && source.polled {
                 poller.remove(source.fd.as_raw_fd());

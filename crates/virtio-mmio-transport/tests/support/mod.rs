@@ -20,7 +20,7 @@ use bus::BusDevice;
 use virtio_conformance::{DriverQueue, EventCounters, EventCounts, MmioPort};
 use virtio_device_core::{
     Activation, ActiveQueue, ConfigNotifier, DeviceFault, DeviceState, Features, InterruptHandle,
-    InterruptLine, Lease, VIRTIO_F_RING_RESET, VirtioDevice, edge_line,
+    InterruptLine, Lease, Observer, VIRTIO_F_RING_RESET, VirtioDevice, edge_line,
 };
 use virtio_mmio_transport::MmioTransport;
 use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryMmap};
@@ -172,17 +172,38 @@ impl Fixture {
         Self::behind(Probe::default(), Arc::new(memory), line)
     }
 
+    /// As [`Self::behind_line`], and watched by `observer`, which need not count.
+    pub(crate) fn behind_observed_line(
+        line: impl InterruptLine + 'static,
+        observer: impl Observer + 'static,
+    ) -> Self {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap();
+        Self::observed(Probe::default(), Arc::new(memory), line, observer)
+    }
+
     fn behind(probe: Probe, memory: Memory, line: impl InterruptLine + 'static) -> Self {
+        let counters = Arc::new(EventCounters::default());
+        Self {
+            counters: counters.clone(),
+            ..Self::observed(probe, memory, line, counters)
+        }
+    }
+
+    fn observed(
+        probe: Probe,
+        memory: Memory,
+        line: impl InterruptLine + 'static,
+        observer: impl Observer + 'static,
+    ) -> Self {
         let device = TestDevice {
             probe: probe.clone(),
             config: CONFIG,
         };
-        let counters = Arc::new(EventCounters::default());
         let transport = MmioTransport::new(device, memory.clone(), line)
             .unwrap()
-            .with_observer(counters.clone());
+            .with_observer(observer);
         Self {
-            counters,
+            counters: Arc::default(),
             transport,
             probe,
             memory,
