@@ -180,7 +180,8 @@ pub trait Interrupt: Send + Sync {
 /// Something that reaches the driver until it is cut off, which waits for calls that are on their way.
 ///
 /// They hold no lock: an interrupt line or an observer may raise interrupts, and ask for whatever it
-/// likes.
+/// likes. Alone in its cache lines, so that the workers of two queues do not wait for each other's.
+#[repr(align(128))]
 struct Cuttable {
     gate: Gate,
     target: Option<Arc<dyn Interrupt>>,

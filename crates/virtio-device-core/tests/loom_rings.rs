@@ -82,7 +82,7 @@ impl RingCache for Rings {
             // The only head there is.
             (QueuePart::AvailRing, 4) => 0,
             (QueuePart::AvailRing, 6) => self.shared.used_event.load(order),
-            _ => panic!("no field to load: {part} {offset}"),
+            _ => panic!("no field to load: {part:?} {offset}"),
         };
         Some(to(&value.to_le_bytes()))
     }

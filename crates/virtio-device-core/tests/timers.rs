@@ -2,7 +2,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! Waits of every length, in a loop that waits.
-#![expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
 #![cfg(not(miri))] // It has no level-triggered epoll.
 
 mod support;

@@ -188,7 +188,7 @@ fn behind_a_stuck_worker_resets_in_any_number_leave_one_that_waits() {
 #[test]
 fn a_notification_for_the_next_worker_is_not_taken_by_the_last() {
     let kicks = kicks(1);
-    let mut pool = vec![thread(), thread()];
+    let mut pool = [thread(), thread()];
     for round in 0..500 {
         let activated = activated_with(&kicks);
         let (sender, calls) = channel();

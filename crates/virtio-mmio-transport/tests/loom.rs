@@ -388,7 +388,7 @@ fn a_queue_that_comes_back_is_served_by_whoever_served_it_before() {
 fn a_cause_survives_the_acknowledgement_of_another() {
     model(|| {
         let mut machine = Machine::live();
-        let (guest, interrupt) = (machine.guest.clone(), machine.queue().interrupt);
+        let (guest, queue) = (machine.guest.clone(), machine.queue());
         let notifier = machine.notifier();
         let worker = thread::spawn(move || {
             for _ in 0..2 {
@@ -413,7 +413,7 @@ fn a_cause_survives_the_acknowledgement_of_another() {
 fn a_cause_is_there_before_its_interrupt() {
     model(|| {
         let mut machine = Machine::live();
-        let interrupt = machine.queue().interrupt;
+        let queue = machine.queue();
         let worker = thread::spawn(move || queue.signal_used());
         // Acquire, as it is on the way from an irqfd to a vCPU.
         if machine.guest.raised.load(Ordering::Acquire) != 0 {
@@ -435,7 +435,7 @@ fn a_level_is_what_the_causes_say() {
         });
         let mut machine = Machine::with(Arc::default(), line);
         machine.start();
-        let interrupt = machine.queue().interrupt;
+        let queue = machine.queue();
         let worker = thread::spawn(move || (0..2).for_each(|_| queue.signal_used()));
         machine.set(0x64, 1);
         worker.join().unwrap();

@@ -58,7 +58,7 @@ impl Shape for QueueTUnchanged {
     fn device(&mut self) -> Self::Device {
         let mut executor = thread();
         let activate = move |activation: Activation<Memory>| {
-            activation.serve(&mut executor, |memory| Adapter(memory))
+            activation.serve(&mut executor, Adapter)
         };
         Box::new(Plain {
             queues: &[QUEUE_SIZE],
