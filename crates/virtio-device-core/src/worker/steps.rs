@@ -17,8 +17,7 @@ use crate::worker::running::{Life, Reason, Running};
 use crate::worker::sources::Poller;
 
 /// Serves workers on the calling thread, when it is told to: the same in every run, for tests,
-/// fuzzers and benchmarks, and for a VMM that serves a device on the thread of the vCPU that notifies
-/// it.
+/// fuzzers and benchmarks.
 ///
 /// Host descriptors cannot be watched here, and nobody wakes it: [`StepLoop::step`] looks at every
 /// queue.
@@ -79,9 +78,8 @@ impl StepLoop {
         done
     }
 
-    /// Has each worker look at all of its queues, notified or not: for a thread that knows by itself
-    /// of the notification, that of the vCPU it came from, say. No event fd is read, and nothing else
-    /// done that [`StepLoop::step`] does: call that as well now and then.
+    /// Has each worker look at all of its queues, notified or not. No event fd is read, and nothing else
+    /// done that [`StepLoop::step`] does: for benchmarks, which want to see the device alone.
     pub fn look(&mut self) {
         self.for_each_worker(|worker| worker.look(&NOWHERE));
     }
