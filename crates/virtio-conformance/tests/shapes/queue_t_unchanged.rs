@@ -57,9 +57,8 @@ impl Shape for QueueTUnchanged {
 
     fn device(&mut self) -> Self::Device {
         let mut executor = thread();
-        let activate = move |activation: Activation<Memory>| {
-            activation.serve(&mut executor, Adapter)
-        };
+        let activate =
+            move |activation: Activation<Memory>| activation.serve(&mut executor, Adapter);
         Box::new(Plain {
             queues: &[QUEUE_SIZE],
             activate,
