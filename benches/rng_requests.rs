@@ -27,9 +27,9 @@ use chacha20::ChaCha20Rng;
 use chacha20::rand_core::{Rng as _, SeedableRng};
 use virtio_conformance::{DriverQueue, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
 use virtio_device_core::{
-    Activation, ConfigNotifier, Context, DeviceFault, Executor, Features, Interrupt, LoopHandle,
-    Progress, QueueHandler, QueueLayout, QueueSetup, Session, SessionQueue, StepLoop, VirtioDevice,
-    Virtqueue, Worker,
+    Activation, ConfigNotifier, Context, DeviceFault, Executor, Features, LoopHandle, Progress,
+    QueueHandler, StepLoop, VirtioDevice, Virtqueue, Worker,
+    transport::{Interrupt, QueueLayout, QueueSetup, Session},
 };
 use virtio_queue::{Queue, QueueT};
 use virtio_rng_device::{
@@ -117,11 +117,11 @@ impl Driver {
     /// Lends the queue to a device.
     fn lend(&self) -> (Session, Activation<Memory>) {
         let layout = QueueLayout::check(&self.setup, QUEUE_SIZE, &*self.memory).unwrap();
-        let queue = SessionQueue {
-            index: 0,
-            kick: Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()),
-            queue: Some(Virtqueue::new(layout, Features::NONE)),
-        };
+        let queue = (
+            0,
+            Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()),
+            Some(Virtqueue::new(layout, Features::NONE)),
+        );
         let config = ConfigNotifier::new(Arc::new(Nobody));
         Session::new(&config, self.memory.clone(), Features::NONE, [queue], false)
     }

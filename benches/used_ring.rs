@@ -13,7 +13,10 @@
 use std::sync::{Arc, Mutex};
 
 use virtio_conformance::DriverQueue;
-use virtio_device_core::{Chain, Features, Head, QueueLayout, QueueSetup, Rings, Virtqueue};
+use virtio_device_core::{
+    Chain, Features, Head, Rings, Virtqueue,
+    transport::{QueueLayout, QueueSetup},
+};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_devices_benches::{Case, Report, Results, Table, interleave, pin, raise_priority};
 

@@ -19,7 +19,7 @@ use std::thread;
 
 use bus::{AccessError, BusDevice};
 use virtio_conformance::DriverQueue;
-use virtio_device_core::{ActivateError, Activation, EdgeLine, QueueLease, VirtioDevice};
+use virtio_device_core::{Activation, DeviceFault, Lease, VirtioDevice, edge_line};
 use virtio_mmio_transport::MmioTransport;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_devices_benches::{Case, Table, interleave, pin, raise_priority};
@@ -52,7 +52,7 @@ impl VirtioDevice<Memory> for Device {
         &[256]
     }
 
-    fn activate(&mut self, activation: Activation<Memory>) -> Result<(), ActivateError> {
+    fn activate(&mut self, activation: Activation<Memory>) -> Result<(), DeviceFault> {
         *self.0.lock().unwrap() = Some(activation);
         Ok(())
     }
@@ -64,7 +64,7 @@ fn live() -> (MmioTransport<Memory, Device>, Lent) {
         Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap());
     let lent = Lent::default();
     let device = Device(lent.clone());
-    let mut transport = MmioTransport::new(device, memory.clone(), EdgeLine(|| Ok(()))).unwrap();
+    let mut transport = MmioTransport::new(device, memory.clone(), edge_line(|| Ok(()))).unwrap();
     let setup = *DriverQueue::new(&*memory, 0x1000, 256).setup();
     let half = |address: u64| u32::try_from(address).unwrap();
     for (offset, value) in [
@@ -159,7 +159,7 @@ fn run(busy: bool, rounds: usize) -> Vec<(String, f64, f64)> {
 }
 
 /// Holds all the locks at once.
-fn hold(queues: &[(QueueLease, Arc<AtomicBool>)]) {
+fn hold(queues: &[(Lease, Arc<AtomicBool>)]) {
     match queues.split_first() {
         Some(((queue, _), rest)) => {
             let _ = queue.with(|_| hold(rest));

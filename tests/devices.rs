@@ -12,11 +12,11 @@ use std::sync::{Arc, Mutex};
 use bus::{AccessError, BusDevice, MmioBus};
 use virtio_conformance::ramdisk::RamDisk;
 use virtio_conformance::{
-    CountingLine, DriverQueue, MmioPort, Port, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE, WatchedMemory,
+    CountingLine, DriverQueue, EventCounters, MmioPort, Port, VIRTQ_DESC_F_NEXT,
+    VIRTQ_DESC_F_WRITE, WatchedMemory,
 };
 use virtio_device_core::{
-    EventCounters, Features, LoopHandle, StepLoop, VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1,
-    VirtioDevice,
+    Features, LoopHandle, StepLoop, VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1, VirtioDevice,
 };
 use virtio_mmio_transport::{MmioTransport, REGION_SIZE, TransportState};
 use virtio_rng_device::EntropyDevice;

@@ -18,7 +18,7 @@ use driver::BusTransport;
 use limit::{Limit, receive, wait_until};
 use virtio_conformance::DriverQueue;
 use virtio_conformance::virtio_drivers::GuestHal;
-use virtio_device_core::{EdgeLine, WorkerThread};
+use virtio_device_core::{WorkerThread, edge_line};
 use virtio_drivers::PAGE_SIZE;
 use virtio_drivers::device::rng::VirtIORng;
 use virtio_drivers::transport::InterruptStatus;
@@ -33,7 +33,7 @@ fn machine(source: impl Read + Send + 'static) -> (MmioBus, Receiver<()>) {
     let (sender, interrupts) = channel();
     let line = move || sender.send(()).map_err(std::io::Error::other);
     let rng = EntropyDevice::new(source, WorkerThread::named("virtio-rng").unwrap());
-    let transport = MmioTransport::new(rng, GuestHal::memory(), EdgeLine(line)).unwrap();
+    let transport = MmioTransport::new(rng, GuestHal::memory(), edge_line(line)).unwrap();
     let bus = MmioBus::new();
     bus.insert(Arc::new(Mutex::new(transport)), BASE, REGION_SIZE)
         .unwrap();

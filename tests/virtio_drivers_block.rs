@@ -13,9 +13,10 @@ use std::sync::{Arc, Mutex};
 
 use bus::MmioBus;
 use driver::BusTransport;
+use virtio_conformance::EventCounters;
 use virtio_conformance::ramdisk::RamDisk;
 use virtio_conformance::virtio_drivers::GuestHal;
-use virtio_device_core::{EdgeLine, EventCounters, WorkerThread};
+use virtio_device_core::{WorkerThread, edge_line};
 use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
 use virtio_mmio_transport::{MmioTransport, REGION_SIZE};
 
@@ -32,7 +33,7 @@ fn machine() -> Machine {
     let disk = Arc::new(Mutex::new(vec![0; SECTORS * SECTOR_SIZE]));
     let device = RamDisk::new(disk.clone(), WorkerThread::named("ramdisk").unwrap());
     let events = Arc::new(EventCounters::default());
-    let transport = MmioTransport::new(device, GuestHal::memory(), EdgeLine(|| Ok(())))
+    let transport = MmioTransport::new(device, GuestHal::memory(), edge_line(|| Ok(())))
         .unwrap()
         .with_observer(events.clone());
     let bus = MmioBus::new();

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bus::BusDevice as _;
 use virtio_conformance::{CountingLine, MmioPort, Port as _};
-use virtio_device_core::{LoopHandle, QueueSetup, StepLoop};
+use virtio_device_core::{LoopHandle, StepLoop, transport::QueueSetup};
 use virtio_mmio_transport::MmioTransport;
 use virtio_rng_device::EntropyDevice;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};

@@ -5,7 +5,7 @@
 //! from what the device's documentation says where the specification leaves it open. It shares no
 //! code with the device.
 
-use virtio_device_core::QueueSetup;
+use virtio_device_core::transport::QueueSetup;
 
 use crate::machine::{REGIONS, Stream};
 

@@ -6,7 +6,7 @@
 use arbitrary::Arbitrary;
 use bus::BusDevice as _;
 use virtio_conformance::{Port as _, READABLE};
-use virtio_device_core::QueueSetup;
+use virtio_device_core::transport::QueueSetup;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::machine::{Machine, Stream};

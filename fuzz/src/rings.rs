@@ -5,7 +5,7 @@
 
 use arbitrary::Arbitrary;
 use virtio_conformance::Port as _;
-use virtio_device_core::QueueSetup;
+use virtio_device_core::transport::QueueSetup;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::machine::{Machine, REGIONS, Stream};

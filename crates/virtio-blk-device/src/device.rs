@@ -13,8 +13,8 @@ use std::sync::atomic::Ordering;
 use virtio_bindings::virtio_blk as blk;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use virtio_device_core::{
-    ActivateError, Activation, ConfigNotifier, DeviceFault, DeviceState, DeviceStateError,
-    Executor, Features, QueueHandler, RateLimits, VirtioDevice, Worker,
+    Activation, ConfigNotifier, DeviceFault, DeviceState, Executor, Features, QueueHandler,
+    RateLimits, VirtioDevice, Worker,
 };
 use vm_memory::GuestAddressSpace;
 
@@ -199,7 +199,7 @@ where
         let _ = self.shared.config.set(config);
     }
 
-    fn activate(&mut self, activation: Activation<M>) -> Result<(), ActivateError> {
+    fn activate(&mut self, activation: Activation<M>) -> Result<(), DeviceFault> {
         // A driver that cannot flush has no cache, and one that can has it (section 5.2.6.2), unless it
         // says by itself.
         let can_flush = activation.features.has(blk::VIRTIO_BLK_F_FLUSH);
@@ -239,7 +239,7 @@ where
         self.shared.save()
     }
 
-    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceStateError> {
+    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceFault> {
         self.shared.restore(state)
     }
 

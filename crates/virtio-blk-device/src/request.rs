@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use virtio_bindings::virtio_blk as blk;
-use virtio_device_core::{BadRequest, Chain, Reader, RingMemory};
+use virtio_device_core::{BadRequest, Chain, ChainStream, RingMemory};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemory};
 
 use crate::config::{MAX_DISCARD_SECTORS, MAX_ZEROES_SECTORS};
@@ -65,10 +65,9 @@ pub(crate) struct Answer {
 impl Answer {
     /// The place for the answer, if the chain has one.
     pub(crate) fn find(chain: &Chain) -> Option<Self> {
-        let mut buffers = chain.buffers().iter().rev();
-        let last = buffers.find(|buffer| buffer.writable && buffer.len != 0)?;
+        let (addr, len) = chain.writable().filter(|(_, len)| *len != 0).last()?;
         Some(Self {
-            status: last.addr.checked_add(u64::from(last.len) - 1)?,
+            status: addr.checked_add(u64::from(len) - 1)?,
             room: chain.writable_len() - 1,
         })
     }
@@ -98,7 +97,7 @@ impl Request {
     ) -> Result<Self, Refusal> {
         chain.check(rings)?;
         let room = answer.ok_or(BadRequest::Layout)?.room;
-        if !chain.buffers().is_sorted_by_key(|buffer| buffer.writable) {
+        if !chain.is_ordered() {
             return Err(BadRequest::Layout.into());
         }
         let mut reader = chain.reader(rings.memory());
@@ -171,7 +170,7 @@ impl Disk {
     /// there are any.
     fn segment<M: GuestMemory>(
         self,
-        reader: &mut Reader<'_, M>,
+        reader: &mut ChainStream<'_, M, false>,
         (most, known_flags): (u32, u32),
     ) -> Result<(Range<u64>, bool), Refusal> {
         if reader.remaining() != HEADER as u64 {

@@ -8,7 +8,7 @@ use std::io::{self, ErrorKind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use virtio_device_core::{ConfigNotifier, DeviceState, DeviceStateError, RateLimits};
+use virtio_device_core::{ConfigNotifier, DeviceFault, DeviceState, RateLimits};
 
 use crate::backend::{Backend, Buffers};
 use crate::observer::{BlockEvent, BlockObserver, Operation};
@@ -124,13 +124,13 @@ impl Shared {
     }
 
     /// Goes on from a saved state, with the capacity that the driver knows.
-    pub(crate) fn restore(&self, state: &DeviceState) -> Result<(), DeviceStateError> {
+    pub(crate) fn restore(&self, state: &DeviceState) -> Result<(), DeviceFault> {
         let Ok([capacity @ .., writeback]) = <[u8; 9]>::try_from(state.data(VERSION)?) else {
-            return Err(DeviceStateError::Invalid("its length"));
+            return Err(DeviceFault::State("its length"));
         };
         let capacity = u64::from_le_bytes(capacity);
         if capacity % SECTOR != 0 || writeback > 1 {
-            return Err(DeviceStateError::Invalid("its capacity or its cache"));
+            return Err(DeviceFault::State("its capacity or its cache"));
         }
         self.capacity.store(capacity, Ordering::Release);
         self.writeback.store(writeback == 1, Ordering::Release);

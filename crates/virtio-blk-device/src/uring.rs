@@ -16,8 +16,8 @@ use io_uring::types::{Fd, FsyncFlags};
 use io_uring::{IoUring, Probe, opcode, squeue};
 use rustix::fs::FallocateFlags;
 use virtio_device_core::{
-    ActiveQueue, Context, DeviceFault, Head, InFlight, Progress, QueueHandler, Readiness,
-    RingFault, Rings, Virtqueue,
+    ActiveQueue, Context, DeviceFault, Head, InFlight, Progress, QueueHandler, RingFault, Rings,
+    Virtqueue, vmm_sys_util::epoll::EventSet,
 };
 use vm_memory::GuestAddressSpace;
 
@@ -278,7 +278,7 @@ fn complete(
 ) -> Result<(), RingFault> {
     ring.complete(memory, head, len)?;
     if ring.needs_interrupt(memory)? {
-        active.interrupt.trigger();
+        active.signal_used();
     }
     Ok(())
 }
@@ -369,7 +369,7 @@ impl<M: GuestAddressSpace> QueueHandler for RingHandler<M> {
     fn ready(
         &mut self,
         _source: u32,
-        _readiness: Readiness,
+        _readiness: EventSet,
         cx: &mut Context<'_>,
     ) -> Result<Progress, DeviceFault> {
         self.reap()?;

@@ -54,7 +54,7 @@ impl<M: GuestAddressSpace> QueueHandler for Handler<M> {
                 if let Some((head, len)) = served.take() {
                     ring.complete(rings, head, len)?;
                     if ring.needs_interrupt(rings)? {
-                        active.interrupt.trigger();
+                        active.signal_used();
                     }
                 } else {
                     ring.disable_notification(rings)?;

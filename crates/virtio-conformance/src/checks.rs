@@ -7,8 +7,9 @@ use std::ops::Range;
 use std::thread;
 use std::time::Duration;
 
-use virtio_device_core::{DEVICE_NEEDS_RESET, EventCounts};
+use virtio_device_core::transport::DEVICE_NEEDS_RESET;
 
+use crate::counters::EventCounts;
 use crate::machine::{Machine, OFTEN, Queue, canary, wishes};
 use crate::port::Port;
 

@@ -3,7 +3,7 @@
 
 //! The driver's side of a split virtqueue.
 
-use virtio_device_core::{QueueLayout, QueueSetup};
+use virtio_device_core::transport::{QueueLayout, QueueSetup};
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
 /// Descriptor flag: the chain goes on at `next`.

@@ -63,6 +63,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod checks;
+mod counters;
 mod driver;
 mod machine;
 mod memory;
@@ -78,6 +79,7 @@ mod suite;
 #[cfg_attr(docsrs, doc(cfg(feature = "virtio-drivers")))]
 pub mod virtio_drivers;
 
+pub use counters::{EventCounters, EventCounts};
 pub use driver::{DriverQueue, VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
 pub use memory::{Access, WatchedMemory};
 pub use mmio::{MmioPort, READABLE};

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use virtio_device_core::{DEVICE_NEEDS_RESET, QueueSetup};
+use virtio_device_core::transport::{DEVICE_NEEDS_RESET, QueueSetup};
 
 use crate::port::Port;
 

@@ -9,8 +9,9 @@ use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use virtio_device_core::{Event, EventCounters, EventCounts, InterruptLine, LoopHandle, Observer};
+use virtio_device_core::{Event, InterruptLine, LoopHandle, Observer};
 
+use crate::counters::{EventCounters, EventCounts};
 use crate::memory::WatchedMemory;
 
 /// Guest memory of a device under test.

@@ -3,7 +3,7 @@
 
 //! The driver's way to any transport.
 
-use virtio_device_core::QueueSetup;
+use virtio_device_core::transport::QueueSetup;
 
 /// What a driver does to a transport, in the transport's own way.
 pub trait Port {

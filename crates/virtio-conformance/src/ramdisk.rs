@@ -17,8 +17,8 @@ use std::io::{Read, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use virtio_device_core::{
-    ActivateError, Activation, ActiveQueue, BadRequest, Chain, Context, DeviceFault, Executor,
-    Progress, QueueHandler, RingFault, VirtioDevice, Virtqueue, Worker,
+    Activation, ActiveQueue, BadRequest, Chain, Context, DeviceFault, Executor, Progress,
+    QueueHandler, RingFault, VirtioDevice, Virtqueue,
 };
 use vm_memory::{GuestAddressSpace, GuestMemory};
 
@@ -78,15 +78,13 @@ where
             .for_each(|(to, from)| *to = from);
     }
 
-    fn activate(&mut self, activation: Activation<M>) -> Result<(), ActivateError> {
+    fn activate(&mut self, activation: Activation<M>) -> Result<(), DeviceFault> {
         activation.queue(0)?;
-        let handler = Requests {
-            memory: activation.memory,
+        activation.serve(&mut self.executor, |memory| Requests {
+            memory,
             disk: self.disk.clone(),
             chain: Chain::with_capacity(QUEUE_SIZE),
-        };
-        let worker = Worker::new(handler, activation.queues, activation.interrupt);
-        Ok(self.executor.start(worker)?)
+        })
     }
 }
 
@@ -143,7 +141,7 @@ impl<M> Requests<M> {
             }
         }
         if queue.needs_interrupt(memory)? {
-            active.interrupt.trigger();
+            active.signal_used();
         }
         Ok(progress)
     }

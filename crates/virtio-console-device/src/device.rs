@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_CONSOLE;
 use virtio_device_core::{
-    ActivateError, Activation, ActiveQueue, ConfigNotifier, DeviceState, DeviceStateError,
-    Executor, Features, VirtioDevice, Worker,
+    Activation, ActiveQueue, ConfigNotifier, DeviceFault, DeviceState, Executor, Features,
+    VirtioDevice,
 };
 use vm_memory::GuestAddressSpace;
 
@@ -165,7 +165,7 @@ where
         let _ = self.shared.config.set(config);
     }
 
-    fn activate(&mut self, activation: Activation<M>) -> Result<(), ActivateError> {
+    fn activate(&mut self, activation: Activation<M>) -> Result<(), DeviceFault> {
         let queue = |index| -> Option<&ActiveQueue> { activation.queue(index).ok() };
         let mut progress = self.shared.progress();
         for port in 0..self.shared.ports.len() {
@@ -174,12 +174,12 @@ where
         }
         drop(progress);
         let multiport = activation.features.has(VIRTIO_CONSOLE_F_MULTIPORT);
-        let handler = Handler::new(activation.memory, self.shared.clone(), multiport);
-        let worker = Worker::new(handler, activation.queues, activation.interrupt);
-        self.executor.start(worker)?;
+        let in_config = activation.features.has(VIRTIO_CONSOLE_F_SIZE) && !multiport;
+        activation.serve(&mut self.executor, |memory| {
+            Handler::new(memory, self.shared.clone(), multiport)
+        })?;
         // Linux looks at the size when it is told of a change, and not before. With several ports it
         // is told by a control message.
-        let in_config = activation.features.has(VIRTIO_CONSOLE_F_SIZE) && !multiport;
         let known = self.shared.size(0) != Size::default();
         if let Some(config) = self.shared.config.get().filter(|_| in_config && known) {
             config.update(|| ());
@@ -191,7 +191,7 @@ where
         state::save(&self.shared)
     }
 
-    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceStateError> {
+    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceFault> {
         state::restore(&self.shared, state)
     }
 

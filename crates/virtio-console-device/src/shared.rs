@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rustix::event::{EventfdFlags, eventfd};
-use virtio_device_core::{ConfigNotifier, QueueLease};
+use virtio_device_core::{ConfigNotifier, Lease};
 
 use crate::control::{Facts, News, PortState};
 use crate::observer::{ConsoleEvent, ConsoleObserver};
@@ -37,7 +37,7 @@ pub(crate) struct Progress {
 struct Sent {
     bytes: u64,
     /// The queue that the chain is in. Once that was reset, its chains are gone.
-    lease: Option<QueueLease>,
+    lease: Option<Lease>,
 }
 
 impl Shared {
@@ -156,7 +156,7 @@ impl Progress {
         }
     }
 
-    pub(crate) fn set_sent(&mut self, port: usize, bytes: u64, lease: Option<&QueueLease>) {
+    pub(crate) fn set_sent(&mut self, port: usize, bytes: u64, lease: Option<&Lease>) {
         if let Some(sent) = self.sent.get_mut(port) {
             let lease = lease.filter(|_| bytes != 0).cloned();
             *sent = Sent { bytes, lease };
@@ -165,7 +165,7 @@ impl Progress {
 
     /// Makes what was restored a part of the activation that begins: of `lease`, if the driver has
     /// the queue enabled.
-    pub(crate) fn bind(&mut self, port: usize, lease: Option<&QueueLease>) {
+    pub(crate) fn bind(&mut self, port: usize, lease: Option<&Lease>) {
         let bytes = if lease.is_some() { self.sent(port) } else { 0 };
         self.set_sent(port, bytes, lease);
     }

@@ -6,7 +6,7 @@
 //! Columns and rows (16 bits each), what both sides have said, what the driver is still to be told (8
 //! bits each), and how many bytes of the first chain of output the host has taken (64 bits).
 
-use virtio_device_core::{DeviceState, DeviceStateError};
+use virtio_device_core::{DeviceFault, DeviceState};
 
 use crate::control::{News, PortState};
 use crate::port::Size;
@@ -44,10 +44,10 @@ pub(crate) fn save(shared: &Shared) -> DeviceState {
     DeviceState::new(VERSION, data).unwrap_or_default()
 }
 
-pub(crate) fn restore(shared: &Shared, state: &DeviceState) -> Result<(), DeviceStateError> {
+pub(crate) fn restore(shared: &Shared, state: &DeviceState) -> Result<(), DeviceFault> {
     let data = state.data(VERSION)?;
     if data.len() != PORT_LEN * shared.ports.len() {
-        return Err(DeviceStateError::Invalid("its length"));
+        return Err(DeviceFault::State("its length"));
     }
     let mut progress = Progress::new(shared.ports.len());
     let mut sizes = Vec::with_capacity(shared.ports.len());
@@ -57,12 +57,12 @@ pub(crate) fn restore(shared: &Shared, state: &DeviceState) -> Result<(), Device
         };
         sizes.push(Size::from_bits(u32::from_le_bytes([a, b, c, d])));
         let news = News::from_bits(news);
-        let news = news.ok_or(DeviceStateError::Invalid("messages that do not exist"))?;
+        let news = news.ok_or(DeviceFault::State("messages that do not exist"))?;
         if flags & !(READY | GUEST_OPEN | HOST_OPEN | UNPLUGGED | ASKED | KNOWN) != 0 {
-            return Err(DeviceStateError::Invalid("flags that do not exist"));
+            return Err(DeviceFault::State("flags that do not exist"));
         }
         if flags & UNPLUGGED != 0 && flags & (READY | GUEST_OPEN) != 0 {
-            return Err(DeviceStateError::Invalid("a port in use that is not there"));
+            return Err(DeviceFault::State("a port in use that is not there"));
         }
         if let Some(port) = progress.ports.get_mut(index) {
             *port = PortState {

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use virtio_device_core::{
-    ActivateError, ActiveQueue, BadRequest, Chain, Context, DeviceFault, Interest, InterruptHandle,
-    Progress, QueueHandler, Readiness, RingFault, Rings,
+    ActiveQueue, BadRequest, Chain, Context, DeviceFault, InterruptHandle, Progress, QueueHandler,
+    RingFault, Rings, vmm_sys_util::epoll::EventSet,
 };
 use vm_memory::{GuestAddressSpace, GuestMemory};
 
@@ -135,19 +135,18 @@ impl<M> Handler<M> {
 impl<M: GuestAddressSpace> QueueHandler for Handler<M> {
     fn start(&mut self, cx: &mut Context<'_>) -> Result<(), DeviceFault> {
         let Self { shared, sides, .. } = self;
-        let failed = |error| DeviceFault::from(ActivateError::Worker(error));
         if self.multiport {
-            cx.watch(WAKE, &shared.wake, Interest::READ)
-                .map_err(failed)?;
+            cx.watch(WAKE, &shared.wake, EventSet::IN)
+                .map_err(DeviceFault::Worker)?;
         }
         for (index, (port, sides)) in shared.ports.iter().zip(sides).enumerate() {
             if index != 0 && !self.multiport {
                 break;
             }
-            let input = (input_source(index), &port.input, Interest::READ);
-            sides.input.no_poll = !watch(cx, input).map_err(failed)?;
-            let output = (output_source(index), &port.output, Interest::WRITE);
-            sides.output.no_poll = !watch(cx, output).map_err(failed)?;
+            let input = (input_source(index), &port.input, EventSet::IN);
+            sides.input.no_poll = !watch(cx, input).map_err(DeviceFault::Worker)?;
+            let output = (output_source(index), &port.output, EventSet::OUT);
+            sides.output.no_poll = !watch(cx, output).map_err(DeviceFault::Worker)?;
         }
         Ok(())
     }
@@ -158,14 +157,14 @@ impl<M: GuestAddressSpace> QueueHandler for Handler<M> {
             (ANNOUNCE, _) => self.announce(cx),
             (OBEY, _) => self.obey(cx),
             (_, (port, false)) => self.receive(port, cx),
-            (_, (port, true)) => self.transmit(port, Readiness::default(), cx),
+            (_, (port, true)) => self.transmit(port, EventSet::empty(), cx),
         }
     }
 
     fn ready(
         &mut self,
         source: u32,
-        readiness: Readiness,
+        readiness: EventSet,
         cx: &mut Context<'_>,
     ) -> Result<Progress, DeviceFault> {
         let Some(queue) = source.checked_sub(1) else {
@@ -190,7 +189,7 @@ impl<M: GuestAddressSpace> Handler<M> {
         };
         let listens = |state: &PortState| state.listens(port.console);
         if self.multiport && !shared.progress().ports.get(index).is_some_and(listens) {
-            return wait(cx, source, Interest::NONE, Progress::Idle);
+            return wait(cx, source, EventSet::empty(), Progress::Idle);
         }
         let Some(active) = cx.queue(queue) else {
             return Ok(Progress::Idle);
@@ -241,11 +240,11 @@ impl<M: GuestAddressSpace> Handler<M> {
         match end {
             End::Turn => Ok(Progress::More),
             End::HostBusy if side.no_poll => Ok(Progress::After(NO_POLL_WAIT)),
-            End::HostBusy => wait(cx, source, Interest::READ, Progress::Idle),
+            End::HostBusy => wait(cx, source, EventSet::IN, Progress::Idle),
             End::HostGone if port_may_come_back(&self.shared, index) => {
-                wait(cx, source, Interest::NONE, Progress::After(HANGUP_WAIT))
+                wait(cx, source, EventSet::empty(), Progress::After(HANGUP_WAIT))
             }
-            _ => wait(cx, source, Interest::NONE, Progress::Idle),
+            _ => wait(cx, source, EventSet::empty(), Progress::Idle),
         }
     }
 
@@ -253,7 +252,7 @@ impl<M: GuestAddressSpace> Handler<M> {
     fn transmit(
         &mut self,
         index: usize,
-        readiness: Readiness,
+        readiness: EventSet,
         cx: &mut Context<'_>,
     ) -> Result<Progress, DeviceFault> {
         let (source, queue) = (output_source(index), transmit_queue(index));
@@ -297,7 +296,8 @@ impl<M: GuestAddressSpace> Handler<M> {
                             progress.set_sent(index, sent, Some(&active.lease));
                         }
                         Err(error)
-                            if error.kind() == ErrorKind::WouldBlock && !readiness.hangup =>
+                            if error.kind() == ErrorKind::WouldBlock
+                                && !readiness.contains(EventSet::HANG_UP) =>
                         {
                             return Ok(Answer::Wait(End::HostBusy));
                         }
@@ -322,8 +322,8 @@ impl<M: GuestAddressSpace> Handler<M> {
         match end {
             End::Turn => Ok(Progress::More),
             End::HostBusy if no_poll => Ok(Progress::After(NO_POLL_WAIT)),
-            End::HostBusy => wait(cx, source, Interest::WRITE, Progress::Idle),
-            _ => wait(cx, source, Interest::NONE, Progress::Idle),
+            End::HostBusy => wait(cx, source, EventSet::OUT, Progress::Idle),
+            _ => wait(cx, source, EventSet::empty(), Progress::Idle),
         }
     }
 
@@ -472,7 +472,7 @@ fn serve<'m, M: GuestMemory>(
             }
         }
         if queue.needs_interrupt(&rings)? {
-            active.interrupt.trigger();
+            active.signal_used();
         }
         Ok::<_, RingFault>(end)
     });
@@ -482,10 +482,10 @@ fn serve<'m, M: GuestMemory>(
 /// Watches a descriptor without interest for now; returns whether that is possible at all.
 fn watch(
     cx: &mut Context<'_>,
-    (source, fd, interest): (u32, &HostFd, Interest),
+    (source, fd, interest): (u32, &HostFd, EventSet),
 ) -> io::Result<bool> {
     match cx.watch(source, fd, interest) {
-        Ok(()) => cx.set_interest(source, Interest::NONE).map(|()| true),
+        Ok(()) => cx.set_interest(source, EventSet::empty()).map(|()| true),
         Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(false),
         Err(error) => Err(error),
     }
@@ -494,7 +494,7 @@ fn watch(
 fn wait(
     cx: &mut Context<'_>,
     source: u32,
-    interest: Interest,
+    interest: EventSet,
     progress: Progress,
 ) -> Result<Progress, DeviceFault> {
     cx.set_interest(source, interest)

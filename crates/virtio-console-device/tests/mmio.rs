@@ -12,7 +12,7 @@ use std::sync::Arc;
 use bus::BusDevice;
 use virtio_conformance::{Memory, MmioPort, Parts, Request, Suite, WatchedMemory};
 use virtio_console_device::{Console, Port};
-use virtio_device_core::{EdgeLine, WorkerThread};
+use virtio_device_core::{WorkerThread, edge_line};
 use virtio_mmio_transport::MmioTransport;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
@@ -54,7 +54,7 @@ fn a_driver_that_has_agreed_on_nothing_can_write_its_last_words() {
     let (console, mut host) = console();
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
     let memory = Arc::new(WatchedMemory::new(memory));
-    let mut transport = MmioTransport::new(console, memory, EdgeLine(|| Ok(()))).unwrap();
+    let mut transport = MmioTransport::new(console, memory, edge_line(|| Ok(()))).unwrap();
     for (status, word) in [(0, b"p\0\0\0"), (1, b"a\0\0\0"), (0x81, b"n\0\0\0")] {
         transport.write(0x70, &u32::to_le_bytes(status)).unwrap();
         transport.write(0x108, word).unwrap();

@@ -8,12 +8,13 @@ use std::sync::{Arc, PoisonError};
 use vm_memory::{GuestAddress, GuestAddressSpace};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::fault::ActivateError;
+use crate::fault::DeviceFault;
 use crate::interrupt::{ConfigNotifier, InterruptHandle, QueueInterrupt};
 use crate::negotiation::Features;
-use crate::queue::{DeviceLease, QueueLease};
-use crate::state::{DeviceState, DeviceStateError};
+use crate::queue::Lease;
+use crate::state::DeviceState;
 use crate::sync::{AtomicU32, Mutex, MutexGuard, Ordering};
+use crate::worker::{Executor, QueueHandler, Worker};
 
 /// A virtio device, whatever transport it sits behind.
 ///
@@ -85,7 +86,7 @@ pub trait VirtioDevice<M: GuestAddressSpace>: Send {
     /// # Errors
     ///
     /// What kept the device from starting. The driver then sees `DEVICE_NEEDS_RESET`.
-    fn activate(&mut self, activation: Activation<M>) -> Result<(), ActivateError>;
+    fn activate(&mut self, activation: Activation<M>) -> Result<(), DeviceFault>;
 
     /// Stops touching guest memory; only for a device whose queues are served elsewhere.
     ///
@@ -96,10 +97,11 @@ pub trait VirtioDevice<M: GuestAddressSpace>: Send {
     /// Goes on after a pause; all queues are notified afterwards.
     fn resume(&mut self) {}
 
-    /// The device's shared memory regions (section 2.10), which the VMM has placed in the guest's
-    /// address space.
-    fn shared_memory(&self) -> &[SharedMemoryRegion] {
-        &[]
+    /// Base and length in bytes of the shared memory region `id`, if the device has one (section 2.10).
+    /// The VMM has placed it in the guest's address space, outside of its RAM.
+    fn shared_memory(&self, id: u8) -> Option<(GuestAddress, u64)> {
+        let _ = id;
+        None
     }
 
     /// What the device itself has to remember, beside what transport and queues save. Called while
@@ -114,7 +116,7 @@ pub trait VirtioDevice<M: GuestAddressSpace>: Send {
     /// # Errors
     ///
     /// What is wrong with `state`; nothing has changed then.
-    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceStateError> {
+    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceFault> {
         state.expect_empty()
     }
 
@@ -164,7 +166,7 @@ impl<M: GuestAddressSpace, T: VirtioDevice<M> + ?Sized> VirtioDevice<M> for Box<
         (**self).connect(config);
     }
 
-    fn activate(&mut self, activation: Activation<M>) -> Result<(), ActivateError> {
+    fn activate(&mut self, activation: Activation<M>) -> Result<(), DeviceFault> {
         (**self).activate(activation)
     }
 
@@ -176,15 +178,15 @@ impl<M: GuestAddressSpace, T: VirtioDevice<M> + ?Sized> VirtioDevice<M> for Box<
         (**self).resume();
     }
 
-    fn shared_memory(&self) -> &[SharedMemoryRegion] {
-        (**self).shared_memory()
+    fn shared_memory(&self, id: u8) -> Option<(GuestAddress, u64)> {
+        (**self).shared_memory(id)
     }
 
     fn save(&self) -> DeviceState {
         (**self).save()
     }
 
-    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceStateError> {
+    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceFault> {
         (**self).restore(state)
     }
 
@@ -193,19 +195,7 @@ impl<M: GuestAddressSpace, T: VirtioDevice<M> + ?Sized> VirtioDevice<M> for Box<
     }
 }
 
-/// Memory that a device shares with its driver outside of the guest's RAM (VIRTIO 1.3, section
-/// 2.10).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SharedMemoryRegion {
-    /// The region's identifier, which the device type gives a meaning to.
-    pub id: u8,
-    /// Where the region begins.
-    pub base: GuestAddress,
-    /// Its length in bytes.
-    pub len: u64,
-}
-
-/// What a device is given when its driver is ready; made by [`Session`](crate::Session).
+/// What a device is given when its driver is ready; made by [`Session`](crate::transport::Session).
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Activation<M> {
@@ -216,7 +206,7 @@ pub struct Activation<M> {
     /// The features that both sides have agreed on.
     pub features: Features,
     /// For guest memory that is touched outside of every queue.
-    pub lease: DeviceLease,
+    pub lease: Lease<()>,
     /// The way to the driver for the device as a whole, also for failures.
     pub interrupt: InterruptHandle,
 }
@@ -226,11 +216,25 @@ impl<M> Activation<M> {
     ///
     /// # Errors
     ///
-    /// [`ActivateError::QueueMissing`] if the driver has not enabled it.
-    pub fn queue(&self, index: u16) -> Result<&ActiveQueue, ActivateError> {
+    /// [`DeviceFault::QueueMissing`] if the driver has not enabled it.
+    pub fn queue(&self, index: u16) -> Result<&ActiveQueue, DeviceFault> {
         let mut queues = self.queues.iter();
         let queue = queues.find(|queue| queue.index == index);
-        queue.ok_or(ActivateError::QueueMissing(index))
+        queue.ok_or(DeviceFault::QueueMissing(index))
+    }
+
+    /// Has `executor` serve all queues by one handler, which `make` makes of guest memory here: all
+    /// that [`VirtioDevice::activate`] does for most devices. Others make their [`Worker`]s themselves.
+    ///
+    /// # Errors
+    ///
+    /// What kept the executor from starting the worker.
+    pub fn serve<H: QueueHandler + Send + 'static>(
+        self,
+        executor: &mut impl Executor,
+        make: impl FnOnce(M) -> H,
+    ) -> Result<(), DeviceFault> {
+        executor.start(Worker::new(make(self.memory), self.queues, self.interrupt))
     }
 }
 
@@ -241,11 +245,10 @@ pub struct ActiveQueue {
     /// Index of the queue.
     pub index: u16,
     /// The queue, until the transport takes it back.
-    pub lease: QueueLease,
+    pub lease: Lease,
     /// Counts the driver's notifications since it was last read.
     pub kick: Arc<EventFd>,
-    /// Tells the driver of used buffers in this queue.
-    pub interrupt: QueueInterrupt,
+    interrupt: QueueInterrupt,
     pub(crate) slot: Arc<QueueSlot>,
     /// Which of the slot's changes this value shows.
     seen: u32,
@@ -255,7 +258,7 @@ impl ActiveQueue {
     pub(crate) fn new(
         index: u16,
         kick: Arc<EventFd>,
-        lease: QueueLease,
+        lease: Lease,
         interrupt: QueueInterrupt,
     ) -> Self {
         Self {
@@ -269,6 +272,23 @@ impl ActiveQueue {
             }),
             seen: 0,
         }
+    }
+
+    /// Tells the driver that the queue holds used buffers; good until the queue or the device is reset.
+    #[inline]
+    pub fn signal_used(&self) {
+        self.interrupt.trigger();
+    }
+
+    /// An event fd that does the same as [`signal_used`](Self::signal_used) when it is written, for a
+    /// foreign server; `None` if the interrupt line has none: then watch an event fd of your own, and
+    /// signal by hand.
+    ///
+    /// The transport cannot revoke it. Hand it out only while you have an
+    /// [`InFlight`](crate::InFlight) for the queue, and drop that once the server has stopped.
+    #[must_use]
+    pub fn interrupt_fd(&self) -> Option<Arc<EventFd>> {
+        self.interrupt.event_fd()
     }
 
     /// Takes over the lease and the interrupt of a queue that was reset by itself and enabled again
@@ -287,17 +307,17 @@ impl ActiveQueue {
 #[derive(Debug)]
 pub(crate) struct QueueSlot {
     changes: AtomicU32,
-    current: Mutex<(QueueLease, QueueInterrupt)>,
+    current: Mutex<(Lease, QueueInterrupt)>,
 }
 
 impl QueueSlot {
     /// Shows a new lease and interrupt. Notify the queue afterwards.
-    pub(crate) fn replace(&self, lease: QueueLease, interrupt: QueueInterrupt) {
+    pub(crate) fn replace(&self, lease: Lease, interrupt: QueueInterrupt) {
         *self.lock() = (lease, interrupt);
         self.changes.fetch_add(1, Ordering::Release);
     }
 
-    fn lock(&self) -> MutexGuard<'_, (QueueLease, QueueInterrupt)> {
+    fn lock(&self) -> MutexGuard<'_, (Lease, QueueInterrupt)> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,13 +1,15 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! What can go wrong: a ring or a request that the driver has spoiled, a device that cannot start or
-//! cannot go on.
+//! What can go wrong: a set-up, a ring or a request that the driver has spoiled, a device that cannot
+//! start or cannot go on.
 
 use std::error::Error;
 use std::io;
 
 use thiserror::Error;
+
+use crate::negotiation::{Features, MAX_WORDS_BEYOND};
 
 /// How a driver has broken a ring. The queue cannot be trusted from then on: it latches the fault,
 /// and the device must ask for a reset.
@@ -85,48 +87,97 @@ pub enum BadRequest {
     Layout,
 }
 
-/// Why a device could not be activated.
-#[derive(Debug, Error)]
+/// Why what a driver has set up cannot be used, or what was saved of it: features that are not
+/// agreed on, a queue that is not well-formed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
-pub enum ActivateError {
-    /// The device cannot work without a queue that the driver has left disabled.
-    #[error("queue {0} is needed and not enabled")]
-    QueueMissing(u16),
-    /// The device is active already.
-    #[error("device is active already")]
-    AlreadyActive,
-    /// A worker could not be started.
-    #[error("worker could not be started")]
-    Worker(#[from] io::Error),
-    /// The device has a reason of its own.
-    #[error("device could not be started")]
-    Device(#[source] Box<dyn Error + Send + Sync>),
+pub enum SetupError {
+    /// The driver accepted bits that the device does not offer.
+    #[error("driver accepted bits never offered: {0:#x}")]
+    NotOffered(Features),
+    /// The driver accepted bits of this word, which no device offers: they are beyond bit 127.
+    #[error("driver accepted bits of feature word {0}, which is never offered")]
+    NoSuchWord(u32),
+    /// The driver has filled more words beyond bit 127 than a device remembers.
+    #[error("driver accepted bits of more than {MAX_WORDS_BEYOND} feature words never offered")]
+    TooManyWords,
+    /// The driver did not accept `VIRTIO_F_VERSION_1`.
+    #[error("driver did not accept VIRTIO_F_VERSION_1")]
+    NoVersion1,
+    /// The driver accepted a feature without the one that it needs.
+    #[error("driver accepted bit {feature} without any of {needs:?}")]
+    MissingFeature {
+        /// Number of the feature bit.
+        feature: u32,
+        /// Numbers of the bits of which it needs at least one.
+        needs: &'static [u32],
+    },
+    /// The queue size is 0, no power of two, or larger than the device offers.
+    #[error("queue size {size} is not a power of two up to {max}")]
+    QueueSize {
+        /// What the driver wrote.
+        size: u32,
+        /// The largest size the device offers.
+        max: u16,
+    },
+    /// The part of a queue with this name is not aligned as section 2.7 demands.
+    #[error("{0} at {1:#x} is not aligned")]
+    Alignment(&'static str, u64),
+    /// The part of a queue with this name does not lie in guest memory as a whole.
+    #[error("{0} at {1:#x} is not all in memory")]
+    Memory(&'static str, u64),
+    /// The number of chains in flight is not the distance of the indices, or exceeds the queue size.
+    #[error("{taken} chains are in flight, but the indices are {expected} apart")]
+    InFlightCount {
+        /// How far the indices are apart.
+        expected: u16,
+        /// How many chains are in flight.
+        taken: usize,
+    },
+    /// A chain in flight has a head that the queue does not have, or that another one has.
+    #[error("head {0} of a chain in flight is out of range or listed twice")]
+    InFlightHead(u16),
 }
 
-impl ActivateError {
-    /// A reason of the device's own: an error of any type, or a text.
-    pub fn device(reason: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self::Device(reason.into())
-    }
-}
-
-/// Why a device cannot go on.
+/// Why a device cannot start, cannot go on from a saved state, or cannot go on.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum DeviceFault {
     /// The driver has broken a ring.
     #[error("driver broke the ring")]
     Ring(#[from] RingFault),
+    /// The device cannot work without a queue that the driver has left disabled.
+    #[error("queue {0} is needed and not enabled")]
+    QueueMissing(u16),
+    /// A worker could not be started.
+    #[error("worker could not be started")]
+    Worker(#[source] io::Error),
     /// The device's backend does not work any more.
     #[error("device backend failed")]
     Backend(#[source] io::Error),
-    /// The device could not be activated.
-    #[error("device could not be activated")]
-    Activation(#[from] ActivateError),
     /// The loop that drives the device's worker does not work any more.
     #[error("worker's loop failed")]
     Loop(#[source] io::Error),
     /// The device's handler panicked.
     #[error("device panicked")]
     Panicked,
+    /// The device has saved no state of this version.
+    #[error("device state of version {0} is not supported")]
+    StateVersion(u32),
+    /// The device's state is larger than [`MAX_DEVICE_STATE`](crate::MAX_DEVICE_STATE): so many bytes.
+    #[error("device state of {0} bytes is too large")]
+    StateSize(usize),
+    /// The bytes are not what the device saves; the text says what is wrong.
+    #[error("device state is not valid: {0}")]
+    State(&'static str),
+    /// The device has a reason of its own.
+    #[error("device cannot work")]
+    Device(#[source] Box<dyn Error + Send + Sync>),
+}
+
+impl DeviceFault {
+    /// A reason of the device's own: an error of any type, or a text.
+    pub fn device(reason: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self::Device(reason.into())
+    }
 }

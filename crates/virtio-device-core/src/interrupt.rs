@@ -5,7 +5,7 @@
 //!
 //! A VMM passes an [`InterruptLine`] to a transport, which implements [`Interrupt`] on top of it. A
 //! device holds handles that the transport revokes at reset: [`InterruptHandle`] for the device as a
-//! whole, [`QueueInterrupt`] for each queue, and [`ConfigNotifier`], which outlives resets.
+//! whole, one in each [`ActiveQueue`](crate::ActiveQueue), and [`ConfigNotifier`], which outlives resets.
 
 use std::fmt;
 use std::io;
@@ -14,13 +14,14 @@ use std::sync::{Arc, PoisonError};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::fault::{BadRequest, DeviceFault};
+use crate::gate::{Gate, REVOKED};
 use crate::negotiation::Features;
 use crate::observer::Event;
 use crate::sync::{AtomicBool, AtomicUsize, Mutex, MutexGuard, Ordering};
 
 /// The wire from a transport to the guest's interrupt controller: what a VMM passes in.
 ///
-/// An [`EventFd`] registered as irqfd is one; [`EdgeLine`] and [`LevelLine`] make one of a closure.
+/// An [`EventFd`] registered as irqfd is one; [`edge_line`] and [`level_line`] make one of a closure.
 ///
 /// A line must not wait: a reset waits for an interrupt that is on its way. So an `EventFd` must be
 /// non-blocking.
@@ -88,62 +89,58 @@ macro_rules! pointers_are_lines {
 
 pointers_are_lines!(Arc, Box);
 
-/// An edge-triggered line: the closure raises the interrupt once.
+/// An edge-triggered line: `raise` raises the interrupt once.
 ///
 /// ```
-/// use virtio_device_core::{EdgeLine, InterruptLine};
+/// use virtio_device_core::{InterruptLine, edge_line};
 ///
-/// let line = EdgeLine(|| { println!("interrupt"); Ok(()) });
+/// let line = edge_line(|| { println!("interrupt"); Ok(()) });
 /// assert!(!line.is_level());
 /// ```
-#[derive(Clone, Copy)]
-pub struct EdgeLine<F>(pub F);
-
-impl<F: Fn() -> io::Result<()> + Send + Sync> InterruptLine for EdgeLine<F> {
-    fn trigger(&self) -> io::Result<()> {
-        (self.0)()
+pub fn edge_line(raise: impl Fn() -> io::Result<()> + Send + Sync) -> impl InterruptLine {
+    LineOf {
+        drive: move |_| raise(),
+        level: false,
     }
 }
 
-impl<F> fmt::Debug for EdgeLine<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EdgeLine").finish_non_exhaustive()
-    }
-}
-
-/// A level-triggered line: the closure is called with `true` to assert it, when the first cause
-/// comes up, and with `false` to take it down, when the driver has acknowledged the last.
+/// A level-triggered line: `drive` is called with `true` to assert it, when the first cause comes up,
+/// and with `false` to take it down, when the driver has acknowledged the last.
 ///
 /// The calls come one at a time, and never twice in a row with the same level unless the first
 /// failed.
 ///
 /// ```
-/// use virtio_device_core::{InterruptLine, LevelLine};
+/// use virtio_device_core::{InterruptLine, level_line};
 ///
-/// // With KVM: `LevelLine(move |level| Ok(vm.set_irq_line(gsi, level)?))`
-/// let line = LevelLine(|level| { println!("line is {level}"); Ok(()) });
+/// // With KVM: `level_line(move |level| Ok(vm.set_irq_line(gsi, level)?))`
+/// let line = level_line(|level| { println!("line is {level}"); Ok(()) });
 /// assert!(line.is_level());
 /// ```
-#[derive(Clone, Copy)]
-pub struct LevelLine<F>(pub F);
+pub fn level_line(drive: impl Fn(bool) -> io::Result<()> + Send + Sync) -> impl InterruptLine {
+    LineOf { drive, level: true }
+}
 
-impl<F: Fn(bool) -> io::Result<()> + Send + Sync> InterruptLine for LevelLine<F> {
+struct LineOf<F> {
+    drive: F,
+    level: bool,
+}
+
+impl<F: Fn(bool) -> io::Result<()> + Send + Sync> InterruptLine for LineOf<F> {
     fn trigger(&self) -> io::Result<()> {
-        (self.0)(true)
+        (self.drive)(true)
     }
 
     fn clear(&self) -> io::Result<()> {
-        (self.0)(false)
+        if self.level {
+            (self.drive)(false)
+        } else {
+            Ok(())
+        }
     }
 
     fn is_level(&self) -> bool {
-        true
-    }
-}
-
-impl<F> fmt::Debug for LevelLine<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LevelLine").finish_non_exhaustive()
+        self.level
     }
 }
 
@@ -180,28 +177,49 @@ pub trait Interrupt: Send + Sync {
     }
 }
 
-/// Something that reaches the driver until it is cut off, which waits for a call that is on its way.
-struct Cuttable(Mutex<Option<Arc<dyn Interrupt>>>);
+/// Something that reaches the driver until it is cut off, which waits for calls that are on their way.
+///
+/// They hold no lock: an interrupt line or an observer may raise interrupts, and ask for whatever it
+/// likes. Alone in its cache lines, so that the workers of two queues do not wait for each other's.
+#[repr(align(128))]
+struct Cuttable {
+    gate: Gate,
+    target: Option<Arc<dyn Interrupt>>,
+}
 
 impl Cuttable {
     fn new(target: Option<Arc<dyn Interrupt>>) -> Self {
-        Self(Mutex::new(target))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Arc<dyn Interrupt>>> {
-        // A line that panicked in another thread leaves nothing half-done behind this lock.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        let gate = Gate::new(if target.is_some() { 0 } else { REVOKED });
+        Self { gate, target }
     }
 
     #[inline]
-    fn reach(&self, notify: impl FnOnce(&dyn Interrupt)) {
-        if let Some(target) = self.lock().as_deref() {
-            notify(target);
-        }
+    fn reach<R>(&self, notify: impl FnOnce(&dyn Interrupt) -> R) -> Option<R> {
+        let target = self.target.as_deref()?;
+        let _inside = Inside::of(&self.gate)?;
+        Some(notify(target))
     }
 
     fn cut(&self) {
-        *self.lock() = None;
+        self.gate.set(REVOKED);
+        self.gate.wait_idle(None);
+    }
+}
+
+/// Someone inside of a gate, also if the call panics that is made there.
+struct Inside<'a>(&'a Gate);
+
+impl<'a> Inside<'a> {
+    #[inline]
+    fn of(gate: &'a Gate) -> Option<Self> {
+        gate.enter().ok().map(|()| Self(gate))
+    }
+}
+
+impl Drop for Inside<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.0.leave();
     }
 }
 
@@ -333,17 +351,28 @@ impl InterruptHandle {
     }
 
     /// One more part of the activation is to start before the device counts as activated.
-    pub(crate) fn expect_start(&self) {
+    pub(crate) fn expect_start(&self) -> Expected {
         self.shared.starting.fetch_add(1, Ordering::AcqRel);
+        Expected(self.clone())
     }
 
-    /// One part has started. The last one tells the VMM's observer that the device is live.
+    /// One part has started, or is not wanted any more. The last one tells the VMM's observer that the
+    /// device is live.
     pub(crate) fn started(&self) {
         if self.shared.starting.fetch_sub(1, Ordering::AcqRel) == 1 && !self.is_broken() {
             let features = self.shared.features;
             let event = Event::Activated { features };
             self.shared.target.reach(|target| target.observe(&event));
         }
+    }
+}
+
+/// A part of an activation that is to start: it has when this is dropped, or there will be none.
+pub(crate) struct Expected(InterruptHandle);
+
+impl Drop for Expected {
+    fn drop(&mut self) {
+        self.0.started();
     }
 }
 
@@ -358,9 +387,9 @@ impl fmt::Debug for InterruptHandle {
 
 /// The device's end of one queue's interrupt, good until the queue or the device is reset.
 ///
-/// Each has a lock of its own, so that the workers of two queues do not meet.
+/// Each has a gate of its own, so that the workers of two queues do not meet.
 #[derive(Clone)]
-pub struct QueueInterrupt {
+pub(crate) struct QueueInterrupt {
     queue: u16,
     target: Arc<Cuttable>,
 }
@@ -374,23 +403,13 @@ impl QueueInterrupt {
         }
     }
 
-    /// Tells the driver that the queue holds used buffers.
     #[inline]
-    pub fn trigger(&self) {
+    pub(crate) fn trigger(&self) {
         self.target.reach(|target| target.used_buffers(self.queue));
     }
 
-    /// An event fd that does the same when it is written, for a foreign server; `None` if the
-    /// interrupt line has none: then watch an event fd of your own, and [`trigger`] by hand.
-    ///
-    /// The transport cannot revoke it. Hand it out only while you have an
-    /// [`InFlight`](crate::InFlight) for the queue, and drop that once the server has stopped.
-    ///
-    /// [`trigger`]: QueueInterrupt::trigger
-    #[must_use]
-    pub fn event_fd(&self) -> Option<Arc<EventFd>> {
-        let target = self.target.lock();
-        target.as_deref()?.event_fd(self.queue)
+    pub(crate) fn event_fd(&self) -> Option<Arc<EventFd>> {
+        self.target.reach(|target| target.event_fd(self.queue))?
     }
 
     pub(crate) fn revoke(&self) {
@@ -414,8 +433,10 @@ impl fmt::Debug for QueueInterrupt {
 #[derive(Clone)]
 pub struct ConfigNotifier {
     interrupt: Arc<dyn Interrupt>,
-    /// Whether there is a driver that wants to be interrupted.
-    live: Arc<Mutex<bool>>,
+    /// Held by the change that is being made.
+    changing: Arc<Mutex<()>>,
+    /// Open while there is a driver that wants to be interrupted.
+    live: Arc<Gate>,
 }
 
 impl ConfigNotifier {
@@ -424,7 +445,8 @@ impl ConfigNotifier {
     pub fn new(interrupt: Arc<dyn Interrupt>) -> Self {
         Self {
             interrupt,
-            live: Arc::new(Mutex::new(false)),
+            changing: Arc::default(),
+            live: Arc::new(Gate::new(REVOKED)),
         }
     }
 
@@ -437,34 +459,49 @@ impl ConfigNotifier {
     /// same device.
     pub fn update<R>(&self, change: impl FnOnce() -> R) -> R {
         /// Ends the change even if it panics: the generation would never come to rest.
-        struct Settled<'a>(&'a dyn Interrupt, bool);
+        struct Change<'a> {
+            notifier: &'a ConfigNotifier,
+            live: Option<Inside<'a>>,
+            changing: Option<MutexGuard<'a, ()>>,
+        }
 
-        impl Drop for Settled<'_> {
+        impl Drop for Change<'_> {
             fn drop(&mut self) {
-                self.0.config_settled();
-                if self.1 {
-                    self.0.config_interrupt();
+                let interrupt = &self.notifier.interrupt;
+                interrupt.config_settled();
+                // The next change may be made by whoever hears of this one.
+                self.changing = None;
+                if self.live.is_some() {
+                    interrupt.config_interrupt();
                 }
             }
         }
 
-        let live = self.live();
+        let changing = self.changing.lock();
+        let changing = changing.unwrap_or_else(PoisonError::into_inner);
+        let live = Inside::of(&self.live);
         self.interrupt.config_changing();
-        let _settled = Settled(&*self.interrupt, *live);
+        let _change = Change {
+            notifier: self,
+            live,
+            changing: Some(changing),
+        };
         change()
     }
 
-    /// Decides whether the driver is interrupted; waits for a change that is being made.
+    /// Decides whether the driver is interrupted; waits for a change that is being made if it is not
+    /// any more.
     pub(crate) fn set_live(&self, live: bool) {
-        *self.live() = live;
+        if live {
+            self.live.clear(REVOKED);
+        } else {
+            self.live.set(REVOKED);
+            self.live.wait_idle(None);
+        }
     }
 
     pub(crate) fn interrupt(&self) -> &Arc<dyn Interrupt> {
         &self.interrupt
-    }
-
-    fn live(&self) -> MutexGuard<'_, bool> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -5,11 +5,9 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::fault::{BadRequest, DeviceFault};
-use crate::negotiation::{DeviceStatus, FeatureError, Features};
-use crate::queue::QueueSetupError;
+use crate::fault::{BadRequest, DeviceFault, SetupError};
+use crate::negotiation::{DeviceStatus, Features};
 
 /// Something that a VMM may want to know about a device or its driver.
 ///
@@ -50,13 +48,13 @@ pub enum Event<'a> {
         value: u32,
     },
     /// `FEATURES_OK` was refused.
-    FeaturesRefused(FeatureError),
+    FeaturesRefused(SetupError),
     /// A queue was not enabled.
     QueueRefused {
         /// The selected queue.
         queue: u32,
         /// What is wrong with its set-up.
-        error: QueueSetupError,
+        error: SetupError,
     },
     /// A notification for a queue that does not exist, or is not live.
     NotificationIgnored {
@@ -94,8 +92,9 @@ pub enum Event<'a> {
 
 /// Receives [`Event`]s.
 ///
-/// Called on the thread that met the event, be it a vCPU's or a worker's, and with the device's
-/// interrupt held back: an observer must not wait, and must not call the device or its transport.
+/// Called on the thread that met the event, be it a vCPU's or a worker's. An observer must not wait,
+/// because a reset waits for it, and must not call the device or its transport; the handles of either
+/// may be used.
 /// No event is on the path of a driver that does nothing wrong, so `()`, which ignores them all,
 /// costs nothing.
 pub trait Observer: Send + Sync {
@@ -110,110 +109,5 @@ impl Observer for () {
 impl<T: Observer + ?Sized> Observer for Arc<T> {
     fn event(&self, event: &Event<'_>) {
         (**self).event(event);
-    }
-}
-
-macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident: $event:pat,)*) => {
-        /// An observer that counts.
-        ///
-        /// ```
-        /// use virtio_device_core::{Event, EventCounters, Observer};
-        ///
-        /// let counters = EventCounters::default();
-        /// counters.event(&Event::UnknownRegister { offset: 0x68 });
-        /// assert_eq!(counters.snapshot().unknown_register, 1);
-        /// ```
-        #[derive(Debug, Default)]
-        pub struct EventCounters {
-            $($name: AtomicU64,)*
-        }
-
-        /// What [`EventCounters`] has counted so far.
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-        #[non_exhaustive]
-        pub struct EventCounts {
-            $($(#[$doc])* pub $name: u64,)*
-        }
-
-        impl EventCounters {
-            /// All counts; each is right, though they may be of slightly different moments.
-            #[must_use]
-            pub fn snapshot(&self) -> EventCounts {
-                EventCounts {
-                    $($name: self.$name.load(Ordering::Relaxed),)*
-                }
-            }
-        }
-
-        impl Observer for EventCounters {
-            fn event(&self, event: &Event<'_>) {
-                let counter = match event {
-                    $($event => &self.$name,)*
-                };
-                counter.fetch_add(1, Ordering::Relaxed);
-            }
-        }
-    };
-}
-
-counters! {
-    /// [`Event::BadWidth`].
-    bad_width: Event::BadWidth { .. },
-    /// [`Event::UnknownRegister`].
-    unknown_register: Event::UnknownRegister { .. },
-    /// [`Event::WrongDirection`].
-    wrong_direction: Event::WrongDirection { .. },
-    /// [`Event::WrongState`].
-    wrong_state: Event::WrongState { .. },
-    /// [`Event::StatusRefused`].
-    status_refused: Event::StatusRefused { .. },
-    /// [`Event::FeaturesRefused`].
-    features_refused: Event::FeaturesRefused(_),
-    /// [`Event::QueueRefused`].
-    queue_refused: Event::QueueRefused { .. },
-    /// [`Event::NotificationIgnored`].
-    notification_ignored: Event::NotificationIgnored { .. },
-    /// [`Event::BadRequest`].
-    bad_request: Event::BadRequest { .. },
-    /// [`Event::Activated`].
-    activated: Event::Activated { .. },
-    /// [`Event::QueueReset`].
-    queue_reset: Event::QueueReset(_),
-    /// [`Event::QueueRestarted`].
-    queue_restarted: Event::QueueRestarted(_),
-    /// [`Event::DriverFailed`].
-    driver_failed: Event::DriverFailed,
-    /// [`Event::Reset`].
-    reset: Event::Reset,
-    /// [`Event::DeviceFailed`] because the driver has broken a ring.
-    ring_fault: Event::DeviceFailed(DeviceFault::Ring(_)),
-    /// [`Event::DeviceFailed`] because the device could not be activated.
-    activation_failed: Event::DeviceFailed(DeviceFault::Activation(_)),
-    /// [`Event::DeviceFailed`] for any other reason.
-    device_failed: Event::DeviceFailed(_),
-    /// [`Event::LineFailed`].
-    line_failed: Event::LineFailed(_),
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::fault::RingFault;
-
-    #[test]
-    fn a_failure_is_counted_by_its_cause() {
-        let counters = Arc::new(EventCounters::default());
-        counters.event(&Event::DeviceFailed(&RingFault::ChainTooLong.into()));
-        counters.event(&Event::DeviceFailed(&DeviceFault::Panicked));
-        counters.event(&Event::Reset);
-        counters.event(&Event::Reset);
-        let expected = EventCounts {
-            ring_fault: 1,
-            device_failed: 1,
-            reset: 2,
-            ..EventCounts::default()
-        };
-        assert_eq!(counters.snapshot(), expected);
     }
 }

@@ -12,8 +12,9 @@ use crate::device::{Activation, ActiveQueue, QueueSlot};
 use crate::fault::DeviceFault;
 use crate::interrupt::{ConfigNotifier, InterruptHandle, QueueInterrupt};
 use crate::negotiation::Features;
-use crate::queue::{Lent, QueueLease, Virtqueue};
+use crate::queue::{Lease, Lent, Virtqueue};
 use crate::sync::write_kick;
+use crate::worker::let_go;
 
 /// Everything that a transport lends to its device between activation and reset.
 ///
@@ -37,35 +38,27 @@ struct LentQueue {
     slot: Arc<QueueSlot>,
 }
 
-/// A queue to be lent in a [`Session`].
-#[derive(Debug)]
-pub struct SessionQueue {
-    /// Index of the queue.
-    pub index: u16,
-    /// Where the driver's notifications arrive.
-    pub kick: Arc<EventFd>,
-    /// The queue; `None` for one that the driver had enabled and has taken back since, as a saved
-    /// state may say. Its lease is revoked from the start, and it can be restarted.
-    pub queue: Option<Virtqueue>,
-}
-
 impl Session {
     /// Lends `memory` and `queues` to a device whose driver has agreed on `features`. The driver is
     /// reached through `config`, which the device was [connected](crate::VirtioDevice::connect) to.
+    ///
+    /// A queue is an index, the event fd where the driver's notifications arrive, and the queue itself;
+    /// `None` for one that the driver had enabled and has taken back since, as a saved state may say. Its
+    /// lease is revoked from the start, and it can be restarted.
     ///
     /// If `paused`, everything is paused from the start.
     pub fn new<M>(
         config: &ConfigNotifier,
         memory: M,
         features: Features,
-        queues: impl IntoIterator<Item = SessionQueue>,
+        queues: impl IntoIterator<Item = (u16, Arc<EventFd>, Option<Virtqueue>)>,
         paused: bool,
     ) -> (Self, Activation<M>) {
         let handle = InterruptHandle::new(config.interrupt().clone(), features, paused);
         let (device, lease) = Lent::new(Some(()));
         let (queues, active) = queues
             .into_iter()
-            .map(|SessionQueue { index, kick, queue }| {
+            .map(|(index, kick, queue)| {
                 let interrupt = queue.as_ref().map(|_| config.interrupt().clone());
                 let interrupt = QueueInterrupt::new(index, interrupt);
                 let (lent, lease) = Lent::new(queue);
@@ -149,10 +142,16 @@ impl Session {
 
     /// Lets the device go on, and look at all of its queues without waiting for a notification.
     pub fn resume(&self) {
+        self.resume_and(|| ());
+    }
+
+    /// As [`resume`](Self::resume); before the device looks at its queues it is told by `resumed`.
+    pub fn resume_and(&self, resumed: impl FnOnce()) {
         self.device.resume();
         self.queues.iter().for_each(|queue| queue.lent.resume());
         self.handle.set_paused(false);
         self.handle.wake_loops();
+        resumed();
         self.kick_all();
     }
 
@@ -175,8 +174,11 @@ impl Session {
 
     /// Waits until no request is in flight, but not longer than `bound`, if there is one. Returns
     /// whether guest memory is at rest.
+    ///
+    /// What a handler holds whose loop runs on the calling thread is let go first.
     #[must_use]
     pub fn wait_idle(&self, bound: Option<Duration>) -> bool {
+        let_go();
         let deadline = deadline(bound);
         self.device.wait_idle(deadline)
             && (self.queues.iter()).all(|queue| queue.lent.wait_idle(deadline))
@@ -216,7 +218,7 @@ impl Session {
         let Some(slot) = queues.find(|slot| slot.index == index) else {
             return false;
         };
-        let lease: QueueLease;
+        let lease: Lease;
         (slot.lent, lease) = Lent::new(Some(queue));
         if paused {
             slot.lent.pause();

@@ -3,7 +3,7 @@
 
 //! What a device itself saves: a version, and bytes that mean something to that device alone.
 
-use thiserror::Error;
+use crate::fault::DeviceFault;
 
 /// Most bytes that a device may save: 1 MiB.
 pub const MAX_DEVICE_STATE: usize = 1 << 20;
@@ -16,7 +16,7 @@ pub const MAX_DEVICE_STATE: usize = 1 << 20;
 /// let state = DeviceState::new(1, b"80x25".to_vec())?;
 /// assert_eq!(state.data(1)?, b"80x25");
 /// assert!(state.data(2).is_err());
-/// # Ok::<(), virtio_device_core::DeviceStateError>(())
+/// # Ok::<(), virtio_device_core::DeviceFault>(())
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -36,26 +36,11 @@ struct Raw {
 
 #[cfg(feature = "serde")]
 impl TryFrom<Raw> for DeviceState {
-    type Error = DeviceStateError;
+    type Error = DeviceFault;
 
-    fn try_from(raw: Raw) -> Result<Self, DeviceStateError> {
+    fn try_from(raw: Raw) -> Result<Self, DeviceFault> {
         Self::new(raw.version, raw.data)
     }
-}
-
-/// Why a device cannot go on from a saved state of its own.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[non_exhaustive]
-pub enum DeviceStateError {
-    /// The state is of a version that the device does not read.
-    #[error("device state of version {0} is not supported")]
-    Version(u32),
-    /// The state is larger than [`MAX_DEVICE_STATE`].
-    #[error("device state of {0} bytes is too large")]
-    TooLarge(usize),
-    /// The bytes are not what the device saves; the text says what is wrong.
-    #[error("device state is not valid: {0}")]
-    Invalid(&'static str),
 }
 
 impl DeviceState {
@@ -63,10 +48,10 @@ impl DeviceState {
     ///
     /// # Errors
     ///
-    /// [`DeviceStateError::TooLarge`] for more than [`MAX_DEVICE_STATE`] bytes.
-    pub fn new(version: u32, data: Vec<u8>) -> Result<Self, DeviceStateError> {
+    /// [`DeviceFault::StateSize`] for more than [`MAX_DEVICE_STATE`] bytes.
+    pub fn new(version: u32, data: Vec<u8>) -> Result<Self, DeviceFault> {
         if data.len() > MAX_DEVICE_STATE {
-            return Err(DeviceStateError::TooLarge(data.len()));
+            return Err(DeviceFault::StateSize(data.len()));
         }
         Ok(Self { version, data })
     }
@@ -81,21 +66,21 @@ impl DeviceState {
     ///
     /// # Errors
     ///
-    /// [`DeviceStateError::Version`] if not.
-    pub fn data(&self, version: u32) -> Result<&[u8], DeviceStateError> {
+    /// [`DeviceFault::StateVersion`] if not.
+    pub fn data(&self, version: u32) -> Result<&[u8], DeviceFault> {
         if self.version == version {
             Ok(&self.data)
         } else {
-            Err(DeviceStateError::Version(self.version))
+            Err(DeviceFault::StateVersion(self.version))
         }
     }
 
     /// For a device without a state of its own.
-    pub(crate) fn expect_empty(&self) -> Result<(), DeviceStateError> {
+    pub(crate) fn expect_empty(&self) -> Result<(), DeviceFault> {
         match (self.version, self.data.is_empty()) {
             (0, true) => Ok(()),
-            (0, false) => Err(DeviceStateError::Invalid("the device saves nothing")),
-            (version, _) => Err(DeviceStateError::Version(version)),
+            (0, false) => Err(DeviceFault::State("the device saves nothing")),
+            (version, _) => Err(DeviceFault::StateVersion(version)),
         }
     }
 }

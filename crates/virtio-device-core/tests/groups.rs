@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use virtio_conformance::DriverQueue;
 use virtio_device_core::{
-    Chain, Features, Head, QueueProgress, RingFault, RingMemory, Rings, Virtqueue,
+    Chain, Features, Head, RingFault, RingMemory, Rings, Virtqueue, transport::QueueProgress,
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 

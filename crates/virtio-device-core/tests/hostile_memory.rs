@@ -8,7 +8,8 @@ use std::sync::Mutex;
 
 use virtio_conformance::{DriverQueue, VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT};
 use virtio_device_core::{
-    Chain, Features, QueueLayout, QueueSetup, VIRTIO_F_INDIRECT_DESC, Virtqueue,
+    Chain, Features, VIRTIO_F_INDIRECT_DESC, Virtqueue,
+    transport::{QueueLayout, QueueSetup},
 };
 use vm_memory::guest_memory::{GuestMemorySliceIterator, Result};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
@@ -62,7 +63,7 @@ fn every_field_of_a_chain_is_read_once() {
     let mut queue = Virtqueue::new(driver.layout(), Features::of(&[VIRTIO_F_INDIRECT_DESC]));
     let mut chain = Chain::with_capacity(16);
     let head = queue.take(&watched, &mut chain).unwrap().unwrap();
-    assert_eq!(chain.buffers().len(), 4);
+    assert_eq!(chain.len(), 4);
     let accesses = std::mem::take(&mut *watched.accesses.lock().unwrap());
     let avail = driver.setup().avail_ring;
     let expected = [
@@ -131,7 +132,7 @@ fn any_bytes_at_all_end_in_chains_or_a_fault() {
                 Ok(Some(head)) => {
                     chains += 1;
                     assert!(head.index() < layout.size());
-                    assert!(chain.buffers().len() <= usize::from(layout.size()));
+                    assert!(chain.len() <= usize::from(layout.size()));
                     let _ = chain.check(&memory);
                     let _ = queue.complete(&memory, head, 1);
                     let _ = queue.needs_interrupt(&memory);
@@ -142,7 +143,7 @@ fn any_bytes_at_all_end_in_chains_or_a_fault() {
                 Err(fault) => {
                     faults += 1;
                     assert_eq!(queue.fault(), Some(fault));
-                    assert!(chain.buffers().is_empty());
+                    assert!(chain.is_empty());
                     break;
                 }
             }

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use loom::thread;
 use virtio_device_core::{
-    ConfigNotifier, DeviceFault, Event, Features, Interrupt, InterruptHandle, Lease, Lent, Session,
-    Unavailable,
+    ConfigNotifier, DeviceFault, Event, Features, InterruptHandle, Lease, Lent, Unavailable,
+    transport::{Interrupt, Session},
 };
 
 fn model(f: impl Fn() + Sync + Send + 'static) {

@@ -82,7 +82,7 @@ impl RingCache for Rings {
             // The only head there is.
             (QueuePart::AvailRing, 4) => 0,
             (QueuePart::AvailRing, 6) => self.shared.used_event.load(order),
-            _ => panic!("no field to load: {part} {offset}"),
+            _ => panic!("no field to load: {part:?} {offset}"),
         };
         Some(to(&value.to_le_bytes()))
     }
@@ -170,11 +170,12 @@ impl Device {
             return false;
         };
         // The descriptor is there as well.
-        let [buffer] = self.chain.buffers() else {
-            panic!("{:?}", self.chain);
-        };
-        let seen = (buffer.addr.0, buffer.len, buffer.writable);
-        assert_eq!(seen, (BUFFER, LEN, true));
+        let seen: Vec<_> = self
+            .chain
+            .writable()
+            .map(|(addr, len)| (addr.0, len))
+            .collect();
+        assert_eq!(seen, [(BUFFER, LEN)]);
         self.rings.shared.buffer.store(SECRET, Ordering::Relaxed);
         let completed = match self.way {
             Complete::Single => self.queue.complete(&self.rings, head, LEN),

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use support::{Input, SOON, Script, activated, wait_until};
 use virtio_device_core::{
-    Context, DeviceFault, Executor, Interest, Progress, Readiness, Worker, WorkerThread,
+    Context, DeviceFault, Executor, Progress, Worker, WorkerThread, vmm_sys_util::epoll::EventSet,
 };
 
 const SOURCE: u32 = 7;
@@ -27,7 +27,7 @@ fn start(worker: Worker) -> WorkerThread {
     thread
 }
 
-fn watch(cx: &mut Context<'_>, stream: &UnixStream, interest: Interest) -> Result<(), DeviceFault> {
+fn watch(cx: &mut Context<'_>, stream: &UnixStream, interest: EventSet) -> Result<(), DeviceFault> {
     let watched = cx.watch(SOURCE, stream, interest);
     watched.map_err(DeviceFault::Backend)
 }
@@ -39,9 +39,13 @@ fn host_input_wakes_the_worker() {
     let (sender, received) = channel();
     let watched = device.try_clone().unwrap();
     let handler = Input(
-        move |cx: &mut Context<'_>| watch(cx, &watched, Interest::READ),
-        move |source, readiness: Readiness, _: &mut Context<'_>| {
-            assert!(source == SOURCE && readiness.readable && !readiness.writable);
+        move |cx: &mut Context<'_>| watch(cx, &watched, EventSet::IN),
+        move |source, readiness: EventSet, _: &mut Context<'_>| {
+            assert!(
+                source == SOURCE
+                    && readiness.contains(EventSet::IN)
+                    && !readiness.contains(EventSet::OUT)
+            );
             let mut byte = [0];
             (&device).read_exact(&mut byte).unwrap();
             sender.send(byte[0]).unwrap();
@@ -66,27 +70,27 @@ fn a_source_without_interest_wakes_nobody_not_even_by_hanging_up() {
     struct Handler<R>(Option<UnixStream>, R);
     impl<R> virtio_device_core::QueueHandler for Handler<R>
     where
-        R: FnMut(Readiness, &mut Context<'_>) -> Progress,
+        R: FnMut(EventSet, &mut Context<'_>) -> Progress,
     {
         fn start(&mut self, cx: &mut Context<'_>) -> Result<(), DeviceFault> {
-            watch(cx, self.0.as_ref().unwrap(), Interest::NONE)
+            watch(cx, self.0.as_ref().unwrap(), EventSet::empty())
         }
         fn process(&mut self, _: u16, cx: &mut Context<'_>) -> Result<Progress, DeviceFault> {
-            cx.set_interest(SOURCE, Interest::READ).unwrap();
+            cx.set_interest(SOURCE, EventSet::IN).unwrap();
             Ok(Progress::Idle)
         }
         fn ready(
             &mut self,
             _: u32,
-            readiness: Readiness,
+            readiness: EventSet,
             cx: &mut Context<'_>,
         ) -> Result<Progress, DeviceFault> {
             Ok((self.1)(readiness, cx))
         }
     }
-    let handler = Handler(device.take(), move |_: Readiness, cx: &mut Context<'_>| {
+    let handler = Handler(device.take(), move |_: EventSet, cx: &mut Context<'_>| {
         seen.fetch_add(1, Ordering::SeqCst);
-        cx.set_interest(SOURCE, Interest::NONE).unwrap();
+        cx.set_interest(SOURCE, EventSet::empty()).unwrap();
         Progress::Idle
     });
     let worker = Worker::new(
@@ -115,9 +119,9 @@ fn host_output_waits_for_the_host_and_nobody_else_does() {
     let watched = device.try_clone().unwrap();
     let mut left = 1 << 20;
     let handler = Input(
-        move |cx: &mut Context<'_>| watch(cx, &watched, Interest::WRITE),
-        move |_, readiness: Readiness, cx: &mut Context<'_>| {
-            assert!(readiness.writable);
+        move |cx: &mut Context<'_>| watch(cx, &watched, EventSet::OUT),
+        move |_, readiness: EventSet, cx: &mut Context<'_>| {
+            assert!(readiness.contains(EventSet::OUT));
             match (&device).write(&vec![7; left]) {
                 Ok(count) => left -= count,
                 Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock),
@@ -142,7 +146,7 @@ fn a_pause_holds_host_input_back_and_loses_none() {
     let calls = Arc::new(AtomicU32::new(0));
     let (seen, watched) = (calls.clone(), device.try_clone().unwrap());
     let handler = Input(
-        move |cx: &mut Context<'_>| watch(cx, &watched, Interest::READ),
+        move |cx: &mut Context<'_>| watch(cx, &watched, EventSet::IN),
         move |_, _, _: &mut Context<'_>| {
             seen.fetch_add(1, Ordering::SeqCst);
             let mut byte = [0];
@@ -169,8 +173,8 @@ fn a_descriptor_that_cannot_be_waited_for_is_an_error() {
     let (sender, kinds) = channel();
     let worker = activated.worker(move |_, cx| {
         let file = std::fs::File::open("/proc/self/exe").unwrap();
-        let error = cx.watch(SOURCE, &file, Interest::READ).unwrap_err();
-        let far = cx.watch(1 << 31, &file, Interest::READ).unwrap_err();
+        let error = cx.watch(SOURCE, &file, EventSet::IN).unwrap_err();
+        let far = cx.watch(1 << 31, &file, EventSet::IN).unwrap_err();
         sender.send((error.kind(), far.kind())).unwrap();
         Ok(Progress::Idle)
     });
@@ -189,7 +193,7 @@ fn a_worker_that_ends_leaves_none_of_its_descriptors_open() {
     let (mut host, device) = UnixStream::pair().unwrap();
     let activated = activated(1);
     let handler = Input(
-        move |cx: &mut Context<'_>| watch(cx, &device, Interest::READ),
+        move |cx: &mut Context<'_>| watch(cx, &device, EventSet::IN),
         |_, _, _: &mut Context<'_>| Ok(Progress::Idle),
     );
     let worker = Worker::new(handler, vec![], activated.interrupt.clone());
@@ -213,7 +217,7 @@ fn host_input_that_meets_a_paused_queue_is_told_again_on_resume() {
     let lease = activated.queues[0].lease.clone();
     let mut taken = false;
     let handler = Input(
-        move |cx: &mut Context<'_>| watch(cx, &watched, Interest::READ),
+        move |cx: &mut Context<'_>| watch(cx, &watched, EventSet::IN),
         move |_, _, _: &mut Context<'_>| {
             if !std::mem::replace(&mut taken, true) {
                 // What woke it is taken in, so the descriptor is not ready any more.
@@ -269,10 +273,10 @@ fn a_refused_interest_neither_ends_the_worker_at_the_next_pause_nor_reaches_the_
         move |cx: &mut Context<'_>| {
             // A regular file, which is always ready and cannot be waited for.
             let file = std::fs::File::open("/proc/self/exe").unwrap();
-            cx.watch(1, &file, Interest::NONE).unwrap();
-            let refused = cx.set_interest(1, Interest::READ).unwrap_err();
+            cx.watch(1, &file, EventSet::empty()).unwrap();
+            let refused = cx.set_interest(1, EventSet::IN).unwrap_err();
             assert_eq!(refused.kind(), ErrorKind::PermissionDenied);
-            watch(cx, &watched, Interest::READ)
+            watch(cx, &watched, EventSet::IN)
         },
         move |source, _, _: &mut Context<'_>| {
             assert_eq!(source, SOURCE);
@@ -321,4 +325,52 @@ fn the_end_of_requests_in_flight_is_told_during_a_pause() {
     host.write_all(b"x").unwrap();
     assert_eq!(received.recv_timeout(SOON), Ok((true, Ok(()))));
     wait_until("the pause", || activated.session.is_idle());
+}
+
+#[test]
+fn a_source_that_is_not_watched_any_more_is_not_called_for() {
+    let ways: [fn(&mut Context<'_>) -> Progress; 3] = [
+        // It asks, and lets go in the same call; or waits, and lets go while another calls.
+        |cx| {
+            cx.unwatch(1);
+            Progress::More
+        },
+        |cx| {
+            cx.unwatch(1);
+            Progress::After(Duration::ZERO)
+        },
+        |cx| {
+            cx.set_interest(1, EventSet::empty()).unwrap();
+            Progress::After(Duration::from_millis(20))
+        },
+    ];
+    for way in ways {
+        let activated = activated(0);
+        let (mut near, far) = UnixStream::pair().unwrap();
+        let (mut other_near, other_far) = UnixStream::pair().unwrap();
+        let (sender, calls) = channel();
+        let handler = Input(
+            move |cx: &mut Context<'_>| {
+                cx.watch(1, &far, EventSet::IN).unwrap();
+                cx.watch(2, &other_far, EventSet::IN).unwrap();
+                Ok(())
+            },
+            move |source, _, cx: &mut Context<'_>| {
+                sender.send(source).unwrap();
+                if source == 1 {
+                    return Ok(way(cx));
+                }
+                cx.unwatch(1);
+                cx.set_interest(2, EventSet::empty()).unwrap();
+                Ok(Progress::After(Duration::from_millis(100)))
+            },
+        );
+        let _thread = start(Worker::new(handler, vec![], activated.interrupt.clone()));
+        near.write_all(b"x").unwrap();
+        assert_eq!(calls.recv_timeout(SOON), Ok(1));
+        other_near.write_all(b"x").unwrap();
+        assert_eq!(calls.recv_timeout(SOON), Ok(2));
+        // The wait of the other one is over long after that of the first would have been.
+        assert_eq!(calls.recv_timeout(SOON), Ok(2));
+    }
 }

@@ -10,8 +10,9 @@ use virtio_conformance::{
     DriverQueue, VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE,
 };
 use virtio_device_core::{
-    BadRequest, Chain, Features, Head, Lent, ProgressError, QueueProgress, RingFault, Rings,
-    Unavailable, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, Virtqueue,
+    BadRequest, Chain, Features, Head, RingFault, Rings, VIRTIO_F_EVENT_IDX,
+    VIRTIO_F_INDIRECT_DESC, Virtqueue,
+    transport::{QueueProgress, SetupError},
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -56,7 +57,7 @@ impl<'m> Pair<'m> {
     /// Takes a chain that must fault, and sees that the fault is latched.
     fn fault(&mut self) -> RingFault {
         let fault = self.take().unwrap_err();
-        assert!(self.chain.buffers().is_empty());
+        assert!(self.chain.is_empty());
         assert_eq!(self.take(), Err(fault));
         assert_eq!(self.device.needs_interrupt(self.memory), Err(fault));
         assert_eq!(self.device.enable_notification(self.memory), Err(fault));
@@ -170,17 +171,11 @@ fn buffers_keep_their_order_and_direction() {
         .descriptor(1, BUFFER + 0x30, 6, VIRTQ_DESC_F_WRITE, 0);
     pair.driver.offer(0);
     let _head = pair.take().unwrap().unwrap();
-    let seen: Vec<_> = pair
-        .chain
-        .buffers()
-        .iter()
-        .map(|b| (b.addr.0, b.len, b.writable))
-        .collect();
+    let writable: Vec<_> = pair.chain.writable().map(|(at, len)| (at.0, len)).collect();
+    let readable: Vec<_> = pair.chain.readable().map(|(at, len)| (at.0, len)).collect();
     let (a, b, c, d) = (BUFFER, BUFFER + 0x10, BUFFER + 0x20, BUFFER + 0x30);
-    assert_eq!(
-        seen,
-        [(a, 4, true), (b, 5, false), (c, 0, true), (d, 6, true)]
-    );
+    assert_eq!(writable, [(a, 4), (c, 0), (d, 6)]);
+    assert_eq!(readable, [(b, 5)]);
     assert_eq!(pair.chain.writable_len(), 10);
 
     // Writable bytes are filled in order, and nothing else is touched.
@@ -209,7 +204,7 @@ fn a_chain_of_queue_size_is_taken_and_one_more_is_not() {
     }
     pair.driver.offer(0);
     let head = pair.take().unwrap().unwrap();
-    assert_eq!(pair.chain.buffers().len(), usize::from(SIZE));
+    assert_eq!(pair.chain.len(), usize::from(SIZE));
     pair.device.complete(&memory, head, 0).unwrap();
 
     let mut pair = Pair::new(&memory, Features::of(&[VIRTIO_F_INDIRECT_DESC]));
@@ -381,7 +376,7 @@ fn what_section_2_7_5_3_allows_is_served() {
         .descriptor(0, TABLE, 32, VIRTQ_DESC_F_INDIRECT | VIRTQ_DESC_F_WRITE, 0);
     pair.driver.offer(0);
     let _head = pair.take().unwrap().unwrap();
-    assert!(pair.chain.buffers().iter().all(|buffer| !buffer.writable));
+    assert_eq!(pair.chain.writable().count(), 0);
 
     // A table needs no alignment.
     let mut pair = Pair::new(&memory, Features::of(&[VIRTIO_F_INDIRECT_DESC]));
@@ -399,7 +394,7 @@ fn what_section_2_7_5_3_allows_is_served() {
     indirect(&pair.driver, 2);
     pair.driver.offer(1);
     let _head = pair.take().unwrap().unwrap();
-    assert_eq!(pair.chain.buffers().len(), 3);
+    assert_eq!(pair.chain.len(), 3);
 }
 
 #[test]
@@ -557,20 +552,6 @@ fn enabling_notifications_sees_what_came_in_between() {
 }
 
 #[test]
-fn a_revoked_queue_is_out_of_reach() {
-    let memory = memory();
-    let pair = Pair::new(&memory, Features::NONE);
-    let (lent, lease) = Lent::new(Some(pair.device));
-    let held = lease.clone();
-    assert_eq!(held.with(|queue| queue.size()), Ok(SIZE));
-    assert!(!held.is_revoked());
-    assert_eq!(lent.revoke().unwrap().size(), SIZE);
-    assert!(held.is_revoked());
-    assert_eq!(held.with(|queue| queue.size()), Err(Unavailable::Revoked));
-    assert!(lent.revoke().is_none());
-}
-
-#[test]
 fn a_chain_that_is_available_twice_is_a_fault_only_while_it_is_taken() {
     let memory = memory();
     let mut pair = Pair::new(&memory, Features::NONE);
@@ -638,13 +619,13 @@ fn progress_that_contradicts_itself_is_refused() {
     assert_eq!(resume(8, 0xfff8, &all), Ok(true));
     let mut too_many = all.clone();
     too_many.push(0);
-    let count = |expected, taken| Err(ProgressError::Count { expected, taken });
+    let count = |expected, taken| Err(SetupError::InFlightCount { expected, taken });
     assert_eq!(resume(9, 0xfff8, &too_many), count(17, 17));
     assert_eq!(resume(2, 1, &[]), count(1, 0));
     assert_eq!(resume(1, 1, &[0]), count(0, 1));
     assert_eq!(resume(0, 1, &[0]), count(0xffff, 1));
-    assert_eq!(resume(2, 0, &[5, 5]), Err(ProgressError::Head(5)));
-    assert_eq!(resume(1, 0, &[SIZE]), Err(ProgressError::Head(SIZE)));
+    assert_eq!(resume(2, 0, &[5, 5]), Err(SetupError::InFlightHead(5)));
+    assert_eq!(resume(1, 0, &[SIZE]), Err(SetupError::InFlightHead(SIZE)));
 }
 
 /// A chain of (address, length, writable) buffers.
@@ -912,12 +893,12 @@ fn messages_carry_the_numbers() {
         "buffer of 9 bytes at 0xabc is not all in memory"
     );
     assert!(BadRequest::Layout.to_string().contains("laid out"));
-    let count = ProgressError::Count {
+    let count = SetupError::InFlightCount {
         expected: 4,
         taken: 5,
     };
     assert!(count.to_string().contains('4') && count.to_string().contains('5'));
-    assert!(ProgressError::Head(7).to_string().contains('7'));
+    assert!(SetupError::InFlightHead(7).to_string().contains('7'));
 }
 
 #[test]
@@ -934,7 +915,7 @@ fn debug_output_says_where_a_queue_is_and_no_more() {
     );
     let reader = format!("{:?}", pair.chain.reader(&memory));
     let writer = format!("{:?}", pair.chain.writer(&memory));
-    assert!(reader.starts_with("Reader(Cursor") && writer.starts_with("Writer(Cursor"));
+    assert!(reader.starts_with("ChainStream(Cursor") && writer.starts_with("ChainStream(Cursor"));
     pair.device.complete(&memory, head, 4).unwrap();
     pair.driver.offer(SIZE);
     pair.take().unwrap_err();

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use support::{Activated, SOON, Script, activated, activated_with, kicks, wait_until};
 use virtio_device_core::{
     Context, DeviceFault, Executor, Progress, RingFault, Unavailable, Worker, WorkerLoop,
-    WorkerPool, WorkerThread,
+    WorkerThread,
 };
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
@@ -88,7 +88,7 @@ fn a_fault_is_told_once_and_ends_the_siblings() {
         vec![activated.queues[0].clone()],
         activated.interrupt.clone(),
     );
-    let mut pool = WorkerPool::new(vec![thread(), thread()]);
+    let mut pool = vec![thread(), thread()];
     pool.start(idle).unwrap();
     pool.start(failing).unwrap();
     activated.kick(0);
@@ -188,7 +188,7 @@ fn behind_a_stuck_worker_resets_in_any_number_leave_one_that_waits() {
 #[test]
 fn a_notification_for_the_next_worker_is_not_taken_by_the_last() {
     let kicks = kicks(1);
-    let mut pool = WorkerPool::new(vec![thread(), thread()]);
+    let mut pool = [thread(), thread()];
     for round in 0..500 {
         let activated = activated_with(&kicks);
         let (sender, calls) = channel();
@@ -196,7 +196,7 @@ fn a_notification_for_the_next_worker_is_not_taken_by_the_last() {
             let _ = sender.send(());
             Ok(Progress::Idle)
         });
-        pool.start(worker).unwrap();
+        pool[round % 2].start(worker).unwrap();
         activated.kick(0);
         let called = calls.recv_timeout(SOON);
         assert_eq!(called, Ok(()), "round {round}: a lost wake-up");

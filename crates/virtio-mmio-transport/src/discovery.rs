@@ -92,7 +92,7 @@ const GIC_SPI: u32 = 0;
 pub enum Trigger {
     /// For an irqfd or a closure: each cause makes an edge.
     Edge,
-    /// For a [`LevelLine`](virtio_device_core::LevelLine).
+    /// For a [`LevelLine`](virtio_device_core::level_line).
     Level,
 }
 

@@ -8,11 +8,13 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock, PoisonError};
 
-use virtio_device_core::{Event, Interrupt, InterruptLine, Observer};
+use virtio_device_core::{Event, InterruptLine, Observer, transport::Interrupt};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::register::{INT_CONFIG, INT_VRING};
-use crate::sync::{AtomicBool, AtomicU32, Mutex, Ordering, fence};
+use crate::sync::{
+    AtomicBool, AtomicU32, Condvar, Mutex, MutexGuard, Ordering, ThreadId, fence, thread,
+};
 
 /// `InterruptStatus` and `ConfigGeneration`, and the line to the guest. Reading takes no locks:
 /// vCPUs read these registers while a worker raises interrupts.
@@ -21,8 +23,8 @@ pub(crate) struct MmioInterrupt {
     /// Odd while the configuration space changes.
     generation: AtomicU32,
     line: Box<dyn InterruptLine>,
-    /// For a level-triggered line, its level.
-    level: Option<Mutex<bool>>,
+    /// For a level-triggered line, its level, and who drives it.
+    level: Option<Level>,
     /// A foreign server interrupts by the line's event fd, and cannot say so in `status`.
     external: AtomicBool,
     observer: OnceLock<Box<dyn Observer>>,
@@ -33,7 +35,7 @@ impl MmioInterrupt {
         Self {
             status: AtomicU32::new(0),
             generation: AtomicU32::new(0),
-            level: line.is_level().then(|| Mutex::new(false)),
+            level: line.is_level().then(Level::default),
             external: AtomicBool::new(false),
             line,
             observer: OnceLock::new(),
@@ -122,25 +124,38 @@ impl MmioInterrupt {
     /// Has a level-triggered line follow the causes. Whoever changes them comes here afterwards, and
     /// the last to come sees the last change.
     fn update_level(&self) {
-        let Some(level) = &self.level else { return };
-        let mut level = level.lock().unwrap_or_else(PoisonError::into_inner);
-        let wanted = self.causes() != 0;
-        if wanted == *level {
-            return;
-        }
-        let driven = self.drive(|line| if wanted { line.trigger() } else { line.clear() });
-        if driven {
-            *level = wanted;
-        }
+        self.drive_level(|| self.causes() != 0);
     }
 
     /// Takes a level-triggered line down, whatever causes there are.
     pub(crate) fn lower(&self) {
+        self.drive_level(|| false);
+    }
+
+    /// Brings a level-triggered line to the level that is wanted. One thread drives it at a time, without
+    /// a lock: a line or an observer that changes the causes itself comes back here at once, and the
+    /// call that it is in looks again.
+    fn drive_level(&self, wanted: impl Fn() -> bool) {
         let Some(level) = &self.level else { return };
-        let mut level = level.lock().unwrap_or_else(PoisonError::into_inner);
-        if *level && self.drive(|line| line.clear()) {
-            *level = false;
+        let Some(mut state) = level.begin() else {
+            return;
+        };
+        loop {
+            let wanted = wanted();
+            if wanted == state.high {
+                break;
+            }
+            drop(state);
+            let driven = self.drive(|line| if wanted { line.trigger() } else { line.clear() });
+            state = level.lock();
+            if !driven {
+                break;
+            }
+            state.high = wanted;
         }
+        state.driver = None;
+        drop(state);
+        level.driven.notify_all();
     }
 
     /// Returns whether the line took the change. A line that panics has not; it must not take the
@@ -153,6 +168,39 @@ impl MmioInterrupt {
             self.event(&Event::LineFailed(error));
         }
         driven.is_ok()
+    }
+}
+
+#[derive(Default)]
+struct Level {
+    state: Mutex<LevelState>,
+    driven: Condvar,
+}
+
+#[derive(Default)]
+struct LevelState {
+    high: bool,
+    driver: Option<ThreadId>,
+}
+
+impl Level {
+    /// Makes the calling thread the one that drives the line, after whoever does now; `None` if that is
+    /// this thread already.
+    fn begin(&self) -> Option<MutexGuard<'_, LevelState>> {
+        let this = thread::current().id();
+        let mut state = self.lock();
+        while let Some(driver) = state.driver {
+            if driver == this {
+                return None;
+            }
+            state = (self.driven.wait(state)).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.driver = Some(this);
+        Some(state)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, LevelState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -196,10 +244,10 @@ impl fmt::Debug for MmioInterrupt {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use virtio_device_core::EdgeLine;
+    use virtio_device_core::edge_line;
 
     fn interrupt() -> MmioInterrupt {
-        MmioInterrupt::new(Box::new(EdgeLine(|| Ok(()))))
+        MmioInterrupt::new(Box::new(edge_line(|| Ok(()))))
     }
 
     #[test]

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use thiserror::Error;
 use virtio_device_core::{
-    ActivateError, DeviceFault, Event, QueueLayout, QueueSetup, Session, SessionQueue, StatusWrite,
-    VirtioDevice, Virtqueue,
+    DeviceFault, Event, VirtioDevice, Virtqueue,
+    transport::{DeviceStatus, QueueLayout, QueueSetup, Session},
 };
 use vm_memory::GuestAddressSpace;
 
@@ -37,22 +37,20 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
         }
         match status.after_write(value, self.broken()) {
             // A driver may write again what it has read.
-            StatusWrite::Ignored if value == self.status() => {}
-            StatusWrite::Ignored => self.event(&Event::StatusRefused { status, value }),
-            StatusWrite::Reset => self.reset(),
-            StatusWrite::Step(status) => {
+            None if value == self.status() => {}
+            None => self.event(&Event::StatusRefused { status, value }),
+            Some(DeviceStatus::RESET) => self.reset(),
+            Some(status) if status.failed() => {
                 self.registers.status = status;
-                if status.failed() {
-                    // The driver has given up, if the device ever was live: leave its memory alone.
-                    self.session.iter().for_each(Session::revoke);
-                    self.event(&Event::DriverFailed);
-                }
+                // The driver has given up, if the device ever was live: leave its memory alone.
+                self.session.iter().for_each(Session::revoke);
+                self.event(&Event::DriverFailed);
             }
-            StatusWrite::CheckFeatures(status) => match self.registers.features.check() {
+            Some(status) if status.configuring_queues() => match self.registers.features.check() {
                 Ok(_) => self.registers.status = status,
                 Err(error) => self.event(&Event::FeaturesRefused(error)),
             },
-            StatusWrite::Activate(status) => {
+            Some(status) if status.live() => {
                 self.registers.status = status;
                 let features = self.registers.features.accepted();
                 let queues = (0..=u16::MAX).zip(&self.registers.queues);
@@ -60,10 +58,13 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
                     Some((index, Some(Virtqueue::new(queue.ready?, features))))
                 };
                 let queues = queues.filter_map(lend).collect();
-                if let Err(error) = self.activate(queues) {
-                    self.fail(error);
+                if let Err(fault) = self.activate(queues) {
+                    self.session
+                        .iter()
+                        .for_each(|session| session.device_failed(&fault));
                 }
             }
+            Some(status) => self.registers.status = status,
         }
     }
 
@@ -72,10 +73,10 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
     pub(crate) fn activate(
         &mut self,
         queues: Vec<(u16, Option<Virtqueue>)>,
-    ) -> Result<(), ActivateError> {
+    ) -> Result<(), DeviceFault> {
         let queues = queues.into_iter().filter_map(|(index, queue)| {
             let kick = self.kicks.get(usize::from(index))?.clone();
-            Some(SessionQueue { index, kick, queue })
+            Some((index, kick, queue))
         });
         let (session, activation) = Session::new(
             &self.config,
@@ -89,12 +90,6 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
         session.activated();
         session.kick_all();
         Ok(())
-    }
-
-    fn fail(&self, error: ActivateError) {
-        if let Some(session) = &self.session {
-            session.device_failed(&DeviceFault::from(error));
-        }
     }
 
     /// Enables the selected queue if it is well-formed: if not, `QueueReady` goes on reading 0.
@@ -224,9 +219,7 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
         }
         self.paused = false;
         if let Some(session) = &self.session {
-            session.resume();
-            self.device.resume();
-            session.kick_all();
+            session.resume_and(|| self.device.resume());
         }
     }
 
@@ -265,7 +258,8 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
     }
 
     /// Whether the device was reset and still has I/O in flight from before. Until it has not, the
-    /// driver reads `DEVICE_NEEDS_RESET` alone from Status, and no write changes anything.
+    /// driver reads `DEVICE_NEEDS_RESET` alone from Status, and no write to Status but 0 does anything.
+    /// So neither features nor queues can be set up.
     pub fn reset_is_pending(&mut self) -> bool {
         if self.resetting.as_ref().is_some_and(Session::is_idle) {
             self.resetting = None;

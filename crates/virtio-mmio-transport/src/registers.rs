@@ -4,7 +4,8 @@
 //! What the driver has written: everything that a reset puts back to the start.
 
 use virtio_device_core::{
-    DeviceStatus, Features, Negotiation, QueueLayout, QueueSetup, VIRTIO_F_RING_RESET, VirtioDevice,
+    Features, VIRTIO_F_RING_RESET, VirtioDevice,
+    transport::{DeviceStatus, Negotiation, QueueLayout, QueueSetup},
 };
 use vm_memory::GuestAddressSpace;
 

@@ -7,9 +7,8 @@ use std::collections::BTreeMap;
 
 use thiserror::Error;
 use virtio_device_core::{
-    ActivateError, DeviceState, DeviceStateError, DeviceStatus, FeatureError, ProgressError,
-    QueueLayout, QueueProgress, QueueSetup, QueueSetupError, Session, VIRTIO_F_RING_RESET,
-    VirtioDevice, Virtqueue,
+    DeviceFault, DeviceState, VIRTIO_F_RING_RESET, VirtioDevice, Virtqueue,
+    transport::{DeviceStatus, QueueLayout, QueueProgress, QueueSetup, Session, SetupError},
 };
 use vm_memory::GuestAddressSpace;
 
@@ -102,7 +101,7 @@ pub enum RestoreError {
     NeedsReset,
     /// The features were agreed on, and cannot have been with this device.
     #[error("driver_features do not fit this device")]
-    Features(#[source] FeatureError),
+    Features(#[source] SetupError),
     /// There are causes of an interrupt that do not exist, or too early.
     #[error("interrupt_status {0:#x} is not reachable")]
     InterruptStatus(u32),
@@ -111,19 +110,19 @@ pub enum RestoreError {
     QueueCount(usize),
     /// The enabled queue of this index is not well-formed in this memory.
     #[error("queue {0} is not well-formed")]
-    QueueSetup(usize, #[source] QueueSetupError),
+    QueueSetup(usize, #[source] SetupError),
     /// The queue of this index is enabled, reset or in progress in a state in which it cannot be.
     #[error("queue {0}: ready, reset, active and progress contradict each other or the status")]
     QueueState(usize),
     /// The progress of the queue of this index contradicts itself.
     #[error("queue {0} cannot go on from its progress")]
-    Progress(usize, #[source] ProgressError),
+    Progress(usize, #[source] SetupError),
     /// The device refuses its own state.
     #[error("device refuses its state")]
-    Device(#[source] DeviceStateError),
+    Device(#[source] DeviceFault),
     /// The device could not be activated.
     #[error("device could not be activated")]
-    Activate(#[source] ActivateError),
+    Activate(#[source] DeviceFault),
 }
 
 /// A state that was checked as a whole, ready to be put in place.
@@ -195,7 +194,8 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
     ///
     /// # Errors
     ///
-    /// What in `state` cannot be, or not with this device and memory. Nothing has changed then.
+    /// What in `state` cannot be, or not with this device and memory; nothing has changed then. Only with
+    /// [`RestoreError::Activate`] the device has taken its own state and was reset, like the transport.
     pub fn restore(&mut self, state: &TransportState) -> Result<(), RestoreError> {
         if self.session.is_some()
             || self.resetting.is_some()
@@ -211,7 +211,12 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
         self.restored = true;
         let mut causes = state.interrupt_status;
         if state.needs_reset {
-            self.session = Some(Session::broken(&self.config));
+            let session = Session::broken(&self.config);
+            if self.registers.status.failed() {
+                // Its driver has given up since, and hears of nothing any more.
+                session.revoke();
+            }
+            self.session = Some(session);
         } else if self.registers.status.live() {
             if let Err(error) = self.activate(queues) {
                 self.reset();

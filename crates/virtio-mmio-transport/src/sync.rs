@@ -4,14 +4,20 @@
 //! The synchronisation types, in one place so that a model checker can replace them.
 
 #[cfg(loom)]
-pub(crate) use loom::sync::{
-    Mutex,
-    atomic::{AtomicBool, AtomicU32, Ordering, fence},
+pub(crate) use loom::{
+    sync::{
+        Condvar, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicU32, Ordering, fence},
+    },
+    thread::{self, ThreadId},
 };
 #[cfg(not(loom))]
-pub(crate) use std::sync::{
-    Mutex,
-    atomic::{AtomicBool, AtomicU32, Ordering, fence},
+pub(crate) use std::{
+    sync::{
+        Condvar, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicU32, Ordering, fence},
+    },
+    thread::{self, ThreadId},
 };
 
 use vmm_sys_util::eventfd::EventFd;

@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use bus::{AccessError, BusDevice};
 use virtio_device_core::{
-    ConfigNotifier, DEVICE_NEEDS_RESET, Event, Features, InterruptLine, Observer, QueueSetup,
-    Session, VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC,
-    VIRTIO_F_NOTIFICATION_DATA, VIRTIO_F_RING_RESET, VirtioDevice,
+    ConfigNotifier, Event, Features, InterruptLine, Observer, VIRTIO_F_ACCESS_PLATFORM,
+    VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_NOTIFICATION_DATA, VIRTIO_F_RING_RESET,
+    VirtioDevice,
+    transport::{DEVICE_NEEDS_RESET, QueueSetup, Session},
 };
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -191,13 +192,12 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
         });
     }
 
-    /// A half of the selected shared memory region's length and base: all ones if there is none.
+    /// Length and base of the selected shared memory region: all ones if there is none.
     fn shared_memory(&self) -> (u64, u64) {
-        let regions = self.device.shared_memory().iter();
-        let mut selected = regions.filter(|region| u32::from(region.id) == self.registers.shm_sel);
-        selected
-            .next()
-            .map_or((u64::MAX, u64::MAX), |region| (region.len, region.base.0))
+        let region = u8::try_from(self.registers.shm_sel)
+            .ok()
+            .and_then(|id| self.device.shared_memory(id));
+        region.map_or((u64::MAX, u64::MAX), |(base, len)| (len, base.0))
     }
 
     fn read_register(&mut self, register: Register) -> u32 {

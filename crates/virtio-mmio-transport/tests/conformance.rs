@@ -15,9 +15,8 @@ use bus::BusDevice;
 use virtio_conformance::ramdisk::RamDisk;
 use virtio_conformance::{HeapGrowth, Memory, MmioPort, Parts, Request, Suite};
 use virtio_device_core::{
-    ActivateError, Activation, Chain, Context, DeviceFault, Executor, Interest, Progress,
-    QueueHandler, QueueInterrupt, Readiness, RingFault, VirtioDevice, Virtqueue, Worker,
-    WorkerThread,
+    Activation, ActiveQueue, Chain, Context, DeviceFault, Executor, Progress, QueueHandler,
+    RingFault, VirtioDevice, Virtqueue, WorkerThread, vmm_sys_util::epoll::EventSet,
 };
 use virtio_mmio_transport::MmioTransport;
 
@@ -80,17 +79,16 @@ impl VirtioDevice<Memory> for Keys {
         &[4, 16]
     }
 
-    fn activate(&mut self, activation: Activation<Memory>) -> Result<(), ActivateError> {
+    fn activate(&mut self, activation: Activation<Memory>) -> Result<(), DeviceFault> {
         if let Some(reason) = self.reason {
-            return Err(ActivateError::device(reason));
+            return Err(DeviceFault::device(reason));
         }
-        let handler = Typing {
-            memory: activation.memory,
-            keys: self.keys.try_clone()?,
+        let keys = self.keys.try_clone().map_err(DeviceFault::Backend)?;
+        activation.serve(&mut self.thread, |memory| Typing {
+            memory,
+            keys,
             chain: Chain::with_capacity(16),
-        };
-        let worker = Worker::new(handler, activation.queues, activation.interrupt);
-        Ok(self.thread.start(worker)?)
+        })
     }
 }
 
@@ -102,7 +100,7 @@ struct Typing {
 
 impl QueueHandler for Typing {
     fn start(&mut self, cx: &mut Context<'_>) -> Result<(), DeviceFault> {
-        let watched = cx.watch(0, &self.keys, Interest::NONE);
+        let watched = cx.watch(0, &self.keys, EventSet::empty());
         watched.map_err(DeviceFault::Backend)
     }
 
@@ -110,14 +108,13 @@ impl QueueHandler for Typing {
         let Some(active) = cx.queue(1) else {
             return Ok(Progress::Idle);
         };
-        let interrupt = &active.interrupt;
-        let Ok(has_room) = active.lease.with(|queue| self.batch(queue, interrupt)) else {
+        let Ok(has_room) = active.lease.with(|queue| self.batch(queue, active)) else {
             return Ok(Progress::Idle);
         };
         let interest = if has_room? {
-            Interest::READ
+            EventSet::IN
         } else {
-            Interest::NONE
+            EventSet::empty()
         };
         let changed = cx.set_interest(0, interest);
         changed.map_err(DeviceFault::Backend)?;
@@ -127,7 +124,7 @@ impl QueueHandler for Typing {
     fn ready(
         &mut self,
         _source: u32,
-        _readiness: Readiness,
+        _readiness: EventSet,
         cx: &mut Context<'_>,
     ) -> Result<Progress, DeviceFault> {
         self.process(1, cx)
@@ -136,11 +133,7 @@ impl QueueHandler for Typing {
 
 impl Typing {
     /// Returns whether there is room for more.
-    fn batch(
-        &mut self,
-        queue: &mut Virtqueue,
-        interrupt: &QueueInterrupt,
-    ) -> Result<bool, RingFault> {
+    fn batch(&mut self, queue: &mut Virtqueue, active: &ActiveQueue) -> Result<bool, RingFault> {
         let memory = &*self.memory;
         let mut has_room = false;
         while let Some(head) = queue.take(memory, &mut self.chain)? {
@@ -160,7 +153,7 @@ impl Typing {
             queue.complete(memory, head, len)?;
         }
         if queue.needs_interrupt(memory)? {
-            interrupt.trigger();
+            active.signal_used();
         }
         Ok(queue.enable_notification(memory)? || has_room)
     }
@@ -198,7 +191,7 @@ fn the_suite_says_why_a_device_does_not_start() {
     let refused = catch_unwind(check).unwrap_err();
     let message = refused.downcast::<String>().unwrap();
     assert!(
-        message.ends_with("device could not be started: tap0 is gone\n  left: 79\n right: 15"),
+        message.ends_with("device cannot work: tap0 is gone\n  left: 79\n right: 15"),
         "{message}"
     );
 }

@@ -18,8 +18,8 @@ use support::{Memory, port};
 use virtio_conformance::ramdisk::RamDisk;
 use virtio_conformance::{DriverQueue, EventLog, MmioPort, Port};
 use virtio_device_core::{
-    ActivateError, Activation, Context, DeviceFault, EdgeLine, Executor, Interest, Progress,
-    QueueHandler, VirtioDevice, Worker, WorkerThread,
+    Activation, Context, DeviceFault, Progress, QueueHandler, VirtioDevice, WorkerThread,
+    edge_line, vmm_sys_util::epoll::EventSet,
 };
 use virtio_mmio_transport::MmioTransport;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -65,10 +65,8 @@ impl VirtioDevice<Memory> for Watching {
         &[16]
     }
 
-    fn activate(&mut self, activation: Activation<Memory>) -> Result<(), ActivateError> {
-        let handler = Handler(self.1.clone());
-        let worker = Worker::new(handler, activation.queues, activation.interrupt);
-        Ok(self.0.start(worker)?)
+    fn activate(&mut self, activation: Activation<Memory>) -> Result<(), DeviceFault> {
+        activation.serve(&mut self.0, |_| Handler(self.1.clone()))
     }
 }
 
@@ -77,8 +75,8 @@ struct Handler(Arc<UnixStream>);
 impl QueueHandler for Handler {
     fn start(&mut self, cx: &mut Context<'_>) -> Result<(), DeviceFault> {
         // The caller's reason: it says of what kind this failure is.
-        let watched = cx.watch(0, &*self.0, Interest::READ);
-        watched.map_err(|error| ActivateError::from(error).into())
+        let watched = cx.watch(0, &*self.0, EventSet::IN);
+        watched.map_err(DeviceFault::Worker)
     }
 
     fn process(&mut self, _queue: u16, _cx: &mut Context<'_>) -> Result<Progress, DeviceFault> {
@@ -111,7 +109,7 @@ fn a_device_that_finds_no_file_descriptor_says_so_and_leaves_none_open() {
     let (memory_, events) = (memory(), Arc::new(EventLog::default()));
     let disk = Arc::new(Mutex::new(vec![0; 512]));
     let device = RamDisk::new(disk, WorkerThread::named("disk").unwrap());
-    let transport = MmioTransport::new(device, memory_.clone(), EdgeLine(|| Ok(()))).unwrap();
+    let transport = MmioTransport::new(device, memory_.clone(), edge_line(|| Ok(()))).unwrap();
     let mut disk = port(transport.with_observer(events.clone()));
     with_spare_descriptors(0, || {
         start(&mut disk, &memory_);
@@ -123,7 +121,7 @@ fn a_device_that_finds_no_file_descriptor_says_so_and_leaves_none_open() {
     let (_host, watched) = UnixStream::pair().unwrap();
     let (memory, events) = (memory(), Arc::new(EventLog::default()));
     let device = Watching(WorkerThread::named("watching").unwrap(), Arc::new(watched));
-    let transport = MmioTransport::new(device, memory.clone(), EdgeLine(|| Ok(()))).unwrap();
+    let transport = MmioTransport::new(device, memory.clone(), edge_line(|| Ok(()))).unwrap();
     let mut port = port(transport.with_observer(events.clone()));
     let at_rest = open();
     for round in 0..3 {
@@ -135,11 +133,11 @@ fn a_device_that_finds_no_file_descriptor_says_so_and_leaves_none_open() {
         assert_eq!(status, 15 | 64);
         let counts = events.counts();
         assert_eq!(
-            (counts.activation_failed, counts.activated),
+            (counts.device_failed, counts.activated),
             (round + 1, activated)
         );
         let reason = events.last_failure().unwrap();
-        assert!(reason.contains("could not be activated"), "{reason}");
+        assert!(reason.contains("worker could not be started"), "{reason}");
         port.set(0x70, 0);
         start(&mut port, &memory);
         assert_eq!(

@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 
 use bus::BusDevice;
 use support::{Fixture, Memory, Probe, port};
-use virtio_conformance::{DriverQueue, MmioPort, VIRTQ_DESC_F_NEXT};
+use virtio_conformance::{DriverQueue, EventCounters, MmioPort, VIRTQ_DESC_F_NEXT};
 use virtio_device_core::{
-    ActivateError, Activation, Chain, Context, DeviceFault, EdgeLine, EventCounters, Executor,
-    Features, Progress, QueueHandler, QueueLease, VirtioDevice, Worker, WorkerThread,
+    Activation, Chain, Context, DeviceFault, Features, Lease, Progress, QueueHandler, VirtioDevice,
+    WorkerThread, edge_line,
 };
 use virtio_mmio_transport::{INT_CONFIG, INT_VRING, MmioTransport};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -36,7 +36,7 @@ type Look = Result<Progress, DeviceFault>;
 
 struct Handler<F>(F);
 
-impl<F: FnMut(&QueueLease) -> Look + Send> QueueHandler for Handler<F> {
+impl<F: FnMut(&Lease) -> Look + Send> QueueHandler for Handler<F> {
     fn process(&mut self, index: u16, cx: &mut Context<'_>) -> Look {
         (self.0)(&cx.queue(index).unwrap().lease)
     }
@@ -44,7 +44,7 @@ impl<F: FnMut(&QueueLease) -> Look + Send> QueueHandler for Handler<F> {
 
 impl<F> VirtioDevice<Memory> for Scripted<F>
 where
-    F: FnMut(&QueueLease) -> Look + Clone + Send + 'static,
+    F: FnMut(&Lease) -> Look + Clone + Send + 'static,
 {
     fn device_type(&self) -> u32 {
         42
@@ -54,22 +54,20 @@ where
         &[16]
     }
 
-    fn activate(&mut self, activation: Activation<Memory>) -> Result<(), ActivateError> {
-        let handler = Handler(self.script.clone());
-        let worker = Worker::new(handler, activation.queues, activation.interrupt);
-        Ok(self.thread.start(worker)?)
+    fn activate(&mut self, activation: Activation<Memory>) -> Result<(), DeviceFault> {
+        activation.serve(&mut self.thread, |_| Handler(self.script.clone()))
     }
 }
 
 type Port<F> = MmioPort<MmioTransport<Memory, Scripted<F>>>;
 
-struct Scene<F: FnMut(&QueueLease) -> Look + Clone + Send + 'static> {
+struct Scene<F: FnMut(&Lease) -> Look + Clone + Send + 'static> {
     port: Port<F>,
     memory: Memory,
     events: Arc<EventCounters>,
 }
 
-impl<F: FnMut(&QueueLease) -> Look + Clone + Send + 'static> Scene<F> {
+impl<F: FnMut(&Lease) -> Look + Clone + Send + 'static> Scene<F> {
     fn new(script: F) -> Self {
         let memory: Memory =
             Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap());
@@ -78,7 +76,7 @@ impl<F: FnMut(&QueueLease) -> Look + Clone + Send + 'static> Scene<F> {
             script,
             thread: WorkerThread::named("scripted").unwrap(),
         };
-        let transport = MmioTransport::new(device, memory.clone(), EdgeLine(|| Ok(()))).unwrap();
+        let transport = MmioTransport::new(device, memory.clone(), edge_line(|| Ok(()))).unwrap();
         let port = port(transport.with_observer(events.clone()));
         Self {
             port,
@@ -126,7 +124,7 @@ fn a_worker_that_panics_is_replaced_after_a_reset() {
     let panics = Arc::new(AtomicBool::new(true));
     let script = {
         let panics = panics.clone();
-        move |_: &QueueLease| {
+        move |_: &Lease| {
             assert!(!panics.load(Ordering::SeqCst), "a bug in the device");
             Ok(Progress::Idle)
         }
@@ -152,7 +150,7 @@ fn a_hanging_backend_holds_up_no_register_and_no_reset() {
     let (release, hang) = channel::<()>();
     let (entered, inside) = channel();
     let hang = Arc::new(Mutex::new(hang));
-    let script = move |_: &QueueLease| {
+    let script = move |_: &Lease| {
         let _ = entered.send(());
         let _ = hang.lock().unwrap().recv();
         Ok(Progress::Idle)
@@ -179,7 +177,7 @@ fn a_hanging_backend_holds_up_no_register_and_no_reset() {
     inside.recv_timeout(SOON).unwrap();
     assert_eq!(scene.port.get(0x70), 15);
     let counts = scene.events.snapshot();
-    assert_eq!((counts.activated, counts.activation_failed), (2, 0));
+    assert_eq!((counts.activated, counts.device_failed), (2, 0));
 }
 
 #[test]
@@ -188,7 +186,7 @@ fn nothing_is_written_after_a_reset_has_returned() {
     let memory_of = Arc::new(Mutex::new(None::<Memory>));
     let script = {
         let memory_of = memory_of.clone();
-        move |lease: &QueueLease| {
+        move |lease: &Lease| {
             let memory = memory_of.lock().unwrap().clone().unwrap();
             let _ = lease.with(|_| {
                 let byte: u8 = memory.read_obj(GuestAddress(0x8000)).unwrap();
@@ -219,7 +217,7 @@ fn nothing_is_written_after_a_reset_has_returned() {
 
 #[test]
 fn kicks_resets_and_pauses_from_several_threads_end_well() {
-    let script = |lease: &QueueLease| {
+    let script = |lease: &Lease| {
         let progress = lease.with(|queue| queue.fault().is_none());
         Ok(if progress == Ok(true) {
             Progress::More
@@ -249,7 +247,7 @@ fn kicks_resets_and_pauses_from_several_threads_end_well() {
 #[test]
 fn starts_pile_up_no_threads() {
     let count = || std::fs::read_dir("/proc/self/task").unwrap().count();
-    let mut scene = Scene::new(|_: &QueueLease| Ok(Progress::Idle));
+    let mut scene = Scene::new(|_: &Lease| Ok(Progress::Idle));
     scene.start();
     let before = count();
     for _ in 0..500 {
@@ -293,7 +291,7 @@ fn a_full_kick_counter_is_as_good_as_one_more() {
 #[test]
 fn a_new_cause_survives_the_acknowledgement_of_an_old_one() {
     let mut fixture = Fixture::live();
-    let (interrupt, notifier) = (fixture.queue(0).interrupt, fixture.notifier());
+    let (queue, notifier) = (fixture.queue(0), fixture.notifier());
     let rounds = 20_000;
     let mut seen = 0;
     std::thread::scope(|scope| {
@@ -303,7 +301,7 @@ fn a_new_cause_survives_the_acknowledgement_of_an_old_one() {
                 if round == rounds / 2 {
                     notifier.update(|| ());
                 }
-                interrupt.trigger();
+                queue.signal_used();
             }
         });
         for _ in 0..rounds {
@@ -359,7 +357,7 @@ fn a_chain_never_grows_its_memory() {
         for round in 0..1_000u16 {
             driver.offer(0);
             let head = queue.take(&memory, &mut chain).unwrap().unwrap();
-            assert_eq!(chain.buffers().len(), 16);
+            assert_eq!(chain.len(), 16);
             queue.complete(&memory, head, round.into()).unwrap();
         }
     });
@@ -367,7 +365,7 @@ fn a_chain_never_grows_its_memory() {
 }
 
 /// A device whose activation fails.
-struct Stillborn(fn() -> ActivateError);
+struct Stillborn(fn() -> DeviceFault);
 
 impl VirtioDevice<Memory> for Stillborn {
     fn device_type(&self) -> u32 {
@@ -378,19 +376,18 @@ impl VirtioDevice<Memory> for Stillborn {
         &[16]
     }
 
-    fn activate(&mut self, _activation: Activation<Memory>) -> Result<(), ActivateError> {
+    fn activate(&mut self, _activation: Activation<Memory>) -> Result<(), DeviceFault> {
         Err(self.0())
     }
 }
 
 #[test]
 fn every_failure_of_an_activation_is_told_and_undone_by_a_reset() {
-    let errors: [fn() -> ActivateError; 5] = [
-        || ActivateError::QueueMissing(3),
-        || ActivateError::AlreadyActive,
-        || ActivateError::device("tap0 is gone"),
-        || ActivateError::Worker(std::io::ErrorKind::OutOfMemory.into()),
-        || ActivateError::Worker(std::io::Error::other("no thread")),
+    let errors: [fn() -> DeviceFault; 4] = [
+        || DeviceFault::QueueMissing(3),
+        || DeviceFault::device("tap0 is gone"),
+        || DeviceFault::Worker(std::io::ErrorKind::OutOfMemory.into()),
+        || DeviceFault::Worker(std::io::Error::other("no thread")),
     ];
     for error in errors {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap();
@@ -405,7 +402,7 @@ fn every_failure_of_an_activation_is_told_and_undone_by_a_reset() {
             }
             assert_eq!((port.get(0x70), port.get(0x60)), (15 | 64, INT_CONFIG));
             assert_eq!(line.read().unwrap(), 1);
-            assert_eq!(events.snapshot().activation_failed, round);
+            assert_eq!(events.snapshot().device_failed, round);
             port.set(0x70, 0);
             assert_eq!((port.get(0x70), port.get(0x60)), (0, 0));
         }
@@ -419,14 +416,14 @@ fn an_event_fd_that_is_full_is_a_line_that_fails() {
     fixture.negotiate();
     fixture.enable_queue(0, 0x1000, 16);
     fixture.set(0x70, 15);
-    let interrupt = fixture.queue(0).interrupt;
+    let queue = fixture.queue(0);
     line.write(u64::MAX - 1).unwrap();
-    interrupt.trigger();
+    queue.signal_used();
     assert_eq!(fixture.events().line_failed, 1);
     assert_eq!(fixture.get(0x60), INT_VRING);
     // The next one is tried again.
     line.read().unwrap();
-    interrupt.trigger();
+    queue.signal_used();
     assert_eq!((line.read().unwrap(), fixture.events().line_failed), (1, 1));
 }
 
@@ -435,7 +432,7 @@ fn a_line_that_hangs_holds_up_its_worker_alone() {
     let (release, hang) = channel::<()>();
     let (entered, inside) = channel();
     let hang = Mutex::new(hang);
-    let line = EdgeLine(move || {
+    let line = edge_line(move || {
         let _ = entered.send(());
         let _ = hang.lock().unwrap().recv();
         Ok(())
@@ -445,9 +442,9 @@ fn a_line_that_hangs_holds_up_its_worker_alone() {
     fixture.enable_queue(0, 0x1000, 16);
     fixture.set(0x70, 15);
     let _ = fixture.kicks(0);
-    let interrupt = fixture.queue(0).interrupt;
+    let queue = fixture.queue(0);
     std::thread::scope(|scope| {
-        scope.spawn(|| interrupt.trigger());
+        scope.spawn(|| queue.signal_used());
         inside.recv_timeout(SOON).unwrap();
         assert_eq!((fixture.get(0x60), fixture.status()), (INT_VRING, 15));
         assert_eq!(fixture.get(0x100), u32::from_le_bytes([1, 2, 3, 4]));

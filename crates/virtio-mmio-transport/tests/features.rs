@@ -13,8 +13,8 @@ use std::sync::{Arc, Mutex};
 use bus::BusDevice;
 use support::{Fixture, Probe};
 use virtio_device_core::{
-    DeviceFault, EdgeLine, Features, LevelLine, VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_EVENT_IDX,
-    VIRTIO_F_INDIRECT_DESC, VIRTIO_F_NOTIFICATION_DATA, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1,
+    DeviceFault, Features, VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC,
+    VIRTIO_F_NOTIFICATION_DATA, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1, edge_line, level_line,
 };
 use virtio_mmio_transport::{INT_CONFIG, INT_VRING};
 
@@ -203,7 +203,7 @@ fn shared_memory_regions_are_found_by_their_identifier() {
 fn by_level(fail: &Arc<AtomicBool>) -> (Fixture, Arc<Mutex<Vec<bool>>>) {
     let changes = Arc::new(Mutex::new(Vec::new()));
     let (wire, failing) = (changes.clone(), fail.clone());
-    let line = LevelLine(move |level| {
+    let line = level_line(move |level| {
         if failing.load(Ordering::SeqCst) {
             return Err(io::ErrorKind::WouldBlock.into());
         }
@@ -220,9 +220,9 @@ fn by_level(fail: &Arc<AtomicBool>) -> (Fixture, Arc<Mutex<Vec<bool>>>) {
 #[test]
 fn a_level_is_held_until_the_last_cause_is_acknowledged() {
     let (mut fixture, changes) = by_level(&Arc::default());
-    let interrupt = fixture.queue(0).interrupt;
-    interrupt.trigger();
-    interrupt.trigger();
+    let queue = fixture.queue(0);
+    queue.signal_used();
+    queue.signal_used();
     fixture.notifier().update(|| ());
     assert_eq!(*changes.lock().unwrap(), [true]);
     fixture.set(0x64, INT_VRING);
@@ -231,7 +231,7 @@ fn a_level_is_held_until_the_last_cause_is_acknowledged() {
     assert_eq!(*changes.lock().unwrap(), [true, false]);
     fixture.set(0x64, u32::MAX);
     assert_eq!(*changes.lock().unwrap(), [true, false]);
-    interrupt.trigger();
+    queue.signal_used();
     fixture.set(0x70, 0);
     assert_eq!(*changes.lock().unwrap(), [true, false, true, false]);
 }
@@ -241,16 +241,16 @@ fn a_level_is_low_once_the_transport_is_gone() {
     for acknowledged in [false, true] {
         for broken in [false, true] {
             let (mut fixture, changes) = by_level(&Arc::default());
-            fixture.queue(0).interrupt.trigger();
+            fixture.queue(0).signal_used();
             if broken {
                 fixture.interrupt().device_failed(&DeviceFault::Panicked);
             }
             if acknowledged {
                 fixture.set(0x64, u32::MAX);
             }
-            let late = fixture.queue(0).interrupt;
+            let late = fixture.queue(0);
             drop(fixture);
-            late.trigger();
+            late.signal_used();
             assert_eq!(*changes.lock().unwrap(), [true, false]);
         }
     }
@@ -259,7 +259,7 @@ fn a_level_is_low_once_the_transport_is_gone() {
 #[test]
 fn a_level_is_low_once_the_region_is_removed() {
     let (fixture, changes) = by_level(&Arc::default());
-    fixture.queue(0).interrupt.trigger();
+    fixture.queue(0).signal_used();
     let Fixture { transport, .. } = fixture;
     let bus = bus::MmioBus::new();
     let transport = Arc::new(Mutex::new(transport));
@@ -276,11 +276,11 @@ fn a_level_is_low_once_the_region_is_removed() {
 fn a_level_that_could_not_be_set_is_tried_again() {
     let fail = Arc::new(AtomicBool::new(true));
     let (mut fixture, changes) = by_level(&fail);
-    let interrupt = fixture.queue(0).interrupt;
-    interrupt.trigger();
+    let queue = fixture.queue(0);
+    queue.signal_used();
     assert_eq!(fixture.events().line_failed, 1);
     fail.store(false, Ordering::SeqCst);
-    interrupt.trigger();
+    queue.signal_used();
     assert_eq!(*changes.lock().unwrap(), [true]);
     fail.store(true, Ordering::SeqCst);
     fixture.set(0x64, INT_VRING);
@@ -292,10 +292,10 @@ fn a_level_that_could_not_be_set_is_tried_again() {
 #[test]
 fn a_level_follows_the_causes_however_they_race() {
     let (mut fixture, changes) = by_level(&Arc::default());
-    let interrupt = fixture.queue(0).interrupt;
+    let queue = fixture.queue(0);
     let rounds = if cfg!(miri) { 50 } else { 20_000 };
     std::thread::scope(|scope| {
-        scope.spawn(|| (0..rounds).for_each(|_| interrupt.trigger()));
+        scope.spawn(|| (0..rounds).for_each(|_| queue.signal_used()));
         (0..rounds).for_each(|_| fixture.set(0x64, INT_VRING));
     });
     let pending = fixture.get(0x60) != 0;
@@ -311,12 +311,12 @@ fn a_level_follows_the_causes_however_they_race() {
 
 #[test]
 fn a_line_that_panics_is_a_line_that_fails() {
-    let line = EdgeLine(|| -> io::Result<()> { panic!("a bug in the line") });
+    let line = edge_line(|| -> io::Result<()> { panic!("a bug in the line") });
     let mut fixture = Fixture::behind_line(line);
     fixture.negotiate();
     fixture.enable_queue(0, 0x1000, 16);
     fixture.set(0x70, 15);
-    fixture.queue(0).interrupt.trigger();
+    fixture.queue(0).signal_used();
     assert_eq!(fixture.events().line_failed, 1);
     assert_eq!(fixture.get(0x60), INT_VRING);
 }

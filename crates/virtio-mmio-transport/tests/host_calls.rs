@@ -17,8 +17,8 @@ use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use support::{Memory, port};
 use virtio_conformance::{DriverQueue, EventLog, MmioPort, Port};
 use virtio_device_core::{
-    ActivateError, Activation, Context, DeviceFault, EdgeLine, Executor, Interest, Progress,
-    QueueHandler, VirtioDevice, Worker, WorkerThread,
+    Activation, Context, DeviceFault, Progress, QueueHandler, VirtioDevice, WorkerThread,
+    edge_line, vmm_sys_util::epoll::EventSet,
 };
 use virtio_mmio_transport::MmioTransport;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -50,10 +50,8 @@ impl VirtioDevice<Memory> for Busy {
         &[16]
     }
 
-    fn activate(&mut self, activation: Activation<Memory>) -> Result<(), ActivateError> {
-        let handler = Handler(self.watched.clone());
-        let worker = Worker::new(handler, activation.queues, activation.interrupt);
-        Ok(self.thread.start(worker)?)
+    fn activate(&mut self, activation: Activation<Memory>) -> Result<(), DeviceFault> {
+        activation.serve(&mut self.thread, |_| Handler(self.watched.clone()))
     }
 }
 
@@ -61,8 +59,8 @@ struct Handler(Arc<UnixStream>);
 
 impl QueueHandler for Handler {
     fn start(&mut self, cx: &mut Context<'_>) -> Result<(), DeviceFault> {
-        let watched = cx.watch(0, &*self.0, Interest::READ);
-        watched.map_err(|error| ActivateError::from(error).into())
+        let watched = cx.watch(0, &*self.0, EventSet::IN);
+        watched.map_err(DeviceFault::Worker)
     }
 
     fn process(&mut self, _queue: u16, _cx: &mut Context<'_>) -> Result<Progress, DeviceFault> {
@@ -87,7 +85,7 @@ impl Machine {
             watched: Arc::new(watched),
         };
         let events = Arc::new(EventLog::default());
-        let transport = MmioTransport::new(device, memory.clone(), EdgeLine(|| Ok(()))).unwrap();
+        let transport = MmioTransport::new(device, memory.clone(), edge_line(|| Ok(()))).unwrap();
         Self {
             port: port(transport.with_observer(events.clone())),
             memory,
@@ -126,10 +124,10 @@ fn each_call_that_fails_in_a_workers_start_is_told_as_a_failed_activation() {
             machine.wait(|machine| machine.port.get(0x70) == 15 | 64);
             machine.wait(|machine| machine.port.get(0x60) == 2);
             let counts = machine.events.counts();
-            assert_eq!((counts.activation_failed, counts.activated), (round, 0));
+            assert_eq!((counts.device_failed, counts.activated), (round, 0));
             let reason = machine.events.last_failure().unwrap();
             assert!(
-                reason.starts_with("device could not be activated"),
+                reason.starts_with("worker could not be started"),
                 "{reason}"
             );
         }

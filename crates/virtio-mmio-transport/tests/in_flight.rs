@@ -30,12 +30,12 @@ fn a_reset_is_pending_until_the_last_byte_has_moved() {
         fixture.lease(0).hold().unwrap(),
         fixture.lease(0).hold().unwrap(),
     ];
-    let interrupt = fixture.queue(0).interrupt;
+    let queue = fixture.queue(0);
     fixture.set(0x70, 0);
     assert_eq!(fixture.status(), PENDING);
     assert!(fixture.transport.reset_is_pending());
     // Nothing changes until then, and nobody is interrupted.
-    interrupt.trigger();
+    queue.signal_used();
     for status in [1, 3, 11, 15, 64, 128, 255] {
         fixture.set(0x70, status);
         assert_eq!(fixture.status(), PENDING);

@@ -17,8 +17,8 @@ use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use loom::thread;
 use virtio_conformance::DriverQueue;
 use virtio_device_core::{
-    ActivateError, Activation, ActiveQueue, ConfigNotifier, EdgeLine, InterruptLine, LevelLine,
-    VirtioDevice, eventfd_edge,
+    Activation, ActiveQueue, ConfigNotifier, DeviceFault, InterruptLine, VirtioDevice, edge_line,
+    eventfd_edge, level_line,
 };
 use virtio_mmio_transport::MmioTransport;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -64,7 +64,7 @@ fn serve(queue: &mut ActiveQueue, guest: &Guest) -> bool {
         guest.served.swap(made, Ordering::Relaxed) != made
     });
     if served == Ok(true) {
-        queue.interrupt.trigger();
+        queue.signal_used();
     }
     served == Ok(true)
 }
@@ -101,7 +101,7 @@ impl VirtioDevice<Memory> for Device {
         self.notifier = Some(config);
     }
 
-    fn activate(&mut self, mut activation: Activation<Memory>) -> Result<(), ActivateError> {
+    fn activate(&mut self, mut activation: Activation<Memory>) -> Result<(), DeviceFault> {
         *self.queue.lock().unwrap() = Some(activation.queues.remove(0));
         Ok(())
     }
@@ -120,7 +120,7 @@ impl Machine {
     fn new() -> Self {
         let guest = Arc::new(Guest::default());
         let wire = guest.clone();
-        let line = EdgeLine(move || {
+        let line = edge_line(move || {
             assert!(!wire.quiet.load(Ordering::Relaxed), "too late");
             wire.raised.fetch_add(1, Ordering::Release);
             Ok(())
@@ -388,12 +388,12 @@ fn a_queue_that_comes_back_is_served_by_whoever_served_it_before() {
 fn a_cause_survives_the_acknowledgement_of_another() {
     model(|| {
         let mut machine = Machine::live();
-        let (guest, interrupt) = (machine.guest.clone(), machine.queue().interrupt);
+        let (guest, queue) = (machine.guest.clone(), machine.queue());
         let notifier = machine.notifier();
         let worker = thread::spawn(move || {
             for _ in 0..2 {
                 guest.served.fetch_add(1, Ordering::Relaxed);
-                interrupt.trigger();
+                queue.signal_used();
             }
             notifier.update(|| ());
         });
@@ -413,8 +413,8 @@ fn a_cause_survives_the_acknowledgement_of_another() {
 fn a_cause_is_there_before_its_interrupt() {
     model(|| {
         let mut machine = Machine::live();
-        let interrupt = machine.queue().interrupt;
-        let worker = thread::spawn(move || interrupt.trigger());
+        let queue = machine.queue();
+        let worker = thread::spawn(move || queue.signal_used());
         // Acquire, as it is on the way from an irqfd to a vCPU.
         if machine.guest.raised.load(Ordering::Acquire) != 0 {
             assert_eq!(machine.get(0x60), 1);
@@ -429,14 +429,14 @@ fn a_level_is_what_the_causes_say() {
     model(|| {
         let level = Arc::new(AtomicBool::new(false));
         let wire = level.clone();
-        let line = LevelLine(move |up| {
+        let line = level_line(move |up| {
             assert_ne!(wire.swap(up, Ordering::Relaxed), up, "twice the same");
             Ok(())
         });
         let mut machine = Machine::with(Arc::default(), line);
         machine.start();
-        let interrupt = machine.queue().interrupt;
-        let worker = thread::spawn(move || (0..2).for_each(|_| interrupt.trigger()));
+        let queue = machine.queue();
+        let worker = thread::spawn(move || (0..2).for_each(|_| queue.signal_used()));
         machine.set(0x64, 1);
         worker.join().unwrap();
         let causes = machine.get(0x60);

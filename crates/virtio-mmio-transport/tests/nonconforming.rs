@@ -9,8 +9,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use bus::BusDevice;
 use virtio_conformance::{HeapGrowth, Memory, MmioPort, Request, Suite};
 use virtio_device_core::{
-    ActivateError, Activation, ActiveQueue, Chain, Context, DeviceFault, Executor, LoopHandle,
-    Progress, QueueHandler, RingFault, VirtioDevice, Virtqueue, Worker,
+    Activation, ActiveQueue, Chain, Context, DeviceFault, LoopHandle, Progress, QueueHandler,
+    RingFault, VirtioDevice, Virtqueue,
 };
 use virtio_mmio_transport::MmioTransport;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemory};
@@ -57,20 +57,18 @@ impl VirtioDevice<Memory> for Letters {
         &[16]
     }
 
-    fn activate(&mut self, activation: Activation<Memory>) -> Result<(), ActivateError> {
+    fn activate(&mut self, activation: Activation<Memory>) -> Result<(), DeviceFault> {
         if self.flaw == Flaw::LeaksAtStart {
             self.hoard.push(vec![0; 16]);
         }
         self.memory = Some(activation.memory.clone());
         activation.queue(0)?;
-        let handler = Handler {
+        activation.serve(&mut self.executor, |memory| Handler {
             flaw: self.flaw,
-            memory: activation.memory,
+            memory,
             chain: Chain::with_capacity(16),
             hoard: Vec::new(),
-        };
-        let worker = Worker::new(handler, activation.queues, activation.interrupt);
-        Ok(self.executor.start(worker)?)
+        })
     }
 
     fn reset(&mut self) {
@@ -137,7 +135,7 @@ impl Handler {
         }
         let wanted = queue.needs_interrupt(memory)? && self.flaw != Flaw::NeverInterrupts;
         if wanted || self.flaw == Flaw::InterruptsTwice {
-            active.interrupt.trigger();
+            active.signal_used();
         }
         let more = queue.enable_notification(memory)?;
         Ok(if more && self.flaw != Flaw::Stops {
@@ -148,17 +146,17 @@ impl Handler {
     }
 
     fn misbehave(&mut self, memory: &impl GuestMemory, queue: &Virtqueue) {
-        let first = self.chain.buffers().first().copied();
+        let first = self.chain.writable().next();
         match (self.flaw, first) {
-            (Flaw::WritesBeyond, Some(buffer)) if buffer.addr.0 < 0x3_0000 => {
-                let end = buffer.addr.0.saturating_add(u64::from(buffer.len));
+            (Flaw::WritesBeyond, Some((addr, len))) if addr.0 < 0x3_0000 => {
+                let end = addr.0.saturating_add(u64::from(len));
                 let _ = memory.write_obj(0xffu8, GuestAddress(end));
             }
             (Flaw::ReadsTwice, _) => {
                 let _: [u8; 16] = memory.read_obj(queue.layout().desc_table()).unwrap();
             }
             (Flaw::Leaks, _) => self.hoard.push(vec![0; 16]),
-            (Flaw::Panics, Some(buffer)) => assert_ne!(buffer.len, 0, "a bug in the device"),
+            (Flaw::Panics, Some((_, len))) => assert_ne!(len, 0, "a bug in the device"),
             _ => {}
         }
     }

@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use bus::BusDevice;
 use support::{CONFIG, Fixture, Probe};
 use virtio_device_core::{
-    DeviceFault, EdgeLine, Features, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC,
-    VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1,
+    DeviceFault, Features, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_RING_RESET,
+    VIRTIO_F_VERSION_1, edge_line,
 };
 use virtio_mmio_transport::{INT_CONFIG, INT_VRING};
 
@@ -296,7 +296,7 @@ fn notifications_reach_every_queue_that_exists_at_every_moment() {
 fn interrupt_causes_stay_until_acknowledged() {
     let mut fixture = Fixture::live();
     let generation = fixture.get(0xfc);
-    fixture.queue(0).interrupt.trigger();
+    fixture.queue(0).signal_used();
     assert_eq!(fixture.get(0xfc), generation);
     fixture.notifier().update(|| ());
     assert_ne!(fixture.get(0xfc), generation);
@@ -336,7 +336,7 @@ fn a_driver_that_gives_up_is_left_alone_until_it_resets() {
     fixture.set(0x70, 15 | 128);
     assert_eq!(fixture.status(), 15 | 128);
     assert!(activation.queues[0].lease.is_revoked());
-    activation.queues[0].interrupt.trigger();
+    activation.queues[0].signal_used();
     assert_eq!(fixture.raised(), 0);
     fixture.set(0x70, 15);
     assert_eq!(fixture.status(), 15 | 128);
@@ -367,7 +367,7 @@ fn reset_from_every_state_starts_anew() {
         let late = fixture.probe.activation.lock().unwrap().take();
         let was_live = late.is_some();
         if let Some(activation) = &late {
-            activation.queues[0].interrupt.trigger();
+            activation.queues[0].signal_used();
         }
         let (raised, resets) = (fixture.raised(), u32::from(was_live));
         fixture.set(0x14, 1);
@@ -375,7 +375,7 @@ fn reset_from_every_state_starts_anew() {
         fixture.set(0x70, 0);
         if let Some(activation) = late {
             assert!(activation.queues[0].lease.is_revoked());
-            activation.queues[0].interrupt.trigger();
+            activation.queues[0].signal_used();
             activation.interrupt.device_failed(&DeviceFault::Panicked);
         }
         assert_eq!(fixture.raised(), raised);
@@ -422,7 +422,7 @@ fn a_transport_that_goes_away_takes_everything_back() {
     drop(transport);
     assert_eq!(probe.resets.load(Ordering::SeqCst), 1);
     assert!(activation.queues[0].lease.is_revoked());
-    activation.queues[0].interrupt.trigger();
+    activation.queues[0].signal_used();
     assert_eq!(raised.load(Ordering::SeqCst), 0);
 }
 
@@ -477,17 +477,17 @@ fn configuration_space_is_written_after_agreement_only() {
 fn a_line_that_fails_leaves_the_cause_and_is_tried_again() {
     let tries = Arc::new(AtomicU32::new(0));
     let counter = tries.clone();
-    let mut fixture = Fixture::behind_line(EdgeLine(move || {
+    let mut fixture = Fixture::behind_line(edge_line(move || {
         counter.fetch_add(1, Ordering::SeqCst);
         Err(io::ErrorKind::WouldBlock.into())
     }));
     fixture.negotiate();
     fixture.enable_queue(0, 0x1000, 16);
     fixture.set(0x70, 15);
-    let interrupt = fixture.queue(0).interrupt;
-    interrupt.trigger();
+    let queue = fixture.queue(0);
+    queue.signal_used();
     assert_eq!(fixture.get(0x60), INT_VRING);
-    interrupt.trigger();
+    queue.signal_used();
     assert_eq!(tries.load(Ordering::SeqCst), 2);
     assert_eq!(fixture.events().line_failed, 2);
 }

@@ -12,8 +12,9 @@ use bus::BusDevice;
 use support::{Fixture, Probe};
 use virtio_conformance::DriverQueue;
 use virtio_device_core::{
-    Chain, DeviceFault, DeviceState, DeviceStateError, FeatureError, Features, QueueProgress,
-    QueueSetupError, RingFault, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1, Virtqueue,
+    Chain, DeviceFault, DeviceState, Features, RingFault, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1,
+    Virtqueue,
+    transport::{QueueProgress, SetupError},
 };
 use virtio_mmio_transport::{INT_CONFIG, RestoreError, SaveError, TransportState};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -60,7 +61,6 @@ fn restore(state: &TransportState) -> Result<(), RestoreError> {
     let mut twin = twin(&fixture);
     let result = twin.transport.restore(state);
     if result.is_err() {
-        // Nothing has happened, and the device can still be used.
         assert_eq!(twin.status(), 0);
         assert_eq!((twin.get(0x60), twin.get(0x44), twin.raised()), (0, 0, 0));
         assert!(twin.probe.activation.lock().unwrap().is_none());
@@ -296,14 +296,13 @@ fn impossible_states_are_refused_by_name() {
         ),
         (
             |s| s.device = DeviceState::new(2, vec![]).unwrap(),
-            |e| matches!(e, E::Device(DeviceStateError::Version(2))),
+            |e| matches!(e, E::Device(DeviceFault::StateVersion(2))),
         ),
         (|s| s.device_type = 4, |e| matches!(e, E::DeviceType(4))),
         (|s| s.status = 16, |e| matches!(e, E::Status(16))),
         // DRIVER_OK without FEATURES_OK, and a bit that only the device sets.
         (|s| s.status = 7, |e| matches!(e, E::Status(7))),
         (|s| s.status = 15 | 64, |e| matches!(e, E::Status(79))),
-        // Live queues without DRIVER_OK.
         (
             |s| (s.status, s.interrupt_status) = (11, 0),
             |e| matches!(e, E::QueueState(0)),
@@ -335,15 +334,15 @@ fn impossible_states_are_refused_by_name() {
         ),
         (
             |s| s.driver_features.extend([(0, 1)]),
-            |e| matches!(e, E::Features(FeatureError::NotOffered(_))),
+            |e| matches!(e, E::Features(SetupError::NotOffered(_))),
         ),
         (
             |s| s.driver_features.clear(),
-            |e| matches!(e, E::Features(FeatureError::NoVersion1)),
+            |e| matches!(e, E::Features(SetupError::NoVersion1)),
         ),
         (
             |s| s.driver_features.extend([(9, 1)]),
-            |e| matches!(e, E::Features(FeatureError::NoSuchWord(9))),
+            |e| matches!(e, E::Features(SetupError::NoSuchWord(9))),
         ),
         (|s| drop(s.queues.pop()), |e| matches!(e, E::QueueCount(1))),
         (
@@ -352,15 +351,15 @@ fn impossible_states_are_refused_by_name() {
         ),
         (
             |s| s.queues[0].setup.size = 32,
-            |e| matches!(e, E::QueueSetup(0, QueueSetupError::Size { size: 32, .. })),
+            |e| matches!(e, E::QueueSetup(0, SetupError::QueueSize { size: 32, .. })),
         ),
         (
             |s| s.queues[0].setup.used_ring += 2,
-            |e| matches!(e, E::QueueSetup(0, QueueSetupError::Alignment(..))),
+            |e| matches!(e, E::QueueSetup(0, SetupError::Alignment(..))),
         ),
         (
             |s| s.queues[0].setup.desc_table = 0x10_0000,
-            |e| matches!(e, E::QueueSetup(0, QueueSetupError::Memory(..))),
+            |e| matches!(e, E::QueueSetup(0, SetupError::Memory(..))),
         ),
         (
             |s| s.queues[0].reset = true,
@@ -414,12 +413,7 @@ fn memory_that_has_shrunk_is_refused() {
     let small = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
     let mut twin = twin_in(&fixture, std::sync::Arc::new(small));
     let result = twin.transport.restore(&state);
-    let is = |error| {
-        matches!(
-            error,
-            RestoreError::QueueSetup(0, QueueSetupError::Memory(..))
-        )
-    };
+    let is = |error| matches!(error, RestoreError::QueueSetup(0, SetupError::Memory(..)));
     assert!(result.is_err_and(is));
 }
 

@@ -12,10 +12,10 @@ use std::time::{Duration, Instant};
 
 use support::{Memory, port};
 use virtio_conformance::ramdisk::RamDisk;
-use virtio_conformance::{DriverQueue, MmioPort, Port, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
-use virtio_device_core::{
-    EdgeLine, EventCounters, Executor, LoopHandle, StepLoop, VirtioDevice, WorkerThread,
+use virtio_conformance::{
+    DriverQueue, EventCounters, MmioPort, Port, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE,
 };
+use virtio_device_core::{Executor, LoopHandle, StepLoop, VirtioDevice, WorkerThread, edge_line};
 use virtio_mmio_transport::{MmioTransport, TransportState};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -35,7 +35,7 @@ where
 {
     let device = RamDisk::new(Arc::new(Mutex::new(vec![0; 512])), executor);
     let events = Arc::new(EventCounters::default());
-    let transport = MmioTransport::new(device, memory.clone(), EdgeLine(|| Ok(()))).unwrap();
+    let transport = MmioTransport::new(device, memory.clone(), edge_line(|| Ok(()))).unwrap();
     (port(transport.with_observer(events.clone())), events)
 }
 
@@ -218,6 +218,6 @@ fn a_driver_that_reloads_is_served_beside_busy_neighbours() {
             assert_eq!(port.get(0x70), 15);
         }
         let counts = events.snapshot();
-        assert_eq!((counts.activation_failed, counts.device_failed), (0, 0));
+        assert_eq!(counts.device_failed, 0);
     });
 }

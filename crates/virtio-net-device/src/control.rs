@@ -6,7 +6,8 @@
 
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net as net;
-use virtio_device_core::{FeatureRule, Features, Reader};
+use virtio_device_core::transport::Negotiation;
+use virtio_device_core::{ChainStream, Features};
 use vm_memory::GuestMemory;
 
 use crate::config::GUEST_OFFLOADS;
@@ -37,7 +38,10 @@ pub(crate) enum Command {
 
 impl Command {
     /// Reads a command; `None` if it is one that the driver has no right to, or is none at all.
-    pub(crate) fn parse<M: GuestMemory>(reader: &mut Reader<'_, M>, terms: Terms) -> Option<Self> {
+    pub(crate) fn parse<M: GuestMemory>(
+        reader: &mut ChainStream<'_, M, false>,
+        terms: Terms,
+    ) -> Option<Self> {
         let [class, command] = reader.read_array().ok()?.map(u32::from);
         let has = |feature| terms.agreed.has(feature).then_some(());
         let parsed = match (class, command) {
@@ -91,10 +95,8 @@ impl Command {
                 let wanted = Features::from(offloads);
                 let valid = (wanted - (terms.agreed & GUEST_OFFLOADS)).is_empty();
                 // Offloads depend on each other as the features do that they are called after.
-                let whole = FeatureRule::of(VIRTIO_ID_NET).iter().all(|rule| {
-                    !wanted.has(rule.feature) || rule.needs.iter().any(|need| wanted.has(*need))
-                });
-                (valid && whole).then_some(Self::Offloads(offloads))?
+                let whole = Negotiation::new(VIRTIO_ID_NET, wanted).offered();
+                (valid && (wanted - whole).is_empty()).then_some(Self::Offloads(offloads))?
             }
             _ => return None,
         };
@@ -119,7 +121,7 @@ impl Command {
 }
 
 /// One of the two tables of addresses. However many there are, no more are read than are kept.
-fn table<M: GuestMemory>(reader: &mut Reader<'_, M>) -> Option<Table> {
+fn table<M: GuestMemory>(reader: &mut ChainStream<'_, M, false>) -> Option<Table> {
     let count = u64::from(u32::from_le_bytes(reader.read_array().ok()?));
     let len = 6 * count;
     if len > reader.remaining() {

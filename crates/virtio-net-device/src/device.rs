@@ -11,8 +11,8 @@ use std::sync::atomic::Ordering;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net as net;
 use virtio_device_core::{
-    ActivateError, Activation, ActiveQueue, ConfigNotifier, DeviceState, DeviceStateError,
-    Executor, Features, RateLimits, VirtioDevice, Worker,
+    Activation, ActiveQueue, ConfigNotifier, DeviceFault, DeviceState, Executor, Features,
+    RateLimits, VirtioDevice, Worker,
 };
 use vm_memory::GuestAddressSpace;
 
@@ -157,7 +157,7 @@ where
         let _ = self.shared.config.set(config);
     }
 
-    fn activate(&mut self, activation: Activation<M>) -> Result<(), ActivateError> {
+    fn activate(&mut self, activation: Activation<M>) -> Result<(), DeviceFault> {
         let features = activation.features;
         // Where there are several pairs, the queue for control comes after all of them, and else
         // after the first (section 5.1.2).
@@ -198,7 +198,7 @@ where
         self.shared.settings().save()
     }
 
-    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceStateError> {
+    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceFault> {
         let settings = Settings::restore(state, self.pairs())?;
         self.shared.set_settings(settings);
         // The network has to learn where the driver is now.

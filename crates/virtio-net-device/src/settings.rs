@@ -5,7 +5,7 @@
 //! are saved.
 
 use virtio_bindings::virtio_net as net;
-use virtio_device_core::{DeviceState, DeviceStateError, Features};
+use virtio_device_core::{DeviceFault, DeviceState, Features};
 
 /// A MAC address.
 pub type Mac = [u8; 6];
@@ -146,9 +146,9 @@ impl Settings {
     }
 
     /// What was saved, for a device with this many pairs of queues.
-    pub(crate) fn restore(state: &DeviceState, most: u16) -> Result<Self, DeviceStateError> {
-        const SHORT: DeviceStateError = DeviceStateError::Invalid("its length");
-        let wrong = DeviceStateError::Invalid;
+    pub(crate) fn restore(state: &DeviceState, most: u16) -> Result<Self, DeviceFault> {
+        const SHORT: DeviceFault = DeviceFault::State("its length");
+        let wrong = DeviceFault::State;
         let data = state.data(VERSION)?;
         let (fixed, rest) = data.split_first_chunk::<FIXED>().ok_or(SHORT)?;
         let (vlans, mut rest) = rest.split_first_chunk::<VLAN_BYTES>().ok_or(SHORT)?;

@@ -12,7 +12,8 @@ use std::sync::Arc;
 
 use virtio_conformance::DriverQueue;
 use virtio_device_core::{
-    ConfigNotifier, Features, Interrupt, Session, SessionQueue, VirtioDevice, Virtqueue, WorkerLoop,
+    ConfigNotifier, Features, VirtioDevice, Virtqueue, WorkerLoop,
+    transport::{Interrupt, Session},
 };
 use virtio_rng_device::{EntropyDevice, KernelEntropy, QUEUE_SIZE, RateLimit, RngCounters};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -46,11 +47,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let memory = Arc::new(memory);
     let mut driver = DriverQueue::new(&*memory, 0, QUEUE_SIZE);
     let kick = Arc::new(EventFd::new(EFD_NONBLOCK)?);
-    let queue = SessionQueue {
-        index: 0,
-        kick: kick.clone(),
-        queue: Some(Virtqueue::new(driver.layout(), Features::NONE)),
-    };
+    let queue = (
+        0,
+        kick.clone(),
+        Some(Virtqueue::new(driver.layout(), Features::NONE)),
+    );
     let config = ConfigNotifier::new(Arc::new(Line));
     let (session, activation) =
         Session::new(&config, memory.clone(), Features::NONE, [queue], false);

@@ -8,7 +8,7 @@ use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
 
-use virtio_device_core::{ActivateError, Activation, Executor, RateLimits, VirtioDevice, Worker};
+use virtio_device_core::{Activation, DeviceFault, Executor, RateLimits, VirtioDevice};
 use vm_memory::GuestAddressSpace;
 
 use crate::observer::RngObserver;
@@ -134,16 +134,17 @@ where
         &[QUEUE_SIZE]
     }
 
-    fn activate(&mut self, activation: Activation<M>) -> Result<(), ActivateError> {
+    fn activate(&mut self, activation: Activation<M>) -> Result<(), DeviceFault> {
         let requestq = activation.queue(0)?;
         self.parts.limits.set_wakers(vec![requestq.kick.clone()]);
-        let handler = RequestQueue::new(activation.memory, self.parts.clone(), &self.options);
-        let worker = Worker::new(handler, activation.queues, activation.interrupt);
-        let started = self.executor.start(worker);
+        let (parts, options) = (&self.parts, &self.options);
+        let started = activation.serve(&mut self.executor, |memory| {
+            RequestQueue::new(memory, parts.clone(), options)
+        });
         if started.is_err() {
-            self.parts.limits.set_wakers(Vec::new());
+            parts.limits.set_wakers(Vec::new());
         }
-        Ok(started?)
+        started
     }
 
     fn reset(&mut self) {

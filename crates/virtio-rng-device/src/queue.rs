@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use virtio_device_core::{
-    Chain, Context, DeviceFault, Head, Interest, Progress, QueueHandler, QueueLease, RateLimits,
-    Readiness, RingFault, RingMemory, Rings, Unavailable, Virtqueue,
+    Chain, Context, DeviceFault, Head, Lease, Progress, QueueHandler, RateLimits, RingFault,
+    RingMemory, Rings, Unavailable, Virtqueue, vmm_sys_util::epoll::EventSet,
 };
 use vm_memory::GuestAddressSpace;
 
@@ -54,7 +54,7 @@ pub(crate) struct RequestQueue<M, S, O> {
     readiness: Option<SourceFd>,
     /// A request that could not be given back because the device was paused, and the lease that it
     /// belongs to.
-    held: Option<(QueueLease, Drawn)>,
+    held: Option<(Lease, Drawn)>,
 }
 
 /// The descriptor that says when an empty source has something again.
@@ -133,12 +133,12 @@ impl<M, S, O> RequestQueue<M, S, O> {
                 let Some(source) = self.readiness.as_mut().filter(|source| !source.fired) else {
                     return Ok(Progress::After(wait));
                 };
-                if cx.set_interest(SOURCE, Interest::READ).is_ok() {
+                if cx.set_interest(SOURCE, EventSet::IN).is_ok() {
                     source.armed = true;
                     return Ok(Progress::Idle);
                 }
-                // A descriptor that cannot be waited for, such as a file's.
-                cx.unwatch(SOURCE);
+                // A descriptor that cannot be waited for, such as a file's. It stays a source without
+                // any interest, because this may be a call for it, which is to be repeated.
                 self.readiness = None;
                 Ok(Progress::After(wait))
             }
@@ -198,7 +198,7 @@ where
                 let next = self.requests.serve(queue, rings, &mut drawn, &mut budget)?;
                 // One interrupt for the whole batch.
                 if matches!(next, Next::End(_)) && queue.needs_interrupt(rings)? {
-                    active.interrupt.trigger();
+                    active.signal_used();
                 }
                 Ok(next)
             });
@@ -221,7 +221,7 @@ where
     fn start(&mut self, cx: &mut Context<'_>) -> Result<(), DeviceFault> {
         if let Some(source) = &self.readiness {
             // Not waited for before the source was found empty.
-            let watched = cx.watch(SOURCE, &source.fd, Interest::NONE);
+            let watched = cx.watch(SOURCE, &source.fd, EventSet::empty());
             watched.map_err(DeviceFault::Backend)?;
         }
         Ok(())
@@ -230,13 +230,13 @@ where
     fn ready(
         &mut self,
         source: u32,
-        readiness: Readiness,
+        readiness: EventSet,
         cx: &mut Context<'_>,
     ) -> Result<Progress, DeviceFault> {
         // Not so if a wait is over that was begun here.
-        let fired = readiness != Readiness::default();
+        let fired = readiness != EventSet::empty();
         if fired {
-            let disarmed = cx.set_interest(source, Interest::NONE);
+            let disarmed = cx.set_interest(source, EventSet::empty());
             disarmed.map_err(DeviceFault::Backend)?;
             self.requests.reader.forget_wait();
         }

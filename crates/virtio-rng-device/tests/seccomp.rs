@@ -24,8 +24,8 @@ use std::time::{Duration, Instant};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use virtio_conformance::DriverQueue;
 use virtio_device_core::{
-    Activation, ConfigNotifier, Features, Interrupt, Session, SessionQueue, VirtioDevice,
-    Virtqueue, WorkerThread,
+    Activation, ConfigNotifier, Features, VirtioDevice, Virtqueue, WorkerThread,
+    transport::{Interrupt, Session},
 };
 use virtio_rng_device::{EntropyDevice, KernelEntropy, QUEUE_SIZE, RateLimit};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -102,11 +102,11 @@ fn lend(
 ) -> (Session, Activation<Memory>, Arc<EventFd>) {
     let irq = Arc::new(EventFd::new(0).unwrap());
     let config = ConfigNotifier::new(Arc::new(Irq(irq.clone())));
-    let queue = SessionQueue {
-        index: 0,
-        kick: Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()),
-        queue: Some(Virtqueue::new(driver.layout(), Features::NONE)),
-    };
+    let queue = (
+        0,
+        Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()),
+        Some(Virtqueue::new(driver.layout(), Features::NONE)),
+    );
     let (session, activation) =
         Session::new(&config, memory.clone(), Features::NONE, [queue], false);
     (session, activation, irq)

@@ -20,8 +20,9 @@ use std::time::{Duration, Instant};
 
 use virtio_conformance::DriverQueue;
 use virtio_device_core::{
-    ActiveQueue, ConfigNotifier, Executor, Features, Interrupt, LoopHandle, Session, SessionQueue,
-    VirtioDevice, Virtqueue, WorkerLoop, WorkerThread,
+    ActiveQueue, ConfigNotifier, Executor, Features, LoopHandle, VirtioDevice, Virtqueue,
+    WorkerLoop, WorkerThread,
+    transport::{Interrupt, Session},
 };
 use virtio_rng_device::{EntropyDevice, QUEUE_SIZE, RateLimit, SourcePolicy};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -66,11 +67,11 @@ fn activate<'m, S: Read + Send + 'static, E: Executor>(
     let driver = DriverQueue::new(&**memory, 0, QUEUE_SIZE);
     let (sender, interrupts) = channel();
     let config = ConfigNotifier::new(Arc::new(Line(Mutex::new(sender))));
-    let queue = SessionQueue {
-        index: 0,
-        kick: Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()),
-        queue: Some(Virtqueue::new(driver.layout(), Features::NONE)),
-    };
+    let queue = (
+        0,
+        Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()),
+        Some(Virtqueue::new(driver.layout(), Features::NONE)),
+    );
     let (session, activation) =
         Session::new(&config, memory.clone(), Features::NONE, [queue], false);
     let queue = activation.queues[0].clone();

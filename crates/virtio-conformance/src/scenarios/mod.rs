@@ -6,7 +6,10 @@
 mod limits;
 mod rings;
 
-use virtio_device_core::{FAILED, Features, QueueSetup};
+use virtio_device_core::{
+    Features,
+    transport::{FAILED, QueueSetup},
+};
 
 use crate::machine::{BUFFERS, MEMORY_END, Machine, QUEUE};
 use crate::port::Port;

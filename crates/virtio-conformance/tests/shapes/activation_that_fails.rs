@@ -6,9 +6,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use virtio_device_core::{
-    ActivateError, Activation, Event, Executor, Observer, VirtioDevice, Worker,
-};
+use virtio_device_core::{Activation, DeviceFault, Event, Observer, VirtioDevice};
 
 use crate::several_workers::Letters;
 use crate::support::{Guest, Memory, Plain, QUEUE_SIZE, Shape, exchange, ordeal, thread};
@@ -26,11 +24,9 @@ impl Shape for ActivationThatFails {
         let fails = self.fails.clone();
         let activate = move |activation: Activation<Memory>| {
             if fails.load(Ordering::SeqCst) {
-                return Err(ActivateError::device("tap0 is gone"));
+                return Err(DeviceFault::device("tap0 is gone"));
             }
-            let handler = Letters::new(activation.memory, b'f');
-            let worker = Worker::new(handler, activation.queues, activation.interrupt);
-            Ok(executor.start(worker)?)
+            activation.serve(&mut executor, |memory| Letters::new(memory, b'f'))
         };
         Box::new(Plain {
             queues: &[QUEUE_SIZE],
@@ -83,6 +79,6 @@ fn the_reason_is_told_and_the_driver_may_try_again() {
     shape.fails.store(false, Ordering::SeqCst);
     guest.start();
     exchange(&mut shape, &mut guest);
-    let reason = "device could not be activated: device could not be started: tap0 is gone";
+    let reason = "device cannot work: tap0 is gone";
     assert_eq!(*log.0.lock().unwrap(), [reason; 3]);
 }

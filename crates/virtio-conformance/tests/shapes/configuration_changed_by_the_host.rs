@@ -7,9 +7,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use virtio_device_core::{
-    ActivateError, Activation, ConfigNotifier, Executor, VirtioDevice, Worker, WorkerThread,
-};
+use virtio_device_core::{Activation, ConfigNotifier, DeviceFault, VirtioDevice, WorkerThread};
 
 use crate::several_workers::Letters;
 use crate::support::{Guest, Memory, QUEUE_SIZE, Shape, ordeal, thread};
@@ -48,10 +46,8 @@ impl VirtioDevice<Memory> for Terminal {
         *self.config.lock().unwrap() = Some(config);
     }
 
-    fn activate(&mut self, activation: Activation<Memory>) -> Result<(), ActivateError> {
-        let handler = Letters::new(activation.memory, b'c');
-        let worker = Worker::new(handler, activation.queues, activation.interrupt);
-        Ok(self.executor.start(worker)?)
+    fn activate(&mut self, activation: Activation<Memory>) -> Result<(), DeviceFault> {
+        activation.serve(&mut self.executor, |memory| Letters::new(memory, b'c'))
     }
 }
 

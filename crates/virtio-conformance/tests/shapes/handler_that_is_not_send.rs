@@ -41,7 +41,7 @@ impl Shape for HandlerThatIsNotSend {
                 }) as Box<dyn QueueHandler>)
             };
             let worker = Worker::build(activation.queues, activation.interrupt, build);
-            Ok(executor.start(worker)?)
+            executor.start(worker)
         };
         Box::new(Plain {
             queues: &[QUEUE_SIZE],

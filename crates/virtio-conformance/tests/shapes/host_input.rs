@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use virtio_device_core::{
-    Activation, Chain, Context, DeviceFault, Executor, Interest, Progress, QueueHandler, Readiness,
-    VirtioDevice, Worker,
+    Activation, Chain, Context, DeviceFault, Progress, QueueHandler, VirtioDevice,
+    vmm_sys_util::epoll::EventSet,
 };
 
 use crate::support::{Guest, Memory, Plain, QUEUE_SIZE, Shape, ordeal, thread};
@@ -28,13 +28,13 @@ struct Input {
 impl QueueHandler for Input {
     fn start(&mut self, cx: &mut Context<'_>) -> Result<(), DeviceFault> {
         // Not before the driver has offered a buffer.
-        cx.watch(HOST, &self.host, Interest::NONE)
+        cx.watch(HOST, &self.host, EventSet::empty())
             .map_err(DeviceFault::Backend)
     }
 
     /// There may be room now.
     fn process(&mut self, _queue: u16, cx: &mut Context<'_>) -> Result<Progress, DeviceFault> {
-        cx.set_interest(HOST, Interest::READ)
+        cx.set_interest(HOST, EventSet::IN)
             .map_err(DeviceFault::Backend)?;
         Ok(Progress::Idle)
     }
@@ -42,7 +42,7 @@ impl QueueHandler for Input {
     fn ready(
         &mut self,
         _source: u32,
-        _readiness: Readiness,
+        _readiness: EventSet,
         cx: &mut Context<'_>,
     ) -> Result<Progress, DeviceFault> {
         self.calls.fetch_add(1, Ordering::SeqCst);
@@ -66,14 +66,14 @@ impl QueueHandler for Input {
                 Err(_) => ring.put_back(head),
             }
             if ring.needs_interrupt(memory)? {
-                queue.interrupt.trigger();
+                queue.signal_used();
             }
             Ok(true)
         });
         let room: bool = looked.unwrap_or(Ok(true)).map_err(DeviceFault::Ring)?;
         if !room {
             // Back-pressure: nobody is woken for what there is no room for.
-            let idle = cx.set_interest(HOST, Interest::NONE);
+            let idle = cx.set_interest(HOST, EventSet::empty());
             idle.map_err(DeviceFault::Backend)?;
         }
         Ok(Progress::Idle)
@@ -107,14 +107,12 @@ impl Shape for HostInput {
         let (host, calls) = (self.near.clone(), self.calls.clone());
         let mut executor = thread();
         let activate = move |activation: Activation<Memory>| {
-            let handler = Input {
-                memory: activation.memory,
+            activation.serve(&mut executor, |memory| Input {
+                memory,
                 host: host.clone(),
                 chain: Chain::with_capacity(QUEUE_SIZE),
                 calls: calls.clone(),
-            };
-            let worker = Worker::new(handler, activation.queues, activation.interrupt);
-            Ok(executor.start(worker)?)
+            })
         };
         Box::new(Plain {
             queues: &[QUEUE_SIZE],

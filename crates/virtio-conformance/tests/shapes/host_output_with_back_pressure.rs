@@ -8,8 +8,8 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use virtio_device_core::{
-    Activation, Chain, Context, DeviceFault, Executor, Interest, Progress, QueueHandler, Readiness,
-    RingFault, VirtioDevice, Worker,
+    Activation, Chain, Context, DeviceFault, Progress, QueueHandler, RingFault, VirtioDevice,
+    vmm_sys_util::epoll::EventSet,
 };
 
 use crate::support::{Guest, Memory, Plain, QUEUE_SIZE, SOON, Shape, ordeal, thread};
@@ -47,7 +47,7 @@ impl Output {
                 }
             }
             if ring.needs_interrupt(memory)? {
-                queue.interrupt.trigger();
+                queue.signal_used();
             }
             Ok::<bool, RingFault>(full)
         });
@@ -56,8 +56,8 @@ impl Output {
 
     fn serve(&mut self, cx: &mut Context<'_>) -> Result<Progress, DeviceFault> {
         let interest = match self.flush(cx)? {
-            true => Interest::WRITE,
-            false => Interest::NONE,
+            true => EventSet::OUT,
+            false => EventSet::empty(),
         };
         cx.set_interest(HOST, interest)
             .map_err(DeviceFault::Backend)?;
@@ -67,7 +67,7 @@ impl Output {
 
 impl QueueHandler for Output {
     fn start(&mut self, cx: &mut Context<'_>) -> Result<(), DeviceFault> {
-        cx.watch(HOST, &self.host, Interest::NONE)
+        cx.watch(HOST, &self.host, EventSet::empty())
             .map_err(DeviceFault::Backend)
     }
 
@@ -78,7 +78,7 @@ impl QueueHandler for Output {
     fn ready(
         &mut self,
         _source: u32,
-        _readiness: Readiness,
+        _readiness: EventSet,
         cx: &mut Context<'_>,
     ) -> Result<Progress, DeviceFault> {
         self.serve(cx)
@@ -111,13 +111,11 @@ impl Shape for HostOutput {
         let host = self.near.clone();
         let mut executor = thread();
         let activate = move |activation: Activation<Memory>| {
-            let handler = Output {
-                memory: activation.memory,
+            activation.serve(&mut executor, |memory| Output {
+                memory,
                 host: host.clone(),
                 chain: Chain::with_capacity(QUEUE_SIZE),
-            };
-            let worker = Worker::new(handler, activation.queues, activation.interrupt);
-            Ok(executor.start(worker)?)
+            })
         };
         Box::new(Plain {
             queues: &[QUEUE_SIZE],

@@ -6,8 +6,8 @@
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use virtio_device_core::{
-    Activation, ActiveQueue, Chain, Context, DeviceFault, Executor, Head, InFlight, Progress,
-    QueueHandler, RingFault, VirtioDevice, Virtqueue, Worker,
+    Activation, ActiveQueue, Chain, Context, DeviceFault, Head, InFlight, Progress, QueueHandler,
+    RingFault, VirtioDevice,
 };
 use vm_memory::{Bytes, GuestAddress};
 
@@ -18,7 +18,7 @@ struct Request {
     head: Head,
     buffer: GuestAddress,
     queue: ActiveQueue,
-    in_flight: InFlight<Virtqueue>,
+    in_flight: InFlight,
 }
 
 struct Submit {
@@ -39,7 +39,7 @@ impl QueueHandler for Submit {
                     ring.put_back(head); // a pause has begun
                     break;
                 };
-                let buffer = self.chain.buffers()[0].addr;
+                let (buffer, _) = self.chain.writable().next().unwrap();
                 let queue = active.clone();
                 let _ = self.backend.send(Request {
                     head,
@@ -74,7 +74,7 @@ fn backend(memory: &Memory, requests: &Receiver<Request>) {
                 let len = memory.write_slice(&tag, buffer).map_or(0, |()| 2);
                 let completed = ring.complete(&**memory, head, len);
                 if completed.is_ok() && ring.needs_interrupt(&**memory) == Ok(true) {
-                    queue.interrupt.trigger();
+                    queue.signal_used();
                 }
             });
         }
@@ -92,13 +92,11 @@ impl Shape for InFlightOutOfOrder {
             let (submit, requests) = channel();
             let memory = activation.memory.clone();
             std::thread::spawn(move || backend(&memory, &requests));
-            let handler = Submit {
-                memory: activation.memory,
+            activation.serve(&mut executor, |memory| Submit {
+                memory,
                 chain: Chain::with_capacity(QUEUE_SIZE),
                 backend: submit,
-            };
-            let worker = Worker::new(handler, activation.queues, activation.interrupt);
-            Ok(executor.start(worker)?)
+            })
         };
         Box::new(Plain {
             queues: &[QUEUE_SIZE],

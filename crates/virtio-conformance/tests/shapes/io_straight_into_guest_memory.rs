@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use virtio_device_core::{
-    Activation, ActiveQueue, Chain, Context, DeviceFault, Executor, Head, InFlight, Progress,
-    QueueHandler, RingFault, VirtioDevice, Virtqueue, Worker,
+    Activation, ActiveQueue, Chain, Context, DeviceFault, Head, InFlight, Progress, QueueHandler,
+    RingFault, VirtioDevice,
 };
 use vm_memory::ReadVolatile;
 
@@ -53,7 +53,7 @@ fn transfer(
     mut file: &UnixStream,
     chain: &Chain,
     head: Head,
-    in_flight: &InFlight<Virtqueue>,
+    in_flight: &InFlight,
     active: &ActiveQueue,
 ) {
     let slices = chain
@@ -67,7 +67,7 @@ fn transfer(
     let _ = in_flight.with(|ring| {
         let completed = ring.complete(&**memory, head, len as u32);
         if completed.is_ok() && ring.needs_interrupt(&**memory) == Ok(true) {
-            active.interrupt.trigger();
+            active.signal_used();
         }
     });
 }
@@ -108,13 +108,11 @@ impl Shape for IoStraightIntoGuestMemory {
         let (file, begun) = (self.near.clone(), self.begun.clone());
         let mut executor = thread();
         let activate = move |activation: Activation<Memory>| {
-            let handler = Submit {
-                memory: activation.memory,
+            activation.serve(&mut executor, |memory| Submit {
+                memory,
                 file: file.clone(),
                 begun: begun.clone(),
-            };
-            let worker = Worker::new(handler, activation.queues, activation.interrupt);
-            Ok(executor.start(worker)?)
+            })
         };
         Box::new(Plain {
             queues: &[QUEUE_SIZE],

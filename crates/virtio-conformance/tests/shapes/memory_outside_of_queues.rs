@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use virtio_device_core::{Activation, Executor, Unavailable, VirtioDevice, Worker};
+use virtio_device_core::{Activation, Unavailable, VirtioDevice};
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::several_workers::Letters;
@@ -25,7 +25,7 @@ impl Shape for MemoryOutsideOfQueues {
     fn device(&mut self) -> Self::Device {
         let mut executor = thread();
         let activate = move |activation: Activation<Memory>| {
-            let (memory, lease) = (activation.memory.clone(), activation.lease);
+            let (memory, lease) = (activation.memory.clone(), activation.lease.clone());
             // It ticks on a thread of its own, for as long as the device is live.
             std::thread::spawn(move || {
                 loop {
@@ -39,9 +39,7 @@ impl Shape for MemoryOutsideOfQueues {
                     std::thread::sleep(Duration::from_micros(100));
                 }
             });
-            let handler = Letters::new(activation.memory, b'm');
-            let worker = Worker::new(handler, activation.queues, activation.interrupt);
-            Ok(executor.start(worker)?)
+            activation.serve(&mut executor, |memory| Letters::new(memory, b'm'))
         };
         Box::new(Plain {
             queues: &[QUEUE_SIZE],

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use virtio_device_core::{
-    Activation, ActiveQueue, Chain, Context, DeviceFault, Executor, Head, InFlight, Progress,
-    QueueHandler, RingFault, VirtioDevice, Virtqueue, Worker,
+    Activation, ActiveQueue, Chain, Context, DeviceFault, Head, InFlight, Progress, QueueHandler,
+    RingFault, VirtioDevice,
 };
 
 use crate::support::{Guest, Memory, Plain, QUEUE_SIZE, Shape, exchange, ordeal, thread};
@@ -21,7 +21,7 @@ struct Slow {
     busy: Arc<AtomicBool>,
     chain: Chain,
     /// Of all queues: whose queue was reset meanwhile find their guard revoked.
-    requests: Vec<(Head, ActiveQueue, InFlight<Virtqueue>)>,
+    requests: Vec<(Head, ActiveQueue, InFlight)>,
 }
 
 impl Slow {
@@ -55,7 +55,7 @@ impl QueueHandler for Slow {
                 let _ = in_flight.with(|ring| {
                     ring.complete(&*self.memory, head, 0)?;
                     if ring.needs_interrupt(&*self.memory)? {
-                        active.interrupt.trigger();
+                        active.signal_used();
                     }
                     Ok::<_, RingFault>(())
                 });
@@ -80,14 +80,12 @@ impl Shape for OneOfSeveralQueuesReset {
         let mut executor = thread();
         let busy = self.busy.clone();
         let activate = move |activation: Activation<Memory>| {
-            let handler = Slow {
-                memory: activation.memory,
+            activation.serve(&mut executor, |memory| Slow {
+                memory,
                 busy: busy.clone(),
                 chain: Chain::with_capacity(QUEUE_SIZE),
                 requests: Vec::new(),
-            };
-            let worker = Worker::new(handler, activation.queues, activation.interrupt);
-            Ok(executor.start(worker)?)
+            })
         };
         Box::new(Plain {
             queues: &[QUEUE_SIZE; 2],

@@ -4,8 +4,7 @@
 //! Shape 16: a device written against virtio-queue's `QueueT`, unchanged.
 
 use virtio_device_core::{
-    Activation, Context, DeviceFault, Executor, Progress, QueueHandler, RingFault, VirtioDevice,
-    Worker,
+    Activation, Context, DeviceFault, Progress, QueueHandler, RingFault, VirtioDevice,
 };
 use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestMemoryMmap};
@@ -42,7 +41,7 @@ impl QueueHandler for Adapter {
         let looked = active.lease.with(|ring| {
             ring.enable_notification(memory)?;
             if let Ok(true) = ring.as_queue(memory, |queue| serve(queue, memory))? {
-                active.interrupt.trigger();
+                active.signal_used();
             }
             Ok::<_, RingFault>(())
         });
@@ -58,11 +57,8 @@ impl Shape for QueueTUnchanged {
 
     fn device(&mut self) -> Self::Device {
         let mut executor = thread();
-        let activate = move |activation: Activation<Memory>| {
-            let handler = Adapter(activation.memory);
-            let worker = Worker::new(handler, activation.queues, activation.interrupt);
-            Ok(executor.start(worker)?)
-        };
+        let activate =
+            move |activation: Activation<Memory>| activation.serve(&mut executor, Adapter);
         Box::new(Plain {
             queues: &[QUEUE_SIZE],
             activate,

@@ -8,9 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use virtio_device_core::{
-    ActivateError, Activation, ActiveQueue, Features, InFlight, VirtioDevice, Virtqueue,
-};
+use virtio_device_core::{Activation, ActiveQueue, DeviceFault, Features, InFlight, VirtioDevice};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::Bytes;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -62,12 +60,7 @@ impl Vhost {
 
 /// Has the server work until the device wants the queue back. As long as `in_flight` lives, pause and
 /// reset wait.
-fn lend_once(
-    memory: &Memory,
-    active: &ActiveQueue,
-    in_flight: &InFlight<Virtqueue>,
-    stop: &AtomicBool,
-) {
+fn lend_once(memory: &Memory, active: &ActiveQueue, in_flight: &InFlight, stop: &AtomicBool) {
     let Ok((layout, progress)) = in_flight.with(|ring| (*ring.layout(), ring.progress())) else {
         return;
     };
@@ -82,7 +75,7 @@ fn lend_once(
     queue.set_next_used(progress.next_used);
     queue.set_ready(true);
     // A line without an fd of its own is interrupted by hand.
-    let call = active.interrupt.event_fd();
+    let call = active.interrupt_fd();
     let by_hand = EventFd::new(EFD_NONBLOCK).unwrap();
     let asked_back = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -92,7 +85,7 @@ fn lend_once(
         });
         while !server.is_finished() {
             if by_hand.read().is_ok() {
-                active.interrupt.trigger();
+                active.signal_used();
             }
             if stop.load(Ordering::SeqCst) || in_flight.is_revoked() {
                 asked_back.store(true, Ordering::SeqCst);
@@ -101,7 +94,7 @@ fn lend_once(
         }
     });
     if by_hand.read().is_ok() {
-        active.interrupt.trigger();
+        active.signal_used();
     }
     let _ = in_flight.with(|ring| ring.handed_back(&**memory, queue.next_avail()));
 }
@@ -120,7 +113,7 @@ impl VirtioDevice<Memory> for Vhost {
         Features::NONE
     }
 
-    fn activate(&mut self, activation: Activation<Memory>) -> Result<(), ActivateError> {
+    fn activate(&mut self, activation: Activation<Memory>) -> Result<(), DeviceFault> {
         let active = activation.queue(0)?.clone();
         self.live = Some((activation.memory, active));
         self.lend();

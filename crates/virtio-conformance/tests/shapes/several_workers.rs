@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use virtio_device_core::{
     Activation, Chain, Context, DeviceFault, Executor, Progress, QueueHandler, RingFault,
-    VirtioDevice, Worker, WorkerPool,
+    VirtioDevice, Worker,
 };
 
 use crate::support::{Guest, Memory, Plain, QUEUE_SIZE, Shape, ordeal, thread, wait};
@@ -47,7 +47,7 @@ impl QueueHandler for Letters {
                 progress = Progress::More;
             }
             if ring.needs_interrupt(memory)? {
-                active.interrupt.trigger();
+                active.signal_used();
             }
             Ok::<_, RingFault>(progress)
         });
@@ -78,7 +78,7 @@ impl Shape for SeveralWorkers {
     type Device = Box<dyn VirtioDevice<Memory>>;
 
     fn device(&mut self) -> Self::Device {
-        let mut executor = WorkerPool::new(vec![thread(), thread()]);
+        let mut executor = vec![thread(), thread()];
         let alive = self.alive.clone();
         let activate = move |activation: Activation<Memory>| {
             for queue in activation.queues {

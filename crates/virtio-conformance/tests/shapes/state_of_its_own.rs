@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use virtio_device_core::{
-    ActivateError, Activation, Chain, Context, DeviceFault, DeviceState, DeviceStateError,
-    Executor, Progress, QueueHandler, RingFault, VirtioDevice, Worker, WorkerThread,
+    Activation, Chain, Context, DeviceFault, DeviceState, Progress, QueueHandler, RingFault,
+    VirtioDevice, WorkerThread,
 };
 use virtio_mmio_transport::RestoreError;
 
@@ -42,7 +42,7 @@ impl QueueHandler for Handler {
             let len = self.chain.write(memory, &number.to_le_bytes()).unwrap_or(0);
             ring.complete(memory, head, len)?;
             if ring.needs_interrupt(memory)? {
-                active.interrupt.trigger();
+                active.signal_used();
             }
             Ok::<_, RingFault>(Progress::More)
         });
@@ -59,14 +59,12 @@ impl VirtioDevice<Memory> for Numbers {
         &[QUEUE_SIZE]
     }
 
-    fn activate(&mut self, activation: Activation<Memory>) -> Result<(), ActivateError> {
-        let handler = Handler {
-            memory: activation.memory,
+    fn activate(&mut self, activation: Activation<Memory>) -> Result<(), DeviceFault> {
+        activation.serve(&mut self.executor, |memory| Handler {
+            memory,
             chain: Chain::with_capacity(QUEUE_SIZE),
             next: self.next.clone(),
-        };
-        let worker = Worker::new(handler, activation.queues, activation.interrupt);
-        Ok(self.executor.start(worker)?)
+        })
     }
 
     fn save(&self) -> DeviceState {
@@ -74,9 +72,9 @@ impl VirtioDevice<Memory> for Numbers {
         DeviceState::new(VERSION, next.to_le_bytes().to_vec()).unwrap_or_default()
     }
 
-    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceStateError> {
+    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceFault> {
         let bytes = <[u8; 4]>::try_from(state.data(VERSION)?);
-        let bytes = bytes.map_err(|_| DeviceStateError::Invalid("the number has four bytes"))?;
+        let bytes = bytes.map_err(|_| DeviceFault::State("the number has four bytes"))?;
         self.next.store(u32::from_le_bytes(bytes), Ordering::SeqCst);
         Ok(())
     }
@@ -138,5 +136,5 @@ fn a_state_that_the_device_has_not_saved_is_refused() {
         other.start();
     }
     let huge = DeviceState::new(VERSION, vec![0; (1 << 20) + 1]);
-    assert!(matches!(huge, Err(DeviceStateError::TooLarge(_))));
+    assert!(matches!(huge, Err(DeviceFault::StateSize(_))));
 }

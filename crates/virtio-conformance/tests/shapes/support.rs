@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use bus::BusDevice;
 use virtio_conformance::DriverQueue;
 use virtio_device_core::{
-    ActivateError, Activation, DEVICE_NEEDS_RESET, EdgeLine, Observer, VirtioDevice, WorkerThread,
+    Activation, DeviceFault, Observer, VirtioDevice, WorkerThread, edge_line,
+    transport::DEVICE_NEEDS_RESET,
 };
 use virtio_mmio_transport::{MmioTransport, TransportState};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -64,7 +65,7 @@ impl<D: VirtioDevice<Memory>> Guest<D> {
     fn in_memory(memory: Memory, device: D) -> Self {
         let interrupts = Arc::new(AtomicU32::new(0));
         let raised = interrupts.clone();
-        let line = EdgeLine(move || {
+        let line = edge_line(move || {
             raised.fetch_add(1, Ordering::SeqCst);
             Ok(())
         });
@@ -360,7 +361,7 @@ pub(crate) struct Plain<F> {
 
 impl<F> VirtioDevice<Memory> for Plain<F>
 where
-    F: FnMut(Activation<Memory>) -> Result<(), ActivateError> + Send,
+    F: FnMut(Activation<Memory>) -> Result<(), DeviceFault> + Send,
 {
     fn device_type(&self) -> u32 {
         42
@@ -370,7 +371,7 @@ where
         self.queues
     }
 
-    fn activate(&mut self, activation: Activation<Memory>) -> Result<(), ActivateError> {
+    fn activate(&mut self, activation: Activation<Memory>) -> Result<(), DeviceFault> {
         (self.activate)(activation)
     }
 }

@@ -4,8 +4,7 @@
 //! Shape 12: two queues looked at together, without deadlock under a pause.
 
 use virtio_device_core::{
-    Activation, Chain, Context, DeviceFault, Executor, Progress, QueueHandler, RingFault,
-    VirtioDevice, Worker,
+    Activation, Chain, Context, DeviceFault, Progress, QueueHandler, RingFault, VirtioDevice,
 };
 
 use crate::support::{Guest, Memory, Plain, QUEUE_SIZE, Shape, exchange, ordeal, thread};
@@ -42,10 +41,10 @@ impl QueueHandler for Loopback {
                 to.complete(memory, room, len)?;
                 from.complete(memory, sent, 0)?;
                 if to.needs_interrupt(memory)? {
-                    rx.interrupt.trigger();
+                    rx.signal_used();
                 }
                 if from.needs_interrupt(memory)? {
-                    tx.interrupt.trigger();
+                    tx.signal_used();
                 }
                 Ok::<_, RingFault>(Progress::More)
             })
@@ -68,13 +67,11 @@ impl Shape for TwoQueuesTogether {
     fn device(&mut self) -> Self::Device {
         let mut executor = thread();
         let activate = move |activation: Activation<Memory>| {
-            let handler = Loopback {
-                memory: activation.memory,
+            activation.serve(&mut executor, |memory| Loopback {
+                memory,
                 input: Chain::with_capacity(QUEUE_SIZE),
                 output: Chain::with_capacity(QUEUE_SIZE),
-            };
-            let worker = Worker::new(handler, activation.queues, activation.interrupt);
-            Ok(executor.start(worker)?)
+            })
         };
         Box::new(Plain {
             queues: &[QUEUE_SIZE; 2],

@@ -4,8 +4,7 @@
 //! Shape 11: used elements published as a group.
 
 use virtio_device_core::{
-    Activation, Chain, Context, DeviceFault, Executor, Progress, QueueHandler, RingFault,
-    VirtioDevice, Worker,
+    Activation, Chain, Context, DeviceFault, Progress, QueueHandler, RingFault, VirtioDevice,
 };
 
 use crate::support::{Guest, Memory, Plain, QUEUE_SIZE, SOON, Shape, ordeal, thread};
@@ -39,7 +38,7 @@ impl QueueHandler for Merge {
             }
             ring.complete_all(memory, heads)?;
             if ring.needs_interrupt(memory)? {
-                active.interrupt.trigger();
+                active.signal_used();
             }
             Ok::<_, RingFault>(Progress::More)
         });
@@ -55,12 +54,10 @@ impl Shape for UsedElementsAsAGroup {
     fn device(&mut self) -> Self::Device {
         let mut executor = thread();
         let activate = move |activation: Activation<Memory>| {
-            let handler = Merge {
-                memory: activation.memory,
+            activation.serve(&mut executor, |memory| Merge {
+                memory,
                 chain: Chain::with_capacity(QUEUE_SIZE),
-            };
-            let worker = Worker::new(handler, activation.queues, activation.interrupt);
-            Ok(executor.start(worker)?)
+            })
         };
         Box::new(Plain {
             queues: &[QUEUE_SIZE],

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
-use virtio_device_core::{Activation, Executor, LoopHandle, VirtioDevice, Worker, WorkerLoop};
+use virtio_device_core::{Activation, LoopHandle, VirtioDevice, WorkerLoop};
 use vmm_sys_util::epoll::EventSet;
 
 use crate::several_workers::Letters;
@@ -74,9 +74,7 @@ impl Shape for WorkerInTheVmmsLoop {
         let stop = self.stop.clone();
         let mut executor = self.executor.get_or_insert_with(|| vmm_loop(stop)).clone();
         let activate = move |activation: Activation<Memory>| {
-            let handler = Letters::new(activation.memory, b'l');
-            let worker = Worker::new(handler, activation.queues, activation.interrupt);
-            Ok(executor.start(worker)?)
+            activation.serve(&mut executor, |memory| Letters::new(memory, b'l'))
         };
         Box::new(Plain {
             queues: &[QUEUE_SIZE],

@@ -24,8 +24,9 @@ use std::time::{Duration, Instant};
 use virtio_conformance::{DriverQueue, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
 use virtio_console_device::{Console, ConsoleEvent, ConsoleObserver, Port};
 use virtio_device_core::{
-    Activation, ConfigNotifier, DeviceState, Event, Features, Interrupt, LoopHandle, QueueProgress,
-    Session, SessionQueue, VIRTIO_F_EVENT_IDX, VirtioDevice, Virtqueue, WorkerLoop,
+    Activation, ConfigNotifier, DeviceState, Event, Features, LoopHandle, VIRTIO_F_EVENT_IDX,
+    VirtioDevice, Virtqueue, WorkerLoop,
+    transport::{Interrupt, QueueProgress, Session},
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -248,10 +249,9 @@ impl Guest {
     }
 
     fn activate(&mut self, queues: Vec<Option<Virtqueue>>) {
-        let queues = (0..).zip(queues).map(|(index, queue)| SessionQueue {
-            index,
-            kick: self.kicks[usize::from(index)].clone(),
-            queue,
+        let queues = (0..).zip(queues).map(|(index, queue)| {
+            let kick = self.kicks[usize::from(index)].clone();
+            (index, kick, queue)
         });
         let (session, activation): (_, Activation<Memory>) = Session::new(
             &self.config,

@@ -7,11 +7,49 @@ use std::time::Duration;
 
 const NANOS_PER_SECOND: u128 = 1_000_000_000;
 
-/// How much may be done: so much at once, and so much per second in the long run.
+/// How much may be done: so much at once, and so much per second in the long run; and how much of
+/// that is left.
+///
+/// Holds no timestamp; tokens do not accrue while it is saved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(try_from = "Raw", into = "Raw"))]
 pub struct RateLimit {
     per_second: u64,
     burst: i64,
+    /// Tokens that are left, below 0 if overdrawn; never above `burst`.
+    left: i64,
+}
+
+/// What is stored, right or wrong.
+#[cfg(feature = "serde")]
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Raw {
+    per_second: u64,
+    burst: u64,
+    left: i64,
+}
+
+#[cfg(feature = "serde")]
+impl TryFrom<Raw> for RateLimit {
+    type Error = &'static str;
+
+    fn try_from(raw: Raw) -> Result<Self, Self::Error> {
+        let limit = Self::new(raw.per_second, raw.burst);
+        let limit = limit.ok_or("a rate limit allows nothing ever")?;
+        Ok(limit.with_left(raw.left))
+    }
+}
+
+#[cfg(feature = "serde")]
+impl From<RateLimit> for Raw {
+    fn from(limit: RateLimit) -> Self {
+        Self {
+            per_second: limit.per_second,
+            burst: limit.burst(),
+            left: limit.left,
+        }
+    }
 }
 
 impl RateLimit {
@@ -21,7 +59,25 @@ impl RateLimit {
     #[must_use]
     pub fn new(per_second: u64, burst: u64) -> Option<Self> {
         let burst = i64::try_from(burst).unwrap_or(i64::MAX);
-        (per_second != 0 && burst != 0).then_some(Self { per_second, burst })
+        (per_second != 0 && burst != 0).then_some(Self {
+            per_second,
+            burst,
+            left: burst,
+        })
+    }
+
+    /// The same limit with `left` tokens left, or as many as fit; below 0, it is overdrawn.
+    #[must_use]
+    pub const fn with_left(self, left: i64) -> Self {
+        let left = if left > self.burst { self.burst } else { left };
+        Self { left, ..self }
+    }
+
+    /// Tokens that are left: all of them unless the limit was [saved](crate::RateLimits::save) or said
+    /// to have [fewer](Self::with_left). Below 0, it is overdrawn.
+    #[must_use]
+    pub const fn left(&self) -> i64 {
+        self.left
     }
 
     /// Tokens per second, at least 1.
@@ -44,21 +100,8 @@ impl RateLimit {
 /// nothing is ever too large for the bucket, and the long-term rate is exact all the same.
 ///
 /// Time is told by the caller, counted from any fixed moment; a clock that goes back adds nothing.
-///
-/// ```
-/// use std::time::Duration;
-/// use virtio_device_core::{RateLimit, TokenBucket};
-///
-/// let limit = RateLimit::new(10, 5).unwrap();
-/// let mut bucket = TokenBucket::full(limit, Duration::ZERO);
-/// assert_eq!(bucket.wait(Duration::ZERO), None);
-/// bucket.charge(7);
-/// // Two tokens overdrawn, at a tenth of a second each, and one to go on with.
-/// assert_eq!(bucket.wait(Duration::ZERO), Some(Duration::from_millis(300)));
-/// assert_eq!(bucket.wait(Duration::from_millis(300)), None);
-/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TokenBucket {
+pub(crate) struct TokenBucket {
     limit: RateLimit,
     /// Tokens in the bucket, below 0 if overdrawn; never above the limit's burst.
     level: i64,
@@ -68,39 +111,31 @@ pub struct TokenBucket {
 
 impl TokenBucket {
     /// A full bucket.
-    #[must_use]
-    pub const fn full(limit: RateLimit, now: Duration) -> Self {
+    pub(crate) const fn full(limit: RateLimit, now: Duration) -> Self {
         Self::at_level(limit, limit.burst, now)
     }
 
     /// A bucket that holds `level` tokens, or as many as fit; below 0, it is overdrawn.
-    #[must_use]
-    pub const fn at_level(limit: RateLimit, level: i64, now: Duration) -> Self {
-        let level = if level > limit.burst {
-            limit.burst
-        } else {
-            level
-        };
+    const fn at_level(limit: RateLimit, level: i64, now: Duration) -> Self {
+        let limit = limit.with_left(level);
         Self {
             limit,
-            level,
+            level: limit.left,
             filled: now,
         }
     }
 
-    /// A bucket that goes on from a saved level. It is overdrawn by no more than a burst, and by no
-    /// more than comes in within an hour.
-    #[must_use]
-    pub fn restored(limit: RateLimit, level: i64, now: Duration) -> Self {
+    /// A bucket that goes on with what a limit has left. It is overdrawn by no more than a burst, and
+    /// by no more than comes in within an hour.
+    pub(crate) fn restored(limit: RateLimit, now: Duration) -> Self {
         let hour = i64::try_from(limit.per_second.saturating_mul(3600)).unwrap_or(i64::MAX);
         let lowest = -limit.burst.min(hour);
-        Self::at_level(limit, level.max(lowest), now)
+        Self::at_level(limit, limit.left.max(lowest), now)
     }
 
     /// The same bucket under another limit. It keeps what it holds, as far as that fits, and the part
     /// of a token that is on its way.
-    #[must_use]
-    pub fn with_limit(mut self, limit: RateLimit, now: Duration) -> Self {
+    pub(crate) fn with_limit(mut self, limit: RateLimit, now: Duration) -> Self {
         let level = self.level(now);
         let on_its_way = u128::from(nanos(since(self.filled, now)));
         let scaled = on_its_way * u128::from(self.limit.per_second) / u128::from(limit.per_second);
@@ -111,21 +146,24 @@ impl TokenBucket {
     }
 
     /// The limit that this bucket keeps.
-    #[must_use]
-    pub const fn limit(&self) -> RateLimit {
+    pub(crate) const fn limit(&self) -> RateLimit {
         self.limit
     }
 
+    /// The limit, with what is left of it now.
+    pub(crate) fn saved(mut self, now: Duration) -> RateLimit {
+        let level = self.level(now);
+        self.limit.with_left(level)
+    }
+
     /// Tokens in the bucket, below 0 if overdrawn.
-    #[must_use]
-    pub fn level(&mut self, now: Duration) -> i64 {
+    pub(crate) fn level(&mut self, now: Duration) -> i64 {
         self.fill(now);
         self.level
     }
 
     /// How long to wait before going on; `None` if there is a token.
-    #[must_use]
-    pub fn wait(&mut self, now: Duration) -> Option<Duration> {
+    pub(crate) fn wait(&mut self, now: Duration) -> Option<Duration> {
         self.fill(now);
         if self.level > 0 {
             return None;
@@ -136,7 +174,7 @@ impl TokenBucket {
     }
 
     /// Takes `tokens` out, more than there are if need be.
-    pub fn charge(&mut self, tokens: u64) {
+    pub(crate) fn charge(&mut self, tokens: u64) {
         let tokens = i64::try_from(tokens).unwrap_or(i64::MAX);
         self.level = self.level.saturating_sub(tokens);
     }
@@ -248,7 +286,7 @@ mod tests {
             for burst in [1, 1 << 20, u64::MAX] {
                 for level in [i64::MIN, -1, 0, i64::MAX] {
                     let limit = RateLimit::new(rate, burst).unwrap();
-                    let mut bucket = TokenBucket::restored(limit, level, START);
+                    let mut bucket = TokenBucket::restored(limit.with_left(level), START);
                     let wait = bucket.wait(START).unwrap_or_default();
                     assert!(
                         wait <= Duration::from_secs(3601),
@@ -285,5 +323,58 @@ mod tests {
                 let _ = bucket.level(Duration::MAX);
             }
         }
+    }
+
+    /// The bucket against exact arithmetic: what it lets through from the start never exceeds the
+    /// burst, what has come in, and the one request by which it may be overdrawn; and it never
+    /// makes anybody wait longer than it must.
+    #[test]
+    fn a_bucket_keeps_its_limit() {
+        let mut state = 1_u64;
+        let mut random = move |below: u64| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (state >> 33) % below
+        };
+        for _ in 0..if cfg!(miri) { 4 } else { 512 } {
+            let (rate, burst) = (1 + random(5000), 1 + random(500));
+            let (mut bucket, mut now, mut charged) = (bucket(rate, burst), START, 0);
+            for _ in 0..60 {
+                if random(2) == 0 {
+                    now += Duration::from_nanos(random(1 << 31));
+                    continue;
+                }
+                if let Some(wait) = bucket.wait(now) {
+                    // One nanosecond earlier there is no token; then there is.
+                    let mut earlier = bucket;
+                    assert!(earlier.wait(now + wait - Duration::from_nanos(1)).is_some());
+                    now += wait;
+                    assert_eq!(bucket.wait(now), None);
+                }
+                let tokens = (1 + random(300)).min(burst);
+                bucket.charge(tokens);
+                charged += u128::from(tokens);
+                let came_in = (now - START).as_nanos() * u128::from(rate) / NANOS_PER_SECOND;
+                assert!(charged < came_in + 2 * u128::from(burst));
+            }
+            let burst = i64::try_from(burst).unwrap();
+            assert!((1 - burst..=burst).contains(&bucket.level(now)));
+        }
+    }
+
+    #[test]
+    #[cfg(feature = "serde")]
+    fn a_stored_limit_that_allows_nothing_is_refused() {
+        let limit = |per_second, burst, left| {
+            RateLimit::try_from(Raw {
+                per_second,
+                burst,
+                left,
+            })
+        };
+        assert!(limit(0, 7, 7).is_err() && limit(5, 0, 0).is_err());
+        assert_eq!(limit(5, 7, i64::MAX).unwrap().left(), 7);
+        assert_eq!(limit(5, 7, i64::MIN).unwrap().left(), i64::MIN);
     }
 }

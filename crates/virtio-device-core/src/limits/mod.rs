@@ -10,10 +10,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
-pub use bucket::{RateLimit, TokenBucket};
+pub use bucket::RateLimit;
+use bucket::TokenBucket;
 
 /// A handle to a device's rate limits; clones are handles to the same.
 ///
@@ -50,33 +50,6 @@ struct Buckets {
     wakers: Vec<Arc<EventFd>>,
 }
 
-/// The limits of a device and what is left of them, as plain data.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-pub struct RateLimitsState {
-    /// The limit on bytes, if there is one.
-    pub bytes: Option<BucketState>,
-    /// The limit on operations, if there is one.
-    pub operations: Option<BucketState>,
-}
-
-/// One limit and what is left of it. Holds no timestamp; tokens do not accrue while saved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-pub struct BucketState {
-    /// Tokens per second; not 0.
-    pub per_second: u64,
-    /// Tokens at once; not 0.
-    pub burst: u64,
-    /// Tokens in the bucket, below 0 if overdrawn.
-    pub level: i64,
-}
-
-/// A saved limit that allows nothing ever, which no device saves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("a rate or a burst of 0 in the saved state of a rate limit")]
-pub struct BadRateLimit;
-
 impl RateLimits {
     /// No limits.
     #[must_use]
@@ -108,41 +81,22 @@ impl RateLimits {
         self.replace(&mut buckets, bytes, operations);
     }
 
-    /// The limits as plain data.
+    /// The limits on bytes and on operations, with what is left of each: plain data.
     #[must_use]
-    pub fn save(&self) -> RateLimitsState {
+    pub fn save(&self) -> (Option<RateLimit>, Option<RateLimit>) {
         let now = self.now();
-        let save = |bucket: Option<TokenBucket>| {
-            bucket.map(|mut bucket| BucketState {
-                per_second: bucket.limit().per_second(),
-                burst: bucket.limit().burst(),
-                level: bucket.level(now),
-            })
-        };
         let buckets = self.lock();
-        RateLimitsState {
-            bytes: save(buckets.bytes),
-            operations: save(buckets.operations),
-        }
+        let save = |bucket: Option<TokenBucket>| bucket.map(|bucket| bucket.saved(now));
+        (save(buckets.bytes), save(buckets.operations))
     }
 
-    /// Puts the limits into a state that was saved. What is overdrawn by more than a burst, or by more
+    /// Puts back what [`save`](Self::save) gave. What is overdrawn by more than a burst, or by more
     /// than comes in within an hour, is forgiven: no state makes a device wait for longer.
-    ///
-    /// # Errors
-    ///
-    /// A limit that no device saves; nothing is changed then.
-    pub fn restore(&self, state: &RateLimitsState) -> Result<(), BadRateLimit> {
+    pub fn restore(&self, bytes: Option<RateLimit>, operations: Option<RateLimit>) {
         let now = self.now();
-        let restore = |state: Option<BucketState>| match state {
-            None => Ok(None),
-            Some(state) => RateLimit::new(state.per_second, state.burst)
-                .map(|limit| Some(TokenBucket::restored(limit, state.level, now)))
-                .ok_or(BadRateLimit),
-        };
-        let (bytes, operations) = (restore(state.bytes)?, restore(state.operations)?);
+        let restore = |limit: Option<RateLimit>| limit.map(|l| TokenBucket::restored(l, now));
+        let (bytes, operations) = (restore(bytes), restore(operations));
         self.replace(&mut self.lock(), bytes, operations);
-        Ok(())
     }
 
     /// Whether a request may be served now: then how many bytes fit into one burst, for a device that
@@ -220,10 +174,10 @@ impl RateLimits {
 
 impl fmt::Debug for RateLimits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = self.save();
+        let (bytes, operations) = self.save();
         f.debug_struct("RateLimits")
-            .field("bytes", &state.bytes)
-            .field("operations", &state.operations)
+            .field("bytes", &bytes)
+            .field("operations", &operations)
             .finish()
     }
 }

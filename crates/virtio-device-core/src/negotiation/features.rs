@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::{BitAnd, BitOr, Sub};
 
-use thiserror::Error;
+use crate::fault::SetupError;
 
 pub use virtio_bindings::virtio_config::{
     VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_IN_ORDER, VIRTIO_F_NOTIFICATION_DATA, VIRTIO_F_RING_PACKED,
@@ -157,11 +157,11 @@ impl fmt::Debug for Features {
 
 /// A feature that makes no sense without another one (section 2.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FeatureRule {
+struct FeatureRule {
     /// Number of the feature bit.
-    pub feature: u32,
+    feature: u32,
     /// Numbers of the bits of which it needs at least one.
-    pub needs: &'static [u32],
+    needs: &'static [u32],
 }
 
 const fn rule(feature: u32, needs: &'static [u32]) -> FeatureRule {
@@ -196,12 +196,16 @@ const NET: [FeatureRule; 22] = [
 
 impl FeatureRule {
     /// The rules for devices of type `device_type`; most have none.
-    #[must_use]
-    pub const fn of(device_type: u32) -> &'static [Self] {
+    const fn of(device_type: u32) -> &'static [Self] {
         match device_type {
             1 => &NET,
             _ => &[],
         }
+    }
+
+    const fn error(&self) -> SetupError {
+        let Self { feature, needs } = *self;
+        SetupError::MissingFeature { feature, needs }
     }
 
     /// Whether `features` break this rule.
@@ -210,29 +214,8 @@ impl FeatureRule {
     }
 }
 
-/// Why `FEATURES_OK` was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[non_exhaustive]
-pub enum FeatureError {
-    /// The driver accepted bits that the device does not offer.
-    #[error("driver accepted bits never offered: {0:#x}")]
-    NotOffered(Features),
-    /// The driver accepted bits of this word, which no device offers: they are beyond bit 127.
-    #[error("driver accepted bits of feature word {0}, which is never offered")]
-    NoSuchWord(u32),
-    /// The driver has filled more words beyond bit 127 than a device remembers.
-    #[error("driver accepted bits of more than {MAX_WORDS_BEYOND} feature words never offered")]
-    TooManyWords,
-    /// The driver did not accept `VIRTIO_F_VERSION_1`.
-    #[error("driver did not accept VIRTIO_F_VERSION_1")]
-    NoVersion1,
-    /// The driver accepted a feature without the one that it needs.
-    #[error("driver accepted bit {} without any of {:?}", .0.feature, .0.needs)]
-    Missing(FeatureRule),
-}
-
 /// How many words beyond bit 127 a driver may fill and still clear again. No known driver fills one.
-const MAX_WORDS_BEYOND: usize = 16;
+pub(crate) const MAX_WORDS_BEYOND: usize = 16;
 
 /// The features that a device offers and a driver is about to accept.
 ///
@@ -242,11 +225,12 @@ const MAX_WORDS_BEYOND: usize = 16;
 /// is refused until the next reset.
 ///
 /// ```
-/// use virtio_device_core::{FeatureError, Features, Negotiation, VIRTIO_F_VERSION_1};
+/// use virtio_device_core::transport::{Negotiation, SetupError};
+/// use virtio_device_core::{Features, VIRTIO_F_VERSION_1};
 ///
 /// let mut features = Negotiation::new(4, Features::QUEUE); // an entropy device
 /// assert_eq!(features.offered().word(1), 1); // VIRTIO_F_VERSION_1 is always offered
-/// assert_eq!(features.check(), Err(FeatureError::NoVersion1));
+/// assert_eq!(features.check(), Err(SetupError::NoVersion1));
 /// features.accept_word(1, 1);
 /// assert_eq!(features.check(), Ok(Features::of(&[VIRTIO_F_VERSION_1])));
 /// ```
@@ -323,22 +307,22 @@ impl Negotiation {
     ///
     /// The reason why the device does not work with this set; `FEATURES_OK` must then stay clear
     /// (section 2.2.2).
-    pub fn check(&self) -> Result<Features, FeatureError> {
+    pub fn check(&self) -> Result<Features, SetupError> {
         let unknown = self.accepted - self.offered;
         if !unknown.is_empty() {
-            return Err(FeatureError::NotOffered(unknown));
+            return Err(SetupError::NotOffered(unknown));
         }
         if self.beyond.len() > MAX_WORDS_BEYOND {
-            return Err(FeatureError::TooManyWords);
+            return Err(SetupError::TooManyWords);
         }
         if let Some((&select, _)) = self.beyond.first_key_value() {
-            return Err(FeatureError::NoSuchWord(select));
+            return Err(SetupError::NoSuchWord(select));
         }
         if !self.accepted.has(VIRTIO_F_VERSION_1) {
-            return Err(FeatureError::NoVersion1);
+            return Err(SetupError::NoVersion1);
         }
         if let Some(rule) = self.rules.iter().find(|rule| rule.broken_by(self.accepted)) {
-            return Err(FeatureError::Missing(*rule));
+            return Err(rule.error());
         }
         Ok(self.accepted)
     }
@@ -409,9 +393,9 @@ mod tests {
         accept(&mut features, VERSION_1);
         features.accept_word(u32::MAX, 4);
         features.accept_word(9, 4);
-        assert_eq!(features.check(), Err(FeatureError::NoSuchWord(9)));
+        assert_eq!(features.check(), Err(SetupError::NoSuchWord(9)));
         features.accept_word(9, 0);
-        assert_eq!(features.check(), Err(FeatureError::NoSuchWord(u32::MAX)));
+        assert_eq!(features.check(), Err(SetupError::NoSuchWord(u32::MAX)));
     }
 
     #[test]
@@ -431,7 +415,7 @@ mod tests {
         fill(&mut features, 10_000);
         assert_eq!(features.beyond.len(), MAX_WORDS_BEYOND + 1);
         clear(&mut features);
-        assert_eq!(features.check(), Err(FeatureError::TooManyWords));
+        assert_eq!(features.check(), Err(SetupError::TooManyWords));
     }
 
     #[test]
@@ -455,7 +439,7 @@ mod tests {
         for bit in [28, 63, 64, 127] {
             let mut features = Negotiation::new(4, Features::of(&[VIRTIO_F_EVENT_IDX]));
             accept(&mut features, VERSION_1 | Features::of(&[bit]));
-            let error = FeatureError::NotOffered(Features::of(&[bit]));
+            let error = SetupError::NotOffered(Features::of(&[bit]));
             assert_eq!(features.check(), Err(error));
             let agreed = VERSION_1 | Features::of(&[VIRTIO_F_EVENT_IDX]);
             accept(&mut features, agreed);
@@ -466,9 +450,9 @@ mod tests {
     #[test]
     fn version_1_must_be_accepted() {
         let mut features = Negotiation::new(4, Features::QUEUE);
-        assert_eq!(features.check(), Err(FeatureError::NoVersion1));
+        assert_eq!(features.check(), Err(SetupError::NoVersion1));
         accept(&mut features, Features::QUEUE);
-        assert_eq!(features.check(), Err(FeatureError::NoVersion1));
+        assert_eq!(features.check(), Err(SetupError::NoVersion1));
     }
 
     #[test]
@@ -499,8 +483,8 @@ mod tests {
             let mut features = Negotiation::new(1, ALL);
             accept(&mut features, Features::of(&[rule.feature]) | VERSION_1);
             assert!(
-                matches!(features.check(), Err(FeatureError::Missing(missing))
-                    if missing.feature == rule.feature),
+                matches!(features.check(), Err(SetupError::MissingFeature { feature, .. })
+                    if feature == rule.feature),
                 "{rule:?}"
             );
             let everything = ALL - PACKED;
@@ -508,7 +492,10 @@ mod tests {
             assert_eq!(features.check(), Ok(everything));
             // Any one of those it needs will do, and none will not.
             accept(&mut features, everything - Features::of(rule.needs));
-            assert!(matches!(features.check(), Err(FeatureError::Missing(_))));
+            assert!(matches!(
+                features.check(),
+                Err(SetupError::MissingFeature { .. })
+            ));
         }
     }
 
@@ -529,23 +516,23 @@ mod tests {
         }
         let messages = [
             (
-                FeatureError::Missing(rule(9, &[7, 8])),
+                rule(9, &[7, 8]).error(),
                 "driver accepted bit 9 without any of [7, 8]",
             ),
             (
-                FeatureError::NotOffered(Features::of(&[4])),
+                SetupError::NotOffered(Features::of(&[4])),
                 "driver accepted bits never offered: 0x10",
             ),
             (
-                FeatureError::NoSuchWord(9),
+                SetupError::NoSuchWord(9),
                 "driver accepted bits of feature word 9, which is never offered",
             ),
             (
-                FeatureError::TooManyWords,
+                SetupError::TooManyWords,
                 "driver accepted bits of more than 16 feature words never offered",
             ),
             (
-                FeatureError::NoVersion1,
+                SetupError::NoVersion1,
                 "driver did not accept VIRTIO_F_VERSION_1",
             ),
         ];

@@ -25,22 +25,6 @@ pub const DEVICE_NEEDS_RESET: u8 = 64;
 /// The driver has given up on the device.
 pub const FAILED: u8 = 128;
 
-/// What a driver's write to the status field asks of the transport.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StatusWrite {
-    /// Nothing changes: the same value again, or a step that is not allowed from here.
-    Ignored,
-    /// The driver wrote 0: everything goes back to the start.
-    Reset,
-    /// A step without further conditions; the status becomes the value inside.
-    Step(DeviceStatus),
-    /// The driver asks whether its features are accepted. The status becomes the value inside if
-    /// they are, and stays as it is if not.
-    CheckFeatures(DeviceStatus),
-    /// The driver is ready: the status becomes the value inside and the device is to be activated.
-    Activate(DeviceStatus),
-}
-
 const INIT: u8 = 0;
 const SEEN: u8 = ACKNOWLEDGE;
 const DRIVING: u8 = ACKNOWLEDGE | DRIVER;
@@ -112,44 +96,37 @@ impl DeviceStatus {
         self.0 & DRIVER_OK != 0
     }
 
-    /// What the driver's write of `value` means in this state.
+    /// The status that the driver's write of `value` asks for; `None` if it changes nothing, because it
+    /// is the same value again or a step that is not allowed from here.
+    ///
+    /// [`RESET`](Self::RESET) asks for a reset. A status that is [`live`](Self::live) asks for the
+    /// device to be activated, one that is [`configuring_queues`](Self::configuring_queues) whether the
+    /// features are accepted: the status stays as it is if they are not.
     ///
     /// `broken` says that the device shows `DEVICE_NEEDS_RESET`; a driver that adds a bit to what it
     /// read then writes that bit back. FAILED is taken in every state and stays until reset. No
     /// other bit can be cleared, skipped or invented (sections 2.1.1 and 3.1.1).
     ///
     /// ```
-    /// use virtio_device_core::{DeviceStatus, StatusWrite};
+    /// use virtio_device_core::transport::DeviceStatus;
     ///
     /// let start = DeviceStatus::RESET;
-    /// assert!(matches!(start.after_write(1, false), StatusWrite::Step(_)));
-    /// assert_eq!(start.after_write(0xf, false), StatusWrite::Ignored);
+    /// let next = start.after_write(1, false);
+    /// assert_eq!(next.map(DeviceStatus::bits), Some(1));
+    /// assert_eq!(start.after_write(0xf, false), None);
     /// ```
     #[must_use]
-    pub fn after_write(self, value: u32, broken: bool) -> StatusWrite {
+    pub fn after_write(self, value: u32, broken: bool) -> Option<Self> {
         if value == 0 {
-            return StatusWrite::Reset;
+            return Some(Self::RESET);
         }
-        let Ok(mut value) = u8::try_from(value) else {
-            return StatusWrite::Ignored;
-        };
+        let mut value = u8::try_from(value).ok()?;
         if broken {
             value &= !DEVICE_NEEDS_RESET;
         }
-        if self.failed() {
-            return StatusWrite::Ignored;
-        }
-        if value == self.0 | FAILED {
-            return StatusWrite::Step(Self(value));
-        }
-        if broken || !STEPS.contains(&(self.0, value)) {
-            return StatusWrite::Ignored;
-        }
-        match value {
-            AGREED => StatusWrite::CheckFeatures(Self(AGREED)),
-            LIVE => StatusWrite::Activate(Self(LIVE)),
-            _ => StatusWrite::Step(Self(value)),
-        }
+        let gives_up = !self.failed() && value == self.0 | FAILED;
+        let step = !broken && STEPS.contains(&(self.0, value));
+        (gives_up || step).then_some(Self(value))
     }
 }
 
@@ -173,24 +150,18 @@ mod tests {
     }
 
     /// An independent statement of section 2.1.1, one bit at a time.
-    fn expected(from: u8, value: u8) -> StatusWrite {
+    fn expected(from: u8, value: u8) -> Option<DeviceStatus> {
         if value == 0 {
-            return StatusWrite::Reset;
+            return Some(DeviceStatus::RESET);
         }
-        if from & FAILED != 0 {
-            return StatusWrite::Ignored;
+        if from & FAILED != 0 || from & !value != 0 {
+            return None;
         }
-        let added = value & !from;
-        if from & !value != 0 {
-            return StatusWrite::Ignored;
-        }
-        match (from, added) {
-            (_, FAILED) => StatusWrite::Step(DeviceStatus(value)),
-            (0, 1 | 3) | (1, 2) => StatusWrite::Step(DeviceStatus(value)),
-            (3, 8) => StatusWrite::CheckFeatures(DeviceStatus(value)),
-            (11, 4) => StatusWrite::Activate(DeviceStatus(value)),
-            _ => StatusWrite::Ignored,
-        }
+        let allowed = matches!(
+            (from, value & !from),
+            (_, FAILED) | (0, 1 | 3) | (1, 2) | (3, 8) | (11, 4)
+        );
+        allowed.then_some(DeviceStatus(value))
     }
 
     #[test]
@@ -229,8 +200,8 @@ mod tests {
     fn bits_beyond_the_register_are_not_cut_off() {
         for from in states() {
             for high in [0x100, 0x1_0000, 0x8000_0000u32] {
-                assert_eq!(from.after_write(high, false), StatusWrite::Ignored);
-                assert_eq!(from.after_write(high | 0xf, false), StatusWrite::Ignored);
+                assert_eq!(from.after_write(high, false), None);
+                assert_eq!(from.after_write(high | 0xf, false), None);
             }
         }
     }
@@ -242,11 +213,11 @@ mod tests {
                 let got = from.after_write(value.into(), true);
                 let bare = value & !DEVICE_NEEDS_RESET;
                 let want = if value == 0 {
-                    StatusWrite::Reset
+                    Some(DeviceStatus::RESET)
                 } else if from.0 & FAILED == 0 && bare == from.0 | FAILED {
-                    StatusWrite::Step(DeviceStatus(bare))
+                    Some(DeviceStatus(bare))
                 } else {
-                    StatusWrite::Ignored
+                    None
                 };
                 assert_eq!(got, want, "{from:?} <- {value:#x}");
             }

@@ -28,14 +28,12 @@ impl Head {
 }
 
 /// One buffer of a chain, as the driver described it: not yet known to be in guest memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Buffer {
-    /// Guest address.
-    pub addr: GuestAddress,
-    /// Length in bytes; may be 0.
-    pub len: u32,
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Buffer {
+    pub(super) addr: GuestAddress,
+    pub(super) len: u32,
     /// Whether the device may write it (and must not read it).
-    pub writable: bool,
+    pub(super) writable: bool,
 }
 
 /// The buffers of one descriptor chain, in the driver's order. A device keeps one and has each
@@ -54,9 +52,41 @@ impl Chain {
         }
     }
 
-    /// All buffers, in the driver's order.
+    /// Number of buffers.
     #[must_use]
-    pub fn buffers(&self) -> &[Buffer] {
+    pub fn len(&self) -> usize {
+        self.buffers.len()
+    }
+
+    /// Whether there is no chain here.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.buffers.is_empty()
+    }
+
+    /// Guest address and length in bytes of each buffer that the device may read, in the driver's
+    /// order; not yet known to be in guest memory.
+    pub fn readable(&self) -> impl Iterator<Item = (GuestAddress, u32)> {
+        let readable = self.buffers.iter().filter(|buffer| !buffer.writable);
+        readable.map(|buffer| (buffer.addr, buffer.len))
+    }
+
+    /// Guest address and length in bytes of each buffer that the device may write, and must not read,
+    /// in the driver's order; not yet known to be in guest memory.
+    pub fn writable(&self) -> impl Iterator<Item = (GuestAddress, u32)> {
+        let writable = self.buffers.iter().filter(|buffer| buffer.writable);
+        writable.map(|buffer| (buffer.addr, buffer.len))
+    }
+
+    /// Whether all buffers that the device may read come before those that it may write, as section
+    /// 2.7.4.2 has it. A device that reads and writes by [`reader`](Self::reader) and
+    /// [`writer`](Self::writer) need not mind.
+    #[must_use]
+    pub fn is_ordered(&self) -> bool {
+        self.buffers.is_sorted_by_key(|buffer| buffer.writable)
+    }
+
+    pub(super) fn buffers(&self) -> &[Buffer] {
         &self.buffers
     }
 
@@ -68,14 +98,13 @@ impl Chain {
     /// Number of bytes that the device may read.
     #[must_use]
     pub fn readable_len(&self) -> u64 {
-        let readable = self.buffers.iter().filter(|buffer| !buffer.writable);
-        readable.map(|buffer| u64::from(buffer.len)).sum()
+        self.readable().map(|(_, len)| u64::from(len)).sum()
     }
 
     /// Number of bytes that the device may write.
     #[must_use]
     pub fn writable_len(&self) -> u64 {
-        self.writable().map(|buffer| u64::from(buffer.len)).sum()
+        self.writable().map(|(_, len)| u64::from(len)).sum()
     }
 
     /// Checks that every byte of every buffer lies in `memory`, so that a request can be refused
@@ -119,7 +148,7 @@ impl Chain {
     pub fn write<M: RingMemory>(&self, memory: &M, mut data: &[u8]) -> Result<u32, BadRequest> {
         let mut regions = Regions::near(memory);
         let mut written = 0;
-        for &Buffer { addr, len, .. } in self.writable() {
+        for (addr, len) in self.writable() {
             let count = data.len().min(len as usize);
             let (now, later) = data.split_at(count);
             if let Some(slice) = regions.slice(addr, count) {
@@ -141,10 +170,6 @@ impl Chain {
             }
         }
         Ok(written)
-    }
-
-    fn writable(&self) -> impl Iterator<Item = &Buffer> {
-        self.buffers.iter().filter(|buffer| buffer.writable)
     }
 
     /// Reads the chain that starts at `head`. Every descriptor is read once; what the driver

@@ -3,10 +3,9 @@
 
 //! Where a split virtqueue lives in guest memory (VIRTIO 1.3, section 2.7).
 
-use std::fmt;
-
-use thiserror::Error;
 use vm_memory::{GuestAddress, GuestMemory, Permissions};
+
+use crate::fault::SetupError;
 
 /// Largest queue size that the specification knows (section 2.7).
 pub const MAX_QUEUE_SIZE: u16 = 32768;
@@ -32,7 +31,7 @@ impl QueueSetup {
     /// Sets up a queue of `size` descriptors, all of its parts at guest address 0.
     ///
     /// ```
-    /// use virtio_device_core::QueueSetup;
+    /// use virtio_device_core::transport::QueueSetup;
     ///
     /// let setup = QueueSetup::new(16)
     ///     .with_desc_table(0x1000)
@@ -86,34 +85,14 @@ pub enum QueuePart {
     UsedRing,
 }
 
-impl fmt::Display for QueuePart {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl QueuePart {
+    const fn name(self) -> &'static str {
+        match self {
             Self::DescTable => "descriptor table",
             Self::AvailRing => "available ring",
             Self::UsedRing => "used ring",
-        })
+        }
     }
-}
-
-/// Why a queue cannot be enabled as the driver has set it up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[non_exhaustive]
-pub enum QueueSetupError {
-    /// The size is 0, no power of two, or larger than the device offers.
-    #[error("queue size {size} is not a power of two up to {max}")]
-    Size {
-        /// What the driver wrote.
-        size: u32,
-        /// The largest size the device offers.
-        max: u16,
-    },
-    /// A part is not aligned as section 2.7 demands.
-    #[error("{0} at {1:#x} is not aligned")]
-    Alignment(QueuePart, u64),
-    /// A part does not lie in guest memory as a whole.
-    #[error("{0} at {1:#x} is not all in memory")]
-    Memory(QueuePart, u64),
 }
 
 /// A queue's place in guest memory, known to be well-formed.
@@ -138,8 +117,8 @@ impl QueueLayout {
         setup: &QueueSetup,
         max_size: u16,
         memory: &M,
-    ) -> Result<Self, QueueSetupError> {
-        let wrong_size = QueueSetupError::Size {
+    ) -> Result<Self, SetupError> {
+        let wrong_size = SetupError::QueueSize {
             size: setup.size,
             max: max_size,
         };
@@ -174,10 +153,10 @@ impl QueueLayout {
         ];
         for (part, addr, align, len, access) in parts {
             if addr % align != 0 {
-                return Err(QueueSetupError::Alignment(part, addr));
+                return Err(SetupError::Alignment(part.name(), addr));
             }
             if !memory.check_range(GuestAddress(addr), len, access) {
-                return Err(QueueSetupError::Memory(part, addr));
+                return Err(SetupError::Memory(part.name(), addr));
             }
         }
         Ok(Self {
@@ -234,7 +213,7 @@ mod tests {
         GuestMemoryMmap::from_ranges(&ranges).unwrap()
     }
 
-    fn check(setup: QueueSetup) -> Result<QueueLayout, QueueSetupError> {
+    fn check(setup: QueueSetup) -> Result<QueueLayout, SetupError> {
         QueueLayout::check(&setup, 256, &memory())
     }
 
@@ -266,7 +245,7 @@ mod tests {
             0x1_0008,
             u32::MAX,
         ] {
-            let error = QueueSetupError::Size { size, max: 256 };
+            let error = SetupError::QueueSize { size, max: 256 };
             assert_eq!(check(QueueSetup { size, ..GOOD }), Err(error));
         }
     }
@@ -275,15 +254,15 @@ mod tests {
     fn every_misalignment_is_refused() {
         for off in 1..16 {
             let desc_table = 0x1000 + off;
-            let error = QueueSetupError::Alignment(QueuePart::DescTable, desc_table);
+            let error = SetupError::Alignment("descriptor table", desc_table);
             assert_eq!(check(QueueSetup { desc_table, ..GOOD }), Err(error));
         }
         for off in [1, 3] {
             let used_ring = 0x3000 + off;
-            let error = QueueSetupError::Alignment(QueuePart::UsedRing, used_ring);
+            let error = SetupError::Alignment("used ring", used_ring);
             assert_eq!(check(QueueSetup { used_ring, ..GOOD }), Err(error));
         }
-        let error = QueueSetupError::Alignment(QueuePart::AvailRing, 0x2001);
+        let error = SetupError::Alignment("available ring", 0x2001);
         assert_eq!(
             check(QueueSetup {
                 avail_ring: 0x2001,
@@ -313,7 +292,7 @@ mod tests {
         })
         .unwrap();
         for desc_table in [0x1_0000 - 240, 0x1_0000, 0x1_fff0, 0x3_0000, u64::MAX - 15] {
-            let error = QueueSetupError::Memory(QueuePart::DescTable, desc_table);
+            let error = SetupError::Memory("descriptor table", desc_table);
             assert_eq!(check(QueueSetup { desc_table, ..GOOD }), Err(error));
         }
         check(QueueSetup {
@@ -321,7 +300,7 @@ mod tests {
             ..GOOD
         })
         .unwrap();
-        let error = QueueSetupError::Memory(QueuePart::UsedRing, 0x1_0000 - 132);
+        let error = SetupError::Memory("used ring", 0x1_0000 - 132);
         assert_eq!(
             check(QueueSetup {
                 used_ring: 0x1_0000 - 132,
@@ -335,7 +314,7 @@ mod tests {
             ..GOOD
         })
         .unwrap();
-        let error = QueueSetupError::Memory(QueuePart::AvailRing, 0x1_0000 - 36);
+        let error = SetupError::Memory("available ring", 0x1_0000 - 36);
         assert_eq!(
             check(QueueSetup {
                 avail_ring: 0x1_0000 - 36,
@@ -349,19 +328,19 @@ mod tests {
     fn messages_say_which_part_and_what() {
         let cases = [
             (
-                QueueSetupError::Size { size: 77, max: 16 },
+                SetupError::QueueSize { size: 77, max: 16 },
                 "queue size 77 is not a power of two up to 16",
             ),
             (
-                QueueSetupError::Alignment(QueuePart::DescTable, 0x1001),
+                SetupError::Alignment("descriptor table", 0x1001),
                 "descriptor table at 0x1001 is not aligned",
             ),
             (
-                QueueSetupError::Memory(QueuePart::AvailRing, 0x2000),
+                SetupError::Memory("available ring", 0x2000),
                 "available ring at 0x2000 is not all in memory",
             ),
             (
-                QueueSetupError::Memory(QueuePart::UsedRing, 0x3000),
+                SetupError::Memory("used ring", 0x3000),
                 "used ring at 0x3000 is not all in memory",
             ),
         ];

@@ -18,24 +18,21 @@ use std::fmt;
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
+use crate::gate::{Gate, PAUSED, REVOKED};
 use crate::queue::Virtqueue;
-use crate::sync::{AtomicUsize, Condvar, Mutex, MutexGuard, Ordering};
-
-/// A device's half of the loan of a virtqueue.
-pub type QueueLease = Lease<Virtqueue>;
-
-/// A device's half of the loan of guest memory outside of every queue: a ring of its own, a shared
-/// buffer, memory that a foreign server has mapped.
-pub type DeviceLease = Lease<()>;
+use crate::sync::{Mutex, MutexGuard};
 
 /// The borrower's half of a loan: a device touches guest memory inside [`Lease::with`], or while it
 /// has an [`InFlight`]. Clones are the same loan.
+///
+/// What is lent is a virtqueue, or, as `Lease<()>`, guest memory outside of every queue: a ring of the
+/// device's own, a shared buffer, memory that a foreign server has mapped.
 #[derive(Debug)]
-pub struct Lease<T> {
+pub struct Lease<T = Virtqueue> {
     shared: Arc<Shared<T>>,
 }
 
-/// The owner's half of a loan, for transports: pauses it, resumes it, and takes it back.
+/// The owner's half of a loan: pauses it, resumes it, and takes it back.
 #[derive(Debug)]
 pub struct Lent<T> {
     shared: Arc<Shared<T>>,
@@ -47,7 +44,7 @@ pub struct Lent<T> {
 /// request. Pause, queue reset and reset are complete only when every guard is gone, so drop it as
 /// soon as the last byte has moved.
 #[derive(Debug)]
-pub struct InFlight<T> {
+pub struct InFlight<T = Virtqueue> {
     shared: Arc<Shared<T>>,
 }
 
@@ -73,22 +70,13 @@ impl Error for Unavailable {}
 
 #[derive(Debug)]
 struct Shared<T> {
-    /// [`PAUSED`], [`REVOKED`], and the number of guards in units of [`ONE_IN_FLIGHT`]: in one word,
-    /// so that no guard is made after either flag was seen to be set.
-    gate: AtomicUsize,
+    /// Those inside have an [`InFlight`].
+    gate: Gate,
     value: Mutex<Option<T>>,
-    /// Guards the condition variable alone. Not `value`: a guard may be dropped under that.
-    idle: Mutex<()>,
-    drained: Condvar,
 }
 
-const PAUSED: usize = 1;
-const REVOKED: usize = 2;
-const FLAGS: usize = PAUSED | REVOKED;
-const ONE_IN_FLIGHT: usize = 4;
-
-const fn open(gate: usize) -> Result<(), Unavailable> {
-    match gate & FLAGS {
+const fn open(flags: usize) -> Result<(), Unavailable> {
+    match flags {
         0 => Ok(()),
         PAUSED => Err(Unavailable::Paused),
         _ => Err(Unavailable::Revoked),
@@ -96,8 +84,8 @@ const fn open(gate: usize) -> Result<(), Unavailable> {
 }
 
 /// For a request in flight a pause is no obstacle: the pause waits for it.
-const fn not_revoked(gate: usize) -> Result<(), Unavailable> {
-    open(gate & !PAUSED)
+const fn not_revoked(flags: usize) -> Result<(), Unavailable> {
+    open(flags & !PAUSED)
 }
 
 impl<T> Shared<T> {
@@ -108,19 +96,15 @@ impl<T> Shared<T> {
         look: impl FnOnce(&mut T) -> R,
     ) -> Result<R, Unavailable> {
         // Asked before the lock, so that a busy device does not keep the owner waiting for it.
-        admits(self.gate.load(Ordering::Acquire))?;
+        admits(self.gate.flags())?;
         let mut value = self.lock();
-        admits(self.gate.load(Ordering::Acquire))?;
+        admits(self.gate.flags())?;
         value.as_mut().map(look).ok_or(Unavailable::Revoked)
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<T>> {
         // A device that panicked under the lock leaves no more than a half-served request.
         self.value.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn is_idle(&self) -> bool {
-        self.gate.load(Ordering::Acquire) < ONE_IN_FLIGHT
     }
 }
 
@@ -144,16 +128,7 @@ impl<T> Lease<T> {
     ///
     /// [`Unavailable`], as for [`Lease::with`]; put the request back then.
     pub fn hold(&self) -> Result<InFlight<T>, Unavailable> {
-        let gate = &self.shared.gate;
-        let mut seen = gate.load(Ordering::Acquire);
-        loop {
-            open(seen)?;
-            let more = seen + ONE_IN_FLIGHT;
-            match gate.compare_exchange_weak(seen, more, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => break,
-                Err(now) => seen = now,
-            }
-        }
+        self.shared.gate.enter().or_else(open)?;
         Ok(InFlight {
             shared: self.shared.clone(),
         })
@@ -162,13 +137,13 @@ impl<T> Lease<T> {
     /// Whether the loan has been revoked, or is about to be.
     #[must_use]
     pub fn is_revoked(&self) -> bool {
-        self.shared.gate.load(Ordering::Acquire) & REVOKED != 0
+        self.shared.gate.flags() & REVOKED != 0
     }
 
     /// Whether the device is paused, or about to be.
     #[must_use]
     pub fn is_paused(&self) -> bool {
-        open(self.shared.gate.load(Ordering::Acquire)) == Err(Unavailable::Paused)
+        open(self.shared.gate.flags()) == Err(Unavailable::Paused)
     }
 }
 
@@ -196,19 +171,13 @@ impl<T> InFlight<T> {
     /// Whether the loan has been revoked: cancel the request if that is possible.
     #[must_use]
     pub fn is_revoked(&self) -> bool {
-        self.shared.gate.load(Ordering::Acquire) & REVOKED != 0
+        self.shared.gate.flags() & REVOKED != 0
     }
 }
 
 impl<T> Drop for InFlight<T> {
     fn drop(&mut self) {
-        let before = self.shared.gate.fetch_sub(ONE_IN_FLIGHT, Ordering::AcqRel);
-        let last = before & !FLAGS == ONE_IN_FLIGHT;
-        if last && before & FLAGS != 0 {
-            // Under its lock, so that an owner that has just found the gate busy is waiting already.
-            let _idle = lock_idle(&self.shared.idle);
-            self.shared.drained.notify_all();
-        }
+        self.shared.gate.leave();
     }
 }
 
@@ -217,10 +186,8 @@ impl<T> Lent<T> {
     #[must_use]
     pub fn new(value: Option<T>) -> (Self, Lease<T>) {
         let shared = Arc::new(Shared {
-            gate: AtomicUsize::new(if value.is_some() { 0 } else { REVOKED }),
+            gate: Gate::new(if value.is_some() { 0 } else { REVOKED }),
             value: Mutex::new(value),
-            idle: Mutex::new(()),
-            drained: Condvar::new(),
         });
         let lease = Lease {
             shared: shared.clone(),
@@ -233,13 +200,13 @@ impl<T> Lent<T> {
     /// Waits for at most one critical section of the device, and not for requests in flight: those
     /// go on until [`Lent::is_idle`].
     pub fn pause(&self) {
-        self.shared.gate.fetch_or(PAUSED, Ordering::AcqRel);
+        self.shared.gate.set(PAUSED);
         drop(self.shared.lock());
     }
 
     /// Lets the device go on. It must be notified afterwards.
     pub fn resume(&self) {
-        self.shared.gate.fetch_and(!PAUSED, Ordering::AcqRel);
+        self.shared.gate.clear(PAUSED);
     }
 
     /// Takes back what was lent, in its final state; `None` if that was done before.
@@ -248,35 +215,21 @@ impl<T> Lent<T> {
     /// is at rest once [`Lent::is_idle`].
     #[must_use = "the value is lost otherwise; drop it explicitly"]
     pub fn revoke(&self) -> Option<T> {
-        self.shared.gate.fetch_or(REVOKED, Ordering::AcqRel);
+        self.shared.gate.set(REVOKED);
         self.shared.lock().take()
     }
 
     /// Whether no request is in flight. Stays true once it is, if the loan is paused or revoked.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.shared.is_idle()
+        self.shared.gate.is_idle()
     }
 
     /// Waits until no request is in flight, but not beyond `deadline`, if there is one; to be called
     /// after [`Lent::pause`] or [`Lent::revoke`]. Returns whether there is none.
     #[must_use]
     pub fn wait_idle(&self, deadline: Option<Instant>) -> bool {
-        let mut idle = lock_idle(&self.shared.idle);
-        while !self.shared.is_idle() {
-            let drained = &self.shared.drained;
-            let Some(deadline) = deadline else {
-                idle = drained.wait(idle).unwrap_or_else(PoisonError::into_inner);
-                continue;
-            };
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return false;
-            }
-            let waited = drained.wait_timeout(idle, left);
-            (idle, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        }
-        true
+        self.shared.gate.wait_idle(deadline)
     }
 
     /// Looks at what was lent; `None` if it has been taken back.
@@ -285,6 +238,5 @@ impl<T> Lent<T> {
     }
 }
 
-fn lock_idle(idle: &Mutex<()>) -> MutexGuard<'_, ()> {
-    idle.lock().unwrap_or_else(PoisonError::into_inner)
-}
+#[cfg(all(test, not(loom)))]
+mod tests;

@@ -9,6 +9,10 @@ mod compat;
 mod foreign;
 mod group;
 mod layout;
+#[cfg_attr(
+    not(loom),
+    expect(unreachable_pub, reason = "models reach the owner's half")
+)]
 mod lease;
 mod memory;
 mod progress;
@@ -16,12 +20,18 @@ mod stream;
 mod taken;
 mod virtqueue;
 
-pub use chain::{Buffer, Chain, Head};
-pub use layout::{MAX_QUEUE_SIZE, QueueLayout, QueuePart, QueueSetup, QueueSetupError};
-pub use lease::{DeviceLease, InFlight, Lease, Lent, QueueLease, Unavailable};
+pub use chain::{Chain, Head};
+#[cfg(loom)]
+pub use layout::QueuePart;
+pub use layout::{MAX_QUEUE_SIZE, QueueLayout, QueueSetup};
+#[cfg(not(loom))]
+pub(crate) use lease::Lent;
+#[cfg(loom)]
+pub use lease::Lent;
+pub use lease::{InFlight, Lease, Unavailable};
 #[cfg(loom)]
 pub use memory::RingCache;
 pub use memory::{RingMemory, Rings};
-pub use progress::{ProgressError, QueueProgress};
-pub use stream::{Reader, Writer};
+pub use progress::QueueProgress;
+pub use stream::ChainStream;
 pub use virtqueue::Virtqueue;

@@ -3,11 +3,10 @@
 
 //! How far a device has come with a queue, saved and restored.
 
-use thiserror::Error;
-
 use super::layout::QueueLayout;
 use super::taken::Taken;
 use super::virtqueue::Virtqueue;
+use crate::fault::SetupError;
 use crate::negotiation::Features;
 
 /// How far a device has come with a queue: plain data, to be saved.
@@ -36,23 +35,6 @@ impl QueueProgress {
     }
 }
 
-/// Why a queue cannot go on from a saved state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[non_exhaustive]
-pub enum ProgressError {
-    /// The number of chains in flight is not the distance of the indices, or exceeds the queue size.
-    #[error("{taken} chains are in flight, but the indices are {expected} apart")]
-    Count {
-        /// How far the indices are apart.
-        expected: u16,
-        /// How many chains are in flight.
-        taken: usize,
-    },
-    /// A chain in flight has a head that the queue does not have, or that another one has.
-    #[error("head {0} of a chain in flight is out of range or listed twice")]
-    Head(u16),
-}
-
 impl Virtqueue {
     /// Makes the queue that lives at `layout` and goes on where `progress` says. Chains that were in
     /// flight come first, so that each is served once.
@@ -64,16 +46,16 @@ impl Virtqueue {
         layout: QueueLayout,
         features: Features,
         progress: &QueueProgress,
-    ) -> Result<Self, ProgressError> {
+    ) -> Result<Self, SetupError> {
         let expected = progress.next_avail.wrapping_sub(progress.next_used);
         let taken = progress.taken.len();
         if taken != usize::from(expected) || expected > layout.size() {
-            return Err(ProgressError::Count { expected, taken });
+            return Err(SetupError::InFlightCount { expected, taken });
         }
         let mut seen = Taken::new(layout.size());
         for &head in &progress.taken {
             if head >= layout.size() || !seen.insert(head) {
-                return Err(ProgressError::Head(head));
+                return Err(SetupError::InFlightHead(head));
             }
         }
         let mut queue = Self::new(layout, features);

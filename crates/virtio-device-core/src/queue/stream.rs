@@ -15,13 +15,13 @@ use crate::fault::BadRequest;
 impl Chain {
     /// A stream of the device-readable bytes, in the driver's order. What is read twice may differ,
     /// because the driver can change it meanwhile.
-    pub fn reader<'a, M: GuestMemory>(&'a self, memory: &'a M) -> Reader<'a, M> {
-        Reader(Cursor::new(memory, self.buffers(), false))
+    pub fn reader<'a, M: GuestMemory>(&'a self, memory: &'a M) -> ChainStream<'a, M, false> {
+        ChainStream(Cursor::new(memory, self.buffers(), false))
     }
 
     /// A stream into the device-writable bytes, in the driver's order.
-    pub fn writer<'a, M: GuestMemory>(&'a self, memory: &'a M) -> Writer<'a, M> {
-        Writer(Cursor::new(memory, self.buffers(), true))
+    pub fn writer<'a, M: GuestMemory>(&'a self, memory: &'a M) -> ChainStream<'a, M, true> {
+        ChainStream(Cursor::new(memory, self.buffers(), true))
     }
 
     /// The device-readable bytes as slices of guest memory, in the driver's order, for vectored I/O
@@ -83,25 +83,33 @@ fn slices<'a, M: GuestMemory>(
     })
 }
 
-/// Reads the device-readable bytes of a chain; see [`Chain::reader`].
+/// The bytes of a chain in one direction, as a stream: the device-readable ones are [read](Read), the
+/// device-writable ones, with `WRITABLE`, are [written](Write). See [`Chain::reader`] and
+/// [`Chain::writer`].
 ///
-/// It ends where they end. A buffer outside of guest memory is an error, which does not occur after
-/// [`Chain::check`].
-pub struct Reader<'a, M>(Cursor<'a, M>);
+/// It ends, or is full, where they end. A buffer outside of guest memory is an error, which does not
+/// occur after [`Chain::check`].
+pub struct ChainStream<'a, M, const WRITABLE: bool>(Cursor<'a, M>);
 
-/// Writes the device-writable bytes of a chain; see [`Chain::writer`].
-///
-/// It is full where they end. A buffer outside of guest memory is an error, which does not occur
-/// after [`Chain::check`].
-pub struct Writer<'a, M>(Cursor<'a, M>);
-
-impl<M: GuestMemory> Reader<'_, M> {
+impl<M: GuestMemory, const WRITABLE: bool> ChainStream<'_, M, WRITABLE> {
     /// Number of bytes that are left.
     #[must_use]
     pub fn remaining(&self) -> u64 {
         self.0.remaining()
     }
 
+    /// Passes over the next `count` bytes, or as many as are left: those of a request that is served
+    /// in several parts.
+    ///
+    /// The length that a request is completed with covers only what was written from the first byte
+    /// on (section 2.7.8.2), so bytes that are not written here must be written by another stream
+    /// before.
+    pub fn skip(&mut self, count: u64) {
+        self.0.skip(count);
+    }
+}
+
+impl<M: GuestMemory> ChainStream<'_, M, false> {
     /// The next `N` bytes: a header.
     ///
     /// # Errors
@@ -118,38 +126,18 @@ impl<M: GuestMemory> Reader<'_, M> {
             _ => Err(BadRequest::Layout),
         }
     }
-
-    /// Passes over the next `count` bytes, or as many as are left: those of a request that is served
-    /// in several parts.
-    pub fn skip(&mut self, count: u64) {
-        self.0.skip(count);
-    }
 }
 
-impl<M: GuestMemory> Writer<'_, M> {
-    /// Number of bytes that are left.
-    #[must_use]
-    pub fn remaining(&self) -> u64 {
-        self.0.remaining()
-    }
-
+impl<M: GuestMemory> ChainStream<'_, M, true> {
     /// Number of bytes written so far: the length to complete the request with, if everything up to
     /// here was written and not skipped.
     #[must_use]
     pub const fn written(&self) -> u32 {
         self.0.done
     }
-
-    /// Leaves the next `count` bytes as they are, or as many as are left.
-    ///
-    /// The length that a request is completed with covers only what was written from the first byte
-    /// on (section 2.7.8.2), so skipped bytes must be written by another writer before.
-    pub fn skip(&mut self, count: u64) {
-        self.0.skip(count);
-    }
 }
 
-impl<M: GuestMemory> Read for Reader<'_, M> {
+impl<M: GuestMemory> Read for ChainStream<'_, M, false> {
     fn read(&mut self, data: &mut [u8]) -> io::Result<usize> {
         let moved = self.0.transfer(data.len(), |memory, address, done, count| {
             let part = data.get_mut(done..done + count).unwrap_or_default();
@@ -159,7 +147,7 @@ impl<M: GuestMemory> Read for Reader<'_, M> {
     }
 }
 
-impl<M: GuestMemory> Write for Writer<'_, M> {
+impl<M: GuestMemory> Write for ChainStream<'_, M, true> {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         let moved = self.0.transfer(data.len(), |memory, address, done, count| {
             let part = data.get(done..done + count).unwrap_or_default();
@@ -251,15 +239,9 @@ impl<'a, M: GuestMemory> Cursor<'a, M> {
     }
 }
 
-impl<M> fmt::Debug for Reader<'_, M> {
+impl<M, const WRITABLE: bool> fmt::Debug for ChainStream<'_, M, WRITABLE> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Reader").field(&self.0).finish()
-    }
-}
-
-impl<M> fmt::Debug for Writer<'_, M> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Writer").field(&self.0).finish()
+        f.debug_tuple("ChainStream").field(&self.0).finish()
     }
 }
 

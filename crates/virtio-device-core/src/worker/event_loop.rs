@@ -5,7 +5,8 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,8 +16,9 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::fault::DeviceFault;
+use crate::worker::local::Workers;
 use crate::worker::running::{Life, Reason, Running};
-use crate::worker::sources::{Poller, Readiness};
+use crate::worker::sources::{Poller, readiness};
 use crate::worker::{Executor, Worker};
 
 /// Events taken from the kernel at once.
@@ -34,12 +36,11 @@ const FIRST_KEY: u32 = 1;
 /// readable. Workers come and go inside.
 ///
 /// ```
-/// use std::os::fd::AsRawFd;
 /// use virtio_device_core::WorkerLoop;
 ///
 /// let mut workers = WorkerLoop::new()?;
 /// let executor = workers.handle(); // for the devices
-/// // In the VMM's loop: wait until `workers.as_raw_fd()` is readable, then
+/// // In the VMM's loop: wait until `workers` is readable: it has a descriptor, then
 /// workers.dispatch()?;
 /// # Ok::<(), std::io::Error>(())
 /// ```
@@ -47,10 +48,12 @@ const FIRST_KEY: u32 = 1;
 /// It stays on the thread that made it, because its handlers do. The [handle](WorkerLoop::handle) can
 /// be sent anywhere.
 pub struct WorkerLoop {
-    parts: LoopParts,
+    epoll: Rc<Epoll>,
+    timer: TimerFd,
+    mailbox: Arc<Mailbox>,
     /// What the timer is set to.
     armed: Option<Instant>,
-    workers: Vec<Running>,
+    workers: Rc<Workers>,
     next_key: u32,
 }
 
@@ -130,10 +133,18 @@ impl LoopParts {
 
 impl From<LoopParts> for WorkerLoop {
     fn from(parts: LoopParts) -> Self {
+        let LoopParts {
+            epoll,
+            timer,
+            mailbox,
+        } = parts;
+        let epoll = Rc::new(epoll);
         Self {
-            parts,
+            workers: Workers::new(Some(epoll.clone())),
+            epoll,
+            timer,
+            mailbox,
             armed: None,
-            workers: Vec::new(),
             next_key: FIRST_KEY,
         }
     }
@@ -153,7 +164,7 @@ impl WorkerLoop {
     /// for it; those started after the loop is gone are refused.
     #[must_use]
     pub fn handle(&self) -> LoopHandle {
-        self.parts.handle()
+        LoopHandle::new(self.mailbox.clone())
     }
 
     /// Number of workers in the loop; one whose activation has ended may still be counted until the
@@ -169,7 +180,7 @@ impl WorkerLoop {
     ///
     /// If the kernel refuses to wait; all devices in the loop are marked as broken then.
     pub fn run(&mut self) -> io::Result<()> {
-        while !self.parts.mailbox.stop.load(Ordering::Acquire) {
+        while !self.mailbox.stop.load(Ordering::Acquire) {
             self.round(-1)?;
         }
         Ok(())
@@ -186,7 +197,7 @@ impl WorkerLoop {
 
     fn round(&mut self, timeout: i32) -> io::Result<()> {
         let mut events = [EpollEvent::default(); BATCH];
-        let count = match self.parts.epoll.wait(timeout, &mut events) {
+        let count = match self.epoll.wait(timeout, &mut events) {
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
             Err(error) => return Err(self.fail_all(error)),
@@ -195,13 +206,12 @@ impl WorkerLoop {
         for event in events.iter().take(count) {
             match event.data() {
                 MAILBOX => {
-                    self.parts.mailbox.clear();
+                    self.mailbox.clear();
                     (come_round, start_new) = (true, true);
                 }
                 TIMER => {
                     // It stays readable until it is stopped or set again.
-                    self.parts
-                        .timer
+                    self.timer
                         .clear()
                         .map_err(|error| self.fail_all(error.into()))?;
                     self.armed = None;
@@ -214,7 +224,7 @@ impl WorkerLoop {
         // predecessor, whose activation had ended when it was put here. So that one has left the loop
         // when this one starts.
         let new = if start_new {
-            self.parts.mailbox.take_new()
+            self.mailbox.take_new()
         } else {
             Vec::new()
         };
@@ -223,8 +233,8 @@ impl WorkerLoop {
             self.for_each_worker(|worker, poller| worker.come_round(poller, now));
         }
         self.start(new);
-        if self.workers.iter().any(Running::is_due) {
-            self.parts.mailbox.wake();
+        if self.workers.list().iter().any(Running::is_due) {
+            self.mailbox.wake();
         }
         self.arm().map_err(|error| self.fail_all(error))
     }
@@ -233,20 +243,23 @@ impl WorkerLoop {
         for worker in new {
             // A key is not used again before 4 billion others were.
             self.next_key = self.next_key.checked_add(1).unwrap_or(FIRST_KEY + 1);
-            let poller = Poller {
-                epoll: Some(&self.parts.epoll),
-                key: self.next_key,
-            };
-            self.workers.extend(Running::start(worker, &poller));
+            let poller = self.workers.poller(self.next_key);
+            let started = Running::start(worker, &poller);
+            self.workers.list().extend(started);
         }
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "the halves are meant")]
     fn event(&mut self, data: u64, events: EventSet) {
         let (key, reason) = ((data >> 32) as u32, Reason::from_bits(data as u32));
-        let readiness = Readiness::of(events);
+        let readiness = readiness(events);
         // One that has ended in this round is not there any more.
-        if let Some(place) = self.workers.iter().position(|worker| worker.key() == key) {
+        let place = self
+            .workers
+            .list()
+            .iter()
+            .position(|worker| worker.key() == key);
+        if let Some(place) = place {
             self.visit(place, |worker, poller| {
                 worker.event(poller, reason, readiness)
             });
@@ -255,7 +268,7 @@ impl WorkerLoop {
 
     fn for_each_worker(&mut self, mut call: impl FnMut(&mut Running, &Poller<'_>) -> Life) {
         let mut place = 0;
-        while place < self.workers.len() {
+        while place < self.workers.list().len() {
             if self.visit(place, &mut call) == Life::GoesOn {
                 place += 1;
             }
@@ -268,23 +281,25 @@ impl WorkerLoop {
         place: usize,
         call: impl FnOnce(&mut Running, &Poller<'_>) -> Life,
     ) -> Life {
-        let Some(worker) = self.workers.get_mut(place) else {
+        let mut list = self.workers.list();
+        let Some(worker) = list.get_mut(place) else {
             return Life::GoesOn;
         };
-        let poller = Poller {
-            epoll: Some(&self.parts.epoll),
-            key: worker.key(),
-        };
+        let poller = self.workers.poller(worker.key());
         let life = call(worker, &poller);
         if life == Life::Ended {
-            self.workers.swap_remove(place).end(&poller);
+            let worker = list.swap_remove(place);
+            drop(list);
+            worker.end(&poller);
         }
         life
     }
 
     /// Sets the timer to the first moment that any worker waits for.
     fn arm(&mut self) -> io::Result<()> {
-        let first = self.workers.iter().filter_map(Running::deadline).min();
+        let first = (self.workers.list().iter())
+            .filter_map(Running::deadline)
+            .min();
         if first == self.armed {
             return Ok(());
         }
@@ -293,9 +308,9 @@ impl WorkerLoop {
                 let left = at.saturating_duration_since(Instant::now());
                 // 0 would stop it; beyond what the kernel takes, it wakes early and is set again.
                 let left = left.clamp(Duration::from_nanos(1), Duration::from_secs(1 << 30));
-                self.parts.timer.reset(left, None)?;
+                self.timer.reset(left, None)?;
             }
-            None => self.parts.timer.clear()?,
+            None => self.timer.clear()?,
         }
         self.armed = first;
         Ok(())
@@ -316,14 +331,23 @@ impl WorkerLoop {
 impl AsRawFd for WorkerLoop {
     /// Readable when [`WorkerLoop::dispatch`] has something to do.
     fn as_raw_fd(&self) -> RawFd {
-        self.parts.epoll.as_raw_fd()
+        self.epoll.as_raw_fd()
+    }
+}
+
+impl AsFd for WorkerLoop {
+    /// As [`AsRawFd::as_raw_fd`].
+    #[expect(unsafe_code, reason = "the epoll instance shows its number alone")]
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the epoll instance owns the descriptor, and lives as long as `self` is borrowed.
+        unsafe { BorrowedFd::borrow_raw(self.as_raw_fd()) }
     }
 }
 
 /// The workers of a loop that goes away are told to their drivers as failed.
 impl Drop for WorkerLoop {
     fn drop(&mut self) {
-        self.parts.mailbox.stop.store(true, Ordering::Release);
+        self.mailbox.stop.store(true, Ordering::Release);
         let gone = || DeviceFault::Loop(io::ErrorKind::BrokenPipe.into());
         self.for_each_worker(|worker, _| {
             if worker.has_ended() {
@@ -331,8 +355,10 @@ impl Drop for WorkerLoop {
             }
             worker.fail(&gone())
         });
-        for worker in self.parts.mailbox.new_workers().drain(..) {
+        // Without the lock: what a handler does when it is dropped is its own business.
+        for worker in self.mailbox.take_new() {
             worker.interrupt.device_failed(&gone());
+            worker.discard();
         }
     }
 }
@@ -351,11 +377,11 @@ impl LoopHandle {
 }
 
 impl Executor for LoopHandle {
-    fn start(&mut self, worker: Worker) -> io::Result<()> {
+    fn start(&mut self, worker: Worker) -> Result<(), DeviceFault> {
         worker.interrupt.add_loop(&self.mailbox.wake);
         let mut new = self.mailbox.new_workers();
         if self.mailbox.stop.load(Ordering::Acquire) {
-            return Err(io::ErrorKind::BrokenPipe.into());
+            return Err(DeviceFault::Worker(io::ErrorKind::BrokenPipe.into()));
         }
         // Behind a handler that is stuck, resets in any number leave one worker that waits.
         let waiting = std::mem::take(&mut *new).into_iter();

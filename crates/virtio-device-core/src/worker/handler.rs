@@ -8,10 +8,12 @@ use std::io;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use vmm_sys_util::epoll::EventSet;
+
 use crate::device::ActiveQueue;
 use crate::fault::DeviceFault;
 use crate::interrupt::InterruptHandle;
-use crate::worker::sources::{Interest, Poller, Readiness, Sources};
+use crate::worker::sources::{Poller, Sources};
 
 /// Whether a handler has more to do for the queue or the source that it was called for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +57,12 @@ pub trait QueueHandler {
     /// The watched file descriptor `source` is ready. It is level-triggered: the call is repeated
     /// until the descriptor is not ready any more, or its interest has changed.
     ///
+    /// With [`EventSet::IN`] a read does not block, and gives nothing at the end of a stream; with
+    /// [`EventSet::OUT`] a write does not block. With [`EventSet::HANG_UP`] the peer has hung up, or the
+    /// descriptor has an error: that comes whatever the interest is, unless that is empty, again and
+    /// again, until the descriptor is not watched any more. It comes once, with nothing else, for a
+    /// descriptor that the kernel refuses to wait for again after a pause; its interest is empty then.
+    ///
     /// Also called, with nothing ready, when what a call for this source has asked for is due: more,
     /// or the end of a wait.
     ///
@@ -64,7 +72,7 @@ pub trait QueueHandler {
     fn ready(
         &mut self,
         source: u32,
-        readiness: Readiness,
+        readiness: EventSet,
         cx: &mut Context<'_>,
     ) -> Result<Progress, DeviceFault> {
         let _ = (source, readiness, cx);
@@ -102,7 +110,8 @@ impl Context<'_> {
     }
 
     /// Watches `fd`, under a number of the handler's choice, until it is unwatched or the worker
-    /// ends. A duplicate is watched, so `fd` itself may be closed. Replaces what was watched under
+    /// ends. It is waited for being readable ([`EventSet::IN`]), writable ([`EventSet::OUT`]), either, or
+    /// nothing; other events are left out. A duplicate is watched, so `fd` itself may be closed. Replaces what was watched under
     /// this number before.
     ///
     /// Events are held back while the device is paused.
@@ -110,7 +119,7 @@ impl Context<'_> {
     /// # Errors
     ///
     /// If `fd` cannot be duplicated or watched: `EPERM` for regular files, which are always ready.
-    pub fn watch(&mut self, source: u32, fd: impl AsFd, interest: Interest) -> io::Result<()> {
+    pub fn watch(&mut self, source: u32, fd: impl AsFd, interest: EventSet) -> io::Result<()> {
         self.sources.watch(self.poller, source, fd, interest, false)
     }
 
@@ -126,20 +135,21 @@ impl Context<'_> {
     /// As for [`watch`](Self::watch).
     pub fn watch_in_flight(&mut self, source: u32, fd: impl AsFd) -> io::Result<()> {
         self.sources
-            .watch(self.poller, source, fd, Interest::READ, true)
+            .watch(self.poller, source, fd, EventSet::IN, true)
     }
 
-    /// Changes what a watched descriptor is waited for: with [`Interest::NONE`] it wakes nobody, not
+    /// Changes what a watched descriptor is waited for: with an empty set it wakes nobody, not
     /// even when its peer hangs up. Nothing to do if `source` is not watched.
     ///
     /// # Errors
     ///
     /// If the kernel refuses.
-    pub fn set_interest(&mut self, source: u32, interest: Interest) -> io::Result<()> {
+    pub fn set_interest(&mut self, source: u32, interest: EventSet) -> io::Result<()> {
         self.sources.set_interest(self.poller, source, interest)
     }
 
-    /// Does not watch `source` any more.
+    /// Does not watch `source` any more: [`QueueHandler::ready`] is not called for it, whatever a call
+    /// has asked for.
     pub fn unwatch(&mut self, source: u32) {
         self.sources.unwatch(self.poller, source);
     }

@@ -4,29 +4,29 @@
 //! Where a device's queues are served.
 //!
 //! A device makes a [`Worker`] of a [`QueueHandler`] when it is activated, and gives it to an
-//! [`Executor`] that the VMM has made before the guest runs: [`WorkerThread`], [`WorkerPool`], or a
+//! [`Executor`] that the VMM has made before the guest runs: [`WorkerThread`], several of them, or a
 //! [`WorkerLoop`] inside a loop of the VMM's own. The worker ends when its activation does.
 
 mod event_loop;
 mod handler;
+mod local;
 mod running;
 mod sources;
 mod steps;
 mod thread;
 
 use std::fmt;
-use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::device::ActiveQueue;
 use crate::fault::DeviceFault;
-use crate::interrupt::InterruptHandle;
+use crate::interrupt::{Expected, InterruptHandle};
 
 pub use event_loop::{LoopHandle, WorkerLoop};
 pub use handler::{Context, Progress, QueueHandler};
-pub use sources::{Interest, Readiness};
+pub(crate) use local::let_go;
 pub use steps::StepLoop;
-pub use thread::{WorkerPool, WorkerThread};
+pub use thread::WorkerThread;
 
 /// Makes the handler, on the thread that is going to call it.
 type Build = Box<dyn FnOnce() -> Result<Box<dyn QueueHandler>, DeviceFault> + Send>;
@@ -37,6 +37,7 @@ pub struct Worker {
     build: Build,
     queues: Vec<ActiveQueue>,
     interrupt: InterruptHandle,
+    expected: Expected,
 }
 
 impl Worker {
@@ -57,10 +58,10 @@ impl Worker {
         interrupt: InterruptHandle,
         build: impl FnOnce() -> Result<Box<dyn QueueHandler>, DeviceFault> + Send + 'static,
     ) -> Self {
-        interrupt.expect_start();
         Self {
             build: Box::new(build),
             queues,
+            expected: interrupt.expect_start(),
             interrupt,
         }
     }
@@ -94,11 +95,32 @@ pub trait Executor: Send {
     ///
     /// What kept it from starting; the worker is dropped then. What goes wrong later, on the worker's
     /// own thread, reaches the driver as `DEVICE_NEEDS_RESET`.
-    fn start(&mut self, worker: Worker) -> io::Result<()>;
+    fn start(&mut self, worker: Worker) -> Result<(), DeviceFault>;
 }
 
 impl<E: Executor + ?Sized> Executor for Box<E> {
-    fn start(&mut self, worker: Worker) -> io::Result<()> {
+    fn start(&mut self, worker: Worker) -> Result<(), DeviceFault> {
         (**self).start(worker)
+    }
+}
+
+/// Each worker has its place by its first queue: a thread a queue, if a device starts a worker for each
+/// queue, and there are as many threads.
+///
+/// ```
+/// use virtio_device_core::WorkerThread;
+///
+/// let threads = (0..2).map(|n| WorkerThread::named(format!("disk{n}")));
+/// let executor = threads.collect::<Result<Vec<_>, _>>()?;
+/// # Ok::<(), std::io::Error>(())
+/// ```
+impl<E: Executor> Executor for Vec<E> {
+    fn start(&mut self, worker: Worker) -> Result<(), DeviceFault> {
+        let first = worker.queues.first().map_or(0, |queue| queue.index);
+        let place = usize::from(first) % self.len().max(1);
+        match self.get_mut(place) {
+            Some(executor) => executor.start(worker),
+            None => Err(DeviceFault::device("there is no thread for workers")),
+        }
     }
 }

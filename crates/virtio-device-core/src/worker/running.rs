@@ -10,12 +10,12 @@ use std::time::Instant;
 use vmm_sys_util::epoll::EventSet;
 
 use crate::device::ActiveQueue;
-use crate::fault::{ActivateError, DeviceFault};
+use crate::fault::DeviceFault;
 use crate::interrupt::InterruptHandle;
 use crate::sync::{clear_kick, write_kick};
 use crate::worker::Worker;
 use crate::worker::handler::{Context, Progress, QueueHandler};
-use crate::worker::sources::{Poller, Readiness, Sources};
+use crate::worker::sources::{LOST, Poller, Sources};
 
 /// What a handler is called for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +54,7 @@ struct Again {
     reason: Reason,
     at: When,
     /// Nothing, unless a pause has held back that a peer has hung up.
-    readiness: Readiness,
+    readiness: EventSet,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -95,6 +95,7 @@ impl Running {
             build,
             queues,
             interrupt,
+            expected,
         } = worker;
         let started = catch_unwind(AssertUnwindSafe(|| {
             let mut running = Self {
@@ -116,7 +117,7 @@ impl Running {
         }));
         match started {
             Ok(Ok(running)) => {
-                interrupt.started();
+                drop(expected);
                 Some(running)
             }
             Ok(Err(fault)) => {
@@ -134,7 +135,7 @@ impl Running {
         for queue in &self.queues {
             let fd = queue.kick.as_raw_fd();
             let added = poller.add(fd, EventSet::IN, Reason::Queue(queue.index));
-            added.map_err(ActivateError::Worker)?;
+            added.map_err(DeviceFault::Worker)?;
         }
         let mut cx = Context {
             queues: &self.queues,
@@ -171,7 +172,7 @@ impl Running {
         &mut self,
         poller: &Poller<'_>,
         reason: Reason,
-        readiness: Readiness,
+        readiness: EventSet,
     ) -> Life {
         match reason {
             Reason::Queue(index) => {
@@ -206,7 +207,7 @@ impl Running {
                 break;
             };
             let reason = Reason::Queue(index);
-            if self.serve(poller, reason, Readiness::default()) == Life::Ended {
+            if self.serve(poller, reason, EventSet::empty()) == Life::Ended {
                 return Life::Ended;
             }
         }
@@ -226,7 +227,7 @@ impl Running {
         }
         for number in refused {
             let reason = Reason::Source(number);
-            if self.serve(poller, reason, Readiness::LOST) == Life::Ended {
+            if self.serve(poller, reason, LOST) == Life::Ended {
                 return Life::Ended;
             }
         }
@@ -235,19 +236,19 @@ impl Running {
             When::At(at) => at <= now,
         };
         // As many calls as there are now: whoever wants more waits for the next round.
-        let mut calls = std::mem::take(&mut self.calls);
+        let calls = &mut self.calls;
         self.again.retain(|again| {
             if due(again) {
                 calls.push(*again);
             }
             !due(again)
         });
-        for call in calls.drain(..) {
+        calls.reverse();
+        while let Some(call) = self.calls.pop() {
             if self.serve(poller, call.reason, call.readiness) == Life::Ended {
                 return Life::Ended;
             }
         }
-        self.calls = calls;
         Life::GoesOn
     }
 
@@ -266,7 +267,7 @@ impl Running {
         times.min().filter(|_| !self.interrupt.is_paused())
     }
 
-    fn serve(&mut self, poller: &Poller<'_>, reason: Reason, readiness: Readiness) -> Life {
+    fn serve(&mut self, poller: &Poller<'_>, reason: Reason, readiness: EventSet) -> Life {
         self.again.retain(|again| again.reason != reason);
         let ends_requests = match reason {
             Reason::Source(number) => self.sources.is_in_flight(number),
@@ -274,10 +275,7 @@ impl Running {
         };
         if self.interrupt.is_paused() && !ends_requests {
             // What else is ready is reported again after the pause.
-            let readiness = Readiness {
-                hangup: readiness.hangup,
-                ..Readiness::default()
-            };
+            let readiness = readiness & EventSet::HANG_UP;
             self.again.push(Again {
                 reason,
                 at: When::Soon,
@@ -300,6 +298,12 @@ impl Running {
             Reason::Queue(index) => handler.process(index, &mut cx),
             Reason::Source(number) => handler.ready(number, readiness, &mut cx),
         }));
+        // What was asked for on behalf of a source goes with it.
+        for number in self.sources.take_unwatched() {
+            let other = |again: &Again| again.reason != Reason::Source(number);
+            self.again.retain(other);
+            self.calls.retain(other);
+        }
         match served {
             // It may have found its queues paused, with what woke it already taken in.
             Ok(Ok(Progress::Idle)) if self.interrupt.pauses() != pauses => {
@@ -320,10 +324,13 @@ impl Running {
     }
 
     fn call_again(&mut self, reason: Reason, at: When) {
+        if matches!(reason, Reason::Source(number) if !self.sources.contains(number)) {
+            return;
+        }
         self.again.push(Again {
             reason,
             at,
-            readiness: Readiness::default(),
+            readiness: EventSet::empty(),
         });
     }
 

@@ -10,51 +10,21 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::worker::running::Reason;
 
-/// What a watched file descriptor is waited for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Interest(EventSet);
+/// What a descriptor can be waited for.
+const INTERESTS: EventSet = EventSet::IN.union(EventSet::OUT);
 
-impl Interest {
-    /// Nothing: back-pressure, until there is room again.
-    pub const NONE: Self = Self(EventSet::empty());
-    /// Something can be read, or the peer has hung up.
-    pub const READ: Self = Self(EventSet::IN);
-    /// Something can be written.
-    pub const WRITE: Self = Self(EventSet::OUT);
-    /// Either.
-    pub const BOTH: Self = Self(EventSet::IN.union(EventSet::OUT));
-}
+/// What a source that cannot be waited for any more is told.
+pub(crate) const LOST: EventSet = EventSet::HANG_UP;
 
-/// What a watched file descriptor is ready for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Readiness {
-    /// A read does not block; at the end of a stream it gives nothing.
-    pub readable: bool,
-    /// A write does not block.
-    pub writable: bool,
-    /// The peer has hung up, or the descriptor has an error. Reported whatever the interest is,
-    /// again and again, until the descriptor is not watched any more. Reported once, with nothing
-    /// else, of a descriptor that the kernel refuses to wait for again after a pause; its interest
-    /// is [`Interest::NONE`] then.
-    pub hangup: bool,
-}
-
-impl Readiness {
-    /// What a source that cannot be waited for any more is told.
-    pub(crate) const LOST: Self = Self {
-        readable: false,
-        writable: false,
-        hangup: true,
+/// What a handler is told of `events`.
+pub(crate) fn readiness(events: EventSet) -> EventSet {
+    let failed = events.intersects(EventSet::HANG_UP | EventSet::ERROR);
+    let hang_up = if failed {
+        EventSet::HANG_UP
+    } else {
+        EventSet::empty()
     };
-
-    pub(crate) fn of(events: EventSet) -> Self {
-        Self {
-            readable: events.contains(EventSet::IN),
-            writable: events.contains(EventSet::OUT),
-            hangup: events.intersects(EventSet::HANG_UP | EventSet::ERROR),
-        }
-    }
+    events & INTERESTS | hang_up
 }
 
 /// A worker's part of its loop's epoll instance.
@@ -100,13 +70,15 @@ pub(crate) struct Sources {
     list: Vec<Source>,
     /// Nothing is waited for, because the device is paused.
     suspended: bool,
+    /// Those that were unwatched since this was last asked.
+    unwatched: Vec<u32>,
 }
 
 #[derive(Debug)]
 struct Source {
     number: u32,
     fd: OwnedFd,
-    interest: Interest,
+    interest: EventSet,
     /// Whether it is waited for during a pause as well.
     in_flight: bool,
     /// Whether it is in the epoll instance.
@@ -118,7 +90,7 @@ impl Source {
     fn sync(&mut self, poller: &Poller<'_>, suspended: bool) -> io::Result<()> {
         let fd = self.fd.as_raw_fd();
         // Without any interest it would still report that its peer has hung up.
-        let wanted = (!suspended || self.in_flight) && self.interest != Interest::NONE;
+        let wanted = (!suspended || self.in_flight) && !self.interest.is_empty();
         let operation = match (self.polled, wanted) {
             (_, false) => {
                 if self.polled {
@@ -131,7 +103,7 @@ impl Source {
             (true, true) => ControlOperation::Modify,
         };
         let reason = Reason::Source(self.number);
-        poller.control(operation, fd, self.interest.0, reason)?;
+        poller.control(operation, fd, self.interest, reason)?;
         self.polled = true;
         Ok(())
     }
@@ -143,13 +115,14 @@ impl Sources {
         poller: &Poller<'_>,
         number: u32,
         fd: impl AsFd,
-        interest: Interest,
+        interest: EventSet,
         in_flight: bool,
     ) -> io::Result<()> {
         if Reason::Source(number).is_out_of_range() {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         self.unwatch(poller, number);
+        let interest = interest & INTERESTS;
         let mut source = Source {
             number,
             fd: fd.as_fd().try_clone_to_owned()?,
@@ -166,8 +139,9 @@ impl Sources {
         &mut self,
         poller: &Poller<'_>,
         number: u32,
-        interest: Interest,
+        interest: EventSet,
     ) -> io::Result<()> {
+        let interest = interest & INTERESTS;
         let mut list = self.list.iter_mut();
         match list.find(|source| source.number == number) {
             Some(source) if source.interest != interest => {
@@ -182,7 +156,19 @@ impl Sources {
         }
     }
 
+    /// The sources that were unwatched since this was last asked.
+    pub(crate) fn take_unwatched(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.unwatched)
+    }
+
+    pub(crate) fn contains(&self, number: u32) -> bool {
+        self.list.iter().any(|source| source.number == number)
+    }
+
     pub(crate) fn unwatch(&mut self, poller: &Poller<'_>, number: u32) {
+        if self.contains(number) {
+            self.unwatched.push(number);
+        }
         self.list.retain(|source| {
             if source.number == number && source.polled {
                 poller.remove(source.fd.as_raw_fd());
@@ -203,7 +189,7 @@ impl Sources {
     }
 
     /// Stops waiting, or goes on with it. Returns the sources that the kernel refuses to wait for
-    /// again: their interest is [`Interest::NONE`] from now on.
+    /// again: their interest is empty from now on.
     pub(crate) fn suspend(&mut self, poller: &Poller<'_>, suspended: bool) -> Vec<u32> {
         let mut refused = Vec::new();
         if self.suspended == suspended {
@@ -212,7 +198,7 @@ impl Sources {
         self.suspended = suspended;
         for source in &mut self.list {
             if source.sync(poller, suspended).is_err() {
-                source.interest = Interest::NONE;
+                source.interest = EventSet::empty();
                 refused.push(source.number);
             }
         }
@@ -253,16 +239,14 @@ mod tests {
         // Regular files cannot be waited for.
         let file = File::open("/proc/self/exe").unwrap();
         sources
-            .watch(&poller, 3, &file, Interest::NONE, false)
+            .watch(&poller, 3, &file, EventSet::empty(), false)
             .unwrap();
-        let error = sources.set_interest(&poller, 3, Interest::READ);
+        let error = sources.set_interest(&poller, 3, EventSet::IN);
         assert_eq!(error.unwrap_err().kind(), io::ErrorKind::PermissionDenied);
         // So a pause has nothing to restore, and the next attempt is refused as well.
         assert!(sources.suspend(&poller, true).is_empty());
         assert!(sources.suspend(&poller, false).is_empty());
-        sources
-            .set_interest(&poller, 3, Interest::READ)
-            .unwrap_err();
+        sources.set_interest(&poller, 3, EventSet::IN).unwrap_err();
     }
 
     #[test]
@@ -272,14 +256,14 @@ mod tests {
         let (stream, _peer) = UnixStream::pair().unwrap();
         let mut sources = Sources::default();
         sources
-            .watch(&poller, 0, &stream, Interest::READ, false)
+            .watch(&poller, 0, &stream, EventSet::IN, false)
             .unwrap();
         let mut events = [EpollEvent::default(); 2];
         assert_eq!(epoll.wait(0, &mut events).unwrap(), 0);
-        sources.set_interest(&poller, 0, Interest::WRITE).unwrap();
+        sources.set_interest(&poller, 0, EventSet::OUT).unwrap();
         assert_eq!(epoll.wait(0, &mut events).unwrap(), 1);
         assert_eq!(events.map(|event| event.data()), [7 << 32 | 1 << 31, 0]);
-        sources.set_interest(&poller, 0, Interest::NONE).unwrap();
+        sources.set_interest(&poller, 0, EventSet::empty()).unwrap();
         assert_eq!(epoll.wait(0, &mut events).unwrap(), 0);
     }
 
@@ -290,19 +274,17 @@ mod tests {
         let mut sources = Sources::default();
         let poller = poller(&epoll);
         sources
-            .watch(&poller, 1, &stream, Interest::NONE, false)
+            .watch(&poller, 1, &stream, EventSet::empty(), false)
             .unwrap();
         sources
-            .watch(&poller, 2, &stream, Interest::READ, false)
+            .watch(&poller, 2, &stream, EventSet::IN, false)
             .unwrap();
         assert!(sources.suspend(&poller, true).is_empty());
         // A loop that does not wait refuses every source.
         assert_eq!(sources.suspend(&NOWHERE, false), [2_u32]);
         assert!(!sources.is_watched(2));
-        sources
-            .set_interest(&NOWHERE, 2, Interest::READ)
-            .unwrap_err();
-        sources.set_interest(&poller, 2, Interest::READ).unwrap();
+        sources.set_interest(&NOWHERE, 2, EventSet::IN).unwrap_err();
+        sources.set_interest(&poller, 2, EventSet::IN).unwrap();
         assert!(sources.is_watched(2));
     }
 }

@@ -5,16 +5,19 @@
 
 use std::fmt;
 use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use vmm_sys_util::epoll::EventSet;
+
 use crate::worker::event_loop::{LoopHandle, Mailbox};
+use crate::worker::local::Workers;
 use crate::worker::running::{Life, Reason, Running};
-use crate::worker::sources::{Poller, Readiness};
+use crate::worker::sources::Poller;
 
 /// Serves workers on the calling thread, when it is told to: the same in every run, for tests,
-/// fuzzers and benchmarks, and for a VMM that serves a device on the thread of the vCPU that notifies
-/// it.
+/// fuzzers and benchmarks.
 ///
 /// Host descriptors cannot be watched here, and nobody wakes it: [`StepLoop::step`] looks at every
 /// queue.
@@ -29,7 +32,7 @@ use crate::worker::sources::{Poller, Readiness};
 /// ```
 pub struct StepLoop {
     mailbox: Arc<Mailbox>,
-    workers: Vec<Running>,
+    workers: Rc<Workers>,
 }
 
 /// What a worker is told of its surroundings: there is nothing to wait for.
@@ -47,7 +50,7 @@ impl StepLoop {
     pub fn new() -> io::Result<Self> {
         Ok(Self {
             mailbox: Arc::new(Mailbox::new()?),
-            workers: Vec::new(),
+            workers: Workers::new(None),
         })
     }
 
@@ -63,40 +66,45 @@ impl StepLoop {
         let woken = self.mailbox.clear();
         let mut done = woken && self.clean_up();
         for worker in self.mailbox.take_new() {
-            self.workers.extend(Running::start(worker, &NOWHERE));
+            let started = Running::start(worker, &NOWHERE);
+            self.workers.list().extend(started);
             done = true;
         }
-        let mut place = 0;
-        while let Some(worker) = self.workers.get_mut(place) {
+        self.for_each_worker(|worker| {
             let (served, life) = serve(worker);
             done |= served;
-            match life {
-                Life::GoesOn => place += 1,
-                Life::Ended => self.workers.swap_remove(place).end(&NOWHERE),
-            }
-        }
+            life
+        });
         done
     }
 
-    /// Has each worker look at all of its queues, notified or not: for a thread that knows by itself
-    /// of the notification, that of the vCPU it came from, say. No event fd is read, and nothing else
-    /// done that [`StepLoop::step`] does: call that as well now and then.
+    /// Has each worker look at all of its queues, notified or not. No event fd is read, and nothing else
+    /// done that [`StepLoop::step`] does: for benchmarks, which want to see the device alone.
     pub fn look(&mut self) {
-        let mut place = 0;
-        while let Some(worker) = self.workers.get_mut(place) {
-            match worker.look(&NOWHERE) {
-                Life::GoesOn => place += 1,
-                Life::Ended => self.workers.swap_remove(place).end(&NOWHERE),
+        self.for_each_worker(|worker| worker.look(&NOWHERE));
+    }
+
+    fn for_each_worker(&mut self, mut call: impl FnMut(&mut Running) -> Life) {
+        let (mut list, mut place) = (self.workers.list(), 0);
+        while let Some(worker) = list.get_mut(place) {
+            if call(worker) == Life::GoesOn {
+                place += 1;
+                continue;
             }
+            let worker = list.swap_remove(place);
+            drop(list);
+            worker.end(&NOWHERE);
+            list = self.workers.list();
         }
     }
 
     /// Drops workers whose activation has ended; returns whether there were any.
     fn clean_up(&mut self) -> bool {
         let before = self.workers.len();
-        while let Some(place) = self.workers.iter().position(Running::has_ended) {
-            self.workers.swap_remove(place).end(&NOWHERE);
-        }
+        self.for_each_worker(|worker| match worker.has_ended() {
+            true => Life::Ended,
+            false => Life::GoesOn,
+        });
         self.workers.len() != before
     }
 }
@@ -110,7 +118,7 @@ fn serve(worker: &mut Running) -> (bool, Life) {
         };
         if life == Life::GoesOn && queue.kick.read().is_ok() {
             let reason = Reason::Queue(queue.index);
-            life = worker.event(&NOWHERE, reason, Readiness::default());
+            life = worker.event(&NOWHERE, reason, EventSet::empty());
             served = true;
         }
     }

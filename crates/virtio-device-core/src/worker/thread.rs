@@ -7,6 +7,7 @@ use std::io;
 use std::sync::mpsc;
 use std::thread;
 
+use crate::fault::DeviceFault;
 use crate::worker::event_loop::{LoopHandle, LoopParts, WorkerLoop};
 use crate::worker::{Executor, Worker};
 
@@ -79,7 +80,7 @@ impl WorkerThread {
 }
 
 impl Executor for WorkerThread {
-    fn start(&mut self, worker: Worker) -> io::Result<()> {
+    fn start(&mut self, worker: Worker) -> Result<(), DeviceFault> {
         self.handle.start(worker)
     }
 }
@@ -87,40 +88,5 @@ impl Executor for WorkerThread {
 impl Drop for WorkerThread {
     fn drop(&mut self) {
         self.handle.stop();
-    }
-}
-
-/// Several [`WorkerThread`]s, among which workers are dealt in turn: a thread a queue, if a device
-/// has as many queues as there are threads.
-#[derive(Debug)]
-pub struct WorkerPool {
-    threads: Vec<WorkerThread>,
-    next: usize,
-}
-
-impl WorkerPool {
-    /// Makes a pool of these threads.
-    ///
-    /// ```
-    /// use virtio_device_core::{WorkerPool, WorkerThread};
-    ///
-    /// let threads = (0..2).map(|n| WorkerThread::named(format!("disk{n}")));
-    /// let pool = WorkerPool::new(threads.collect::<Result<_, _>>()?);
-    /// # Ok::<(), std::io::Error>(())
-    /// ```
-    #[must_use]
-    pub const fn new(threads: Vec<WorkerThread>) -> Self {
-        Self { threads, next: 0 }
-    }
-}
-
-impl Executor for WorkerPool {
-    fn start(&mut self, worker: Worker) -> io::Result<()> {
-        let place = self.next % self.threads.len().max(1);
-        self.next = place + 1;
-        match self.threads.get_mut(place) {
-            Some(thread) => thread.start(worker),
-            None => Err(io::Error::other("the worker pool has no threads")),
-        }
     }
 }

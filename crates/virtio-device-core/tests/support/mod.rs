@@ -19,9 +19,10 @@ use std::time::{Duration, Instant};
 use virtio_device_core::vm_memory::{GuestAddress, GuestMemoryMmap};
 use virtio_device_core::vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use virtio_device_core::{
-    ActiveQueue, ConfigNotifier, Context, DeviceFault, Event, Features, Interrupt, InterruptHandle,
-    Progress, QueueHandler, QueueLayout, QueueSetup, Readiness, Session, SessionQueue, Virtqueue,
-    Worker,
+    ActiveQueue, ConfigNotifier, Context, DeviceFault, Event, Features, InterruptHandle, Progress,
+    QueueHandler, Virtqueue, Worker,
+    transport::{Interrupt, QueueLayout, QueueSetup, Session},
+    vmm_sys_util::epoll::EventSet,
 };
 
 /// Far beyond what a healthy worker takes on a busy machine.
@@ -72,11 +73,9 @@ pub struct Activated {
 pub fn activated_with(kicks: &[Arc<EventFd>]) -> Activated {
     let told = Arc::new(Told::default());
     let config = ConfigNotifier::new(told.clone());
-    let queues = (0..).zip(kicks).map(|(index, kick)| SessionQueue {
-        index,
-        kick: kick.clone(),
-        queue: Some(virtqueue()),
-    });
+    let queues = (0..)
+        .zip(kicks)
+        .map(|(index, kick)| (index, kick.clone(), Some(virtqueue())));
     let (session, activation) = Session::new(&config, (), Features::NONE, queues, false);
     Activated {
         told,
@@ -132,7 +131,7 @@ pub struct Input<S, R>(pub S, pub R);
 impl<S, R> QueueHandler for Input<S, R>
 where
     S: FnMut(&mut Context<'_>) -> Result<(), DeviceFault>,
-    R: FnMut(u32, Readiness, &mut Context<'_>) -> Result<Progress, DeviceFault>,
+    R: FnMut(u32, EventSet, &mut Context<'_>) -> Result<Progress, DeviceFault>,
 {
     fn process(&mut self, _queue: u16, _cx: &mut Context<'_>) -> Result<Progress, DeviceFault> {
         Ok(Progress::Idle)
@@ -145,7 +144,7 @@ where
     fn ready(
         &mut self,
         source: u32,
-        readiness: Readiness,
+        readiness: EventSet,
         cx: &mut Context<'_>,
     ) -> Result<Progress, DeviceFault> {
         (self.1)(source, readiness, cx)

@@ -13,16 +13,14 @@
 
 pub(crate) mod programs;
 
-use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bus::BusDevice;
-use virtio_conformance::{DriverQueue, MmioPort};
+use virtio_conformance::{DriverQueue, EventCounters, EventCounts, MmioPort};
 use virtio_device_core::{
-    ActivateError, Activation, ActiveQueue, ConfigNotifier, DeviceState, DeviceStateError,
-    EdgeLine, EventCounters, EventCounts, Features, InterruptHandle, InterruptLine, QueueLease,
-    SharedMemoryRegion, VIRTIO_F_RING_RESET, VirtioDevice,
+    Activation, ActiveQueue, ConfigNotifier, DeviceFault, DeviceState, Features, InterruptHandle,
+    InterruptLine, Lease, Observer, VIRTIO_F_RING_RESET, VirtioDevice, edge_line,
 };
 use virtio_mmio_transport::MmioTransport;
 use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryMmap};
@@ -75,9 +73,9 @@ impl VirtioDevice<Memory> for TestDevice {
         self.config[offset as usize..][..data.len()].copy_from_slice(data);
     }
 
-    fn activate(&mut self, activation: Activation<Memory>) -> Result<(), ActivateError> {
+    fn activate(&mut self, activation: Activation<Memory>) -> Result<(), DeviceFault> {
         if self.probe.fail {
-            return Err(io::Error::other("no worker today").into());
+            return Err(DeviceFault::device("no worker today"));
         }
         let before = self.probe.activation.lock().unwrap().replace(activation);
         assert!(before.is_none(), "activated twice");
@@ -100,28 +98,20 @@ impl VirtioDevice<Memory> for TestDevice {
         self.probe.state.lock().unwrap().clone()
     }
 
-    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceStateError> {
+    fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceFault> {
         if state.version() > 1 {
-            return Err(DeviceStateError::Version(state.version()));
+            return Err(DeviceFault::StateVersion(state.version()));
         }
         *self.probe.state.lock().unwrap() = state.clone();
         Ok(())
     }
 
-    fn shared_memory(&self) -> &[SharedMemoryRegion] {
-        const REGIONS: [SharedMemoryRegion; 2] = [
-            SharedMemoryRegion {
-                id: 3,
-                base: GuestAddress(0x1_2345_6789),
-                len: 0x2_3456_789a,
-            },
-            SharedMemoryRegion {
-                id: 0,
-                base: GuestAddress(0x8000_0000),
-                len: 0x1000,
-            },
-        ];
-        &REGIONS
+    fn shared_memory(&self, id: u8) -> Option<(GuestAddress, u64)> {
+        match id {
+            3 => Some((GuestAddress(0x1_2345_6789), 0x2_3456_789a)),
+            0 => Some((GuestAddress(0x8000_0000), 0x1000)),
+            _ => None,
+        }
     }
 
     fn reset(&mut self) {
@@ -166,7 +156,7 @@ impl Fixture {
     pub(crate) fn in_memory(probe: Probe, memory: Memory) -> Self {
         let raised = Arc::new(AtomicU32::new(0));
         let counter = raised.clone();
-        let line = EdgeLine(move || {
+        let line = edge_line(move || {
             counter.fetch_add(1, Ordering::SeqCst);
             Ok(())
         });
@@ -182,17 +172,38 @@ impl Fixture {
         Self::behind(Probe::default(), Arc::new(memory), line)
     }
 
+    /// As [`Self::behind_line`], and watched by `observer`, which need not count.
+    pub(crate) fn behind_observed_line(
+        line: impl InterruptLine + 'static,
+        observer: impl Observer + 'static,
+    ) -> Self {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap();
+        Self::observed(Probe::default(), Arc::new(memory), line, observer)
+    }
+
     fn behind(probe: Probe, memory: Memory, line: impl InterruptLine + 'static) -> Self {
+        let counters = Arc::new(EventCounters::default());
+        Self {
+            counters: counters.clone(),
+            ..Self::observed(probe, memory, line, counters)
+        }
+    }
+
+    fn observed(
+        probe: Probe,
+        memory: Memory,
+        line: impl InterruptLine + 'static,
+        observer: impl Observer + 'static,
+    ) -> Self {
         let device = TestDevice {
             probe: probe.clone(),
             config: CONFIG,
         };
-        let counters = Arc::new(EventCounters::default());
         let transport = MmioTransport::new(device, memory.clone(), line)
             .unwrap()
-            .with_observer(counters.clone());
+            .with_observer(observer);
         Self {
-            counters,
+            counters: Arc::default(),
             transport,
             probe,
             memory,
@@ -215,7 +226,7 @@ impl Fixture {
         queue
     }
 
-    pub(crate) fn lease(&self, index: u16) -> QueueLease {
+    pub(crate) fn lease(&self, index: u16) -> Lease {
         self.queue(index).lease
     }
 

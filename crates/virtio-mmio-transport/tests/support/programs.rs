@@ -155,7 +155,7 @@ impl Run {
             Step::ConfigWrite(offset, value) => {
                 self.real.transport.write(0x100 + offset, &[value]).unwrap();
             }
-            Step::Used if self.has_queue() => self.real.queue(0).interrupt.trigger(),
+            Step::Used if self.has_queue() => self.real.queue(0).signal_used(),
             Step::Fail if self.is_active() => {
                 self.real.interrupt().device_failed(&DeviceFault::Panicked);
             }

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_net as net;
 use virtio_device_core::{
-    ActiveQueue, BadRequest, Chain, Context, DeviceFault, Features, Head, Interest, Progress,
-    QueueHandler, Readiness, RingFault, RingMemory, Rings, Unavailable, Virtqueue,
+    ActiveQueue, BadRequest, Chain, Context, DeviceFault, Features, Head, Progress, QueueHandler,
+    RingFault, RingMemory, Rings, Unavailable, Virtqueue, vmm_sys_util::epoll::EventSet,
 };
 use vm_memory::GuestAddressSpace;
 
@@ -130,8 +130,8 @@ impl<M: GuestAddressSpace, B: Backend> QueueHandler for Handler<M, B> {
         let receive = 2 * self.pair;
         match queue {
             _ if self.control == Some(queue) => self.obey(cx),
-            _ if queue == receive => self.receive(Readiness::default(), cx),
-            _ if queue == receive + 1 => self.send(Readiness::default(), cx),
+            _ if queue == receive => self.receive(EventSet::empty(), cx),
+            _ if queue == receive + 1 => self.send(EventSet::empty(), cx),
             _ => Ok(Progress::Idle),
         }
     }
@@ -139,7 +139,7 @@ impl<M: GuestAddressSpace, B: Backend> QueueHandler for Handler<M, B> {
     fn ready(
         &mut self,
         source: u32,
-        readiness: Readiness,
+        readiness: EventSet,
         cx: &mut Context<'_>,
     ) -> Result<Progress, DeviceFault> {
         match source {
@@ -153,7 +153,7 @@ impl<M: GuestAddressSpace, B: Backend> Handler<M, B> {
     /// Moves what the host has into the driver's buffers.
     fn receive(
         &mut self,
-        readiness: Readiness,
+        readiness: EventSet,
         cx: &mut Context<'_>,
     ) -> Result<Progress, DeviceFault> {
         let (shared, memory) = (self.shared.clone(), self.memory.memory());
@@ -190,11 +190,7 @@ impl<M: GuestAddressSpace, B: Backend> Handler<M, B> {
     }
 
     /// Moves what the driver has made available to the host.
-    fn send(
-        &mut self,
-        readiness: Readiness,
-        cx: &mut Context<'_>,
-    ) -> Result<Progress, DeviceFault> {
+    fn send(&mut self, readiness: EventSet, cx: &mut Context<'_>) -> Result<Progress, DeviceFault> {
         let (shared, memory) = (self.shared.clone(), self.memory.memory());
         let Some(pair) = shared.pairs.get(usize::from(self.pair)) else {
             return Ok(Progress::Idle);
@@ -232,7 +228,7 @@ impl<M: GuestAddressSpace, B: Backend> Handler<M, B> {
         &mut self,
         source: u32,
         looked: Result<Result<End, RingFault>, Unavailable>,
-        readiness: Readiness,
+        readiness: EventSet,
         pair: &Pair<B>,
         cx: &mut Context<'_>,
     ) -> Result<Progress, DeviceFault> {
@@ -240,16 +236,16 @@ impl<M: GuestAddressSpace, B: Backend> Handler<M, B> {
         let (interest, progress) = match end {
             // Whatever is waited for is waited for still.
             End::Turn => return Ok(Progress::More),
-            End::HostBusy if readiness.hangup => {
+            End::HostBusy if readiness.contains(EventSet::HANG_UP) => {
                 return Ok(self.fail(pair, ErrorKind::ConnectionReset.into(), cx));
             }
             End::Failed(error) => return Ok(self.fail(pair, error, cx)),
-            End::HostBusy if self.no_poll => (Interest::NONE, Progress::After(NO_POLL)),
-            End::HostBusy if source == READABLE => (Interest::READ, Progress::Idle),
-            End::HostBusy => (Interest::WRITE, Progress::Idle),
+            End::HostBusy if self.no_poll => (EventSet::empty(), Progress::After(NO_POLL)),
+            End::HostBusy if source == READABLE => (EventSet::IN, Progress::Idle),
+            End::HostBusy => (EventSet::OUT, Progress::Idle),
             // Back-pressure: nobody is woken for what there is no room for.
-            End::Drained | End::Asleep => (Interest::NONE, Progress::Idle),
-            End::Wait(time) => (Interest::NONE, Progress::After(time)),
+            End::Drained | End::Asleep => (EventSet::empty(), Progress::Idle),
+            End::Wait(time) => (EventSet::empty(), Progress::After(time)),
         };
         match cx.set_interest(source, interest) {
             Ok(()) => Ok(progress),
@@ -266,13 +262,13 @@ impl<M: GuestAddressSpace, B: Backend> Handler<M, B> {
         let mut backend = pair.backend();
         backend.set_active(self.pair < shared.settings().pairs)?;
         let fds = [
-            (READABLE, Interest::READ, backend.readable()),
-            (WRITABLE, Interest::WRITE, backend.writable()),
+            (READABLE, EventSet::IN, backend.readable()),
+            (WRITABLE, EventSet::OUT, backend.writable()),
         ];
         self.no_poll = false;
         for (source, interest, fd) in fds {
             match cx.watch(source, fd, interest) {
-                Ok(()) => cx.set_interest(source, Interest::NONE)?,
+                Ok(()) => cx.set_interest(source, EventSet::empty())?,
                 Err(error) => match error.kind() {
                     ErrorKind::PermissionDenied | ErrorKind::Unsupported => self.no_poll = true,
                     _ => return Err(error),
@@ -374,7 +370,7 @@ impl<M: GuestAddressSpace, B: Backend> Handler<M, B> {
                 ring.complete(&rings, head, len)?;
             }
             if ring.needs_interrupt(&rings)? {
-                active.interrupt.trigger();
+                active.signal_used();
             }
             Ok::<_, RingFault>(end)
         });
@@ -422,7 +418,7 @@ fn publish(
 ) -> Result<(), RingFault> {
     ring.complete_all(rings, done.drain(..))?;
     if ring.needs_interrupt(rings)? {
-        active.interrupt.trigger();
+        active.signal_used();
     }
     Ok(())
 }

@@ -133,7 +133,7 @@ impl Sender {
         features: Features,
     ) -> Result<usize, BadRequest> {
         chain.check(rings)?;
-        if chain.buffers().iter().any(|buffer| buffer.writable) {
+        if chain.writable().next().is_some() {
             return Err(BadRequest::Layout);
         }
         let len = usize::try_from(chain.readable_len()).map_err(|_| BadRequest::Layout)?;

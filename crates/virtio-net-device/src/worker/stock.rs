@@ -72,7 +72,7 @@ impl Stock {
                     (slot.head, slot.room) = (Some(head), room);
                     self.filled += 1;
                     self.room += room;
-                    self.buffers += slot.chain.buffers().len();
+                    self.buffers += slot.chain.len();
                 }
                 Err(error) => {
                     bad(error);
@@ -148,7 +148,7 @@ impl Stock {
             }
             mark_written(&slot.chain, memory, part);
             self.room -= slot.room;
-            self.buffers -= slot.chain.buffers().len();
+            self.buffers -= slot.chain.len();
             used += 1;
             len -= part;
             if len == 0 {
@@ -182,7 +182,7 @@ fn room(chain: &Chain, rings: &impl RingMemory) -> Result<usize, BadRequest> {
     chain.check(rings)?;
     let room = usize::try_from(chain.writable_len()).map_err(|_| BadRequest::Layout)?;
     // A chain for packets holds nothing for the device to read, and a header at least.
-    match room >= HEADER && chain.buffers().iter().all(|buffer| buffer.writable) {
+    match room >= HEADER && chain.readable().next().is_none() {
         true => Ok(room),
         false => Err(BadRequest::Layout),
     }

@@ -4,10 +4,8 @@
 //! Limits, and drivers that try to get round them.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use proptest::prelude::*;
-use virtio_device_core::{BadRateLimit, BucketState, Features, RateLimitsState, TokenBucket};
+use virtio_device_core::Features;
 use virtio_rng_device::{QUEUE_SIZE, RateLimit, RngCounters};
 
 use crate::support::{BUFFER, Counter, Fixture, RAM, counter, memory};
@@ -93,10 +91,10 @@ fn what_was_served_is_charged_not_what_was_asked_for() {
     fixture.limits.set(slow(100), slow(100));
     offer(&mut fixture, &[4096; 5]);
     assert!(fixture.notify());
-    let state = fixture.limits.save();
+    let (bytes, operations) = fixture.limits.save();
     assert_eq!(fixture.driver.take_used().len(), 5);
-    assert_eq!(state.bytes.unwrap().level, 85);
-    assert_eq!(state.operations.unwrap().level, 95);
+    assert_eq!(bytes.unwrap().left(), 85);
+    assert_eq!(operations.unwrap().left(), 95);
 }
 
 #[test]
@@ -117,12 +115,12 @@ fn neither_reset_nor_restore_fills_a_bucket() {
     offer(&mut fixture, &[1]);
     assert!(fixture.notify());
     assert_eq!(fixture.driver.take_used(), []);
-    assert_eq!(fixture.limits.save().bytes.unwrap().level, 0);
+    assert_eq!(fixture.limits.save().0.unwrap().left(), 0);
 
-    let saved = fixture.limits.save();
+    let (bytes, operations) = fixture.limits.save();
     let mut other = Fixture::observed(&memory, Features::NONE, counter(usize::MAX), counters);
-    other.limits.restore(&saved).unwrap();
-    assert_eq!(other.limits.save(), saved);
+    other.limits.restore(bytes, operations);
+    assert_eq!(other.limits.save(), (bytes, operations));
     offer(&mut other, &[1]);
     assert!(other.notify());
     assert_eq!(other.driver.take_used(), []);
@@ -159,41 +157,7 @@ fn a_changed_limit_is_no_gift() {
     offer(&mut fixture, &[64]);
     assert!(fixture.notify());
     fixture.limits.set(slow(1000), None);
-    assert!(fixture.limits.save().bytes.unwrap().level <= 1);
-}
-
-#[test]
-fn a_limit_that_no_device_saves_is_refused() {
-    let memory = memory();
-    let fixture = Fixture::new(&memory, Features::NONE, counter(usize::MAX));
-    let good = BucketState {
-        per_second: 5,
-        burst: 7,
-        level: i64::MIN,
-    };
-    for bad in [
-        BucketState {
-            per_second: 0,
-            ..good
-        },
-        BucketState { burst: 0, ..good },
-    ] {
-        let state = RateLimitsState {
-            bytes: Some(good),
-            operations: Some(bad),
-        };
-        assert_eq!(fixture.limits.restore(&state), Err(BadRateLimit));
-        assert_eq!(fixture.limits.save(), RateLimitsState::default());
-    }
-    let state = RateLimitsState {
-        bytes: Some(BucketState {
-            level: i64::MAX,
-            ..good
-        }),
-        operations: Some(good),
-    };
-    fixture.limits.restore(&state).unwrap();
-    assert_eq!(fixture.limits.save().bytes.unwrap().level, 7);
+    assert!(fixture.limits.save().0.unwrap().left() <= 1);
 }
 
 #[test]
@@ -216,57 +180,4 @@ fn a_full_queue_waits_as_a_whole_and_costs_one_look_at_a_time() {
     fixture.reset();
     assert_eq!(fixture.driver.take_used(), []);
     assert_eq!(counters.served(), 1);
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Act {
-    Pass(u64),
-    Charge(u64),
-}
-
-fn act() -> impl Strategy<Value = Act> {
-    prop_oneof![
-        (0..3_000_000_000_u64).prop_map(Act::Pass),
-        (1..300_u64).prop_map(Act::Charge),
-    ]
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 4 } else { 512 }))]
-
-    /// The bucket against exact arithmetic: what it lets through from the start never exceeds the
-    /// burst, what has come in, and the one request by which it may be overdrawn; and it never
-    /// makes anybody wait longer than it must.
-    #[test]
-    fn a_bucket_keeps_its_limit(
-        rate in 1..5000_u64,
-        burst in 1..500_u64,
-        acts in proptest::collection::vec(act(), 1..60),
-    ) {
-        let mut now = Duration::from_secs(7);
-        let mut bucket = TokenBucket::full(RateLimit::new(rate, burst).unwrap(), now);
-        let start = now;
-        let mut charged = 0_u128;
-        for act in acts {
-            match act {
-                Act::Pass(nanos) => now += Duration::from_nanos(nanos),
-                Act::Charge(tokens) => {
-                    if let Some(wait) = bucket.wait(now) {
-                        // One nanosecond earlier there is no token; then there is.
-                        let mut earlier = bucket;
-                        prop_assert!(earlier.wait(now + wait - Duration::from_nanos(1)).is_some());
-                        now += wait;
-                        prop_assert_eq!(bucket.wait(now), None);
-                    }
-                    let tokens = tokens.min(burst);
-                    bucket.charge(tokens);
-                    charged += u128::from(tokens);
-                    let came_in = (now - start).as_nanos() * u128::from(rate) / 1_000_000_000;
-                    prop_assert!(charged < came_in + 2 * u128::from(burst));
-                }
-            }
-            prop_assert!(bucket.level(now) <= i64::try_from(burst).unwrap());
-            prop_assert!(bucket.level(now) > -i64::try_from(burst).unwrap());
-        }
-    }
 }

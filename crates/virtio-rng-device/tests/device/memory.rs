@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex};
 
 use virtio_conformance::{DriverQueue, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE, WatchedMemory};
 use virtio_device_core::{
-    ActiveQueue, Features, Interrupt, LoopHandle, Session, StepLoop, VIRTIO_F_EVENT_IDX,
-    VirtioDevice,
+    ActiveQueue, Features, LoopHandle, StepLoop, VIRTIO_F_EVENT_IDX, VirtioDevice,
+    transport::{Interrupt, Session},
 };
 use virtio_rng_device::{EntropyDevice, QUEUE_SIZE, RngCounters};
 use vm_memory::guest_memory::{Error, GuestMemorySliceIterator, Result};

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use virtio_conformance::{DriverQueue, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
 use virtio_device_core::{
-    ActivateError, ConfigNotifier, Executor, Features, QueueLease, Session, StepLoop, VirtioDevice,
-    Worker,
+    ConfigNotifier, DeviceFault, Executor, Features, Lease, StepLoop, VirtioDevice, Worker,
+    transport::Session,
 };
 use virtio_rng_device::{EntropyDevice, KernelEntropy, MAX_REQUEST, QUEUE_SIZE, RateLimit};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -238,7 +238,7 @@ fn a_prompt_source_is_asked_with_the_queue_held_and_serves_the_same() {
     /// Counts up like [`Counter`], and sees that the queue is held when it should be.
     struct Looks {
         source: Counter,
-        lease: Arc<Mutex<Option<QueueLease>>>,
+        lease: Arc<Mutex<Option<Lease>>>,
         prompt: bool,
     }
     impl Read for Looks {
@@ -289,7 +289,7 @@ fn the_device_needs_its_queue_and_works_again_after_a_reset() {
     let config = ConfigNotifier::new(fixture.counts.clone());
     let (_session, activation) = Session::new(&config, memory.clone(), Features::NONE, [], false);
     let missing = fixture.device.activate(activation).unwrap_err();
-    assert!(matches!(missing, ActivateError::QueueMissing(0)));
+    assert!(matches!(missing, DeviceFault::QueueMissing(0)));
     fixture.reset_and_serve();
 }
 
@@ -297,8 +297,8 @@ fn the_device_needs_its_queue_and_works_again_after_a_reset() {
 fn a_device_that_cannot_start_leaves_no_waker_behind() {
     struct Refuses;
     impl Executor for Refuses {
-        fn start(&mut self, _worker: Worker) -> io::Result<()> {
-            Err(io::ErrorKind::OutOfMemory.into())
+        fn start(&mut self, _worker: Worker) -> Result<(), DeviceFault> {
+            Err(DeviceFault::Worker(io::ErrorKind::OutOfMemory.into()))
         }
     }
     let memory = memory();
@@ -308,7 +308,7 @@ fn a_device_that_cannot_start_leaves_no_waker_behind() {
     let (_session, activation) = lend(counts, memory.clone(), driver.layout(), Features::NONE);
     let kick = activation.queues[0].kick.clone();
     let error = device.activate(activation).unwrap_err();
-    assert!(matches!(error, ActivateError::Worker(_)), "{error}");
+    assert!(matches!(error, DeviceFault::Worker(_)), "{error}");
     device.limits().set(RateLimit::new(1, 1), None);
     assert!(
         kick.read().is_err(),

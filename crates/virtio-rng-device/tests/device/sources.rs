@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use virtio_conformance::DriverQueue;
-use virtio_device_core::{Features, Session, Virtqueue};
+use virtio_device_core::{Features, Virtqueue, transport::Session};
 use virtio_rng_device::{
     QUEUE_SIZE, RngCounters, RngEvent, RngObserver, SourceFailure, SourcePolicy,
 };

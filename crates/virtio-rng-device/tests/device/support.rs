@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use virtio_conformance::DriverQueue;
 use virtio_device_core::{
-    Activation, ActiveQueue, ConfigNotifier, Features, Interrupt, LoopHandle, QueueLayout, Session,
-    SessionQueue, StepLoop, VirtioDevice, Virtqueue,
+    Activation, ActiveQueue, ConfigNotifier, Features, LoopHandle, StepLoop, VirtioDevice,
+    Virtqueue,
+    transport::{Interrupt, QueueLayout, Session},
 };
 use virtio_rng_device::{EntropyDevice, QUEUE_SIZE, RateLimits, RngObserver, SourcePolicy};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -66,11 +67,11 @@ pub(crate) fn lend<M>(
     layout: QueueLayout,
     features: Features,
 ) -> (Session, Activation<M>) {
-    let queue = SessionQueue {
-        index: 0,
-        kick: Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()),
-        queue: Some(Virtqueue::new(layout, features)),
-    };
+    let queue = (
+        0,
+        Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()),
+        Some(Virtqueue::new(layout, features)),
+    );
     let config = ConfigNotifier::new(interrupt);
     Session::new(&config, memory, features, [queue], false)
 }

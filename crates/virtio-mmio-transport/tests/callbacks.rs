@@ -1,0 +1,108 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Lines and observers that use the device's handles themselves, and drivers that hear nothing more.
+#![expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
+
+mod support;
+
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use support::Fixture;
+use virtio_device_core::{
+    ActiveQueue, ConfigNotifier, DeviceFault, Event, Observer, edge_line, level_line,
+};
+use virtio_mmio_transport::{INT_CONFIG, INT_VRING};
+
+type Handles = Arc<Mutex<Option<(ActiveQueue, ConfigNotifier)>>>;
+
+/// Raises both causes, the first time that it is called from outside of itself.
+fn raise(handles: &Handles) {
+    let handles = handles.lock().unwrap().take();
+    if let Some((queue, notifier)) = handles {
+        queue.signal_used();
+        notifier.update(|| ());
+    }
+}
+
+fn live(mut fixture: Fixture, handles: &Handles) -> Fixture {
+    fixture.negotiate();
+    fixture.enable_queue(0, 0x1000, 16);
+    fixture.set(0x70, 15);
+    *handles.lock().unwrap() = Some((fixture.queue(0), fixture.notifier()));
+    fixture
+}
+
+#[test]
+fn a_line_may_raise_interrupts_while_it_is_driven() {
+    for level in [true, false] {
+        let (handles, calls) = (Handles::default(), Arc::new(Mutex::new(Vec::new())));
+        let (theirs, log) = (handles.clone(), calls.clone());
+        let drive = move |level: bool| -> io::Result<()> {
+            log.lock().unwrap().push(level);
+            raise(&theirs);
+            Ok(())
+        };
+        let fixture = if level {
+            Fixture::behind_line(level_line(drive))
+        } else {
+            Fixture::behind_line(edge_line(move || drive(true)))
+        };
+        let mut fixture = live(fixture, &handles);
+        fixture.queue(0).signal_used();
+        assert_eq!(fixture.get(0x60), INT_VRING | INT_CONFIG);
+        let expected: &[bool] = if level { &[true] } else { &[true; 3] };
+        assert_eq!(*calls.lock().unwrap(), expected);
+        fixture.set(0x64, INT_VRING | INT_CONFIG);
+        fixture.set(0x70, 0);
+        assert_eq!(calls.lock().unwrap().last(), Some(&!level));
+    }
+}
+
+#[test]
+fn an_observer_may_raise_interrupts_when_it_is_told_of_a_line_that_fails() {
+    struct Raises(Handles, AtomicU32);
+    impl Observer for Raises {
+        fn event(&self, event: &Event<'_>) {
+            if matches!(event, Event::LineFailed(_)) {
+                self.1.fetch_add(1, Ordering::SeqCst);
+                raise(&self.0);
+            }
+        }
+    }
+    let handles = Handles::default();
+    let observer = Arc::new(Raises(handles.clone(), AtomicU32::new(0)));
+    let failing = level_line(|_| Err(io::ErrorKind::WouldBlock.into()));
+    let mut fixture = live(
+        Fixture::behind_observed_line(failing, observer.clone()),
+        &handles,
+    );
+    fixture.queue(0).signal_used();
+    assert!(observer.1.load(Ordering::SeqCst) > 0);
+    assert_eq!(fixture.get(0x60), INT_VRING | INT_CONFIG);
+    fixture.set(0x70, 0);
+    assert_eq!(fixture.status(), 0);
+}
+
+#[test]
+fn a_driver_that_has_given_up_is_not_interrupted_after_restore_either() {
+    let mut fixture = Fixture::live();
+    fixture.interrupt().device_failed(&DeviceFault::Panicked);
+    fixture.set(0x64, INT_CONFIG);
+    fixture.set(0x70, 15 | 64 | 128);
+    fixture.transport.pause().unwrap();
+    let state = fixture.transport.save().unwrap();
+    assert_eq!((state.status, state.needs_reset), (15 | 128, true));
+    let mut restored = Fixture::new();
+    restored.transport.restore(&state).unwrap();
+    assert_eq!(restored.status(), 15 | 64 | 128);
+    for fixture in [&mut fixture, &mut restored] {
+        let before = fixture.raised();
+        fixture.notifier().update(|| ());
+        assert_eq!((fixture.raised(), fixture.get(0x60)), (before, 0));
+        fixture.set(0x70, 0);
+        assert_eq!(fixture.status(), 0);
+    }
+}
