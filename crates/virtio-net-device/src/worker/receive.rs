@@ -34,9 +34,8 @@ pub(super) struct Receiver {
     merges: bool,
     stock: Stock,
     vectors: Vectors,
-    header: [u8; HEADER],
-    /// What decides who gets a frame: seen before the driver can change it.
-    start: [u8; START],
+    /// The header, and what decides who gets a frame: seen before the driver can change it.
+    start: [u8; HEADER + START],
     overflow: Box<[u8]>,
     /// A packet that the driver has too little room for, and since when.
     kept: Vec<u8>,
@@ -61,8 +60,7 @@ impl Receiver {
             merges,
             stock: Stock::default(),
             vectors: Vectors::default(),
-            header: [0; HEADER],
-            start: [0; START],
+            start: [0; HEADER + START],
             overflow: vec![0; OVERFLOW].into_boxed_slice(),
             kept: Vec::with_capacity(MAX_PACKET),
             since: None,
@@ -133,10 +131,13 @@ impl Receiver {
                 return drained(ring, rings, &mut self.done, wishes.active, End::Drained);
             }
         }
-        self.header = [0; HEADER];
         let memory = rings.memory();
-        let mut packet = self.vectors.gather(&mut self.header);
-        packet.own(&mut self.start);
+        let Some((header, start)) = self.start.split_first_chunk_mut() else {
+            return Ok(Err(End::Asleep));
+        };
+        *header = [0; HEADER];
+        let mut packet = self.vectors.gather(header);
+        packet.own(start);
         self.stock.gather(memory, HEADER + START, &mut packet);
         packet.own(&mut self.overflow);
         let len = match backend.receive(&packet.packet()) {
@@ -153,35 +154,36 @@ impl Receiver {
         if !shared.has_cable() {
             return Ok(Ok(len));
         }
+        let Some((header, start)) = self.start.split_first_chunk_mut() else {
+            return Ok(Err(End::Asleep));
+        };
         let clean = match len.checked_sub(HEADER) {
-            Some(frame @ MIN_FRAME..=MAX_FRAME) => to_guest(self.header, frame, shared.offloads()),
+            Some(frame @ MIN_FRAME..=MAX_FRAME) => to_guest(*header, frame, shared.offloads()),
             _ => None,
         };
-        let Some(clean) = clean else {
+        let passes = start
+            .first_chunk()
+            .is_some_and(|start| wishes.settings.passes(start, wishes.features));
+        let Some(clean) = clean.filter(|_| passes) else {
             self.kept.clear();
-            count(&shared.drops.received);
+            if clean.is_none() {
+                count(&shared.drops.received);
+            }
             return Ok(Ok(len));
         };
-        self.header = clean;
-        if !wishes.settings.passes(&self.start, wishes.features) {
-            self.kept.clear();
-            return Ok(Ok(len));
-        }
+        *header = clean;
         self.expected = len;
         if fits {
-            let [header, start] = [&self.header[..], &self.start[..]];
-            self.stock
-                .write(memory, HEADER, start.get(..len - HEADER).unwrap_or(start));
-            let chains = self.stock.count(len).to_le_bytes();
-            self.stock
-                .write(memory, 0, header.get(..HEADER - 2).unwrap_or(header));
-            self.stock.write(memory, HEADER - 2, &chains);
+            let [.., low, high] = header;
+            [*low, *high] = self.stock.count(len).to_le_bytes();
+            let start = self.start.get(..len).unwrap_or(&self.start);
+            self.stock.write_start(rings, start);
             self.stock.use_up(memory, len, &mut self.done);
             shared.receive_limits.charge(len as u64);
             return Ok(Ok(len));
         }
         if let Some(place) = self.kept.first_chunk_mut::<HEADER>() {
-            *place = self.header;
+            *place = clean;
         }
         self.since = Some(Instant::now());
         self.deliver_kept(ring, rings, wishes)

@@ -102,6 +102,15 @@ impl Stock {
         }
     }
 
+    /// Writes the first bytes of a packet.
+    pub(super) fn write_start(&self, rings: &impl RingMemory, data: &[u8]) {
+        match self.slots.first() {
+            // Fast path: all of them lie in the first chain, which was found to be in memory.
+            Some(slot) if slot.room >= data.len() => drop(slot.chain.write(rings, data)),
+            _ => self.write(rings.memory(), 0, data),
+        }
+    }
+
     /// Writes `data` from byte `at` on.
     pub(super) fn write<M: GuestMemory>(&self, memory: &M, mut at: usize, mut data: &[u8]) {
         for slot in self.slots.iter().take(self.filled) {
