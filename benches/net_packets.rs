@@ -23,10 +23,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use virtio_conformance::{DriverQueue, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
+use virtio_device_core::transport::{Interrupt, QueueLayout, QueueSetup, Session};
 use virtio_device_core::{
-    Activation, ConfigNotifier, Context, DeviceFault, Executor, Features, Interrupt, LoopHandle,
-    Progress, QueueHandler, QueueLayout, QueueSetup, Session, SessionQueue, StepLoop, VirtioDevice,
-    Virtqueue, Worker,
+    Activation, ConfigNotifier, Context, DeviceFault, Executor, Features, LoopHandle, Progress,
+    QueueHandler, StepLoop, VirtioDevice, Virtqueue, Worker,
 };
 use virtio_net_device::{Backend, Net, Packet};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
@@ -149,11 +149,11 @@ impl Driver {
 
     fn lend(&self) -> (Session, Activation<Memory>) {
         let layout = QueueLayout::check(&self.setup, QUEUE_SIZE, &*self.memory).unwrap();
-        let queue = SessionQueue {
-            index: self.shape.queue(),
-            kick: Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()),
-            queue: Some(Virtqueue::new(layout, Features::NONE)),
-        };
+        let queue = (
+            self.shape.queue(),
+            Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()),
+            Some(Virtqueue::new(layout, Features::NONE)),
+        );
         let config = ConfigNotifier::new(Arc::new(Nobody));
         Session::new(&config, self.memory.clone(), Features::NONE, [queue], false)
     }

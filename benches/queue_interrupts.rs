@@ -51,7 +51,10 @@ impl VirtioDevice<Memory> for Device {
 fn live() -> (MmioTransport<Memory, Device>, Vec<ActiveQueue>) {
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
     let (memory, lent): (Memory, Lent) = (Arc::new(memory), Arc::default());
-    let line = edge_line(|| Ok(black_box(())));
+    let line = edge_line(|| {
+        black_box(());
+        Ok(())
+    });
     let mut transport = MmioTransport::new(Device(lent.clone()), memory.clone(), line).unwrap();
     let mut write = |offset, value: u32| transport.write(offset, &value.to_le_bytes()).unwrap();
     for (offset, value) in [(0x70, 1), (0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11)] {

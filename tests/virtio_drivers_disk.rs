@@ -16,8 +16,9 @@ use bus::MmioBus;
 use driver::BusTransport;
 use memory_disk::MemoryDisk;
 use virtio_blk_device::Block;
+use virtio_conformance::EventCounters;
 use virtio_conformance::virtio_drivers::GuestHal;
-use virtio_device_core::{EdgeLine, EventCounters, WorkerThread};
+use virtio_device_core::{WorkerThread, edge_line};
 use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
 use virtio_mmio_transport::{MmioTransport, REGION_SIZE};
 
@@ -35,7 +36,7 @@ fn machine() -> Machine {
     let device = Block::new(disk.clone(), WorkerThread::named("disk").unwrap()).unwrap();
     let device = device.with_id("a disk in memory").unwrap();
     let events = Arc::new(EventCounters::default());
-    let transport = MmioTransport::new(device, GuestHal::memory(), EdgeLine(|| Ok(())))
+    let transport = MmioTransport::new(device, GuestHal::memory(), edge_line(|| Ok(())))
         .unwrap()
         .with_observer(events.clone());
     let bus = MmioBus::new();

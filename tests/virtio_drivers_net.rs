@@ -14,8 +14,9 @@ use std::sync::{Arc, Mutex};
 
 use bus::MmioBus;
 use driver::BusTransport;
+use virtio_conformance::EventCounters;
 use virtio_conformance::virtio_drivers::GuestHal;
-use virtio_device_core::{EdgeLine, EventCounters, WorkerThread};
+use virtio_device_core::{WorkerThread, edge_line};
 use virtio_drivers::device::net::VirtIONet;
 use virtio_mmio_transport::{MmioTransport, REGION_SIZE};
 use virtio_net_device::{Net, Stream};
@@ -31,7 +32,7 @@ fn machine() -> (Driver, UnixStream, Arc<EventCounters>) {
     let threads = WorkerThread::named("net").unwrap();
     let device = Net::new(vec![Stream::new(socket)], MAC, threads).unwrap();
     let events = Arc::new(EventCounters::default());
-    let transport = MmioTransport::new(device, GuestHal::memory(), EdgeLine(|| Ok(())))
+    let transport = MmioTransport::new(device, GuestHal::memory(), edge_line(|| Ok(())))
         .unwrap()
         .with_observer(events.clone());
     let bus = MmioBus::new();

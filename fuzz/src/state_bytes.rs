@@ -5,7 +5,8 @@
 //! refused, and harms nothing either way.
 
 use arbitrary::{Arbitrary, Unstructured};
-use virtio_device_core::{DeviceState, QueueProgress, QueueSetup};
+use virtio_device_core::DeviceState;
+use virtio_device_core::transport::{QueueProgress, QueueSetup};
 use virtio_mmio_transport::TransportState;
 
 use crate::machine::{Machine, Stream};

@@ -91,7 +91,7 @@ impl<E: Executor> Block<E> {
 
     /// Sets the number of queues, from 1 to [`MAX_QUEUES`]; a number beyond is taken for the nearest. As
     /// many requests are served at a time as the executor has threads for them: give it a
-    /// [`WorkerPool`](virtio_device_core::WorkerPool).
+    /// `Vec` of [`WorkerThread`](virtio_device_core::WorkerThread)s.
     #[must_use]
     pub fn with_queues(mut self, count: u16) -> Self {
         self.queue_sizes = vec![QUEUE_SIZE; count.clamp(1, MAX_QUEUES).into()];

@@ -10,13 +10,13 @@
 //! ```
 //! use std::sync::Arc;
 //! use virtio_blk_device::{Block, FileBackend, FileOptions};
-//! use virtio_device_core::{WorkerPool, WorkerThread};
+//! use virtio_device_core::WorkerThread;
 //!
 //! # fn disk(path: &std::path::Path) -> std::io::Result<()> {
 //! let file = FileBackend::open(path, FileOptions::default())?;
 //! // A worker for each queue, on two threads.
 //! let threads = (0..2).map(|n| WorkerThread::named(format!("disk{n}")));
-//! let pool = WorkerPool::new(threads.collect::<Result<_, _>>()?);
+//! let pool = threads.collect::<Result<Vec<_>, _>>()?;
 //! let device = Block::new(Arc::new(file), pool)?.with_queues(2).with_id("root")?;
 //! // For when the file has another length.
 //! let handle = device.handle();

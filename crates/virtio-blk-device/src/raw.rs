@@ -148,6 +148,10 @@ pub(crate) fn gather<'a, B: BitmapSlice>(
                 iov_len: size,
             });
         }
+        // Nobody looks up what comes after the data.
+        if left == 0 {
+            break;
+        }
     }
     Ok(Buffers {
         vectors,

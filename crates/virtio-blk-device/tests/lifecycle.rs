@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use support::{Answer, Buf, Guest, IN, MemoryDisk, OK, OUT, header, memory, pattern, wait};
 use virtio_blk_device::{Backend, Block, Buffers};
-use virtio_device_core::{DeviceState, VirtioDevice, WorkerPool, WorkerThread};
+use virtio_device_core::{DeviceState, VirtioDevice, WorkerThread};
 
 const PENDING: u32 = 64;
 
@@ -76,14 +76,14 @@ impl Backend for Slow {
     }
 }
 
-type Device = Guest<WorkerPool>;
+type Device = Guest<Vec<WorkerThread>>;
 
-fn pool(threads: u16) -> WorkerPool {
+fn pool(threads: u16) -> Vec<WorkerThread> {
     let threads = (0..threads).map(|n| WorkerThread::named(format!("disk{n}")).unwrap());
-    WorkerPool::new(threads.collect())
+    threads.collect()
 }
 
-fn device(disk: &Arc<Slow>, queues: u16) -> Block<WorkerPool> {
+fn device(disk: &Arc<Slow>, queues: u16) -> Block<Vec<WorkerThread>> {
     Block::new(disk.clone(), pool(queues))
         .unwrap()
         .with_queues(queues)
@@ -247,7 +247,7 @@ fn a_state_that_no_disk_saves_is_refused() {
     type M = support::Memory;
     let disk = Slow::new(64);
     let mut device = device(&disk, 1);
-    let save = |device: &Block<WorkerPool>| VirtioDevice::<M>::save(device);
+    let save = |device: &Block<Vec<WorkerThread>>| VirtioDevice::<M>::save(device);
     let good = save(&device);
     let data = good.data(1).unwrap().to_vec();
     assert_eq!(data, [0, 128, 0, 0, 0, 0, 0, 0, 1]);

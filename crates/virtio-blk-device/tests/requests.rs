@@ -334,7 +334,7 @@ fn requests_wait_for_the_rate_limits_and_are_charged() {
     limits.set(None, RateLimit::new(1, 2));
     guest.ask(&[header(99, 0), Buf::W(1)]);
     guest.ask(&[header(FLUSH, 0), Buf::W(1)]);
-    assert_eq!(limits.save().operations.unwrap().level, 0);
+    assert_eq!(limits.save().1.unwrap().left(), 0);
 }
 
 #[test]

@@ -20,7 +20,7 @@ use support::{
 };
 use virtio_blk_device::{Block, FileBackend, FileOptions};
 use virtio_conformance::{MmioPort, Request, Suite};
-use virtio_device_core::{WorkerPool, WorkerThread};
+use virtio_device_core::WorkerThread;
 use virtio_mmio_transport::MmioTransport;
 
 const SECTORS: usize = 4096;
@@ -31,12 +31,12 @@ fn file() -> File {
     file
 }
 
-fn pool(threads: u16) -> WorkerPool {
+fn pool(threads: u16) -> Vec<WorkerThread> {
     let threads = (0..threads).map(|n| WorkerThread::named(format!("ring{n}")).unwrap());
-    WorkerPool::new(threads.collect())
+    threads.collect()
 }
 
-fn device(file: &File, queues: u16, options: FileOptions) -> Option<Block<WorkerPool>> {
+fn device(file: &File, queues: u16, options: FileOptions) -> Option<Block<Vec<WorkerThread>>> {
     // Another description, with a lock of its own.
     let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(file));
     let disk = FileBackend::open(path, options).unwrap();
@@ -51,7 +51,7 @@ fn device(file: &File, queues: u16, options: FileOptions) -> Option<Block<Worker
     }
 }
 
-fn guest(file: &File, queues: u16) -> Option<Guest<WorkerPool>> {
+fn guest(file: &File, queues: u16) -> Option<Guest<Vec<WorkerThread>>> {
     let device = device(file, queues, FileOptions::default())?;
     let mut guest = Guest::in_memory(memory(), device);
     guest.start(u64::MAX);
@@ -132,14 +132,14 @@ fn every_kind_of_request_is_served() {
 }
 
 /// Makes as many requests available as fit, and notifies once.
-fn flood(guest: &mut Guest<WorkerPool>, queue: usize, count: u64) -> Vec<Offered> {
+fn flood(guest: &mut Guest<Vec<WorkerThread>>, queue: usize, count: u64) -> Vec<Offered> {
     let offered = (0..count).map(|n| guest.put(queue, &read(13 * n)));
     let offered = offered.collect();
     guest.notify(queue);
     offered
 }
 
-fn check(guest: &Guest<WorkerPool>, offered: &[Offered], used: &[(u32, u32)]) {
+fn check(guest: &Guest<Vec<WorkerThread>>, offered: &[Offered], used: &[(u32, u32)]) {
     let mut heads: Vec<_> = used.iter().map(|(head, _)| *head).collect();
     heads.sort_unstable();
     heads.dedup();
@@ -210,7 +210,7 @@ fn after_a_reset_not_a_byte_lands_and_the_next_driver_is_served() {
             guest.set(0x70, 0);
             wait("the reset", || guest.status() == 0);
         }
-        let look = |guest: &Guest<WorkerPool>| -> Vec<_> {
+        let look = |guest: &Guest<Vec<WorkerThread>>| -> Vec<_> {
             offered.iter().map(|it| guest.answer(it, 0)).collect()
         };
         let before = look(&guest);

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Once};
 
 use virtio_blk_device::{Block, BlockEvent, BlockHandle, BlockObserver, FileBackend, FileOptions};
-use virtio_device_core::WorkerPool;
+use virtio_device_core::WorkerThread;
 
 use crate::devices::{self, Slot};
 
@@ -71,7 +71,7 @@ impl DiskOptions {
         let wrong = |error: io::Error| format!("--disk {}: {error}", self.path.display());
         let file = FileBackend::open(&self.path, self.file).map_err(wrong)?;
         let threads = (0..queues).map(|_| slot.worker());
-        let pool = WorkerPool::new(threads.collect::<Result<_, _>>().map_err(wrong)?);
+        let pool = threads.collect::<Result<_, _>>().map_err(wrong)?;
         let device = Block::new(Arc::new(file), pool).map_err(wrong)?;
         let mut device = device.with_queues(queues.into());
         if let Some(id) = &self.id {
@@ -98,7 +98,7 @@ pub(crate) fn open_all(disks: &[DiskOptions], queues: u8) -> Result<Vec<Disk>, S
 #[derive(Debug)]
 pub(crate) struct Disk {
     pub(crate) slot: Slot,
-    device: Block<WorkerPool>,
+    device: Block<Vec<WorkerThread>>,
 }
 
 impl Disk {
@@ -107,7 +107,7 @@ impl Disk {
     pub(crate) fn watched(
         self,
         tell: impl Fn(String) + Send + Sync + 'static,
-    ) -> (Block<WorkerPool>, BlockHandle) {
+    ) -> (Block<Vec<WorkerThread>>, BlockHandle) {
         let observer = Complaint {
             name: self.slot.name(),
             told: Once::new(),

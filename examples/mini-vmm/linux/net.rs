@@ -9,13 +9,13 @@ use std::path::PathBuf;
 
 use rustix::net::sockopt::socket_type;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
-use virtio_device_core::WorkerPool;
+use virtio_device_core::WorkerThread;
 use virtio_net_device::{Backend, Mac, Net, NetEvent, NetObserver, Stream, Tap};
 
 use crate::devices::NET;
 
 /// The device, whatever its packets go to.
-pub(crate) type Network = Net<Box<dyn Backend>, WorkerPool>;
+pub(crate) type Network = Net<Box<dyn Backend>, Vec<WorkerThread>>;
 
 /// Where packets go to.
 #[derive(Debug, PartialEq, Eq)]
@@ -117,7 +117,7 @@ impl NetOptions {
         };
         let mac = self.mac.map_or_else(any_address, Ok)?;
         let threads = backends.iter().map(|_| NET.worker());
-        let pool = WorkerPool::new(threads.collect::<Result<_, _>>()?);
+        let pool = threads.collect::<Result<_, _>>()?;
         let device = Net::new(backends, mac, pool)?;
         match self.mtu {
             Some(mtu) => device.with_mtu(mtu),

@@ -21,8 +21,9 @@ use std::time::{Duration, Instant};
 
 use bus::BusDevice;
 use virtio_blk_device::{Backend, Block};
+use virtio_conformance::EventCounters;
 use virtio_conformance::{DriverQueue, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
-use virtio_device_core::{EdgeLine, EventCounters, Executor, LoopHandle, StepLoop};
+use virtio_device_core::{Executor, LoopHandle, StepLoop, edge_line};
 use virtio_mmio_transport::{MmioTransport, TransportState};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -154,7 +155,7 @@ impl<E: Executor + 'static> Guest<E> {
         let events = Arc::new(EventCounters::default());
         let interrupts = Arc::new(AtomicU32::new(0));
         let raised = interrupts.clone();
-        let line = EdgeLine(move || {
+        let line = edge_line(move || {
             raised.fetch_add(1, Ordering::SeqCst);
             Ok(())
         });

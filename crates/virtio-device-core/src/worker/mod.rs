@@ -104,8 +104,8 @@ impl<E: Executor + ?Sized> Executor for Box<E> {
     }
 }
 
-/// Each worker has its place by its first queue: a thread a queue, if a device starts a worker for each
-/// queue, and there are as many threads.
+/// Each worker has its place by its first queue and by how many it has: a thread a worker, if a device
+/// starts a worker for each queue, or each pair of queues, and there are as many threads.
 ///
 /// ```
 /// use virtio_device_core::WorkerThread;
@@ -117,7 +117,7 @@ impl<E: Executor + ?Sized> Executor for Box<E> {
 impl<E: Executor> Executor for Vec<E> {
     fn start(&mut self, worker: Worker) -> Result<(), DeviceFault> {
         let first = worker.queues.first().map_or(0, |queue| queue.index);
-        let place = usize::from(first) % self.len().max(1);
+        let place = usize::from(first) / worker.queues.len().max(1) % self.len().max(1);
         match self.get_mut(place) {
             Some(executor) => executor.start(worker),
             None => Err(DeviceFault::device("there is no thread for workers")),

@@ -22,8 +22,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use bus::BusDevice;
+use virtio_conformance::EventCounters;
 use virtio_conformance::{DriverQueue, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
-use virtio_device_core::{DeviceState, EdgeLine, EventCounters, Executor, LoopHandle, StepLoop};
+use virtio_device_core::{DeviceState, Executor, LoopHandle, StepLoop, edge_line};
 use virtio_mmio_transport::{MmioTransport, TransportState};
 use virtio_net_device::{Backend, Net, NetDrops, NetHandle};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -188,7 +189,7 @@ impl<B: Backend, E: Executor + 'static> Guest<B, E> {
         let events = Arc::new(EventCounters::default());
         let interrupts = Arc::new(AtomicU32::new(0));
         let raised = interrupts.clone();
-        let line = EdgeLine(move || {
+        let line = edge_line(move || {
             raised.fetch_add(1, Ordering::SeqCst);
             Ok(())
         });
