@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -332,15 +332,6 @@ impl AsRawFd for WorkerLoop {
     /// Readable when [`WorkerLoop::dispatch`] has something to do.
     fn as_raw_fd(&self) -> RawFd {
         self.epoll.as_raw_fd()
-    }
-}
-
-impl AsFd for WorkerLoop {
-    /// As [`AsRawFd::as_raw_fd`].
-    #[expect(unsafe_code, reason = "the epoll instance shows its number alone")]
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the epoll instance owns the descriptor, and lives as long as `self` is borrowed.
-        unsafe { BorrowedFd::borrow_raw(self.as_raw_fd()) }
     }
 }
 
