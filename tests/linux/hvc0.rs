@@ -252,8 +252,7 @@ fn the_driver_of_hvc0_is_bound_ten_times_under_traffic() {
                 thread::spawn(move || {
                     while !over.load(Ordering::Relaxed) {
                         stdin.write_all(&[b'n'; 64]).unwrap();
-                        // Linux 6.1 may use a console's memory again while it still polls for input
-                        // that was too much at once.
+                        // Input without a pause made Linux 6.1 fail once while it let go of the console.
                         thread::sleep(Duration::from_millis(20));
                     }
                 })
