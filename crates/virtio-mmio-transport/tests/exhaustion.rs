@@ -131,6 +131,11 @@ fn a_device_that_finds_no_file_descriptor_says_so_and_leaves_none_open() {
             outcome(&mut port, &events, activated)
         });
         assert_eq!(status, 15 | 64);
+        // The observer is told after the driver.
+        let deadline = Instant::now() + SOON;
+        while events.counts().device_failed == round {
+            assert!(Instant::now() < deadline, "the observer is not told");
+        }
         let counts = events.counts();
         assert_eq!(
             (counts.device_failed, counts.activated),
