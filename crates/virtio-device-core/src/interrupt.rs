@@ -318,10 +318,11 @@ impl InterruptHandle {
 
     /// To be called before the leases are paused, and after they are resumed.
     pub(crate) fn set_paused(&self, paused: bool) {
+        self.shared.paused.store(paused, Ordering::SeqCst);
+        // Afterwards: a worker that looks at the count first and at the flag later misses no pause.
         if paused {
-            self.shared.pauses.fetch_add(1, Ordering::AcqRel);
+            self.shared.pauses.fetch_add(1, Ordering::SeqCst);
         }
-        self.shared.paused.store(paused, Ordering::Release);
     }
 
     /// Cuts all clones of this handle off; returns when no notification is on its way any more.
@@ -469,6 +470,10 @@ impl ConfigNotifier {
             fn drop(&mut self) {
                 let interrupt = &self.notifier.interrupt;
                 interrupt.config_settled();
+                // A driver that has come up meanwhile may have read the fields as they were.
+                if self.live.is_none() {
+                    self.live = Inside::of(&self.notifier.live);
+                }
                 // The next change may be made by whoever hears of this one.
                 self.changing = None;
                 if self.live.is_some() {

@@ -96,8 +96,6 @@
 //!
 //! What a VMM may want to know reaches it as an [`Event`], through an [`Observer`].
 
-// Unsafe code is denied by the workspace; one function in `worker/event_loop.rs` borrows a descriptor
-// from a type that shows no more than its number.
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

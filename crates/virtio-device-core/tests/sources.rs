@@ -328,6 +328,38 @@ fn the_end_of_requests_in_flight_is_told_during_a_pause() {
 }
 
 #[test]
+fn what_ends_requests_in_flight_is_called_again_during_a_pause() {
+    for again in [Progress::More, Progress::After(Duration::from_millis(1))] {
+        let activated = activated(1);
+        let (mut host, device) = UnixStream::pair().unwrap();
+        let hold = || activated.queues[0].lease.hold().unwrap();
+        let mut in_flight = vec![hold(), hold(), hold()];
+        let watched = device.try_clone().unwrap();
+        let handler = Input(
+            move |cx: &mut Context<'_>| {
+                let watched = cx.watch_in_flight(SOURCE, &watched);
+                watched.map_err(DeviceFault::Backend)
+            },
+            move |_, readiness: EventSet, _: &mut Context<'_>| {
+                if readiness.contains(EventSet::IN) {
+                    (&device).read_exact(&mut [0]).unwrap();
+                }
+                in_flight.pop();
+                Ok(if in_flight.is_empty() {
+                    Progress::Idle
+                } else {
+                    again
+                })
+            },
+        );
+        let _thread = start(Worker::new(handler, vec![], activated.interrupt.clone()));
+        activated.session.pause();
+        host.write_all(b"x").unwrap();
+        wait_until("the pause", || activated.session.is_idle());
+    }
+}
+
+#[test]
 fn a_source_that_is_not_watched_any_more_is_not_called_for() {
     let ways: [fn(&mut Context<'_>) -> Progress; 3] = [
         // It asks, and lets go in the same call; or waits, and lets go while another calls.

@@ -92,12 +92,15 @@ impl MmioInterrupt {
 
     /// The values to be saved: the causes, and a generation at rest.
     pub(crate) fn saved(&self) -> (u32, u32) {
-        (self.causes(), self.generation().next_multiple_of(2))
+        let generation = self.generation();
+        (self.causes(), generation.wrapping_add(generation % 2))
     }
 
     /// Puts saved values back, and raises the interrupt if there are causes.
     pub(crate) fn restore(&self, status: u32, generation: u32) {
-        self.generation.store(generation & !1, Ordering::Release);
+        // A change that goes on meanwhile stays visible, and ends as it would have.
+        let put = |now: u32| Some(generation & !1 | now & 1);
+        let _ = (self.generation).fetch_update(Ordering::AcqRel, Ordering::Acquire, put);
         if status != 0 {
             self.raise(status);
         }
@@ -140,6 +143,7 @@ impl MmioInterrupt {
         let Some(mut state) = level.begin() else {
             return;
         };
+        let driving = Driving(level);
         loop {
             let wanted = wanted();
             if wanted == state.high {
@@ -153,9 +157,8 @@ impl MmioInterrupt {
             }
             state.high = wanted;
         }
-        state.driver = None;
         drop(state);
-        level.driven.notify_all();
+        drop(driving);
     }
 
     /// Returns whether the line took the change. A line that panics has not; it must not take the
@@ -181,6 +184,16 @@ struct Level {
 struct LevelState {
     high: bool,
     driver: Option<ThreadId>,
+}
+
+/// The calling thread drives the line, until this is dropped: also by an observer that panics.
+struct Driving<'a>(&'a Level);
+
+impl Drop for Driving<'_> {
+    fn drop(&mut self) {
+        self.0.lock().driver = None;
+        self.0.driven.notify_all();
+    }
 }
 
 impl Level {
@@ -289,8 +302,47 @@ mod tests {
         let (_, saved) = interrupt.saved();
         assert_eq!(saved % 2, 0);
         assert!(saved > seen);
-        interrupt.restore(0, saved);
-        assert_eq!(interrupt.generation(), saved);
-        assert_eq!(interrupt.status(), 0);
+        let other = self::interrupt();
+        other.restore(0, saved);
+        assert_eq!(other.generation(), saved);
+        assert_eq!(other.status(), 0);
+    }
+
+    #[test]
+    fn the_last_generation_there_is_can_be_saved() {
+        let interrupt = interrupt();
+        interrupt.restore(0, u32::MAX);
+        interrupt.config_changing();
+        assert_eq!(interrupt.saved().1 % 2, 0);
+    }
+
+    #[test]
+    fn a_generation_comes_to_rest_that_is_restored_during_a_change() {
+        let interrupt = interrupt();
+        interrupt.config_changing();
+        interrupt.restore(0, 6);
+        assert_ne!(interrupt.generation(), interrupt.generation());
+        interrupt.config_settled();
+        assert_eq!(interrupt.generation(), interrupt.generation());
+    }
+
+    #[test]
+    fn an_observer_that_panics_leaves_the_line_to_others() {
+        struct Panicking;
+        impl Observer for Panicking {
+            fn event(&self, _event: &Event<'_>) {
+                panic!("an observer's own fault");
+            }
+        }
+        let line = virtio_device_core::level_line(|_| Err(io::ErrorKind::BrokenPipe.into()));
+        let interrupt = Arc::new(MmioInterrupt::new(Box::new(line)));
+        interrupt.set_observer(Box::new(Panicking));
+        let raised = catch_unwind(AssertUnwindSafe(|| interrupt.raise(INT_VRING)));
+        assert!(raised.is_err());
+        let other = interrupt.clone();
+        let other = std::thread::spawn(move || {
+            let _ = catch_unwind(AssertUnwindSafe(|| other.raise(INT_VRING)));
+        });
+        other.join().unwrap();
     }
 }

@@ -128,7 +128,9 @@ impl Context<'_> {
     /// [`InFlight`](crate::InFlight), so what ends those must not wait for the pause.
     ///
     /// During a pause [`QueueHandler::ready`] finds its queues
-    /// [paused](crate::Unavailable::Paused), and [`InFlight::with`](crate::InFlight::with) works.
+    /// [paused](crate::Unavailable::Paused), and [`InFlight::with`](crate::InFlight::with) works. What
+    /// it and [`QueueHandler::process`] have asked for by [`Progress::More`] and [`Progress::After`]
+    /// goes on as well.
     ///
     /// # Errors
     ///

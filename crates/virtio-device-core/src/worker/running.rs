@@ -154,12 +154,12 @@ impl Running {
         &self.queues
     }
 
-    /// Has every wait be over; returns whether there is any.
+    /// Has every wait be over; returns whether there is any that a pause does not hold back.
     pub(crate) fn expire_all(&mut self) -> bool {
         self.again
             .iter_mut()
             .for_each(|again| again.at = When::Soon);
-        !self.again.is_empty()
+        !self.again.is_empty() && !self.interrupt.is_paused()
     }
 
     /// Whether the activation has ended, so that there is nothing left to do.
@@ -222,16 +222,15 @@ impl Running {
         }
         let paused = self.interrupt.is_paused();
         let refused = self.sources.suspend(poller, paused);
-        if paused {
-            return Life::GoesOn;
-        }
-        for number in refused {
+        for number in refused.into_iter().filter(|_| !paused) {
             let reason = Reason::Source(number);
             if self.serve(poller, reason, LOST) == Life::Ended {
                 return Life::Ended;
             }
         }
+        let sources = &self.sources;
         let due = |again: &Again| match again.at {
+            _ if paused && !sources.ends_requests(again.reason) => false,
             When::Soon => true,
             When::At(at) => at <= now,
         };
@@ -254,26 +253,29 @@ impl Running {
 
     /// Whether the loop must come round without waiting.
     pub(crate) fn is_due(&self) -> bool {
-        let soon = |again: &Again| matches!(again.at, When::Soon);
-        !self.interrupt.is_paused() && self.again.iter().any(soon)
+        let soon = |again: &Again| matches!(again.at, When::Soon) && self.is_served(again.reason);
+        self.again.iter().any(soon)
     }
 
     /// The next moment that the handler waits for.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let times = self.again.iter().filter_map(|again| match again.at {
-            When::At(at) => Some(at),
-            When::Soon => None,
+            When::At(at) if self.is_served(again.reason) => Some(at),
+            _ => None,
         });
-        times.min().filter(|_| !self.interrupt.is_paused())
+        times.min()
+    }
+
+    /// Whether the handler is called for this now. During a pause it is for what ends requests in
+    /// flight: the pause waits for those.
+    fn is_served(&self, reason: Reason) -> bool {
+        !self.interrupt.is_paused() || self.sources.ends_requests(reason)
     }
 
     fn serve(&mut self, poller: &Poller<'_>, reason: Reason, readiness: EventSet) -> Life {
         self.again.retain(|again| again.reason != reason);
-        let ends_requests = match reason {
-            Reason::Source(number) => self.sources.is_in_flight(number),
-            Reason::Queue(_) => false,
-        };
-        if self.interrupt.is_paused() && !ends_requests {
+        let pauses = self.interrupt.pauses();
+        if !self.is_served(reason) {
             // What else is ready is reported again after the pause.
             let readiness = readiness & EventSet::HANG_UP;
             self.again.push(Again {
@@ -284,7 +286,6 @@ impl Running {
             self.sources.suspend(poller, true);
             return Life::GoesOn;
         }
-        let pauses = self.interrupt.pauses();
         self.queues.iter_mut().for_each(ActiveQueue::refresh);
         let mut cx = Context {
             queues: &self.queues,

@@ -182,10 +182,15 @@ impl Sources {
         list.any(|source| source.number == number && source.polled)
     }
 
-    /// Whether source `number` is served while the device is paused.
-    pub(crate) fn is_in_flight(&self, number: u32) -> bool {
-        let mut list = self.list.iter();
-        list.any(|source| source.number == number && source.in_flight)
+    /// Whether the handler is called for this while the device is paused: for a source that tells of
+    /// the end of requests in flight, and for the queues of a worker that has such a source, as it may
+    /// not have handed all requests on yet.
+    pub(crate) fn ends_requests(&self, reason: Reason) -> bool {
+        let mut in_flight = self.list.iter().filter(|source| source.in_flight);
+        match reason {
+            Reason::Source(number) => in_flight.any(|source| source.number == number),
+            Reason::Queue(_) => in_flight.next().is_some(),
+        }
     }
 
     /// Stops waiting, or goes on with it. Returns the sources that the kernel refuses to wait for
