@@ -177,7 +177,7 @@ where
     fn read_config(&self, offset: u32, data: &mut [u8]) {
         let (shared, queues) = (&self.shared, self.queue_sizes.len());
         let space = config::space(
-            shared.disk().capacity,
+            shared.capacity(),
             shared.backend.geometry(),
             shared.writeback(),
             u16::try_from(queues).unwrap_or(MAX_QUEUES),

@@ -4,13 +4,13 @@
 //! What the halves of the device share, and what of it is saved.
 
 use std::fmt;
-use std::io::{self, ErrorKind};
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use virtio_device_core::{ConfigNotifier, DeviceFault, DeviceState, RateLimits};
 
-use crate::backend::{Backend, Buffers};
+use crate::backend::{Backend, Buffers, is_unsupported};
 use crate::observer::{BlockEvent, BlockObserver, Operation};
 use crate::request::{Disk, ID_LEN, Refusal, Request, SECTOR};
 
@@ -22,6 +22,8 @@ pub(crate) struct Shared {
     pub(crate) backend: Arc<dyn Backend>,
     /// Bytes, whole sectors.
     capacity: AtomicU64,
+    /// What the back end last told, in bytes: not what a saved state says.
+    behind: AtomicU64,
     /// Whether a write need not be stable before it is flushed.
     pub(crate) writeback: AtomicBool,
     pub(crate) id: [u8; ID_LEN],
@@ -39,8 +41,10 @@ impl fmt::Debug for Shared {
 
 impl Shared {
     pub(crate) fn new(backend: Arc<dyn Backend>) -> io::Result<Self> {
+        let capacity = whole_sectors(backend.capacity()?);
         Ok(Self {
-            capacity: AtomicU64::new(whole_sectors(backend.capacity()?)),
+            capacity: AtomicU64::new(capacity),
+            behind: AtomicU64::new(capacity),
             backend,
             writeback: AtomicBool::new(true),
             id: [0; ID_LEN],
@@ -50,11 +54,18 @@ impl Shared {
         })
     }
 
+    /// What requests are measured against: what the driver knows of is not there for them before the
+    /// back end has told of it.
     pub(crate) fn disk(&self) -> Disk {
         Disk {
-            capacity: self.capacity.load(Ordering::Acquire),
+            capacity: self.capacity().min(self.behind.load(Ordering::Acquire)),
             read_only: self.backend.is_read_only(),
         }
+    }
+
+    /// The capacity that the driver knows, in bytes.
+    pub(crate) fn capacity(&self) -> u64 {
+        self.capacity.load(Ordering::Acquire)
     }
 
     pub(crate) fn writeback(&self) -> bool {
@@ -64,7 +75,8 @@ impl Shared {
     /// Takes over the back end's capacity, and tells the driver if it is another one.
     pub(crate) fn refresh(&self) -> io::Result<u64> {
         let capacity = whole_sectors(self.backend.capacity()?);
-        if capacity != self.disk().capacity {
+        self.behind.store(capacity, Ordering::Release);
+        if capacity != self.capacity() {
             let change = || self.capacity.store(capacity, Ordering::Release);
             match self.config.get() {
                 Some(config) => config.update(change),
@@ -109,16 +121,14 @@ impl Shared {
             ));
         }
         let may_be_missing = [Operation::Discard, Operation::WriteZeroes];
-        match error.kind() {
-            ErrorKind::Unsupported if may_be_missing.contains(&request.operation) => {
-                Err(Refusal::Unsupported)
-            }
-            _ => Err(Refusal::Failed),
+        match is_unsupported(error) && may_be_missing.contains(&request.operation) {
+            true => Err(Refusal::Unsupported),
+            false => Err(Refusal::Failed),
         }
     }
 
     pub(crate) fn save(&self) -> DeviceState {
-        let mut data = self.disk().capacity.to_le_bytes().to_vec();
+        let mut data = self.capacity().to_le_bytes().to_vec();
         data.push(self.writeback().into());
         DeviceState::new(VERSION, data).unwrap_or_default()
     }

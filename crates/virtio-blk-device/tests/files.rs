@@ -13,11 +13,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use support::{
-    Buf, DISCARD, Guest, IN, IOERR, MemoryDisk, OK, OUT, UNSUPP, WRITE_ZEROES, header, pattern,
-    segment,
+    Buf, DISCARD, Guest, IN, IOERR, Memory, MemoryDisk, OK, OUT, UNSUPP, WRITE_ZEROES, header,
+    pattern, segment,
 };
 use tempfile::NamedTempFile;
 use virtio_blk_device::{Backend, BlockEvent, Buffers, FileBackend, FileOptions, Operation};
+use virtio_device_core::{DeviceState, VirtioDevice};
 
 fn image(len: usize) -> NamedTempFile {
     let mut file = NamedTempFile::new().unwrap();
@@ -236,6 +237,23 @@ fn a_file_that_shrinks_fails_at_what_is_gone() {
     }));
     assert_eq!(log.lock().unwrap().len(), 2);
     assert_eq!((guest.write(0, &pattern(1, 512)), guest.status()), (OK, 15));
+}
+
+#[test]
+fn a_restored_capacity_does_not_make_a_file_longer() {
+    let file = image(8 * 512);
+    let mut state = (1_u64 << 30).to_le_bytes().to_vec();
+    state.push(1);
+    let state = DeviceState::new(1, state).unwrap();
+    let backend = FileBackend::open(file.path(), FileOptions::default()).unwrap();
+    let mut guest = Guest::of(Arc::new(backend), |mut device| {
+        VirtioDevice::<Memory>::restore(&mut device, &state).unwrap();
+        device
+    });
+    assert_eq!(guest.capacity(), 1 << 21);
+    assert_eq!(guest.write(8, &pattern(1, 512)), IOERR);
+    assert_eq!(guest.write(7, &pattern(1, 512)), OK);
+    assert_eq!(file.as_file().metadata().unwrap().len(), 8 * 512);
 }
 
 #[test]

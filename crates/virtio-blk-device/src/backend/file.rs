@@ -3,7 +3,7 @@
 
 //! An image file or a block device.
 
-use std::fs::File;
+use std::fs::{File, FileType};
 use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::fs::{self, AtFlags, FallocateFlags, OFlags, SeekFrom, StatxFlags};
 use rustix::io::retry_on_intr;
 
-use crate::backend::{Backend, Buffers, Geometry};
+use crate::backend::{Backend, Buffers, Geometry, is_unsupported};
 use crate::raw;
 
 /// What is written where holes cannot be punched.
@@ -55,6 +55,8 @@ impl FileBackend {
     /// If it cannot be opened, and as [`FileBackend::new`].
     pub fn open(path: impl AsRef<Path>, options: FileOptions) -> io::Result<Self> {
         let write = !options.read_only;
+        // A pipe without a writer would keep whoever opens it.
+        check_type(std::fs::metadata(&path)?.file_type())?;
         let file = File::options().read(true).write(write).open(path)?;
         Self::new(file, options)
     }
@@ -67,11 +69,7 @@ impl FileBackend {
     /// somebody else ([`ErrorKind::ResourceBusy`]), or cannot do direct I/O.
     pub fn new(file: File, options: FileOptions) -> io::Result<Self> {
         let metadata = file.metadata()?;
-        let is_device = metadata.file_type().is_block_device();
-        if !is_device && !metadata.is_file() {
-            let what = "neither a regular file nor a block device";
-            return Err(io::Error::new(ErrorKind::InvalidInput, what));
-        }
+        let is_device = check_type(metadata.file_type())?;
         if !options.read_only && !fs::fcntl_getfl(&file)?.contains(OFlags::RDWR) {
             return Err(io::Error::new(
                 ErrorKind::InvalidInput,
@@ -158,6 +156,15 @@ fn open_direct(file: &File, block: u32, read_only: bool) -> io::Result<(File, u3
     }
 }
 
+/// Whether it is a block device; otherwise it is a regular file.
+fn check_type(file: FileType) -> io::Result<bool> {
+    if !file.is_block_device() && !file.is_file() {
+        let what = "neither a regular file nor a block device";
+        return Err(io::Error::new(ErrorKind::InvalidInput, what));
+    }
+    Ok(file.is_block_device())
+}
+
 impl Backend for FileBackend {
     fn capacity(&self) -> io::Result<u64> {
         // Nobody else uses the position, and this works for both kinds of file.
@@ -195,7 +202,7 @@ impl Backend for FileBackend {
             false => FallocateFlags::ZERO_RANGE,
         };
         match self.fallocate(way, &range) {
-            Err(error) if error.kind() == ErrorKind::Unsupported => {}
+            Err(error) if is_unsupported(&error) => {}
             result => return result,
         }
         while !range.is_empty() {

@@ -5,7 +5,7 @@
 
 mod file;
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::ops::Range;
 
 pub use crate::raw::Buffers;
@@ -159,4 +159,9 @@ impl Geometry {
             Self::Native4096 => (4096, 4096),
         }
     }
+}
+
+/// Whether the host does not have an operation. Older standard libraries have no kind for the error.
+pub(crate) fn is_unsupported(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::Unsupported || error.raw_os_error() == Some(libc::EOPNOTSUPP)
 }
