@@ -135,7 +135,8 @@ impl<B: Backend> Shared<B> {
     }
 
     pub(crate) fn is_up(&self) -> bool {
-        self.has_cable() && !self.pairs.iter().any(Pair::has_failed)
+        let used = self.pairs.iter().take(self.settings().pairs.into());
+        self.has_cable() && !used.into_iter().any(Pair::has_failed)
     }
 
     pub(crate) fn has_cable(&self) -> bool {

@@ -165,13 +165,19 @@ impl Backend for Tap {
     }
 
     fn reopen(&mut self) -> io::Result<()> {
+        // It may have failed for another reason than that the tap is gone.
+        if tap_flags(self.fd.as_fd()).is_ok() {
+            return Ok(());
+        }
         let name = self.name.as_ref().ok_or(ErrorKind::Unsupported)?;
         // To make one is not the device's business: nobody would expect it.
         if !Path::new("/sys/class/net").join(name).exists() {
             return Err(ErrorKind::NotFound.into());
         }
-        let tap = Self::set_up(attach(name, self.flags)?, self.flags)?;
-        self.fd = tap.fd;
+        // The offloads are the tap's, not this queue's: another one may have set them.
+        let fd = attach(name, self.flags)?;
+        tap_header(fd.as_fd(), c_int::try_from(HEADER).unwrap_or(0))?;
+        self.fd = fd;
         Ok(())
     }
 }

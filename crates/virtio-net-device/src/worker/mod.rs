@@ -258,6 +258,13 @@ impl<M: GuestAddressSpace, B: Backend> Handler<M, B> {
         let shared = self.shared.clone();
         if self.pair == 0 {
             shared.set_offloads(shared.wanted_offloads(self.features))?;
+            // A host spreads what it sends over all pairs that it takes for used.
+            let pairs = shared.settings().pairs;
+            for (index, other) in (1..).zip(shared.pairs.iter().skip(1)) {
+                if !other.has_failed() {
+                    other.backend().set_active(index < pairs)?;
+                }
+            }
         }
         let mut backend = pair.backend();
         backend.set_active(self.pair < shared.settings().pairs)?;

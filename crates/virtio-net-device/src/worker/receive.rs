@@ -113,7 +113,8 @@ impl Receiver {
         wishes: &Wishes<'_, B>,
     ) -> Result<Result<usize, End>, RingFault> {
         let shared = wishes.shared;
-        if !shared.has_cable() {
+        let has_cable = shared.has_cable();
+        if !has_cable {
             // What the host sends now is lost, and does not come when there is a cable again.
             self.forget_kept();
             self.stock.put_back(ring);
@@ -151,7 +152,8 @@ impl Receiver {
             self.kept.resize(len, 0);
             packet.packet().copy_to(&mut self.kept);
         }
-        if !shared.has_cable() {
+        // Also if there is one now: there was no room when there was none.
+        if !has_cable || !shared.has_cable() {
             return Ok(Ok(len));
         }
         let Some((header, start)) = self.start.split_first_chunk_mut() else {
