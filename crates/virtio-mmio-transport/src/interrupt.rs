@@ -340,7 +340,7 @@ mod tests {
         let raised = catch_unwind(AssertUnwindSafe(|| interrupt.raise(INT_VRING)));
         assert!(raised.is_err());
         let other = interrupt.clone();
-        let other = std::thread::spawn(move || {
+        let other = thread::spawn(move || {
             let _ = catch_unwind(AssertUnwindSafe(|| other.raise(INT_VRING)));
         });
         other.join().unwrap();

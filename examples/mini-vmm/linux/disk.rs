@@ -3,6 +3,7 @@
 
 //! Disks: what the user says of each, and the devices that are made of that.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Once};
@@ -44,13 +45,18 @@ impl DiskOptions {
             path: path.ok_or("--disk: the path is empty")?.into(),
             ..Self::default()
         };
+        let mut seen = BTreeSet::new();
         for part in parts {
+            let option = part.split_once('=').map_or(part, |(option, _)| option);
+            if !seen.insert(option) {
+                return Err(format!("--disk: {option} is given twice"));
+            }
             match part.split_once('=') {
                 None if part == "ro" => disk.file.read_only = true,
                 None if part == "direct" => disk.file.direct = true,
                 Some(("engine", "sync")) => disk.engine = Engine::Sync,
                 Some(("engine", "uring")) => disk.engine = Engine::Uring,
-                Some(("id", id)) => disk.id = Some(id.to_owned()),
+                Some(("id", id)) if !id.is_empty() => disk.id = Some(id.to_owned()),
                 _ => {
                     return Err(format!(
                         "--disk: '{part}' is none of ro, direct, engine=sync, engine=uring and \

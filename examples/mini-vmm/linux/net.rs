@@ -3,10 +3,12 @@
 
 //! The network: what the user says of it, and the device that is made of that.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::PathBuf;
 
+use rustix::net::SocketType;
 use rustix::net::sockopt::socket_type;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use virtio_device_core::WorkerThread;
@@ -45,7 +47,12 @@ impl NetOptions {
     /// One line that says what is wrong with it.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let (mut place, mut mac, mut mtu, mut queues) = (None, None, None, 1);
+        let mut seen = BTreeSet::new();
         for part in text.split(',') {
+            let option = part.split_once('=').map_or(part, |(option, _)| option);
+            if !seen.insert(option) {
+                return Err(format!("--net: {option} is given twice"));
+            }
             let wrong = |what: &str| format!("--net: '{part}' is no {what}");
             match part.split_once('=') {
                 Some(("tap", name)) if place.is_none() => place = Some(Where::Tap(name.to_owned())),
@@ -110,7 +117,8 @@ impl NetOptions {
                 let program = pidfd_open(getpid(), PidfdFlags::empty())?;
                 let fd = pidfd_getfd(program, *fd, PidfdGetfdFlags::empty())?;
                 match socket_type(&fd) {
-                    Ok(_) => vec![Box::new(Stream::new(fd))],
+                    Ok(SocketType::STREAM) => vec![Box::new(Stream::new(fd))],
+                    Ok(_) => return Err(io::Error::other("not a stream socket")),
                     Err(_) => vec![Box::new(Tap::new(fd)?)],
                 }
             }
