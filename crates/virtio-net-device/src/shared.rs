@@ -107,6 +107,16 @@ impl<B: Backend> Shared<B> {
         result
     }
 
+    /// Has the back ends of the first `pairs` pairs take part, and no others: a host spreads what it
+    /// sends over all that do. One that has failed is asked when it is back.
+    pub(crate) fn use_pairs(&self, pairs: u16) -> io::Result<()> {
+        let all = (0..).zip(&self.pairs).filter(|(_, it)| !it.has_failed());
+        for (index, pair) in all {
+            pair.backend().set_active(index < pairs)?;
+        }
+        Ok(())
+    }
+
     /// What packets to a driver that has agreed on `features` may need.
     pub(crate) fn wanted_offloads(&self, features: Features) -> Features {
         let agreed = features & GUEST_OFFLOADS;

@@ -21,8 +21,7 @@ use std::time::{Duration, Instant};
 
 use bus::BusDevice;
 use virtio_blk_device::{Backend, Block};
-use virtio_conformance::EventCounters;
-use virtio_conformance::{DriverQueue, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
+use virtio_conformance::{DriverQueue, EventCounters, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
 use virtio_device_core::{Executor, LoopHandle, StepLoop, edge_line};
 use virtio_mmio_transport::{MmioTransport, TransportState};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};

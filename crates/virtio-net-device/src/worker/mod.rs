@@ -258,13 +258,7 @@ impl<M: GuestAddressSpace, B: Backend> Handler<M, B> {
         let shared = self.shared.clone();
         if self.pair == 0 {
             shared.set_offloads(shared.wanted_offloads(self.features))?;
-            // A host spreads what it sends over all pairs that it takes for used.
-            let pairs = shared.settings().pairs;
-            for (index, other) in (1..).zip(shared.pairs.iter().skip(1)) {
-                if !other.has_failed() {
-                    other.backend().set_active(index < pairs)?;
-                }
-            }
+            shared.use_pairs(shared.settings().pairs)?;
         }
         let mut backend = pair.backend();
         backend.set_active(self.pair < shared.settings().pairs)?;
@@ -396,14 +390,7 @@ fn run<B: Backend>(shared: &Shared<B>, terms: Terms, command: Command) -> bool {
                 return false;
             }
         }
-        Command::Pairs(pairs) => {
-            let all = (0..).zip(&shared.pairs).filter(|(_, it)| !it.has_failed());
-            for (index, pair) in all {
-                if pair.backend().set_active(index < *pairs).is_err() {
-                    return false;
-                }
-            }
-        }
+        Command::Pairs(pairs) if shared.use_pairs(*pairs).is_err() => return false,
         _ => {}
     }
     let wakes = matches!(command, Command::Pairs(_));

@@ -22,8 +22,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use bus::BusDevice;
-use virtio_conformance::EventCounters;
-use virtio_conformance::{DriverQueue, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
+use virtio_conformance::{DriverQueue, EventCounters, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
 use virtio_device_core::{DeviceState, Executor, LoopHandle, StepLoop, edge_line};
 use virtio_mmio_transport::{MmioTransport, TransportState};
 use virtio_net_device::{Backend, Net, NetDrops, NetHandle};
