@@ -29,6 +29,7 @@ mod signals;
 mod terminal;
 mod trace;
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -85,6 +86,21 @@ pub(crate) enum Reboot {
     Exit,
     /// It starts again, with the same devices.
     InPlace,
+}
+
+/// The parts `NAME` or `NAME=VALUE` of what is given to `option`, unless a name is there twice.
+fn given_once<'a>(
+    option: &str,
+    parts: impl Iterator<Item = &'a str>,
+) -> Result<Vec<&'a str>, String> {
+    let (mut names, parts) = (BTreeSet::new(), parts.collect::<Vec<_>>());
+    for part in &parts {
+        let name = part.split_once('=').map_or(*part, |(name, _)| name);
+        if !names.insert(name) {
+            return Err(format!("{option}: {name} is given twice"));
+        }
+    }
+    Ok(parts)
 }
 
 /// How to boot Linux.

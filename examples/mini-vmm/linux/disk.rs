@@ -3,7 +3,6 @@
 
 //! Disks: what the user says of each, and the devices that are made of that.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Once};
@@ -11,6 +10,7 @@ use std::sync::{Arc, Once};
 use virtio_blk_device::{Block, BlockEvent, BlockHandle, BlockObserver, FileBackend, FileOptions};
 use virtio_device_core::WorkerThread;
 
+use super::given_once;
 use crate::devices::{self, Slot};
 
 /// How requests reach the file.
@@ -45,12 +45,7 @@ impl DiskOptions {
             path: path.ok_or("--disk: the path is empty")?.into(),
             ..Self::default()
         };
-        let mut seen = BTreeSet::new();
-        for part in parts {
-            let option = part.split_once('=').map_or(part, |(option, _)| option);
-            if !seen.insert(option) {
-                return Err(format!("--disk: {option} is given twice"));
-            }
+        for part in given_once("--disk", parts)? {
             match part.split_once('=') {
                 None if part == "ro" => disk.file.read_only = true,
                 None if part == "direct" => disk.file.direct = true,

@@ -3,7 +3,6 @@
 
 //! The network: what the user says of it, and the device that is made of that.
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::PathBuf;
@@ -14,6 +13,7 @@ use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_op
 use virtio_device_core::WorkerThread;
 use virtio_net_device::{Backend, Mac, Net, NetEvent, NetObserver, Stream, Tap};
 
+use super::given_once;
 use crate::devices::NET;
 
 /// The device, whatever its packets go to.
@@ -47,12 +47,7 @@ impl NetOptions {
     /// One line that says what is wrong with it.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let (mut place, mut mac, mut mtu, mut queues) = (None, None, None, 1);
-        let mut seen = BTreeSet::new();
-        for part in text.split(',') {
-            let option = part.split_once('=').map_or(part, |(option, _)| option);
-            if !seen.insert(option) {
-                return Err(format!("--net: {option} is given twice"));
-            }
+        for part in given_once("--net", text.split(','))? {
             let wrong = |what: &str| format!("--net: '{part}' is no {what}");
             match part.split_once('=') {
                 Some(("tap", name)) if place.is_none() => place = Some(Where::Tap(name.to_owned())),
