@@ -159,9 +159,19 @@ impl<P: Port> Machine<P> {
         DriverQueue::new(self.memory.plain(), base, size)
     }
 
-    /// Makes the device live. The queue of the request is at [`QUEUE`], in 8 descriptors, or as many
-    /// as it has; all others are enabled, and stay empty.
+    /// Makes the device live, with the queues of [`Machine::set_up`].
     pub(crate) fn start(&mut self, features: Features) -> Queue {
+        let queue = self.set_up(features);
+        self.go_live();
+        queue
+    }
+
+    /// Prepares the device until only `DRIVER_OK` is missing. The queue of the request is at
+    /// [`QUEUE`], in 8 descriptors, or as many as it has; all others are enabled, and stay empty.
+    ///
+    /// Who wants to watch the device has to begin here: a worker on a thread of its own looks at its
+    /// queues as soon as it lives, and goes on for a while with what it has found.
+    pub(crate) fn set_up(&mut self, features: Features) -> Queue {
         self.memory.unwatch();
         self.negotiate(features);
         let mut others = Vec::new();
@@ -182,6 +192,11 @@ impl<P: Port> Machine<P> {
         let queue = self.queue(QUEUE);
         assert!(self.port.enable(index, queue.setup()));
         assert!(self.port.is_enabled(index));
+        queue
+    }
+
+    /// Takes the step to a live device.
+    pub(crate) fn go_live(&mut self) {
         let activated = self.events.counts().activated;
         self.port.set_status(15);
         self.wait("the device's start", |machine| {
@@ -189,7 +204,6 @@ impl<P: Port> Machine<P> {
             machine.events.counts().activated > activated
         });
         assert_eq!(self.port.status(), 15);
-        queue
     }
 
     /// Stops the test if the device has failed.

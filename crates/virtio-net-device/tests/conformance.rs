@@ -78,7 +78,6 @@ fn sending_conforms() {
 }
 
 #[test]
-#[ignore = "its flood stops in one of eight runs, and why is not known"]
 fn sending_conforms_on_a_thread() {
     sending().check(on_a_thread);
 }

@@ -132,10 +132,10 @@ pub(super) fn bad_requests<P: Port>(machine: &mut Machine<P>) {
         let mut queue = machine.start(Features::NONE);
         queue.descriptor(2, addr, len, flags, 0);
         let image = machine.image();
+        let before = machine.events.counts();
         queue.offer(2);
         let expected = machine.image();
         assert!(image != expected, "the offer is in memory");
-        let before = machine.events.counts();
         machine.notify();
         assert_eq!(machine.used(&mut queue, 1), [(2, 0)], "{addr:#x} {len:#x}");
         machine.same_but_used_ring(&expected, &queue);
