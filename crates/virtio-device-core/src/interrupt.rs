@@ -25,6 +25,10 @@ use crate::sync::{AtomicBool, AtomicUsize, Mutex, MutexGuard, Ordering};
 ///
 /// A line must not wait: a reset waits for an interrupt that is on its way. So an `EventFd` must be
 /// non-blocking.
+///
+/// A line with an event fd is triggered by many threads at once: the workers of several queues do not
+/// wait for each other. Any other line is driven by one thread at a time, so that it may take several
+/// steps, as raising and lowering a line of KVM's by `KVM_IRQ_LINE` does.
 pub trait InterruptLine: Send + Sync {
     /// Raises the interrupt: once, or, if the line is level-triggered, until it is cleared.
     ///
@@ -89,7 +93,7 @@ macro_rules! pointers_are_lines {
 
 pointers_are_lines!(Arc, Box);
 
-/// An edge-triggered line: `raise` raises the interrupt once.
+/// An edge-triggered line: `raise` raises the interrupt once. The calls come one at a time.
 ///
 /// ```
 /// use virtio_device_core::{InterruptLine, edge_line};

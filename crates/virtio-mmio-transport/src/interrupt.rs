@@ -12,9 +12,7 @@ use virtio_device_core::{Event, InterruptLine, Observer, transport::Interrupt};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::register::{INT_CONFIG, INT_VRING};
-use crate::sync::{
-    AtomicBool, AtomicU32, Condvar, Mutex, MutexGuard, Ordering, ThreadId, fence, thread,
-};
+use crate::sync::{AtomicBool, AtomicU32, Mutex, MutexGuard, Ordering, ThreadId, fence, thread};
 
 /// `InterruptStatus` and `ConfigGeneration`, and the line to the guest. Reading takes no locks:
 /// vCPUs read these registers while a worker raises interrupts.
@@ -23,11 +21,33 @@ pub(crate) struct MmioInterrupt {
     /// Odd while the configuration space changes.
     generation: AtomicU32,
     line: Box<dyn InterruptLine>,
-    /// For a level-triggered line, its level, and who drives it.
-    level: Option<Level>,
+    trigger: Trigger,
     /// A foreign server interrupts by the line's event fd, and cannot say so in `status`.
     external: AtomicBool,
     observer: OnceLock<Box<dyn Observer>>,
+}
+
+/// How the line is driven.
+enum Trigger {
+    /// By the kernel, for any number of threads at once.
+    EventFd,
+    /// By one thread at a time: a line that is raised and lowered again makes no edge for a thread that
+    /// raises it in between.
+    Edge(Turns),
+    /// By one thread at a time, to the level that the causes want.
+    Level(Turns),
+}
+
+impl Trigger {
+    fn of(line: &dyn InterruptLine) -> Self {
+        if line.is_level() {
+            Self::Level(Turns::default())
+        } else if line.event_fd().is_some() {
+            Self::EventFd
+        } else {
+            Self::Edge(Turns::default())
+        }
+    }
 }
 
 impl MmioInterrupt {
@@ -35,7 +55,7 @@ impl MmioInterrupt {
         Self {
             status: AtomicU32::new(0),
             generation: AtomicU32::new(0),
-            level: line.is_level().then(Level::default),
+            trigger: Trigger::of(&*line),
             external: AtomicBool::new(false),
             line,
             observer: OnceLock::new(),
@@ -115,12 +135,13 @@ impl MmioInterrupt {
         if self.causes() & causes != causes {
             self.status.fetch_or(causes, Ordering::AcqRel);
         }
-        if self.level.is_some() {
-            self.update_level();
-        } else {
-            // A line that fails leaves the cause visible to a driver that looks, and is tried again
-            // with the next one.
-            self.drive(|line| line.trigger());
+        // An edge that fails leaves the cause visible to a driver that looks, and is tried again with
+        // the next one.
+        let edge = || self.drive(|line| line.trigger());
+        match &self.trigger {
+            Trigger::EventFd => _ = edge(),
+            Trigger::Edge(turns) => turns.take(|_| edge()),
+            Trigger::Level(_) => self.update_level(),
         }
     }
 
@@ -135,30 +156,21 @@ impl MmioInterrupt {
         self.drive_level(|| false);
     }
 
-    /// Brings a level-triggered line to the level that is wanted. One thread drives it at a time, without
-    /// a lock: a line or an observer that changes the causes itself comes back here at once, and the
-    /// call that it is in looks again.
+    /// Brings a level-triggered line to the level that is wanted.
     fn drive_level(&self, wanted: impl Fn() -> bool) {
-        let Some(level) = &self.level else { return };
-        let Some(mut state) = level.begin() else {
+        let Trigger::Level(turns) = &self.trigger else {
             return;
         };
-        let driving = Driving(level);
-        loop {
+        turns.take(|high| {
             let wanted = wanted();
-            if wanted == state.high {
-                break;
+            let change =
+                |line: &dyn InterruptLine| if wanted { line.trigger() } else { line.clear() };
+            let driven = wanted == *high || self.drive(change);
+            if driven {
+                *high = wanted;
             }
-            drop(state);
-            let driven = self.drive(|line| if wanted { line.trigger() } else { line.clear() });
-            state = level.lock();
-            if !driven {
-                break;
-            }
-            state.high = wanted;
-        }
-        drop(state);
-        drop(driving);
+            driven
+        });
     }
 
     /// Returns whether the line took the change. A line that panics has not; it must not take the
@@ -174,47 +186,58 @@ impl MmioInterrupt {
     }
 }
 
+/// Whose turn it is to drive the line.
 #[derive(Default)]
-struct Level {
-    state: Mutex<LevelState>,
-    driven: Condvar,
+struct Turns {
+    /// Whether a level-triggered line is high. Held by the thread that drives it.
+    high: Mutex<bool>,
+    driver: Mutex<Driver>,
 }
 
 #[derive(Default)]
-struct LevelState {
-    high: bool,
-    driver: Option<ThreadId>,
+struct Driver {
+    thread: Option<ThreadId>,
+    /// It has come here again from inside of its turn.
+    again: bool,
+}
+
+impl Turns {
+    /// Calls `turn` when no other thread is inside of such a call; it returns whether the line took the
+    /// change. A line or an observer that comes here from inside of a turn does not wait for itself: the
+    /// turn is taken once more, unless the line has failed.
+    fn take(&self, mut turn: impl FnMut(&mut bool) -> bool) {
+        let this = thread::current().id();
+        {
+            let mut driver = lock(&self.driver);
+            if driver.thread == Some(this) {
+                driver.again = true;
+                return;
+            }
+        }
+        let mut high = lock(&self.high);
+        let _driving = Driving(&self.driver);
+        let mut again = true;
+        while again {
+            *lock(&self.driver) = Driver {
+                thread: Some(this),
+                again: false,
+            };
+            again = turn(&mut high) && lock(&self.driver).again;
+        }
+    }
 }
 
 /// The calling thread drives the line, until this is dropped: also by an observer that panics.
-struct Driving<'a>(&'a Level);
+struct Driving<'a>(&'a Mutex<Driver>);
 
 impl Drop for Driving<'_> {
     fn drop(&mut self) {
-        self.0.lock().driver = None;
-        self.0.driven.notify_all();
+        *lock(self.0) = Driver::default();
     }
 }
 
-impl Level {
-    /// Makes the calling thread the one that drives the line, after whoever does now; `None` if that is
-    /// this thread already.
-    fn begin(&self) -> Option<MutexGuard<'_, LevelState>> {
-        let this = thread::current().id();
-        let mut state = self.lock();
-        while let Some(driver) = state.driver {
-            if driver == this {
-                return None;
-            }
-            state = (self.driven.wait(state)).unwrap_or_else(PoisonError::into_inner);
-        }
-        state.driver = Some(this);
-        Some(state)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, LevelState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Interrupt for MmioInterrupt {

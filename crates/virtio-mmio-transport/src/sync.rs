@@ -6,7 +6,7 @@
 #[cfg(loom)]
 pub(crate) use loom::{
     sync::{
-        Condvar, Mutex, MutexGuard,
+        Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicU32, Ordering, fence},
     },
     thread::{self, ThreadId},
@@ -14,7 +14,7 @@ pub(crate) use loom::{
 #[cfg(not(loom))]
 pub(crate) use std::{
     sync::{
-        Condvar, Mutex, MutexGuard,
+        Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicU32, Ordering, fence},
     },
     thread::{self, ThreadId},

@@ -445,6 +445,29 @@ fn a_level_is_what_the_causes_say() {
 }
 
 #[test]
+fn the_last_cause_of_two_threads_makes_an_edge() {
+    model(|| {
+        let (guest, high) = (Arc::new(Guest::default()), AtomicBool::new(false));
+        let wire = guest.clone();
+        // Raised and lowered again: whoever raises it while it is high makes no edge.
+        let line = edge_line(move || {
+            if !high.swap(true, Ordering::Relaxed) {
+                wire.raised.fetch_add(1, Ordering::Relaxed);
+            }
+            high.store(false, Ordering::Relaxed);
+            Ok(())
+        });
+        let mut machine = Machine::with(guest, line);
+        machine.start();
+        let queue = machine.queue();
+        let worker = thread::spawn(move || queue.signal_used());
+        machine.queue().signal_used();
+        worker.join().unwrap();
+        assert_eq!(machine.guest.raised.load(Ordering::Relaxed), 2);
+    });
+}
+
+#[test]
 fn fields_that_are_read_under_one_generation_belong_together() {
     model(|| {
         let mut machine = Machine::live();
