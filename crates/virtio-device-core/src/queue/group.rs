@@ -23,26 +23,28 @@ impl Virtqueue {
         used: impl IntoIterator<Item = (Head, u32)>,
     ) -> Result<(), RingFault> {
         self.latching(|queue| {
-            let before = queue.next_used;
-            let mut used = used.into_iter().fuse();
-            let mut group = Group::new(queue);
+            let mut used = used.into_iter();
+            let mut next = used.next();
+            let Some((first, _)) = &next else {
+                return Ok(());
+            };
+            let mut group = Group::new(queue, first);
             // Fast path: the place of the ring is known. A run ends where the ring wraps.
             'group: while let Some(slots) = memory.known_elements(group.slot()) {
                 for slot in 0..slots.len() {
-                    let Some((head, len)) = used.next() else {
+                    let Some((head, len)) = next else {
                         break 'group;
                     };
                     group.add(&head)?;
                     let element = u64::from(head.0) | u64::from(len) << 32;
                     slots.store(slot, element.to_le());
+                    next = used.next();
                 }
             }
             drop(group);
-            for (head, len) in used {
+            while let Some((head, len)) = next {
                 queue.add_used(memory, head, len)?;
-            }
-            if queue.next_used == before {
-                return Ok(());
+                next = used.next();
             }
             queue.publish_used(memory)
         })
@@ -62,10 +64,11 @@ struct Group<'q> {
 
 impl<'q> Group<'q> {
     #[inline]
-    fn new(queue: &'q mut Virtqueue) -> Self {
+    fn new(queue: &'q mut Virtqueue, first: &Head) -> Self {
+        let (index, _) = place(first.0);
         Self {
-            word: queue.taken.word(0),
-            index: 0,
+            word: queue.taken.word(index),
+            index,
             next_used: queue.next_used,
             // The size is a power of two.
             mask: queue.size() - 1,
