@@ -29,6 +29,28 @@ use crate::sync::{AtomicBool, AtomicUsize, Mutex, MutexGuard, Ordering};
 /// A line with an event fd is triggered by many threads at once: the workers of several queues do not
 /// wait for each other. Any other line is driven by one thread at a time, so that it may take several
 /// steps, as raising and lowering a line of KVM's by `KVM_IRQ_LINE` does.
+///
+/// ```
+/// use std::io;
+/// use std::sync::atomic::{AtomicU32, Ordering};
+/// use virtio_device_core::InterruptLine;
+///
+/// /// A line that is polled.
+/// #[derive(Default)]
+/// struct Pending(AtomicU32);
+///
+/// impl InterruptLine for Pending {
+///     fn trigger(&self) -> io::Result<()> {
+///         self.0.fetch_add(1, Ordering::SeqCst);
+///         Ok(())
+///     }
+/// }
+///
+/// let line = Pending::default();
+/// line.trigger()?;
+/// assert!(!line.is_level());
+/// # Ok::<(), io::Error>(())
+/// ```
 pub trait InterruptLine: Send + Sync {
     /// Raises the interrupt: once, or, if the line is level-triggered, until it is cleared.
     ///
@@ -151,6 +173,23 @@ impl<F: Fn(bool) -> io::Result<()> + Send + Sync> InterruptLine for LineOf<F> {
 /// A transport's notifications to the driver (VIRTIO 1.3, section 2.3).
 ///
 /// Implemented by transports. Called from many threads at once, without a lock that queues share.
+///
+/// ```
+/// use virtio_device_core::transport::Interrupt;
+///
+/// /// A vector for each queue, as PCI has it: a function that signals one.
+/// struct Vectors<F>(F);
+///
+/// impl<F: Fn(u16) + Send + Sync> Interrupt for Vectors<F> {
+///     fn used_buffers(&self, queue: u16) {
+///         (self.0)(queue + 1);
+///     }
+///
+///     fn config_interrupt(&self) {
+///         (self.0)(0);
+///     }
+/// }
+/// ```
 pub trait Interrupt: Send + Sync {
     /// Tells the driver that queue `queue` holds used buffers.
     fn used_buffers(&self, queue: u16);
@@ -435,6 +474,16 @@ impl fmt::Debug for QueueInterrupt {
 ///
 /// A device gets one through [`VirtioDevice::connect`](crate::VirtioDevice::connect), and hands
 /// clones to whoever changes its configuration.
+///
+/// ```
+/// use std::sync::{Arc, Mutex};
+/// use virtio_device_core::ConfigNotifier;
+///
+/// /// What the host calls when a disk has grown, on any thread.
+/// fn grown(config: &ConfigNotifier, capacity: &Arc<Mutex<u64>>, sectors: u64) {
+///     config.update(|| *capacity.lock().unwrap() = sectors);
+/// }
+/// ```
 #[derive(Clone)]
 pub struct ConfigNotifier {
     interrupt: Arc<dyn Interrupt>,
