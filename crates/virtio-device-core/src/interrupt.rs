@@ -21,6 +21,23 @@ use crate::sync::{AtomicBool, AtomicUsize, Mutex, MutexGuard, Ordering};
 /// A transport's notifications to the driver (VIRTIO 1.3, section 2.3).
 ///
 /// Implemented by transports. Called from many threads at once, without a lock that queues share.
+///
+/// ```
+/// use virtio_device_core::transport::Interrupt;
+///
+/// /// A vector for each queue, as PCI has it: a function that signals one.
+/// struct Vectors<F>(F);
+///
+/// impl<F: Fn(u16) + Send + Sync> Interrupt for Vectors<F> {
+///     fn used_buffers(&self, queue: u16) {
+///         (self.0)(queue + 1);
+///     }
+///
+///     fn config_interrupt(&self) {
+///         (self.0)(0);
+///     }
+/// }
+/// ```
 pub trait Interrupt: Send + Sync {
     /// Tells the driver that queue `queue` holds used buffers.
     fn used_buffers(&self, queue: u16);
@@ -305,6 +322,16 @@ impl fmt::Debug for QueueInterrupt {
 ///
 /// A device gets one through [`VirtioDevice::connect`](crate::VirtioDevice::connect), and hands
 /// clones to whoever changes its configuration.
+///
+/// ```
+/// use std::sync::{Arc, Mutex};
+/// use virtio_device_core::ConfigNotifier;
+///
+/// /// What the host calls when a disk has grown, on any thread.
+/// fn grown(config: &ConfigNotifier, capacity: &Arc<Mutex<u64>>, sectors: u64) {
+///     config.update(|| *capacity.lock().unwrap() = sectors);
+/// }
+/// ```
 #[derive(Clone)]
 pub struct ConfigNotifier {
     interrupt: Arc<dyn Interrupt>,

@@ -18,6 +18,28 @@ use vmm_sys_util::eventfd::EventFd;
 /// A line with an event fd is triggered by many threads at once: the workers of several queues do not
 /// wait for each other. Any other line is driven by one thread at a time, so that it may take several
 /// steps, as raising and lowering a line of KVM's by `KVM_IRQ_LINE` does.
+///
+/// ```
+/// use std::io;
+/// use std::sync::atomic::{AtomicU32, Ordering};
+/// use virtio_device_core::InterruptLine;
+///
+/// /// A line that is polled.
+/// #[derive(Default)]
+/// struct Pending(AtomicU32);
+///
+/// impl InterruptLine for Pending {
+///     fn trigger(&self) -> io::Result<()> {
+///         self.0.fetch_add(1, Ordering::SeqCst);
+///         Ok(())
+///     }
+/// }
+///
+/// let line = Pending::default();
+/// line.trigger()?;
+/// assert!(!line.is_level());
+/// # Ok::<(), io::Error>(())
+/// ```
 pub trait InterruptLine: Send + Sync {
     /// Raises the interrupt: once, or, if the line is level-triggered, until it is cleared.
     ///
