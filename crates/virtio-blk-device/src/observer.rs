@@ -25,6 +25,14 @@ pub enum Operation {
     WriteZeroes,
 }
 
+impl Operation {
+    /// Whether what is on the disk is another afterwards.
+    #[cfg(feature = "io-uring")]
+    pub(crate) const fn changes(self) -> bool {
+        matches!(self, Self::Write | Self::Discard | Self::WriteZeroes)
+    }
+}
+
 /// Something that a VMM may want to know about a disk.
 #[derive(Debug)]
 #[non_exhaustive]

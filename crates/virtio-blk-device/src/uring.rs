@@ -89,9 +89,22 @@ impl<T> Default for Slot<T> {
 struct Busy<T> {
     head: Head,
     request: Request,
+    stage: Stage,
     memory: T,
     active: ActiveQueue,
     in_flight: InFlight<Virtqueue>,
+}
+
+/// What the kernel is at work on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// All that there is to be done, except for syncs.
+    Whole,
+    /// A write without a cache, which a sync follows. Both at once would fail with one error, which does
+    /// not say whether anything is lost that was written before.
+    Write,
+    /// A sync of all of the file.
+    Sync,
 }
 
 impl<M: GuestAddressSpace> RingHandler<M> {
@@ -156,6 +169,11 @@ impl<M: GuestAddressSpace> RingHandler<M> {
                     let active = active.clone();
                     slot.busy = Some(Busy {
                         head,
+                        stage: match request.operation {
+                            Operation::Flush => Stage::Sync,
+                            Operation::Write if !self.shared.writeback() => Stage::Write,
+                            _ => Stage::Whole,
+                        },
                         request,
                         memory,
                         active,
@@ -164,11 +182,7 @@ impl<M: GuestAddressSpace> RingHandler<M> {
                     let Some(ring) = &mut self.ring else { break };
                     // SAFETY: vectors, memory and file stay as they are until the entry is
                     // complete: they are in the slot, which is busy, and in `shared`.
-                    if unsafe { ring.submission().push(&entry) }.is_err() {
-                        // There are as many entries as there are slots.
-                        let full = io::Error::other("the submission queue is full");
-                        return Err(DeviceFault::Backend(full));
-                    }
+                    unsafe { push(ring, &entry) }?;
                     self.free.pop();
                 }
                 (Ok(request), None) => {
@@ -211,19 +225,52 @@ impl<M: GuestAddressSpace> RingHandler<M> {
         let Some(ring) = &mut self.ring else {
             return Ok(());
         };
+        let mut to_sync = Vec::new();
         for entry in ring.completion() {
             let index = u16::try_from(entry.user_data()).unwrap_or(u16::MAX);
             let Some(slot) = self.slots.get_mut(usize::from(index)) else {
                 continue;
             };
-            let Some(busy) = slot.busy.take() else {
+            let Some(mut busy) = slot.busy.take() else {
                 continue;
             };
+            let moved = u64::try_from(entry.result()).ok() == Some(busy.request.moved());
+            if busy.stage == Stage::Write && moved && !busy.in_flight.is_revoked() {
+                busy.stage = Stage::Sync;
+                slot.busy = Some(busy);
+                to_sync.push(index);
+                continue;
+            }
             self.free.push(index);
             finish(&mut slot.job, busy, &self.shared, entry.result())?;
         }
+        for index in to_sync {
+            if let Some(entry) = sync(&self.shared) {
+                // SAFETY: the file lives in `shared`, and the slot is busy.
+                unsafe { push(ring, &entry.user_data(index.into())) }?;
+            }
+        }
         Ok(())
     }
+}
+
+/// Hands an entry to the ring.
+///
+/// # Safety
+///
+/// What it names must stay as it is until the entry is complete.
+unsafe fn push(ring: &mut IoUring, entry: &squeue::Entry) -> Result<(), DeviceFault> {
+    // SAFETY: as the caller says.
+    let pushed = unsafe { ring.submission().push(entry) };
+    // There are as many entries as there are slots.
+    pushed.map_err(|full| DeviceFault::Backend(io::Error::other(full)))
+}
+
+/// A sync of all of the file.
+fn sync(shared: &Shared) -> Option<squeue::Entry> {
+    let file = shared.backend.as_file()?;
+    let sync = opcode::Fsync::new(Fd(file.file().as_raw_fd()));
+    Some(sync.flags(FsyncFlags::DATASYNC).build())
 }
 
 /// Completes a request that the kernel is done with.
@@ -235,6 +282,7 @@ where
     let Busy {
         head,
         request,
+        stage,
         memory,
         active,
         in_flight,
@@ -246,15 +294,17 @@ where
     let error = u32::try_from(result).err();
     let error = error.map(|_| io::Error::from_raw_os_error(result.wrapping_neg()));
     let moved = u64::try_from(result).unwrap_or(0);
-    let outcome = match (request.operation, error) {
-        (Operation::Flush, error) => {
-            let flushed = error.map_or(Ok(()), Err);
+    let outcome = match (stage, error) {
+        (Stage::Sync, Some(error)) if is_for_another_way(&error) => {
+            shared.outcome(&request, shared.backend.flush())
+        }
+        (Stage::Sync, error) => {
             let file = shared.backend.as_file();
-            let flushed = file.map_or(Ok(()), |file| file.flushed(flushed));
-            shared.outcome(&request, flushed)
+            let synced = file.map_or(Ok(()), |file| file.synced(error.map_or(Ok(()), Err)));
+            shared.outcome(&request, synced)
         }
         (_, Some(error)) if !is_for_another_way(&error) => shared.outcome(&request, Err(error)),
-        (_, None) if moved == request.moved() => shared.outcome(&request, Ok(())),
+        (Stage::Whole, None) if moved == request.moved() => shared.outcome(&request, Ok(())),
         // It was done in part, or the kernel has no such way: what is left is waited for.
         _ => match job.buffers(&*memory, &request) {
             Ok(buffers) => shared.run(&request, &buffers),
@@ -292,6 +342,9 @@ fn entry(
     slot: u16,
 ) -> Option<squeue::Entry> {
     let file = shared.backend.as_file()?;
+    if request.operation.changes() {
+        file.check_end(&request.range).ok()?;
+    }
     let (start, len) = (request.range.start, request.range.end - request.range.start);
     let whole = Fd(file.file().as_raw_fd());
     let entry = match request.operation {
@@ -302,18 +355,12 @@ fn entry(
             if request.operation == Operation::Read {
                 opcode::Readv::new(fd, vectors, count).offset(start).build()
             } else {
-                let write = opcode::Writev::new(fd, vectors, count).offset(start);
-                let stable = if shared.writeback() {
-                    0
-                } else {
-                    libc::RWF_DSYNC
-                };
-                write.rw_flags(stable).build()
+                opcode::Writev::new(fd, vectors, count)
+                    .offset(start)
+                    .build()
             }
         }
-        Operation::Flush if !shared.backend.is_read_only() => opcode::Fsync::new(whole)
-            .flags(FsyncFlags::DATASYNC)
-            .build(),
+        Operation::Flush if !shared.backend.is_read_only() => sync(shared)?,
         Operation::Discard | Operation::WriteZeroes if len != 0 && shared.writeback() => {
             let zero = request.operation == Operation::WriteZeroes && !request.unmap;
             let way = match zero {

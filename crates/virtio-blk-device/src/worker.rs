@@ -11,7 +11,7 @@ use virtio_device_core::{
     RingMemory, Rings, Virtqueue,
 };
 use vm_memory::bitmap::{BS, Bitmap as _};
-use vm_memory::{GuestAddressSpace, GuestMemory};
+use vm_memory::{GuestAddressSpace, GuestMemory, Permissions};
 
 use crate::backend::Buffers;
 use crate::config::QUEUE_SIZE;
@@ -53,14 +53,15 @@ impl<M: GuestAddressSpace> QueueHandler for Handler<M> {
                 let rings = rings.get_or_insert_with(|| Rings::new(&*memory, ring.layout()));
                 if let Some((head, len)) = served.take() {
                     ring.complete(rings, head, len)?;
-                    if ring.needs_interrupt(rings)? {
-                        active.signal_used();
-                    }
                 } else {
                     ring.disable_notification(rings)?;
                 }
-                self.job
-                    .take(ring, rings, active, &self.shared, &mut budget)
+                let next = (self.job).take(ring, rings, active, &self.shared, &mut budget)?;
+                // Afterwards, because looking into an empty ring has paid for the fence already.
+                if ring.needs_interrupt(rings)? {
+                    active.signal_used();
+                }
+                Ok::<_, RingFault>(next)
             });
             let head = match looked {
                 Ok(next) => match next? {
@@ -142,10 +143,12 @@ impl Job {
         request: &Request,
     ) -> Result<Buffers<'a>, BadRequest> {
         let (vectors, len) = (&mut self.vectors, request.moved());
+        let (readable, writable) = (self.chain.readable(), self.chain.writable());
         match request.operation {
-            Operation::Read => raw::gather(vectors, self.chain.writable_slices(memory), 0, len),
+            Operation::Read => raw::gather(vectors, memory, (writable, Permissions::Write), 0, len),
             Operation::Write => {
-                raw::gather(vectors, self.chain.readable_slices(memory), HEADER, len)
+                let data = (readable, Permissions::Read);
+                raw::gather(vectors, memory, data, HEADER as u64, len)
             }
             _ => Ok(Buffers::default()),
         }

@@ -36,12 +36,18 @@ pub struct FileOptions {
 /// driver discards. A file is locked as long as the back end lives (an open file description lock of
 /// all of it), so that two of them never write to one image. Once a flush has failed, the kernel may
 /// have dropped what it could not write: from then on every flush fails.
+///
+/// A file may become shorter, by the host's hand, at any time: what is beyond its end fails, and the file
+/// is not made longer again. Its length is asked for before each write; so that none is on its way in
+/// between, pause the device while you shorten the file, and call
+/// [`BlockHandle::refresh`](crate::BlockHandle::refresh) afterwards.
 #[derive(Debug)]
 pub struct FileBackend {
     file: File,
     /// The same file past the page cache, and what everything must be a multiple of.
     direct: Option<(File, u32)>,
     read_only: bool,
+    is_device: bool,
     geometry: Geometry,
     /// Whether something that the driver has written may be lost.
     lost: AtomicBool,
@@ -96,6 +102,7 @@ impl FileBackend {
             file,
             direct,
             read_only: options.read_only,
+            is_device,
             geometry: Geometry::of(logical.max(align), physical),
             lost: AtomicBool::new(false),
         })
@@ -115,21 +122,38 @@ impl FileBackend {
         self.file.as_fd()
     }
 
-    /// Takes note of how a flush has ended.
-    pub(crate) fn flushed(&self, result: io::Result<()>) -> io::Result<()> {
-        let failed = self.lost.fetch_or(result.is_err(), Ordering::SeqCst);
-        result.and_then(|()| match failed {
+    /// Refuses a change of what is beyond the end as it is now: a file that somebody has made shorter
+    /// would be as long again as it was.
+    pub(crate) fn check_end(&self, range: &Range<u64>) -> io::Result<()> {
+        match self.is_device || range.end <= self.capacity()? {
+            true => Ok(()),
+            false => Err(ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    /// Takes note of how a sync has ended, and says how that is told.
+    pub(crate) fn synced(&self, result: io::Result<()>) -> io::Result<()> {
+        let before = self.lost.fetch_or(loses_data(&result), Ordering::SeqCst);
+        result.and_then(|()| match before {
             true => Err(io::Error::other("an earlier flush has failed")),
             false => Ok(()),
         })
     }
 
     fn fallocate(&self, flags: FallocateFlags, range: &Range<u64>) -> io::Result<()> {
+        self.check_end(range)?;
         let (flags, len) = (flags | FallocateFlags::KEEP_SIZE, range.end - range.start);
         Ok(retry_on_intr(|| {
             fs::fallocate(&self.file, flags, range.start, len)
         })?)
     }
+}
+
+/// Whether something may be lost that was written before a sync that has ended like this. The kernel
+/// tells once of what it could not write; who was interrupted, or is to come again, was not told.
+fn loses_data(synced: &io::Result<()>) -> bool {
+    let error = synced.as_ref().err().map(io::Error::raw_os_error);
+    error.is_some_and(|code| !matches!(code, Some(libc::EINTR | libc::EAGAIN)))
 }
 
 /// Opens the very same file, whatever has become of its path, for direct I/O; says what memory, offsets
@@ -180,16 +204,16 @@ impl Backend for FileBackend {
     }
 
     fn read(&self, offset: u64, buffers: &Buffers<'_>) -> io::Result<()> {
-        buffers.transfer(self.descriptor(offset, buffers), false, offset, 0)
+        buffers.transfer(self.descriptor(offset, buffers), false, offset)
     }
 
     fn write(&self, offset: u64, buffers: &Buffers<'_>) -> io::Result<()> {
-        buffers.transfer(self.descriptor(offset, buffers), true, offset, 0)
+        self.check_end(&(offset..offset + buffers.bytes()))?;
+        buffers.transfer(self.descriptor(offset, buffers), true, offset)
     }
 
     fn flush(&self) -> io::Result<()> {
-        let synced = retry_on_intr(|| fs::fdatasync(&self.file));
-        self.flushed(synced.map_err(io::Error::from))
+        self.synced(retry_on_intr(|| fs::fdatasync(&self.file)).map_err(io::Error::from))
     }
 
     fn discard(&self, range: Range<u64>) -> io::Result<()> {
@@ -216,5 +240,45 @@ impl Backend for FileBackend {
 
     fn as_file(&self) -> Option<&FileBackend> {
         Some(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_sync_that_was_carried_out_and_failed_loses_data() {
+        assert!(!loses_data(&Ok(())));
+        for (code, loses) in [
+            (libc::EINTR, false),
+            (libc::EAGAIN, false),
+            (libc::EIO, true),
+            (libc::ENOSPC, true),
+            (libc::EDQUOT, true),
+            (libc::EOPNOTSUPP, true),
+        ] {
+            let error = io::Error::from_raw_os_error(code);
+            assert_eq!(loses_data(&Err(error)), loses, "{code}");
+        }
+        assert!(loses_data(&Err(ErrorKind::Other.into())));
+    }
+
+    #[test]
+    fn a_sync_that_has_failed_is_remembered_and_one_that_was_interrupted_is_not() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let disk = FileBackend::open(file.path(), FileOptions::default()).unwrap();
+        let failed = |code| Err(io::Error::from_raw_os_error(code));
+        for code in [libc::EINTR, libc::EAGAIN] {
+            assert_eq!(
+                disk.synced(failed(code)).unwrap_err().raw_os_error(),
+                Some(code)
+            );
+            disk.synced(Ok(())).unwrap();
+            disk.flush().unwrap();
+        }
+        disk.synced(failed(libc::EIO)).unwrap_err();
+        disk.synced(Ok(())).unwrap_err();
+        disk.flush().unwrap_err();
     }
 }
