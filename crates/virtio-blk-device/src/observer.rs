@@ -25,14 +25,6 @@ pub enum Operation {
     WriteZeroes,
 }
 
-impl Operation {
-    /// Whether what is on the disk is another afterwards.
-    #[cfg(feature = "io-uring")]
-    pub(crate) const fn changes(self) -> bool {
-        matches!(self, Self::Write | Self::Discard | Self::WriteZeroes)
-    }
-}
-
 /// Something that a VMM may want to know about a disk.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -45,14 +37,10 @@ pub enum BlockEvent<'a> {
 /// Receives [`BlockEvent`]s.
 ///
 /// Called on a worker's thread: it must not wait, and must not call the device. A failing disk has it
-/// called as often as the guest likes. `()` ignores all events.
+/// called as often as the guest likes.
 pub trait BlockObserver: Send + Sync {
     /// Takes note of `event`.
     fn event(&self, event: &BlockEvent<'_>);
-}
-
-impl BlockObserver for () {
-    fn event(&self, _event: &BlockEvent<'_>) {}
 }
 
 impl<T: BlockObserver + ?Sized> BlockObserver for Arc<T> {

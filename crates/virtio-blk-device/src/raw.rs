@@ -111,9 +111,7 @@ impl<'a> Buffers<'a> {
 
 impl fmt::Debug for Buffers<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Buffers")
-            .field("len", &self.len)
-            .finish_non_exhaustive()
+        write!(f, "Buffers({} bytes)", self.len)
     }
 }
 
@@ -121,9 +119,8 @@ impl fmt::Debug for Buffers<'_> {
 pub(crate) fn gather<'a, M: GuestMemory>(
     vectors: &'a mut Vec<iovec>,
     memory: &'a M,
-    (buffers, access): (impl Iterator<Item = (GuestAddress, u32)>, Permissions),
-    mut skip: u64,
-    len: u64,
+    buffers: impl Iterator<Item = (GuestAddress, u32)>,
+    (access, mut skip, len): (Permissions, u64, u64),
 ) -> Result<Buffers<'a>, BadRequest> {
     vectors.clear();
     let mut left = len;
@@ -167,17 +164,22 @@ fn vector<B: BitmapSlice>(slice: &VolatileSlice<'_, B>) -> iovec {
 pub(crate) fn lock(fd: BorrowedFd<'_>, exclusive: bool) -> io::Result<()> {
     // SAFETY: a structure of integers, for which 0 is a value: all of the file, here.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
-    let kind = if exclusive {
-        libc::F_WRLCK
-    } else {
-        libc::F_RDLCK
+    let kind = match exclusive {
+        true => libc::F_WRLCK,
+        false => libc::F_RDLCK,
     };
     lock.l_type = i16::try_from(kind).unwrap_or(0);
     // SAFETY: `lock` is what this command reads.
-    match unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } {
-        -1 => Err(io::Error::last_os_error()),
-        _ => Ok(()),
+    if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } == 0 {
+        return Ok(());
     }
+    let error = io::Error::last_os_error();
+    Err(match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::EACCES) => {
+            io::Error::new(ErrorKind::ResourceBusy, "somebody else is using it")
+        }
+        _ => error,
+    })
 }
 
 /// The beginning of a configuration space.

@@ -78,10 +78,7 @@ impl Shared {
         self.behind.store(capacity, Ordering::Release);
         if capacity != self.capacity() {
             let change = || self.capacity.store(capacity, Ordering::Release);
-            match self.config.get() {
-                Some(config) => config.update(change),
-                None => change(),
-            }
+            (self.config.get()).map_or_else(change, |config| config.update(change));
         }
         Ok(capacity)
     }
@@ -114,16 +111,12 @@ impl Shared {
             return Ok(request.written());
         };
         if let Some(observer) = self.observer.get() {
-            observer.event(&BlockEvent::Failed(
-                request.operation,
-                &request.range,
-                error,
-            ));
+            let event = BlockEvent::Failed(request.operation, &request.range, error);
+            observer.event(&event);
         }
-        let may_be_missing = [Operation::Discard, Operation::WriteZeroes];
-        match is_unsupported(error) && may_be_missing.contains(&request.operation) {
-            true => Err(Refusal::Unsupported),
-            false => Err(Refusal::Failed),
+        match (request.operation, is_unsupported(error)) {
+            (Operation::Discard | Operation::WriteZeroes, true) => Err(Refusal::Unsupported),
+            _ => Err(Refusal::Failed),
         }
     }
 

@@ -16,14 +16,15 @@ use io_uring::types::{Fd, FsyncFlags};
 use io_uring::{IoUring, Probe, opcode, squeue};
 use rustix::fs::FallocateFlags;
 use virtio_device_core::{
-    ActiveQueue, Context, DeviceFault, Head, InFlight, Progress, QueueHandler, RingFault, Rings,
-    Virtqueue, vmm_sys_util::epoll::EventSet,
+    ActiveQueue, Context, DeviceFault, Executor, Head, InFlight, Progress, QueueHandler, RingFault,
+    Rings, Virtqueue, vmm_sys_util::epoll::EventSet,
 };
 use vm_memory::GuestAddressSpace;
 
 use crate::config::QUEUE_SIZE;
+use crate::device::Block;
 use crate::observer::Operation;
-use crate::request::{Refusal, Request};
+use crate::request::Request;
 use crate::shared::Shared;
 use crate::worker::Job;
 
@@ -36,7 +37,7 @@ const SHORTAGE: Duration = Duration::from_millis(1);
 pub(crate) type Home = Arc<Mutex<Option<IoUring>>>;
 
 /// Makes a ring.
-pub(crate) fn ring() -> io::Result<IoUring> {
+fn ring() -> io::Result<IoUring> {
     let refused = |error: io::Error| {
         let why = format!("the kernel refuses io_uring: {error}");
         io::Error::new(error.kind(), why)
@@ -55,6 +56,27 @@ pub(crate) fn ring() -> io::Result<IoUring> {
     match needed.iter().all(|code| probe.is_supported(*code)) {
         true => Ok(ring),
         false => Err(refused(io::ErrorKind::Unsupported.into())),
+    }
+}
+
+impl<E: Executor> Block<E> {
+    /// Has the kernel work on all requests of a queue at the same time, by a ring for each of the queues
+    /// that there are by now. Its executor must be able to watch descriptors, as all but a
+    /// [`StepLoop`](virtio_device_core::StepLoop) are.
+    ///
+    /// # Errors
+    ///
+    /// If the back end is no file, or the kernel refuses.
+    #[cfg_attr(docsrs, doc(cfg(feature = "io-uring")))]
+    pub fn with_io_uring(mut self) -> io::Result<Self> {
+        if self.shared.backend.as_file().is_none() {
+            let why = "io_uring needs a file as the back end";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        }
+        let rings = self.queue_sizes.iter();
+        let rings = rings.map(|_| Ok(Arc::new(Mutex::new(Some(ring()?)))));
+        self.rings = rings.collect::<io::Result<_>>()?;
+        Ok(self)
     }
 }
 
@@ -109,14 +131,20 @@ enum Stage {
 
 impl<M: GuestAddressSpace> RingHandler<M> {
     /// Takes the ring from its home; there is none if it is still at work.
-    pub(crate) fn new(memory: M, shared: Arc<Shared>, queue: u16, home: Home) -> io::Result<Self> {
-        let ring = lock(&home).take();
+    pub(crate) fn new(
+        memory: M,
+        shared: Arc<Shared>,
+        queue: u16,
+        home: &Home,
+    ) -> Result<Self, DeviceFault> {
+        let missing = || DeviceFault::Backend(io::ErrorKind::ResourceBusy.into());
+        let ring = lock(home).take().ok_or_else(missing)?;
         Ok(Self {
             memory,
             shared,
             queue,
-            ring: Some(ring.ok_or(io::ErrorKind::ResourceBusy)?),
-            home,
+            ring: Some(ring),
+            home: home.clone(),
             slots: (0..QUEUE_SIZE).map(|_| Slot::default()).collect(),
             free: (0..QUEUE_SIZE).rev().collect(),
         })
@@ -185,21 +213,9 @@ impl<M: GuestAddressSpace> RingHandler<M> {
                     unsafe { push(ring, &entry) }?;
                     self.free.pop();
                 }
-                (Ok(request), None) => {
-                    let outcome = slot.job.buffers(&*memory, &request).map_err(Refusal::Bad);
-                    let outcome = outcome.and_then(|data| self.shared.run(&request, &data));
-                    let finish = |ring: &mut Virtqueue| {
-                        let job = &slot.job;
-                        let len = job.end(&*memory, &self.shared, Some(request), outcome);
-                        complete(ring, &*memory, active, head, len)
-                    };
-                    in_flight.with(finish).unwrap_or(Ok(()))?;
-                }
-                (Err(refusal), _) => {
-                    let finish = |ring: &mut Virtqueue| {
-                        let len = slot.job.end(&*memory, &self.shared, None, Err(refusal));
-                        complete(ring, &*memory, active, head, len)
-                    };
+                (request, _) => {
+                    let len = slot.job.serve(&*memory, &self.shared, request);
+                    let finish = |ring: &mut Virtqueue| complete(ring, &*memory, active, head, len);
                     in_flight.with(finish).unwrap_or(Ok(()))?;
                 }
             }
@@ -305,11 +321,8 @@ where
         }
         (_, Some(error)) if !is_for_another_way(&error) => shared.outcome(&request, Err(error)),
         (Stage::Whole, None) if moved == request.moved() => shared.outcome(&request, Ok(())),
-        // It was done in part, or the kernel has no such way: what is left is waited for.
-        _ => match job.buffers(&*memory, &request) {
-            Ok(buffers) => shared.run(&request, &buffers),
-            Err(error) => Err(Refusal::Bad(error)),
-        },
+        // It was done in part, or the kernel has no such way: it is done again, and waited for.
+        _ => (job.buffers(&*memory, &request)).and_then(|data| shared.run(&request, &data)),
     };
     let finish = |ring: &mut Virtqueue| {
         let len = job.end(&*memory, shared, Some(request), outcome);
@@ -342,7 +355,7 @@ fn entry(
     slot: u16,
 ) -> Option<squeue::Entry> {
     let file = shared.backend.as_file()?;
-    if request.operation.changes() {
+    if !matches!(request.operation, Operation::Read | Operation::Flush) {
         file.check_end(&request.range).ok()?;
     }
     let (start, len) = (request.range.start, request.range.end - request.range.start);

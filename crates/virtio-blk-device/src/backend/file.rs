@@ -7,11 +7,11 @@ use std::fs::{File, FileType};
 use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{self, AtFlags, FallocateFlags, OFlags, SeekFrom, StatxFlags};
+use rustix::fs::{self, AtFlags, FallocateFlags, Mode, OFlags, SeekFrom, StatxFlags};
 use rustix::io::retry_on_intr;
 
 use crate::backend::{Backend, Buffers, Geometry, is_unsupported};
@@ -77,26 +77,17 @@ impl FileBackend {
         let metadata = file.metadata()?;
         let is_device = check_type(metadata.file_type())?;
         if !options.read_only && !fs::fcntl_getfl(&file)?.contains(OFlags::RDWR) {
-            return Err(io::Error::new(
-                ErrorKind::InvalidInput,
-                "not open for writing",
-            ));
+            let why = "not open for writing";
+            return Err(io::Error::new(ErrorKind::InvalidInput, why));
         }
-        raw::lock(file.as_fd(), !options.read_only).map_err(|it| match it.kind() {
-            ErrorKind::WouldBlock | ErrorKind::PermissionDenied => {
-                io::Error::new(ErrorKind::ResourceBusy, "somebody else is using it")
-            }
-            kind => io::Error::new(kind, format!("it cannot be locked: {it}")),
-        })?;
+        raw::lock(file.as_fd(), !options.read_only)?;
         let (logical, physical) = match is_device {
             true => (fs::ioctl_blksszget(&file)?, fs::ioctl_blkpbszget(&file)?),
             false => (512, u32::try_from(metadata.blksize()).unwrap_or(4096)),
         };
-        let direct = options.direct;
-        let direct = direct.then(|| open_direct(&file, logical, options.read_only));
-        let direct = direct
-            .transpose()
-            .map_err(|it| io::Error::new(it.kind(), format!("it has no direct I/O: {it}")))?;
+        let direct = (options.direct).then(|| open_direct(&file, logical, options.read_only));
+        let none = |it: io::Error| io::Error::new(it.kind(), format!("it has no direct I/O: {it}"));
+        let direct = direct.transpose().map_err(none)?;
         let align = direct.as_ref().map_or(0, |(_, align)| *align);
         Ok(Self {
             file,
@@ -160,13 +151,12 @@ fn loses_data(synced: &io::Result<()>) -> bool {
 /// and lengths must be multiples of, on a disk with blocks of `block` bytes.
 fn open_direct(file: &File, block: u32, read_only: bool) -> io::Result<(File, u32)> {
     let same = format!("/proc/self/fd/{}", file.as_raw_fd());
-    let flag = i32::try_from(OFlags::DIRECT.bits()).unwrap_or(0);
-    let mut options = File::options();
-    let file = options
-        .read(true)
-        .write(!read_only)
-        .custom_flags(flag)
-        .open(same)?;
+    let access = match read_only {
+        true => OFlags::RDONLY,
+        false => OFlags::RDWR,
+    };
+    let flags = access | OFlags::DIRECT | OFlags::CLOEXEC;
+    let file = File::from(fs::open(same, flags, Mode::empty())?);
     let align = match fs::statx(&file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN) {
         Ok(it) if it.stx_mask & StatxFlags::DIOALIGN.bits() != 0 => {
             it.stx_dio_mem_align.max(it.stx_dio_offset_align).max(block)
