@@ -433,10 +433,20 @@ impl Rig<'_> {
     }
 }
 
+thread_local! {
+    /// Mapped once, and cleared for each program.
+    static MEMORY: Memory = {
+        let half = (END / 2) as usize;
+        let ranges = [(GuestAddress(0), half), (GuestAddress(END / 2), half)];
+        Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap())
+    };
+}
+
 pub fn run(program: &Program) {
-    let half = (END / 2) as usize;
-    let ranges = [(GuestAddress(0), half), (GuestAddress(END / 2), half)];
-    let memory: Memory = Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap());
+    let memory = MEMORY.with(Clone::clone);
+    memory
+        .write_slice(&[0; END as usize], GuestAddress(0))
+        .unwrap();
     let workers = StepLoop::new().unwrap();
     let bytes: Vec<u8> = (0..=250).cycle().take(SECTORS * 512).collect();
     let disk = Arc::new(Moody {
