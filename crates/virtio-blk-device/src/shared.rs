@@ -90,8 +90,8 @@ impl Shared {
             // Neither is any business of the back end's.
             Operation::GetId => Ok(()),
             Operation::Flush if backend.is_read_only() => Ok(()),
-            // There is nothing to do, which some system calls take for an error.
-            Operation::Discard | Operation::WriteZeroes if range.is_empty() => Ok(()),
+            // There is nothing to do, which some system calls take for an error, and nothing to sync.
+            Operation::Discard | Operation::WriteZeroes if range.is_empty() => return Ok(0),
             Operation::Read => backend.read(range.start, buffers),
             Operation::Write => backend.write(range.start, buffers),
             Operation::Flush => backend.flush(),
