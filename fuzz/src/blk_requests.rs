@@ -185,10 +185,11 @@ impl Model {
         let Some(last) = writable.next_back() else {
             return 0;
         };
-        let status = last.0.wrapping_add(u64::from(last.1) - 1);
-        if status >= END {
+        // A buffer that goes beyond the last address has no last byte.
+        let status = last.0.checked_add(u64::from(last.1) - 1);
+        let Some(status) = status.filter(|status| *status < END) else {
             return 0;
-        }
+        };
         let all: u64 = pieces
             .iter()
             .filter(|it| it.2)
