@@ -241,7 +241,8 @@ impl<M: GuestAddressSpace> RingHandler<M> {
         let Some(ring) = &mut self.ring else {
             return Ok(());
         };
-        let mut to_sync = Vec::new();
+        // Whatever is wrong with the driver's ring, who waits for a sync gets one: it ends only then.
+        let (mut to_sync, mut finished) = (Vec::new(), Ok(()));
         for entry in ring.completion() {
             let index = u16::try_from(entry.user_data()).unwrap_or(u16::MAX);
             let Some(slot) = self.slots.get_mut(usize::from(index)) else {
@@ -258,7 +259,8 @@ impl<M: GuestAddressSpace> RingHandler<M> {
                 continue;
             }
             self.free.push(index);
-            finish(&mut slot.job, busy, &self.shared, entry.result())?;
+            let now = finish(&mut slot.job, busy, &self.shared, entry.result());
+            finished = finished.and(now);
         }
         for index in to_sync {
             if let Some(entry) = sync(&self.shared) {
@@ -266,7 +268,7 @@ impl<M: GuestAddressSpace> RingHandler<M> {
                 unsafe { push(ring, &entry.user_data(index.into())) }?;
             }
         }
-        Ok(())
+        Ok(finished?)
     }
 }
 

@@ -323,6 +323,29 @@ fn without_a_cache_writes_in_flight_together_come_back_once() {
 }
 
 #[test]
+fn a_ring_that_breaks_while_syncs_are_waited_for_can_be_reset() {
+    let file = file();
+    let Some(mut guest) = guest(&file, 1) else {
+        return;
+    };
+    for _ in 0..10 {
+        guest.transport.write(0x120, &[0]).unwrap();
+        for n in 0..60u8 {
+            let data = Buf::R(pattern(n, 512));
+            guest.put(0, &[header(OUT, n.into()), data, Buf::W(1)]);
+        }
+        guest.notify(0);
+        guest.queues[0].set_avail_index(0x8000);
+        guest.notify(0);
+        wait("the fault", || guest.status() & 64 != 0);
+        guest.set(0x70, 0);
+        wait("the reset", || guest.status() == 0);
+        guest.start(u64::MAX);
+        assert_eq!(guest.read(0, 1).status(), OK);
+    }
+}
+
+#[test]
 fn past_the_page_cache_as_well() -> io::Result<()> {
     let image = tempfile::NamedTempFile::new()?;
     image
