@@ -165,11 +165,10 @@ struct Model {
 }
 
 impl Model {
+    /// Whether the bytes of a piece are in memory; one without any is nowhere, and that does no harm.
     fn there(piece: &Piece) -> bool {
-        piece
-            .0
-            .checked_add(piece.1.into())
-            .is_some_and(|end| end <= END)
+        let end = piece.0.checked_add(piece.1.into());
+        piece.1 == 0 || end.is_some_and(|end| end <= END)
     }
 
     /// The addresses of the bytes of one direction, in order.
