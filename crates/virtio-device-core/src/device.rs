@@ -111,11 +111,12 @@ pub trait VirtioDevice<M: GuestAddressSpace>: Send {
 
     /// Stops touching guest memory; only for a device whose queues are served elsewhere.
     ///
-    /// Called after the leases were paused. The pause is complete when every
+    /// Called after the leases were paused, and after [`VirtioDevice::activate`] if that comes during a
+    /// pause. The pause is complete when every
     /// [`InFlight`](crate::InFlight) of the device is gone, which need not be before this returns.
     fn pause(&mut self) {}
 
-    /// Goes on after a pause; all queues are notified afterwards.
+    /// Goes on after [`VirtioDevice::pause`]; all queues are notified afterwards.
     fn resume(&mut self) {}
 
     /// Base and length in bytes of the shared memory region `id`, if the device has one (section 2.10).
@@ -141,8 +142,17 @@ pub trait VirtioDevice<M: GuestAddressSpace>: Send {
         state.expect_empty()
     }
 
+    /// Lets go of queue `index`, which its driver has reset by itself (`VIRTIO_F_RING_RESET`, section 2.6.1).
+    ///
+    /// When this is called the queue's lease and interrupt are revoked, and its worker is woken, so most
+    /// devices have nothing to do. One whose queues are served elsewhere stops that server: the reset is
+    /// complete when every [`InFlight`](crate::InFlight) of the queue is gone.
+    fn reset_queue(&mut self, index: u16) {
+        let _ = index;
+    }
+
     /// Forgets the activation: what the driver has set up, requests in flight. Also called when a
-    /// device is reset that was restored.
+    /// device is reset that was restored, and when its driver has given up (`FAILED`).
     ///
     /// When this is called all leases and interrupts are revoked, and workers end by themselves, so
     /// most devices have nothing to do. One that has I/O in flight cancels it: the reset is complete
@@ -209,6 +219,10 @@ impl<M: GuestAddressSpace, T: VirtioDevice<M> + ?Sized> VirtioDevice<M> for Box<
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceFault> {
         (**self).restore(state)
+    }
+
+    fn reset_queue(&mut self, index: u16) {
+        (**self).reset_queue(index);
     }
 
     fn reset(&mut self) {

@@ -16,7 +16,7 @@ use crate::fault::{BadRequest, DeviceFault};
 use crate::gate::{Gate, REVOKED};
 use crate::negotiation::Features;
 use crate::observer::Event;
-use crate::sync::{AtomicBool, AtomicUsize, Mutex, MutexGuard, Ordering};
+use crate::sync::{AtomicBool, AtomicUsize, Mutex, MutexGuard, Ordering, fence};
 
 /// A transport's notifications to the driver (VIRTIO 1.3, section 2.3).
 ///
@@ -339,6 +339,8 @@ pub struct ConfigNotifier {
     changing: Arc<Mutex<()>>,
     /// Open while there is a driver that wants to be interrupted.
     live: Arc<Gate>,
+    /// Something has changed since the driver began, and it could not be interrupted yet.
+    untold: Arc<AtomicBool>,
 }
 
 impl ConfigNotifier {
@@ -349,7 +351,14 @@ impl ConfigNotifier {
             interrupt,
             changing: Arc::default(),
             live: Arc::new(Gate::new(REVOKED)),
+            untold: Arc::default(),
         }
+    }
+
+    /// A driver begins: it has read nothing of the configuration space so far. For transports, when the
+    /// status leaves 0.
+    pub fn begin(&self) {
+        self.untold.store(false, Ordering::SeqCst);
     }
 
     /// Runs `change`, which changes the device's configuration space, and tells the driver, if the
@@ -371,13 +380,17 @@ impl ConfigNotifier {
             fn drop(&mut self) {
                 let interrupt = &self.notifier.interrupt;
                 interrupt.config_settled();
-                // A driver that has come up meanwhile may have read the fields as they were.
+                // A driver on its way up may have read the fields as they were: it hears of the change as
+                // soon as it lives. This is said before the second look, so that one of both sees it.
                 if self.live.is_none() {
+                    self.notifier.untold.store(true, Ordering::SeqCst);
+                    fence(Ordering::SeqCst);
                     self.live = Inside::of(&self.notifier.live);
                 }
                 // The next change may be made by whoever hears of this one.
                 self.changing = None;
                 if self.live.is_some() {
+                    self.notifier.untold.store(false, Ordering::SeqCst);
                     interrupt.config_interrupt();
                 }
             }
@@ -400,6 +413,10 @@ impl ConfigNotifier {
     pub(crate) fn set_live(&self, live: bool) {
         if live {
             self.live.clear(REVOKED);
+            fence(Ordering::SeqCst);
+            if self.untold.swap(false, Ordering::SeqCst) {
+                self.interrupt.config_interrupt();
+            }
         } else {
             self.live.set(REVOKED);
             self.live.wait_idle(None);

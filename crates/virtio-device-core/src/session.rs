@@ -221,9 +221,12 @@ impl Session {
     }
 
     /// Takes queue `index` back alone; the others go on. Requests in flight are waited for by
-    /// [`Session::wait_queue_idle`].
+    /// [`Session::wait_queue_idle`], and its worker is woken, to cancel them.
     pub fn revoke_queue(&self, index: u16) {
-        self.queue(index).into_iter().for_each(LentQueue::revoke);
+        if let Some(queue) = self.queue(index) {
+            queue.revoke();
+            write_kick(&queue.kick);
+        }
     }
 
     /// As [`Session::wait_idle`], for queue `index` alone.

@@ -35,6 +35,9 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
             }
             return;
         }
+        if status == DeviceStatus::RESET {
+            self.config.begin();
+        }
         match status.after_write(value, self.broken()) {
             // A driver may write again what it has read.
             None if value == self.status() => {}
@@ -43,7 +46,11 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
             Some(status) if status.failed() => {
                 self.registers.status = status;
                 // The driver has given up, if the device ever was live: leave its memory alone.
-                self.session.iter().for_each(Session::revoke);
+                if let Some(session) = &self.session {
+                    session.revoke();
+                    self.device.reset();
+                    self.active = false;
+                }
                 self.event(&Event::DriverFailed);
             }
             Some(status) if status.configuring_queues() => match self.registers.features.check() {
@@ -87,6 +94,10 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
         );
         let session = self.session.insert(session);
         self.device.activate(activation)?;
+        self.active = true;
+        if self.paused {
+            self.device.pause();
+        }
         session.activated();
         session.kick_all();
         Ok(())
@@ -129,6 +140,9 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
         };
         if let Some(session) = self.session.as_ref().filter(|_| enabled) {
             session.revoke_queue(index);
+            if self.active {
+                self.device.reset_queue(index);
+            }
             // If that is not enough, the registers say so.
             let _ = session.wait_queue_idle(index, Some(self.reset_bound));
         }
@@ -198,7 +212,7 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
     pub fn pause(&mut self) -> Result<(), StillBusy> {
         if let Some(session) = &self.session {
             session.pause();
-            if !self.paused {
+            if self.active && !self.paused {
                 self.device.pause();
             }
         }
@@ -219,7 +233,11 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
         }
         self.paused = false;
         if let Some(session) = &self.session {
-            session.resume_and(|| self.device.resume());
+            session.resume_and(|| {
+                if self.active {
+                    self.device.resume();
+                }
+            });
         }
     }
 
@@ -243,9 +261,10 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
         let session = self.session.take();
         session.iter().for_each(Session::revoke);
         // One that was restored remembers what was before, even if it is not live.
-        if session.is_some() || self.restored {
+        let gave_up = self.registers.status.failed();
+        if session.is_some() && !gave_up || self.restored {
             self.device.reset();
-            self.restored = false;
+            (self.restored, self.active) = (false, false);
         }
         if let Some(session) = session {
             if !session.wait_idle(Some(self.reset_bound)) {

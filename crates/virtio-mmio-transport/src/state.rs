@@ -227,8 +227,8 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
             active: session.is_some_and(|session| session.has_queue(index)),
             progress: session.and_then(|session| session.inspect(index, Virtqueue::progress)),
         };
-        let (mut interrupt_status, config_generation) = self.interrupt.saved();
-        if untold {
+        let (mut interrupt_status, config_generation, changing) = self.interrupt.saved();
+        if untold || changing && session.is_some() {
             // The driver is told after restore, by the interrupt that announces it (section 2.1.2).
             interrupt_status |= INT_CONFIG;
         }
@@ -266,6 +266,7 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
             return Err(RestoreError::InUse);
         }
         let Checked { registers, queues } = self.check(state)?;
+        self.config.begin();
         self.device
             .restore(&state.device)
             .map_err(RestoreError::Device)?;
@@ -277,6 +278,9 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
             if self.registers.status.failed() {
                 // Its driver has given up since, and hears of nothing any more.
                 session.revoke();
+            } else {
+                // Whether it was told before it was saved, nobody can say for sure (section 2.1.2).
+                causes |= INT_CONFIG;
             }
             self.session = Some(session);
         } else if self.registers.status.live() {

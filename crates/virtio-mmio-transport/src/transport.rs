@@ -73,6 +73,8 @@ pub struct MmioTransport<M: GuestAddressSpace, D: VirtioDevice<M>> {
     pub(crate) paused: bool,
     /// The device's state was put back, and the device not reset since.
     pub(crate) restored: bool,
+    /// The device was activated, and not reset since.
+    pub(crate) active: bool,
 }
 
 /// Features that this transport has, and a VMM may have it offer.
@@ -115,6 +117,7 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
             reset_bound: RESET_BOUND,
             paused: false,
             restored: false,
+            active: false,
             device,
         })
     }

@@ -58,6 +58,8 @@ struct Model {
     generation: u64,
     config: [u8; 6],
     kicks: [u64; 2],
+    /// The configuration has changed since the driver began, and it is not live yet.
+    untold: bool,
 }
 
 impl Model {
@@ -127,12 +129,15 @@ impl Model {
             0x70 => self.set_status(value),
             0xac => self.region_select = value,
             0xc0 if value == 1 && self.agreed(RING_RESET) && self.status & 128 == 0 => {
+                let index = self.queue_select as usize;
                 if let Some(queue) = self.queue() {
+                    let taken_back = queue.ready && queue.active;
                     *queue = ModelQueue {
                         active: queue.active,
                         was_reset: true,
                         ..ModelQueue::default()
                     };
+                    self.kicks[index] += u64::from(taken_back);
                 }
             }
             _ => {}
@@ -166,7 +171,10 @@ impl Model {
         let index = self.queue_select as usize;
         let Some(queue) = self.queue() else { return };
         if value == 0 {
-            queue.ready = false;
+            let taken_back = std::mem::take(&mut queue.ready) && queue.active;
+            // Its worker is to let go of what is in flight.
+            self.kicks[index] += u64::from(taken_back);
+            return;
         }
         let may = configuring || live && queue.active && queue.was_reset && !broken;
         if value != 1 || queue.ready || !may {
@@ -217,7 +225,14 @@ impl Model {
             (11, 15) => true,
             _ => false,
         };
+        // What has changed before the driver began it finds by itself.
+        self.untold &= self.status != 0;
         if next && value == 15 {
+            self.causes |= if std::mem::take(&mut self.untold) {
+                2
+            } else {
+                0
+            };
             // The device looks at each of its queues.
             for (queue, kicks) in self.queues.iter_mut().zip(&mut self.kicks) {
                 queue.active = queue.ready;
@@ -270,6 +285,7 @@ impl Pair {
             Step::ConfigChange => {
                 self.model.config[5] ^= 1;
                 self.model.causes |= if self.model.live() { 2 } else { 0 };
+                self.model.untold |= !self.model.live();
                 // By how much is the transport's business.
                 let before = self.model.generation;
                 self.model.generation = self.run.real.get(0xfc).into();

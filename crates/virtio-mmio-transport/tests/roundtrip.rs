@@ -56,11 +56,14 @@ fn moves(run: &mut Run) {
     }
 }
 
-/// A device that goes on may have used buffers whose interrupt was lost.
+/// A device that goes on may have used buffers whose interrupt was lost, and one that is broken may not
+/// have said so.
 fn announced(state: &TransportState) -> TransportState {
     let mut state = state.clone();
     if state.status == 15 && !state.needs_reset {
         state.interrupt_status |= INT_VRING;
+    } else if state.needs_reset && state.status & 128 == 0 {
+        state.interrupt_status |= INT_CONFIG;
     }
     state
 }
