@@ -70,7 +70,7 @@
 //! # Limits
 //!
 //! * A guest that is restored twice from one snapshot has the same state twice in its own generator: use
-//!   VMGenID for that.
+//!   `VMGenID` for that.
 //! * There is one queue, and so one worker: requests of several vCPUs are served in their order.
 //!
 //! # Versions
