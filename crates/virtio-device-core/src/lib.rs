@@ -159,6 +159,7 @@ mod fault;
 mod gate;
 mod interrupt;
 mod limits;
+mod line;
 mod negotiation;
 mod observer;
 mod queue;
@@ -170,8 +171,9 @@ mod worker;
 
 pub use device::{Activation, ActiveQueue, VirtioDevice};
 pub use fault::{BadRequest, DeviceFault, RingFault};
-pub use interrupt::{ConfigNotifier, InterruptHandle, InterruptLine, edge_line, level_line};
+pub use interrupt::{ConfigNotifier, InterruptHandle};
 pub use limits::{RateLimit, RateLimits};
+pub use line::{InterruptLine, edge_line, level_line};
 pub use negotiation::{
     Features, VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_EVENT_IDX, VIRTIO_F_IN_ORDER,
     VIRTIO_F_INDIRECT_DESC, VIRTIO_F_NOTIFICATION_DATA, VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET,

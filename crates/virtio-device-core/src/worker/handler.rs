@@ -47,8 +47,9 @@ pub enum Progress {
 /// A device's work on its queues. It is called on one thread, and need not be [`Send`] if it is
 /// [built](crate::Worker::build) there.
 ///
-/// A call may come without need: look at the ring, and find it empty. No call comes while the device
-/// is paused; one that is under way finds its queues [paused](crate::Unavailable::Paused), returns
+/// A call may come without need: look at the ring, and find it empty. Only
+/// [`start`](QueueHandler::start) comes while the device is paused, if that was restored and not resumed
+/// yet, and what [ends requests in flight](Context::watch_in_flight). Another call that is under way finds its queues [paused](crate::Unavailable::Paused), returns
 /// [`Progress::Idle`], and is repeated on resume.
 ///
 /// ```
