@@ -324,7 +324,10 @@ fn wrong_command_lines_are_refused_in_one_line() {
         (&["--entropy", with(&pipe)], "pipe"),
         (&["--entropy", with(&short)], "60 bytes"),
         (&["--dump", with(&short)], "--dump"),
-        (&["--svg", "/nowhere/at/all.svg"], "--svg: /nowhere/at/all.svg"),
+        (
+            &["--svg", "/nowhere/at/all.svg"],
+            "--svg: /nowhere/at/all.svg",
+        ),
         (&["--json=yes"], "--json"),
         (&["--json", "--json"], "--json is given twice"),
         (&["--bytes=4", "--bytes=8"], "--bytes is given twice"),
