@@ -89,11 +89,11 @@
 //!
 //! # System calls
 //!
-//! On a worker's thread, beside those of its loop (see `WorkerThread`), for a `FileBackend`: `preadv`, `pwritev`, `fdatasync`,
-//! `fallocate`, and `pwrite64` where zeroes cannot be had otherwise. `FileBackend::new` calls `fstat`, `fcntl`, `statx`, and
-//! `openat` of `/proc/self/fd` for direct I/O, `ioctl` and `lseek` for block devices; `BlockHandle::refresh` calls `fstat` or
-//! `lseek`. With rings, `io_uring_enter` on a worker's thread, and `io_uring_setup`, `io_uring_register` and `mmap` when the
-//! device is made. Activation writes one event fd a queue.
+//! On a worker's thread, beside those of its loop (see `WorkerThread`), for a `FileBackend`: `pread64`, `pwrite64`, `preadv`,
+//! `pwritev`, `fdatasync`, and `fallocate`. `FileBackend::new` calls `fstat`, `fcntl`, `statx`, and
+//! `openat` of `/proc/self/fd` for direct I/O, and `ioctl` for block devices; `BlockHandle::refresh` calls `lseek`, as
+//! whatever changes a file does first. With rings, `io_uring_enter` on a worker's thread, and `io_uring_setup`,
+//! `io_uring_register` and `mmap` when the device is made. Activation writes one event fd a queue.
 //!
 //! # Threat model
 //!
