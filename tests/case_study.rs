@@ -60,9 +60,16 @@ fn every_byte_and_every_exit() {
         with(&file),
         "--dump",
         with(&dump),
+        "--svg",
+        with(&folder.0.join("chart.svg")),
     ]);
     assert!(output.status.success(), "{output:?}");
     assert!(output.stderr.is_empty(), "{output:?}");
+    let chart = fs::read_to_string(folder.0.join("chart.svg")).unwrap();
+    assert!(chart.starts_with("<svg ") && chart.trim_end().ends_with("</svg>"));
+    // In each of both panels both devices have a bar's label for each size.
+    let labels = chart.lines().filter(|line| line.trim() == "140000").count();
+    assert_eq!(labels, 4);
 
     let json: Value = serde_json::from_slice(&output.stdout).unwrap();
     let results = json["results"].as_array().unwrap();
@@ -317,6 +324,10 @@ fn wrong_command_lines_are_refused_in_one_line() {
         (&["--entropy", with(&pipe)], "pipe"),
         (&["--entropy", with(&short)], "60 bytes"),
         (&["--dump", with(&short)], "--dump"),
+        (
+            &["--svg", "/nowhere/at/all.svg"],
+            "--svg: /nowhere/at/all.svg",
+        ),
         (&["--json=yes"], "--json"),
         (&["--json", "--json"], "--json is given twice"),
         (&["--bytes=4", "--bytes=8"], "--bytes is given twice"),
@@ -337,6 +348,7 @@ fn help_and_version_are_printed() {
         "--bytes",
         "--entropy",
         "--dump",
+        "--svg",
         "--json",
         "--help",
         "--version",

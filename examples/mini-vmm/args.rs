@@ -25,7 +25,8 @@ Measures in a running guest what random bytes cost: through a register that is
 read word by word, and through a virtio queue. With a kernel, boots Linux with
 both of these devices.
 
-Usage: mini-vmm [--bytes N[,N...]] [--entropy FILE] [--dump DIR] [--json]
+Usage: mini-vmm [--bytes N[,N...]] [--entropy FILE] [--dump DIR] [--svg FILE]
+                [--json]
        mini-vmm --kernel FILE [OPTIONS]
 
 Options:
@@ -42,6 +43,7 @@ run is shown:
                         4 up to 16777216 (default: 64,2048,65536)
       --dump DIR        Write what the guest's buffers hold after each run to
                         DIR/mmio-rng-legacy-N.bin and DIR/virtio-rng-N.bin
+      --svg FILE        Write the results to FILE as a picture, too: exits and time
 
 With a kernel, the guest's console is standard input and output:
       --kernel FILE     Boot this bzImage or vmlinux (x86-64), or Image (arm64)
@@ -121,6 +123,7 @@ struct Given {
     json: bool,
     bytes: Option<Vec<u64>>,
     dump: Option<PathBuf>,
+    svg: Option<PathBuf>,
     kernel: Option<PathBuf>,
     map: bool,
     initrd: Option<PathBuf>,
@@ -185,6 +188,7 @@ impl Given {
             "entropy" => self.source = Source::File(path(&name, value()?)?),
             "bytes" => self.bytes = Some(sizes(&text(&name, value()?)?)?),
             "dump" => self.dump = Some(path(&name, value()?)?),
+            "svg" => self.svg = Some(path(&name, value()?)?),
             "kernel" => self.kernel = Some(path(&name, value()?)?),
             "initrd" => self.initrd = Some(path(&name, value()?)?),
             "cmdline" => self.command_line = Some(text(&name, value()?)?),
@@ -219,6 +223,7 @@ impl Given {
         let case_study = [
             ("--bytes", self.bytes.is_some()),
             ("--dump", self.dump.is_some()),
+            ("--svg", self.svg.is_some()),
         ];
         let machine = [
             ("--memory", self.memory.is_some()),
@@ -261,6 +266,7 @@ impl Given {
                 bytes: self.bytes.unwrap_or_else(|| DEFAULT_BYTES.to_vec()),
                 source: self.source,
                 dump: self.dump,
+                svg: self.svg,
                 json: self.json,
             }));
         }

@@ -6,10 +6,11 @@
 //! * `guest.rs`: the guest, a real driver for both devices;
 //! * `machine.rs`: the wiring of virtual machine, buses, devices and vCPU;
 //! * `announce.rs`: what the guest reports;
-//! * `output.rs`: the results;
+//! * `output.rs`, `chart.rs`: the results, as text and as a picture;
 //! * `progress.rs`: how far a long run is, for whoever watches.
 
 pub(crate) mod announce;
+mod chart;
 pub(crate) mod guest;
 mod machine;
 mod output;
@@ -40,6 +41,8 @@ pub(crate) struct Options {
     pub(crate) bytes: Vec<u64>,
     pub(crate) source: Source,
     pub(crate) dump: Option<PathBuf>,
+    /// Where the results go as a picture.
+    pub(crate) svg: Option<PathBuf>,
     pub(crate) json: bool,
 }
 
@@ -56,6 +59,10 @@ fn prepare(options: &Options) -> Result<(), String> {
     if let Some(dir) = &options.dump {
         std::fs::create_dir_all(dir)
             .map_err(|error| format!("--dump: {}: {error}", dir.display()))?;
+    }
+    if let Some(file) = &options.svg {
+        // Now, rather than when all is measured, shows what cannot be written.
+        write_svg(file, "")?;
     }
     Ok(())
 }
@@ -78,6 +85,9 @@ fn measure(options: &Options) -> Result<(), Box<dyn Error>> {
             print(&output::rows(&comparison))?;
         }
         comparisons.push(comparison);
+    }
+    if let Some(file) = &options.svg {
+        write_svg(file, &chart::svg(&comparisons)?)?;
     }
     let end = match options.json {
         true => output::json(&comparisons)?,
@@ -110,6 +120,10 @@ fn compare(
         last = run;
     }
     Ok((fastest, last))
+}
+
+fn write_svg(file: &Path, svg: &str) -> Result<(), String> {
+    std::fs::write(file, svg).map_err(|error| format!("--svg: {}: {error}", file.display()))
 }
 
 fn write_dump(dir: &Path, device: Device, bytes: u64, data: &[u8]) -> Result<(), String> {

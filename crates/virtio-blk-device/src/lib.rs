@@ -7,6 +7,14 @@
 //! [`Backend`]: an image file or a block device ([`FileBackend`]), or whatever implements that small
 //! trait.
 //!
+//! ```console
+//! cargo add virtio-blk-device
+//! ```
+//!
+#![doc = include_str!("../picture.svg")]
+//!
+//! # A first example
+//!
 //! ```
 //! use std::sync::Arc;
 //! use virtio_blk_device::{Block, FileBackend, FileOptions};
@@ -50,6 +58,67 @@
 //! The modules have it that hand guest memory to the kernel by its address: one, and another with the
 //! feature `io-uring`. Guest memory must be mapped
 //! for as long as it is guest memory, as all but that of Xen is.
+//!
+//! # Features
+//!
+//! | feature | what there is |
+//! |---|---|
+//! | `VIRTIO_BLK_F_SIZE_MAX`, `SEG_MAX` | 4 MiB, 254; more is served |
+//! | `VIRTIO_BLK_F_RO` | as the back end is |
+//! | `VIRTIO_BLK_F_BLK_SIZE`, `TOPOLOGY` | the back end's `Geometry` |
+//! | `VIRTIO_BLK_F_FLUSH`, `CONFIG_WCE` | always; the cache is on until the driver switches it off |
+//! | `VIRTIO_BLK_F_MQ` | with `Block::with_queues` |
+//! | `VIRTIO_BLK_F_DISCARD`, `WRITE_ZEROES` | unless read-only: one range a request, up to 1 GiB and 32 MiB; `VIRTIO_BLK_S_UNSUPP` where the host cannot |
+//!
+//! # Limits
+//!
+//! * Images are raw: a format such as qcow2 is a `Backend` of your own.
+//! * No `VIRTIO_BLK_F_LIFETIME`, `SECURE_ERASE` or `ZONED`.
+//! * Linux only, and guest memory that is mapped: not that of Xen.
+//!
+//! # Versions
+//!
+//! | | version |
+//! |---|---|
+//! | Rust | 1.85 |
+//! | [VIRTIO](https://docs.oasis-open.org/virtio/virtio/v1.3/virtio-v1.3.html) | 1.3 |
+//! | vm-memory | 0.18, re-exported by virtio-device-core |
+//! | vmm-sys-util | 0.15, re-exported by virtio-device-core |
+//! | kvm-ioctls | not needed; 0.25 in this family, whose versions agree |
+//! | io-uring | 0.7, with the feature of that name; Linux 5.6 |
+//!
+//! # System calls
+//!
+//! On a worker's thread, beside those of its loop (see `WorkerThread`), for a `FileBackend`: `pread64`, `pwrite64`, `preadv`,
+//! `pwritev`, `fdatasync`, and `fallocate`. `FileBackend::new` calls `fstat`, `fcntl`, `statx`, and
+//! `openat` of `/proc/self/fd` for direct I/O, and `ioctl` for block devices; `BlockHandle::refresh` calls `lseek`, as
+//! whatever changes a file does first. With rings, `io_uring_enter` on a worker's thread, and `io_uring_setup`,
+//! `io_uring_register` and `mmap` when the device is made. Activation writes one event fd a queue.
+//!
+//! # Threat model
+//!
+//! | the driver | what happens |
+//! |---|---|
+//! | names buffers outside of memory, of the wrong order or direction, or none for the status | `VIRTIO_BLK_S_IOERR` where there is a place for it, and no byte moves |
+//! | asks for sectors beyond the end, or so far that a multiplication overflows, or for half ones | `VIRTIO_BLK_S_IOERR`, and no byte moves |
+//! | writes to a read-only disk | `VIRTIO_BLK_S_IOERR`; the file is not even open for that |
+//! | makes up types and flags | `VIRTIO_BLK_S_UNSUPP` |
+//! | makes requests without end | at most one queue-length of them in a row, then everybody else gets a turn |
+//! | breaks a ring | `DEVICE_NEEDS_RESET`, once; nothing is served until reset |
+//!
+//! | the host | what happens |
+//! |---|---|
+//! | fails, has no room, shrinks the file | that request fails, and the observer is told |
+//! | takes its time | the guest waits; a reset stays pending, and neither a vCPU nor another queue waits |
+//! | a saved state from elsewhere | refused unless every bit of it means something; sectors that are not there are errors |
+//!
+//! # Siblings
+//!
+//! | crate | what it is |
+//! |---|---|
+//! | [virtio-device-core](https://docs.rs/virtio-device-core) | life cycle, features, queues, chains and workers of any virtio device |
+//! | [virtio-mmio-transport](https://docs.rs/virtio-mmio-transport) | the registers of VIRTIO 1.3, section 4.2 |
+//! | [virtio-conformance](https://docs.rs/virtio-conformance) | a suite for any virtio device behind any transport |
 
 #![deny(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -68,3 +137,7 @@ mod worker;
 pub use backend::{Backend, Buffers, FileBackend, FileOptions, Geometry};
 pub use device::{Block, BlockHandle, MAX_QUEUES};
 pub use observer::{BlockEvent, BlockObserver, Operation};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeDoctests;

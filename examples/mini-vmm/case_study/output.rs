@@ -41,6 +41,15 @@ impl Comparison {
         })
     }
 
+    pub(crate) const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The register's phase, then the queue's.
+    pub(crate) const fn phases(&self) -> [&Phase; 2] {
+        [&self.legacy, &self.virtio]
+    }
+
     /// The faster phase of each device, of this and another run of the same size.
     pub(crate) fn fastest(self, other: Self) -> Self {
         let faster = |a: Phase, b: Phase| if b.elapsed < a.elapsed { b } else { a };

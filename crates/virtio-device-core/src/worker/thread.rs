@@ -28,7 +28,7 @@ use crate::worker::{Executor, Worker};
 /// ```
 /// use virtio_device_core::WorkerThread;
 ///
-/// // Made before the guest runs; any number of devices may share it through its handle, or have one each.
+/// // Made before the guest runs, and given to the device.
 /// let executor = WorkerThread::named("virtio-net")?;
 /// # Ok::<(), std::io::Error>(())
 /// ```
