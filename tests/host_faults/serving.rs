@@ -6,7 +6,7 @@
 use std::fs;
 use std::io;
 use std::process::Command;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bus::{AccessError, BusDevice, MmioBus};
@@ -14,7 +14,9 @@ use virtio_blk_device::{Block, FileBackend, FileOptions};
 use virtio_conformance::{
     DriverQueue, EventLog, MmioPort, Port, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE,
 };
-use virtio_device_core::{VirtioDevice, WorkerThread, edge_line};
+use virtio_device_core::{
+    Activation, Context, DeviceFault, Progress, QueueHandler, VirtioDevice, WorkerThread, edge_line,
+};
 use virtio_mmio_transport::MmioTransport;
 use virtio_rng_device::{EntropyDevice, KernelEntropy};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -38,13 +40,6 @@ const FLUSH: u32 = 1 << 9;
 /// What was never written, and what a driver writes.
 const CANARY: u8 = 0xa5;
 const WRITTEN: u8 = 0x3c;
-
-/// One test at a time counts what this process has.
-static ALONE: Mutex<()> = Mutex::new(());
-
-fn alone() -> MutexGuard<'static, ()> {
-    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 fn memory() -> Memory {
     Arc::new(Plain::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap())
@@ -114,9 +109,29 @@ impl Machine {
     }
 }
 
+const CHILD: &str = "HOST_FAULTS_CHILD";
+
+/// Runs the test `name` of this program again, in a process that is refused these calls.
+fn again(name: &str, calls: &[Refused]) {
+    let child = refused(calls, || {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        let command = command.args(["--exact", name, "--nocapture"]);
+        command.env(CHILD, "1").output().unwrap()
+    });
+    assert!(child.status.success(), "{child:?}");
+}
+
+fn is_child() -> bool {
+    std::env::var_os(CHILD).is_some()
+}
+
 #[test]
 fn a_device_that_cannot_be_made_is_an_error_and_leaves_nothing_behind() {
-    let _alone = alone();
+    if !is_child() {
+        // In a process in which no other test has anything of its own.
+        let name = "serving::a_device_that_cannot_be_made_is_an_error_and_leaves_nothing_behind";
+        return again(name, &[]);
+    }
     let memory = memory();
     for (name, calls) in [
         (
@@ -148,6 +163,97 @@ fn a_device_that_cannot_be_made_is_an_error_and_leaves_nothing_behind() {
         let error = made.expect_err(name);
         assert!(error.contains("os error"), "{name}: {error}");
         until(name, || owned() == before);
+    }
+}
+
+/// Waits until the driver is told to reset the device, and says why that is.
+fn failure(machine: &mut Machine) -> String {
+    until("the failure", || machine.port.get(0x70) == 15 | 64);
+    until("the interrupt", || machine.port.get(0x60) == 2);
+    until("the reason", || machine.events.last_failure().is_some());
+    machine.events.last_failure().unwrap()
+}
+
+#[test]
+fn a_queue_that_cannot_be_waited_for_is_told_as_a_failed_activation() {
+    let memory = memory();
+    let worker = Machine::worker(Refused::always(libc::SYS_epoll_ctl, libc::ENOSPC));
+    let mut machine = Machine::new(Box::new(EntropyDevice::new(io::repeat(7), worker)), &memory);
+    machine.start(&memory);
+    let reason = failure(&mut machine);
+    assert!(reason.contains("No space left"), "{reason}");
+}
+
+/// Waits for time on behalf of one queue, until the other has made the host refuse calls in the middle
+/// of that.
+struct Waits {
+    refused: Vec<Refused>,
+    waiting: bool,
+    rounds: u32,
+}
+
+impl QueueHandler for Waits {
+    fn process(&mut self, queue: u16, _cx: &mut Context<'_>) -> Result<Progress, DeviceFault> {
+        if queue == 0 {
+            self.waiting = true;
+            return Ok(match self.rounds {
+                0..3 => Progress::After(Duration::from_millis(50)),
+                _ => Progress::Idle,
+            });
+        }
+        // The timer is set at the end of a round.
+        self.rounds += u32::from(self.waiting);
+        if self.rounds < 3 {
+            return Ok(Progress::More);
+        }
+        refuse(&self.refused).unwrap();
+        Ok(Progress::Idle)
+    }
+}
+
+struct Waiting(WorkerThread, Vec<Refused>);
+
+impl VirtioDevice<Memory> for Waiting {
+    fn device_type(&self) -> u32 {
+        42
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &[8, 8]
+    }
+
+    fn activate(&mut self, activation: Activation<Memory>) -> Result<(), DeviceFault> {
+        let refused = self.1.clone();
+        activation.serve(&mut self.0, |_| Waits {
+            refused,
+            waiting: false,
+            rounds: 0,
+        })
+    }
+}
+
+#[test]
+fn a_loop_that_fails_in_the_middle_of_its_work_says_why() {
+    #[cfg(target_arch = "x86_64")]
+    let wait = libc::SYS_epoll_wait;
+    #[cfg(not(target_arch = "x86_64"))]
+    let wait = libc::SYS_epoll_pwait;
+    // A timer that is set already cannot be stopped; events cannot be waited for.
+    for call in [libc::SYS_timerfd_settime, wait] {
+        let memory = memory();
+        let refused = Refused::always(call, libc::EPERM);
+        let device = Waiting(Machine::worker(Vec::new()), refused);
+        let mut machine = Machine::new(Box::new(device), &memory);
+        machine.port.set(0x70, 3);
+        machine.port.accept(1, 1);
+        machine.port.set(0x70, 11);
+        for queue in 0..2_u32 {
+            let rings = Queue::new(&*memory, 0x1000 * u64::from(1 + queue), 8);
+            assert!(machine.port.enable(queue, rings.setup()));
+        }
+        machine.port.set(0x70, 15);
+        let reason = failure(&mut machine);
+        assert!(reason.contains("Operation not permitted"), "{reason}");
     }
 }
 
@@ -185,7 +291,6 @@ fn ask(machine: &mut Machine, memory: &Plain, queue: &mut Queue<'_>, kind: u32) 
 
 #[test]
 fn a_call_that_fails_for_a_disk_fails_its_request_alone() {
-    let _alone = alone();
     const CALLS: [(u32, i64); 3] = [
         (0, libc::SYS_preadv),
         (1, libc::SYS_pwritev),
@@ -220,7 +325,6 @@ fn a_call_that_fails_for_a_disk_fails_its_request_alone() {
 
 #[test]
 fn entropy_that_the_host_refuses_is_waited_for_and_never_made_up() {
-    let _alone = alone();
     let memory = memory();
     let worker = Machine::worker(Refused::always(libc::SYS_getrandom, libc::EIO));
     let mut machine = Machine::new(Box::new(EntropyDevice::new(KernelEntropy, worker)), &memory);
@@ -244,7 +348,6 @@ fn entropy_that_the_host_refuses_is_waited_for_and_never_made_up() {
 
 #[test]
 fn an_interrupt_that_cannot_be_written_leaves_its_cause_to_be_read() {
-    let _alone = alone();
     let memory = memory();
     let worker = Machine::worker(Refused::always(libc::SYS_write, libc::EBADF));
     let mut machine = Machine::new(Box::new(EntropyDevice::new(io::repeat(7), worker)), &memory);
@@ -255,16 +358,6 @@ fn an_interrupt_that_cannot_be_written_leaves_its_cause_to_be_read() {
     until("the cause", || machine.port.get(0x60) == 1);
     until("the observer", || machine.events.counts().line_failed == 1);
     machine.line.read().unwrap_err();
-}
-
-/// Runs the test `name` of this program again, in a process that is refused these calls.
-fn again(name: &str, calls: &[Refused]) {
-    let child = refused(calls, || {
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        let command = command.args(["--exact", name, "--nocapture"]);
-        command.env("HOST_FAULTS_CHILD", "1").output().unwrap()
-    });
-    assert!(child.status.success(), "{child:?}");
 }
 
 struct Answers;
@@ -282,7 +375,7 @@ impl BusDevice for Answers {
 
 #[test]
 fn a_bus_without_membarrier_removes_devices_all_the_same() {
-    if std::env::var_os("HOST_FAULTS_CHILD").is_none() {
+    if !is_child() {
         let name = "serving::a_bus_without_membarrier_removes_devices_all_the_same";
         for error in [libc::ENOSYS, libc::EPERM, libc::EINVAL] {
             again(name, &Refused::always(libc::SYS_membarrier, error));
