@@ -96,7 +96,7 @@
 //! | writes without end, or a chain of terabytes | at most 256 KiB in a row, then everybody else gets a turn |
 //! | floods the control queue, names ports that do not exist | ignored, and told to the observer; one pending message of each kind for each port |
 //! | gives buffers that are too small for a control message | they go back empty; the message waits for a larger one |
-//! | breaks a ring | DEVICE_NEEDS_RESET, once; nothing is served until reset |
+//! | breaks a ring | `DEVICE_NEEDS_RESET`, once; nothing is served until reset |
 //!
 //! | the host | what happens |
 //! |---|---|

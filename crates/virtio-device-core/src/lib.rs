@@ -132,11 +132,11 @@
 //! |---|---|
 //! | writes any status, feature or queue value | a table decides; what is not in it changes nothing |
 //! | puts a ring outside of memory, misaligned or wrapping | the queue cannot be enabled |
-//! | links descriptors in a loop, out of the table, into nested tables | latched fault, DEVICE_NEEDS_RESET, nothing written |
+//! | links descriptors in a loop, out of the table, into nested tables | latched fault, `DEVICE_NEEDS_RESET`, nothing written |
 //! | names buffers outside of memory | the request is given back with length 0 before a byte moves |
 //! | moves the available index by more than the queue | latched fault |
 //! | makes a chain available again before it has it back | latched fault |
-//! | accepts a feature without the one that it needs | FEATURES_OK stays clear |
+//! | accepts a feature without the one that it needs | `FEATURES_OK` stays clear |
 //! | resets while a worker is busy | the queue is out of the worker's reach when the reset returns |
 //! | resets over and over while the backend hangs | at most one stuck thread; activation fails until it ends |
 //!

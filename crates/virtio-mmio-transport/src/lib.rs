@@ -82,7 +82,7 @@
 //! | [VIRTIO](https://docs.oasis-open.org/virtio/virtio/v1.3/virtio-v1.3.html) | 1.3 |
 //! | vm-memory | 0.18, re-exported by virtio-device-core |
 //! | vmm-sys-util | 0.15, re-exported by virtio-device-core |
-//! | acpi_tables, vm-fdt | 0.2 and 0.3, with the features `acpi` and `fdt` |
+//! | `acpi_tables`, vm-fdt | 0.2 and 0.3, with the features `acpi` and `fdt` |
 //! | kvm-ioctls | not needed; 0.25 in this family, whose versions agree |
 //!
 //! # Threat model
@@ -92,9 +92,9 @@
 //! | accesses a control register by anything but an aligned word | reads zeros, writes nothing |
 //! | selects queue 65,536 | there is no such queue: selectors are not cut to 16 bits |
 //! | takes the steps of the start-up protocol out of order | the write is ignored |
-//! | accepts features that were not offered, or not `VIRTIO_F_VERSION_1` | FEATURES_OK stays clear |
-//! | enables a queue that is not well-formed | QueueReady stays 0 |
-//! | changes a queue after enabling it, or after DRIVER_OK | the write is ignored |
+//! | accepts features that were not offered, or not `VIRTIO_F_VERSION_1` | `FEATURES_OK` stays clear |
+//! | enables a queue that is not well-formed | `QueueReady` stays 0 |
+//! | changes a queue after enabling it, or after `DRIVER_OK` | the write is ignored |
 //! | resets one queue | it is out of the device's reach when the write returns, and its set-up is gone |
 //! | reads fields while they change | the generation differs, and it reads them again |
 //! | resets, in whatever state | all queues are out of the device's reach when the write returns |

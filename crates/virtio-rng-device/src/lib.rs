@@ -70,7 +70,7 @@
 //! # Limits
 //!
 //! * A guest that is restored twice from one snapshot has the same state twice in its own generator: use
-//!   VMGenID for that.
+//!   `VMGenID` for that.
 //! * There is one queue, and so one worker: requests of several vCPUs are served in their order.
 //!
 //! # Versions
@@ -119,15 +119,15 @@
 //! | floods the queue | one queue-length per wake-up, then everybody else gets a turn |
 //! | notifies over and over while the source fails | the source is asked no more often for that |
 //! | reloads, however often, while the source hangs | no vCPU waits, and the last activation is served once the source is back |
-//! | breaks the ring | DEVICE_NEEDS_RESET, once; nothing is served until reset |
+//! | breaks the ring | `DEVICE_NEEDS_RESET`, once; nothing is served until reset |
 //!
 //! | the source | what happens |
 //! |---|---|
 //! | gives less than it was asked for | a shorter answer, never one with a gap |
 //! | is interrupted | it is asked again at once, 64 times at most |
-//! | fails, or has nothing yet | the request waits, from 1 ms to 250 ms at a time, for as long as it takes; `SourcePolicy::give_up_after` ends that with DEVICE_NEEDS_RESET |
+//! | fails, or has nothing yet | the request waits, from 1 ms to 250 ms at a time, for as long as it takes; `SourcePolicy::give_up_after` ends that with `DEVICE_NEEDS_RESET` |
 //! | has a descriptor that is ready for nothing, or hung up | as above: the worker does not spin |
-//! | ends, panics, or claims more than it had room for | DEVICE_NEEDS_RESET; one that has panicked is never asked again |
+//! | ends, panics, or claims more than it had room for | `DEVICE_NEEDS_RESET`; one that has panicked is never asked again |
 //! | blocks | its worker waits, and nobody else does: a reset returns at once, unless it was promised that the source never waits |
 //!
 //! A valid request is never answered with nothing. `Debug` output and observers say nothing of any random byte.
