@@ -2,11 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! In which order things are taken back from a device that is in the middle of its work.
-#![expect(
-    clippy::indexing_slicing,
-    clippy::unwrap_used,
-    reason = "a test stops at the unexpected"
-)]
+#![expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
 
 mod support;
 
