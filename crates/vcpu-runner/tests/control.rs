@@ -193,33 +193,38 @@ fn a_loop_can_begin_with_a_pause() {
     handle.join(SOON).unwrap();
 }
 
+/// The handle's own way to stop, and that of a control.
+const STOPS: [fn(&VcpuHandle<MockVcpu>); 2] = [VcpuHandle::stop, |handle| handle.control().stop()];
+
 #[test]
 fn a_stop_ends_a_pause() {
-    let mut handle = spawn(spinning());
-    handle.pause(SOON).unwrap();
-    handle.stop();
-    assert_eq!(handle.join(SOON).unwrap(), Outcome::Stopped);
-    assert_eq!(handle.pause(SOON), Err(ControlError::NotRunning));
-    // The same for somebody who is still waiting for the pause.
-    let (go, may_go) = mpsc::channel::<()>();
-    let (enter, entered) = mpsc::channel();
-    let devices = Does(move || {
-        let _ = enter.send(());
-        let _ = may_go.recv();
-    });
-    let handle = VcpuRunner::new(flooding(), devices).spawn("stuck").unwrap();
-    // Not sooner: a vCPU that has not made an access yet can pause at once.
-    receive("the device is called", &entered);
-    let control = handle.control().clone();
-    let waiting = thread::spawn(move || control.pause(SOON));
-    thread::sleep(SHORT);
-    handle.stop();
-    let error = join("the pause fails", waiting).unwrap_err();
-    assert!(
-        matches!(error, ControlError::Superseded | ControlError::NotRunning),
-        "{error}"
-    );
-    drop(go);
+    for stop in STOPS {
+        let mut handle = spawn(spinning());
+        handle.pause(SOON).unwrap();
+        stop(&handle);
+        assert_eq!(handle.join(SOON).unwrap(), Outcome::Stopped);
+        assert_eq!(handle.pause(SOON), Err(ControlError::NotRunning));
+        // The same for somebody who is still waiting for the pause.
+        let (go, may_go) = mpsc::channel::<()>();
+        let (enter, entered) = mpsc::channel();
+        let devices = Does(move || {
+            let _ = enter.send(());
+            let _ = may_go.recv();
+        });
+        let handle = VcpuRunner::new(flooding(), devices).spawn("stuck").unwrap();
+        // Not sooner: a vCPU that has not made an access yet can pause at once.
+        receive("the device is called", &entered);
+        let control = handle.control().clone();
+        let waiting = thread::spawn(move || control.pause(SOON));
+        thread::sleep(SHORT);
+        stop(&handle);
+        let error = join("the pause fails", waiting).unwrap_err();
+        assert!(
+            matches!(error, ControlError::Superseded | ControlError::NotRunning),
+            "{error}"
+        );
+        drop(go);
+    }
 }
 
 #[test]
@@ -294,6 +299,54 @@ fn calls_are_made_on_the_paused_vcpus_thread() {
     assert_eq!(handle.join(SOON).unwrap(), Outcome::Stopped);
     assert!(done.load(Ordering::SeqCst));
     assert_eq!(handle.with_vcpu(SOON, |_| 7), Err(ControlError::NotRunning));
+}
+
+#[test]
+fn every_call_that_was_accepted_is_made_although_others_wait() {
+    let mut handle = spawn(flooding());
+    handle.pause(SOON).unwrap();
+    let (go, may_go) = mpsc::channel::<()>();
+    let slow = move |_: &MockVcpu| may_go.recv().unwrap();
+    assert_eq!(handle.with_vcpu(SHORT, slow), Err(ControlError::Timeout));
+    let made = Arc::new(AtomicUsize::new(0));
+    for _ in 0..3 {
+        let made = Arc::clone(&made);
+        let count = move |_: &MockVcpu| made.fetch_add(1, Ordering::SeqCst);
+        // Accepted, and not waited for.
+        let accepted = handle.with_vcpu(Duration::ZERO, count);
+        assert_eq!(accepted, Err(ControlError::Timeout));
+    }
+    go.send(()).unwrap();
+    wait_until("the calls", || made.load(Ordering::SeqCst) == 3);
+    handle.stop();
+    assert_eq!(handle.join(SOON).unwrap(), Outcome::Stopped);
+}
+
+#[test]
+fn a_thread_cannot_join_itself() {
+    let (handle, answer) = (Arc::new(Mutex::new(None)), Arc::new(Mutex::new(None)));
+    let devices = Does({
+        let (handle, answer) = (Arc::clone(&handle), Arc::clone(&answer));
+        move || {
+            let mut handle = handle.lock().unwrap();
+            let own: &mut VcpuHandle<MockVcpu> = handle.as_mut().unwrap();
+            *answer.lock().unwrap() = Some(own.join(SHORT));
+        }
+    });
+    let vcpu = MockVcpu::new([MockStep::mmio_write(0, &[1]), hlt()]);
+    {
+        let mut place = handle.lock().unwrap();
+        let runner = VcpuRunner::new(vcpu, devices);
+        *place = Some(runner.spawn("own").unwrap());
+    }
+    wait_until("the answer", || answer.lock().unwrap().is_some());
+    let answer = answer.lock().unwrap().take();
+    assert!(
+        matches!(answer, Some(Err(JoinError::OwnThread))),
+        "{answer:?}"
+    );
+    let mut handle = handle.lock().unwrap().take().unwrap();
+    assert_eq!(handle.join(SOON).unwrap(), Outcome::Halted);
 }
 
 #[test]

@@ -9,11 +9,12 @@ mod common;
 use std::io;
 use std::sync::{Arc, Mutex, mpsc};
 
-use common::scripts::{group, spinning};
+use common::scripts::{Does, group, hlt, spinning};
 use common::{Nothing, SOON, wait_until};
 use kvm_bindings as kvm;
 use vcpu_runner::{
-    Control, ControlError, GroupError, JoinError, MockStep, MockVcpu, Outcome, State, VcpuRunner,
+    Control, ControlError, GroupError, JoinError, MockStep, MockVcpu, Outcome, RunningGroup, State,
+    VcpuGroup, VcpuRunner,
 };
 
 /// Asks for a reset, and then spins.
@@ -64,6 +65,35 @@ fn a_callback_that_panics_is_reported_and_nobody_waits_for_ever() {
         Err(JoinError::Panicked(message)) => assert_eq!(message, "callback"),
         other => panic!("unexpected {other:?}"),
     }
+}
+
+#[test]
+fn a_vcpu_cannot_join_its_own_group_and_does_no_harm_by_trying() {
+    let (running, answer) = (Arc::new(Mutex::new(None)), Arc::new(Mutex::new(None)));
+    let devices = Does({
+        let (running, answer) = (Arc::clone(&running), Arc::clone(&answer));
+        move || {
+            let mut running = running.lock().unwrap();
+            let own: &mut RunningGroup<MockVcpu> = running.as_mut().unwrap();
+            *answer.lock().unwrap() = Some(own.join(SOON));
+        }
+    });
+    let mut group = VcpuGroup::new();
+    let steps = [MockStep::mmio_write(0, &[1]), hlt()];
+    group.add(VcpuRunner::new(MockVcpu::new(steps), devices));
+    {
+        let mut place = running.lock().unwrap();
+        *place = Some(group.start(SOON).unwrap());
+    }
+    wait_until("the answer", || answer.lock().unwrap().is_some());
+    match answer.lock().unwrap().take() {
+        Some(Err(GroupError::Vcpu { index: 0, error })) => {
+            assert!(matches!(error, JoinError::OwnThread), "{error}");
+        }
+        other => panic!("unexpected {other:?}"),
+    }
+    let mut running = running.lock().unwrap().take().unwrap();
+    assert_eq!(running.join(SOON).unwrap(), Outcome::Halted);
 }
 
 #[test]

@@ -38,6 +38,16 @@ pub fn is_blocked(signal: i32) -> bool {
     }
 }
 
+/// Whether a signal waits for the calling thread to take it.
+pub fn is_pending(signal: i32) -> bool {
+    // SAFETY: the set is written by the first call before the second reads it.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigpending(&raw mut set);
+        libc::sigismember(&raw const set, signal) == 1
+    }
+}
+
 /// Gives a signal a handler that is not the library's.
 pub fn take(signal: i32) {
     extern "C" fn other(_: i32) {}

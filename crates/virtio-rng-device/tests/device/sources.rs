@@ -237,17 +237,18 @@ fn the_observer_hears_the_kind_of_each_failure() {
     );
 }
 
-/// Gives a letter a read, and pauses the device during the first one.
-struct Pauses {
+/// Gives a letter a read, and takes the queue back during the first one.
+struct TakesBack {
     session: Arc<Mutex<Option<Arc<Mutex<Session>>>>>,
+    way: fn(&Session),
     next: u8,
 }
 
-impl Read for Pauses {
+impl Read for TakesBack {
     fn read(&mut self, data: &mut [u8]) -> io::Result<usize> {
         assert!(data.iter().all(|&byte| byte == 0), "not wiped");
         if let Some(session) = self.session.lock().unwrap().take() {
-            session.lock().unwrap().pause();
+            (self.way)(&session.lock().unwrap());
         }
         data.fill(self.next);
         self.next += 1;
@@ -255,11 +256,12 @@ impl Read for Pauses {
     }
 }
 
-/// A device that was paused during its first draw.
-fn paused(memory: &Memory) -> Fixture<'_, Pauses> {
+/// A device whose queue was taken back during its first draw.
+fn taken_back(memory: &Memory, way: fn(&Session)) -> Fixture<'_, TakesBack> {
     let session = Arc::new(Mutex::new(None));
-    let source = Pauses {
+    let source = TakesBack {
         session: session.clone(),
+        way,
         next: b'a',
     };
     let mut fixture = Fixture::new(memory, Features::NONE, source);
@@ -274,7 +276,7 @@ fn paused(memory: &Memory) -> Fixture<'_, Pauses> {
 #[test]
 fn what_was_drawn_when_a_pause_came_is_given_back_after_it() {
     let memory = memory();
-    let mut fixture = paused(&memory);
+    let mut fixture = taken_back(&memory, Session::pause);
     fixture.session.lock().unwrap().resume();
     assert!(fixture.notify());
     assert_eq!(fixture.driver.take_used(), [(0, 4)]);
@@ -282,22 +284,25 @@ fn what_was_drawn_when_a_pause_came_is_given_back_after_it() {
 }
 
 #[test]
-fn what_was_drawn_for_a_queue_that_was_reset_during_a_pause_is_wiped_at_once() {
-    let memory = memory();
-    let mut fixture = paused(&memory);
-    let mut driver = DriverQueue::new(&*memory, 0, QUEUE_SIZE);
-    let queue = Virtqueue::new(driver.layout(), Features::NONE);
-    {
-        let mut session = fixture.session.lock().unwrap();
-        session.revoke_queue(0);
-        assert!(session.restart_queue(0, queue));
-        session.resume();
+fn what_was_drawn_for_a_queue_that_was_reset_is_wiped_at_once() {
+    let ways: [fn(&Session); 2] = [Session::pause, |session| session.revoke_queue(0)];
+    for way in ways {
+        let memory = memory();
+        let mut fixture = taken_back(&memory, way);
+        let mut driver = DriverQueue::new(&*memory, 0, QUEUE_SIZE);
+        let queue = Virtqueue::new(driver.layout(), Features::NONE);
+        {
+            let mut session = fixture.session.lock().unwrap();
+            session.revoke_queue(0);
+            assert!(session.restart_queue(0, queue));
+            session.resume();
+        }
+        // The source sees what is left of it, if it is.
+        driver.offer_writable(0, BUFFER, 2);
+        driver.offer_writable(1, BUFFER + 8, 8);
+        assert!(fixture.notify());
+        assert_eq!(driver.take_used(), [(0, 2), (1, 8)]);
+        assert_eq!(fixture.bytes(BUFFER, 3), *b"bb\xc5");
+        assert_eq!(fixture.bytes(BUFFER + 8, 8), *b"cccccccc");
     }
-    // The source sees what is left of it, if it is.
-    driver.offer_writable(0, BUFFER, 2);
-    driver.offer_writable(1, BUFFER + 8, 8);
-    assert!(fixture.notify());
-    assert_eq!(driver.take_used(), [(0, 2), (1, 8)]);
-    assert_eq!(fixture.bytes(BUFFER, 3), *b"bb\xc5");
-    assert_eq!(fixture.bytes(BUFFER + 8, 8), *b"cccccccc");
 }
