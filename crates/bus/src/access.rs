@@ -6,6 +6,20 @@
 use crate::{AccessError, RegionInfo};
 
 /// One finished access, as an observer sees it.
+///
+/// ```
+/// use bus::{Access, AccessError, MmioBus};
+///
+/// // Prints what the guest gets wrong. A real observer has a limit to what it prints.
+/// let observer = |access: &Access<'_, u64>| {
+///     if let Err(error) = access.outcome {
+///         let way = if access.is_write { "write to" } else { "read of" };
+///         eprintln!("{way} {:#x}, {} bytes: {error}", access.addr, access.width);
+///     }
+/// };
+/// let bus: MmioBus = MmioBus::builder().observer(observer).build();
+/// assert_eq!(bus.view().read(0x1000, &mut [0; 4]), Err(AccessError::Unclaimed));
+/// ```
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct Access<'a, K> {

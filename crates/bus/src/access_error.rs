@@ -9,6 +9,17 @@ use thiserror::Error;
 ///
 /// An access that fails is never fatal: a read leaves the fill value of the bus in the buffer, a
 /// write is dropped, and the guest goes on.
+///
+/// ```
+/// use bus::{AccessError, MmioBus};
+///
+/// // The guest reads all ones, and goes on; the error is for whoever wants to know.
+/// let mut data = [0; 4];
+/// let error = MmioBus::new().view().read(0x1000, &mut data).unwrap_err();
+/// assert_eq!(error, AccessError::Unclaimed);
+/// assert_eq!(error.to_string(), "no device at this address");
+/// assert_eq!(data, [0xff; 4]);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
 #[non_exhaustive]
 pub enum AccessError {

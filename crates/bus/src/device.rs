@@ -19,6 +19,27 @@ use crate::thread::Listed;
 /// [longer and odd accesses](crate#lengths). The defaults refuse.
 ///
 /// `R` is what the device [answers](crate#answers-to-the-vmm) the VMM.
+///
+/// ```
+/// use bus::{AccessError, BusDevice};
+///
+/// /// One byte that can be read and written.
+/// struct Scratch(u8);
+///
+/// impl BusDevice for Scratch {
+///     fn read(&mut self, _offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
+///         data.fill(self.0);
+///         Ok(())
+///     }
+///
+///     fn write(&mut self, _offset: u64, data: &[u8]) -> Result<(), AccessError> {
+///         // A guest may write any width; this register has one byte.
+///         let [byte] = data else { return Err(AccessError::Width) };
+///         self.0 = *byte;
+///         Ok(())
+///     }
+/// }
+/// ```
 #[expect(unused_variables, reason = "the defaults refuse, whatever it is")]
 pub trait BusDevice<R = ()>: Send {
     /// Answers a guest's read by filling `data`, which arrives filled with the bus's fill value.
@@ -80,6 +101,32 @@ pub trait BusDevice<R = ()>: Send {
 /// A device that is accessed through `&self` from several vCPUs at once and does its own locking.
 ///
 /// The same contract as [`BusDevice`]. A `Mutex<T>` around any [`BusDevice`] is one of these.
+///
+/// ```
+/// use std::sync::Arc;
+/// use std::sync::atomic::{AtomicU32, Ordering};
+/// use bus::{AccessError, BusDeviceSync, MmioBus};
+///
+/// /// Counts how often it is read, by all vCPUs together and without a lock.
+/// #[derive(Default)]
+/// struct Reads(AtomicU32);
+///
+/// impl BusDeviceSync for Reads {
+///     fn read(&self, _offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
+///         let count = self.0.fetch_add(1, Ordering::Relaxed);
+///         let word = data.first_chunk_mut().ok_or(AccessError::Width)?;
+///         *word = count.to_le_bytes();
+///         Ok(())
+///     }
+/// }
+///
+/// let bus = MmioBus::new();
+/// bus.insert(Arc::new(Reads::default()), 0x1000, 4)?;
+/// let mut data = [0; 4];
+/// bus.view().read(0x1000, &mut data)?;
+/// assert_eq!(data, [0; 4]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[expect(unused_variables, reason = "the defaults refuse, whatever it is")]
 pub trait BusDeviceSync<R = ()>: Send + Sync {
     /// Answers a guest's read; see [`BusDevice::read`].

@@ -9,6 +9,22 @@ use crate::range::InvalidRange;
 use crate::{RegionId, RegionInfo};
 
 /// Why a bus was not changed. A call that returns one of these has changed nothing.
+///
+/// ```
+/// use std::sync::{Arc, Mutex};
+/// use bus::{BusDevice, BusError, MmioBus};
+///
+/// struct Uart;
+/// impl BusDevice for Uart {}
+///
+/// let bus = MmioBus::new();
+/// bus.insert(Arc::new(Mutex::new(Uart)), 0x1000, 0x1000)?;
+/// match bus.insert(Arc::new(Mutex::new(Uart)), 0x1ff8, 8) {
+///     Err(BusError::Overlap { existing, .. }) => assert_eq!(existing.range.first(), 0x1000),
+///     other => panic!("{other:?}"),
+/// }
+/// # Ok::<(), BusError<u64>>(())
+/// ```
 #[derive(Clone, Debug, Error)]
 #[non_exhaustive]
 pub enum BusError<K> {

@@ -7,6 +7,12 @@
 //! device at that address, call it and hand the answer back. A [`Bus`] does that: devices are
 //! inserted at ranges of addresses, each vCPU accesses them through a [`BusView`] of its own.
 //!
+//! ```console
+//! cargo add vmm-bus
+//! ```
+//!
+#![doc = include_str!("../picture.svg")]
+//!
 //! # Putting a device on a bus
 //!
 //! A device is a type that implements [`BusDevice`]. It gets offsets from its own base, because it
@@ -170,6 +176,49 @@
 //!
 //! * `vm-device`: newtypes, in the module `vm_device`, that fit devices of vm-device 0.1 into this
 //!   bus, and devices of this bus into its `IoManager`. Off by default.
+//!
+//! # Limits
+//!
+//! * A handler that never returns keeps its vCPU, and its removal, waiting.
+//! * Locks of a device that its handler takes itself are not seen by the detection of deadlocks.
+//! * With `panic = "abort"` a handler that panics ends the process.
+//! * A region lies in one address space and has one owner: there are no priorities and no overlaps.
+//!
+//! # Versions
+//!
+//! | | version |
+//! |---|---|
+//! | Rust | 1.85 |
+//! | vm-device | 0.1, with the feature of that name |
+//! | vm-memory, kvm-ioctls | not needed |
+//!
+//! # Threat model
+//!
+//! The guest is hostile. It chooses address, width, data and timing of every access, from all vCPUs at once. Devices are trusted not to be malicious, but not to be free of faults. The VMM, which inserts and removes devices, is trusted.
+//!
+//! | threat | answer | test |
+//! | --- | --- | --- |
+//! | address of no device; last addresses of the space; access that wraps | typed error, all ones in the buffer, nothing called | `dispatch.rs`, `model.rs` |
+//! | access across the end of a region | refused before the device sees it | `dispatch.rs`, `model.rs` |
+//! | width of 0, 9, 64 bytes | refused before the device sees it | `lengths.rs` |
+//! | width of 3, 5, 6, 7 bytes | naturally aligned pieces, checked as a whole | `lengths.rs`, `model.rs` |
+//! | bytes of an earlier exit in the buffer of a read | overwritten before the device is called, and again if it fails | `dispatch.rs` |
+//! | access that makes a device panic | contained; that device is not called again by any bus, all others go on | `faults.rs`, `panics.rs` |
+//! | removed device that panics when a vCPU's view drops it | contained | `panics.rs` |
+//! | access that makes a device access itself through the bus | typed error instead of a deadlock or a stack overflow | `faults.rs` |
+//! | access during removal | `remove` waits for it; none afterwards reaches the device | `concurrency.rs`, `loom.rs` |
+//! | millions of refused accesses | no allocation, no logging | `allocation.rs` |
+//! | two handlers that wait for each other to be removed or to release a lock, or one for itself | one of them gets a typed error | `faults.rs`, `waits.rs` |
+//!
+//! Not covered: a handler that never returns (its vCPU hangs, and so does its removal); locks of a device that its handler takes itself; `panic = "abort"`.
+//!
+//! # Siblings
+//!
+//! | crate | what it is |
+//! |---|---|
+//! | [vcpu-runner](https://docs.rs/vcpu-runner) | runs a vCPU, and hands its exits to devices |
+//! | [virtio-mmio-transport](https://docs.rs/virtio-mmio-transport) | the registers of VIRTIO 1.3, section 4.2 |
+//! | [mmio-rng-legacy](https://docs.rs/mmio-rng-legacy) | a random number generator with one register, to compare with |
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![forbid(unsafe_code)]

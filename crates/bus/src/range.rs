@@ -35,6 +35,14 @@ impl sealed::Sealed for u64 {}
 impl sealed::Sealed for u16 {}
 
 /// A range that is empty, or does not fit into the address space.
+///
+/// ```
+/// use bus::{BusRange, InvalidRange};
+///
+/// // One address more than there are ports.
+/// let error = BusRange::<u16>::new(0xffff, 2).unwrap_err();
+/// assert_eq!(error, InvalidRange { base: 0xffff, len: 2 });
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("invalid range: {len:#x} bytes at {base:#x}")]
 pub struct InvalidRange<K> {

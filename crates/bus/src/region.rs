@@ -12,6 +12,21 @@ use crate::width::pieces;
 use crate::{AccessError, Address, BusRange, Width};
 
 /// Names one insertion of one device; never used again, neither by this bus nor by another.
+///
+/// ```
+/// use std::sync::{Arc, Mutex};
+/// use bus::{BusDevice, MmioBus};
+///
+/// struct Card;
+/// impl BusDevice for Card {}
+///
+/// // It stays the region's, wherever that moves.
+/// let bus = MmioBus::new();
+/// let id = bus.insert(Arc::new(Mutex::new(Card)), 0x1000, 0x1000)?;
+/// bus.relocate(id, 0x8000)?;
+/// bus.remove(id)?;
+/// # Ok::<(), bus::BusError<u64>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RegionId(pub(crate) usize);
 
@@ -105,6 +120,23 @@ impl<K: Address> Region<K> {
 }
 
 /// How often a region had been accessed, whatever came of it, at the moment of asking.
+///
+/// ```
+/// use std::sync::{Arc, Mutex};
+/// use bus::{BusDevice, MmioBus, Region};
+///
+/// struct Deaf; // refuses all accesses
+/// impl BusDevice for Deaf {}
+///
+/// let bus = MmioBus::new();
+/// let region = Region::new(0x1000, 8).named("deaf").counted();
+/// let id = bus.insert_region(Arc::new(Mutex::new(Deaf)), region)?;
+/// let _ = bus.view().read(0x1004, &mut [0; 4]);
+/// let counts = bus.find(0x1000).unwrap().counts();
+/// assert_eq!((counts.reads, counts.writes, counts.refused), (1, 0, 1));
+/// # let _ = id;
+/// # Ok::<(), bus::BusError<u64>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counts {
@@ -117,6 +149,23 @@ pub struct Counts {
 }
 
 /// A region of a bus as it was at the moment of asking.
+///
+/// ```
+/// use std::sync::{Arc, Mutex};
+/// use bus::{BusDevice, MmioBus, Region};
+///
+/// struct Deaf; // refuses all accesses
+/// impl BusDevice for Deaf {}
+///
+/// let bus = MmioBus::new();
+/// let region = Region::new(0x1000, 8).named("deaf").counted();
+/// let id = bus.insert_region(Arc::new(Mutex::new(Deaf)), region)?;
+/// let _ = bus.view().read(0x1004, &mut [0; 4]);
+/// let info = bus.find(0x1007).unwrap();
+/// assert_eq!((info.id, info.name()), (id, "deaf"));
+/// assert_eq!(info.to_string(), "00001000-00001007 : deaf");
+/// # Ok::<(), bus::BusError<u64>>(())
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct RegionInfo<K> {

@@ -56,6 +56,25 @@ use crate::{AccessError, BusDevice, BusDeviceSync};
 /// With a [`MutDeviceMmio`] inside it is a [`BusDevice`], with a [`DeviceMmio`] a
 /// [`BusDeviceSync`]. Such a device is told its base in each access: always the one given here, so
 /// make this anew if the device moves and cares.
+///
+/// ```
+/// use std::sync::{Arc, Mutex};
+/// use bus::{MmioBus, vm_device::FromMmio};
+/// # use vm_device::{MutDeviceMmio, bus::{MmioAddress, MmioAddressOffset}};
+/// # struct Theirs;
+/// # impl MutDeviceMmio for Theirs {
+/// #     fn mmio_read(&mut self, _: MmioAddress, _: MmioAddressOffset, data: &mut [u8]) { data.fill(7) }
+/// #     fn mmio_write(&mut self, _: MmioAddress, _: MmioAddressOffset, _: &[u8]) {}
+/// # }
+///
+/// // `Theirs` is a `MutDeviceMmio` of vm-device.
+/// let bus = MmioBus::new();
+/// bus.insert(Arc::new(Mutex::new(FromMmio::new(Theirs, 0x1000))), 0x1000, 0x100)?;
+/// let mut data = [0];
+/// bus.view().read(0x1000, &mut data)?;
+/// assert_eq!(data, [7]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct FromMmio<D> {
     device: D,
@@ -104,6 +123,20 @@ impl<D> FromPio<D> {
 /// With a [`BusDevice`] inside it is a [`MutDeviceMmio`] and [`MutDevicePio`], with a
 /// [`BusDeviceSync`] a [`DeviceMmio`] and [`DevicePio`]. vm-device has no way to report errors: a
 /// read that the device refuses gives all ones, a write is dropped.
+///
+/// ```
+/// use std::sync::{Arc, Mutex};
+/// use bus::{BusDevice, vm_device::IntoVmDevice};
+/// use vm_device::{bus::{MmioAddress, MmioRange}, device_manager::{IoManager, MmioManager}};
+///
+/// struct Ours;
+/// impl BusDevice for Ours {}
+///
+/// let mut devices = IoManager::new();
+/// let range = MmioRange::new(MmioAddress(0x1000), 0x100)?;
+/// devices.register_mmio(range, Arc::new(Mutex::new(IntoVmDevice::new(Ours))))?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct IntoVmDevice<D>(D);
 

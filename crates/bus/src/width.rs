@@ -6,6 +6,14 @@
 use std::ops::Range;
 
 /// How many bytes a device is accessed by at once.
+///
+/// ```
+/// use bus::{Region, Width};
+///
+/// // Registers that are accessed as words or double words, and nothing else.
+/// let region = Region::new(0xd000_0000_u64, 0x100).widths(&[Width::U32, Width::U64]);
+/// # let _ = region;
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Width {
     /// One byte.

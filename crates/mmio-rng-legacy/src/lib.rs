@@ -8,6 +8,14 @@
 //! is slower, because each read leaves the guest: N bytes cost N/4 exits, one after the other, with
 //! the vCPU waiting. `virtio-rng-device` does the same work for one request.
 //!
+//! ```console
+//! cargo add mmio-rng-legacy
+//! ```
+//!
+#![doc = include_str!("../picture.svg")]
+//!
+//! # A first example
+//!
 //! | offset | width | name | access |
 //! |---|---|---|---|
 //! | 0 | 4 | `rng0` | read: fresh random bytes |
@@ -25,6 +33,57 @@
 //! assert_eq!(rng0, [0x2a; 4]);
 //! # Ok::<(), bus::AccessError>(())
 //! ```
+//!
+//! # Features
+//!
+//! | feature | adds |
+//! |---|---|
+//! | `fdt` | `Description`: the node of a device tree by which Linux' driver finds the register |
+//!
+//! # Limits
+//!
+//! * A source that blocks keeps the vCPU that reads from running and from being paused.
+//! * It is slow by design, and nobody should add it to a machine for its randomness: that is what
+//!   [virtio-rng-device](https://docs.rs/virtio-rng-device) is for.
+//!
+//! # Versions
+//!
+//! | | version |
+//! |---|---|
+//! | Rust | 1.85 |
+//! | vm-fdt | 0.3, with the feature `fdt` |
+//! | vm-memory, kvm-ioctls | not needed |
+//!
+//! # System calls
+//!
+//! | phase | thread | system calls |
+//! |---|---|---|
+//! | `Rngboi1337::new` | the embedder's | none |
+//! | a read | the vCPU's that reads | those of the source: `getrandom` for the kernel's generator, `read` for an open file |
+//! | any other access | the vCPU's | none |
+//!
+//! A source that blocks keeps the vCPU from running and from being paused: open files with `O_NONBLOCK`, and the read fails
+//! instead.
+//!
+//! # Threat model
+//!
+//! | the guest | what happens |
+//! |---|---|
+//! | reads with another width or at another offset | typed error; no randomness is given |
+//! | reads while the source fails, ends, panics or has nothing yet | typed error and zeros, never old bytes |
+//! | reads from two vCPUs at once | they take turns; no byte is given twice |
+//! | reads in a storm | 16 calls to the source for each at most, no allocation |
+//! | writes | typed error, no effect |
+//!
+//! `Debug` output says nothing of the source.
+//!
+//! # Siblings
+//!
+//! | crate | what it is |
+//! |---|---|
+//! | [vmm-bus](https://docs.rs/vmm-bus) | finds the device that owns an address, and calls it |
+//! | [virtio-rng-device](https://docs.rs/virtio-rng-device) | a virtio entropy device |
+//! | [vcpu-runner](https://docs.rs/vcpu-runner) | runs a vCPU, and hands its exits to devices |
 
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -187,3 +246,7 @@ impl<S, O> fmt::Debug for Rngboi1337<S, O> {
         f.debug_struct("Rngboi1337").finish_non_exhaustive()
     }
 }
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeDoctests;

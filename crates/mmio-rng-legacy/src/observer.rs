@@ -22,6 +22,24 @@ pub enum AccessEvent {
 ///
 /// Called on the thread of the vCPU that makes the access: it must not wait. `()` ignores all events
 /// and costs nothing; [`AccessCounters`] counts them.
+///
+/// ```
+/// use bus::BusDevice;
+/// use mmio_rng_legacy::{AccessEvent, AccessObserver, Rngboi1337};
+///
+/// /// Says so when the source fails.
+/// struct Complain;
+/// impl AccessObserver for Complain {
+///     fn event(&self, event: &AccessEvent) {
+///         if *event == AccessEvent::Failed {
+///             eprintln!("the source of random numbers has failed");
+///         }
+///     }
+/// }
+///
+/// let mut device = Rngboi1337::with_observer(std::io::empty(), Complain);
+/// assert!(device.read(0, &mut [0; 4]).is_err());
+/// ```
 pub trait AccessObserver: Send + Sync {
     /// Takes note of `event`.
     fn event(&self, event: &AccessEvent);
@@ -38,6 +56,19 @@ impl<T: AccessObserver + ?Sized> AccessObserver for Arc<T> {
 }
 
 /// Counts accesses; hand it over in an [`Arc`] and read it from anywhere.
+///
+/// ```
+/// use std::sync::Arc;
+/// use bus::BusDevice;
+/// use mmio_rng_legacy::{AccessCounters, Rngboi1337};
+///
+/// let counters = Arc::new(AccessCounters::default());
+/// let mut device = Rngboi1337::with_observer(std::io::repeat(7), counters.clone());
+/// device.read(0, &mut [0; 4])?;
+/// assert!(device.write(0, &[0; 4]).is_err());
+/// assert_eq!((counters.reads(), counters.refusals()), (1, 1));
+/// # Ok::<(), bus::AccessError>(())
+/// ```
 #[derive(Debug, Default)]
 pub struct AccessCounters {
     reads: AtomicU64,

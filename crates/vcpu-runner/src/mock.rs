@@ -16,6 +16,18 @@ use crate::run::{Kick, RunError, Vcpu};
 const PIO_DATA: usize = UNION + 256;
 
 /// One thing that a scripted vCPU does.
+///
+/// ```
+/// use vcpu_runner::{MockStep, MockVcpu};
+///
+/// // Reads a register, writes a port, and does nothing from then on.
+/// let guest = MockVcpu::new([
+///     MockStep::mmio_read(0x8000_1000, 4),
+///     MockStep::io_out(0x3f8, 1, b"!"),
+///     MockStep::Spin,
+/// ]);
+/// # let _ = guest;
+/// ```
 #[derive(Clone)]
 pub enum MockStep {
     /// The guest exits, and the kernel leaves this record.
@@ -134,6 +146,20 @@ fn put(record: &mut Record, at: usize, bytes: &[u8]) {
 }
 
 /// What happened to a scripted vCPU.
+///
+/// ```
+/// use vcpu_runner::{IoAccess, IoFn, MockStep, MockVcpu, VcpuRunner};
+///
+/// let vcpu = MockVcpu::new([MockStep::io_in(0x60, 1, 1), MockStep::exit(5 /* HLT */)]);
+/// let log = vcpu.log();
+/// let io = IoFn(|access: IoAccess<'_>| {
+///     if let IoAccess::PioRead { data, .. } = access {
+///         data.fill(3);
+///     }
+/// });
+/// VcpuRunner::new(vcpu, io).run().unwrap();
+/// assert_eq!(log.answers(), [[3]]);
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct MockLog {
     inner: Arc<Mutex<Log>>,

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! A vCPU's thread from its hook to its end, under a filter that allows the system calls in the
-//! README and kills the process at any other.
+//! landing page and kills the process at any other.
 //!
 //! The tests run this program again, as children that may be killed.
 #![cfg(target_arch = "x86_64")]
@@ -25,7 +25,7 @@ const KVM_RUN: u64 = 0xae80;
 const KVM_GET_REGS: u64 = 0x8090_ae81;
 const KVM_KVMCLOCK_CTRL: u64 = 0xaead;
 
-/// The table "System calls" of the README, for a vCPU's thread after its hook.
+/// The table "System calls" of the landing page, for a vCPU's thread after its hook.
 const CALLS: &[i64] = &[
     #[cfg(debug_assertions)]
     libc::SYS_fcntl,

@@ -16,6 +16,24 @@ pub const VIRTQ_DESC_F_INDIRECT: u16 = 4;
 /// A driver's queue: descriptor table, available ring and used ring, one after the other.
 ///
 /// Unlike a real driver it writes whatever it is told to, legal or not.
+///
+/// ```
+/// use virtio_conformance::DriverQueue;
+/// use virtio_device_core::{Chain, Features, Virtqueue};
+/// use vm_memory::{GuestAddress, GuestMemoryMmap};
+///
+/// let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap();
+/// let mut driver = DriverQueue::new(&memory, 0, 8);
+/// driver.offer_writable(0, 0x8000, 64);
+///
+/// // The device's side.
+/// let mut queue = Virtqueue::new(driver.layout(), Features::NONE);
+/// let mut chain = Chain::with_capacity(8);
+/// let head = queue.take(&memory, &mut chain).unwrap().unwrap();
+/// queue.complete(&memory, head, 64).unwrap();
+///
+/// assert_eq!(driver.take_used(), [(0, 64)]);
+/// ```
 #[derive(Debug)]
 pub struct DriverQueue<'m, M> {
     memory: &'m M,

@@ -3,6 +3,12 @@
 
 //! A suite that any virtio device passes behind any transport, whatever its driver does.
 //!
+//! ```console
+//! cargo add --dev virtio-conformance virtio-mmio-transport vmm-bus
+//! ```
+//!
+#![doc = include_str!("../picture.svg")]
+//!
 //! All of these hold, in every scenario:
 //!
 //! * nothing panics, also in the worker, which would show as a failed device;
@@ -17,26 +23,30 @@
 //! * after each scenario a reset and a new start are enough for a valid request to be served;
 //! * a second device goes on working all the while.
 //!
-//! # For the author of a device
+//! # A first example: for the author of a device
 //!
 //! Say what a request is, and put a fresh device behind a transport from the [`Parts`] that you are
 //! given. Any transport will do; `virtio-mmio-transport` is one.
 //!
 //! ```
 //! use std::sync::{Arc, Mutex};
-//! use virtio_conformance::ramdisk::RamDisk;
-//! use virtio_conformance::{Memory, Parts, Port, Request, Suite};
-//! # use virtio_device_core::VirtioDevice;
+//! use bus::BusDevice;
+//! use virtio_conformance::ramdisk::RamDisk; // or a device of yours
+//! use virtio_conformance::{MmioPort, Request, Suite};
+//! use virtio_mmio_transport::MmioTransport;
 //!
-//! # fn the_disk_conforms<P: Port>(transport: impl Fn(Box<dyn VirtioDevice<Memory>>, Parts) -> P) {
 //! // Read sector 0: a header of 16 bytes, then room for the sector and for the status.
 //! let request = Request::new(|bytes| bytes == [0; 513]).readable(&[0; 16]).writable(513);
 //! Suite::new(request.at_most(4096 + 1)).check(|parts| {
 //!     let disk = Arc::new(Mutex::new(vec![0; 4096]));
 //!     let device = RamDisk::new(disk, parts.executor.clone());
-//!     transport(Box::new(device), parts)
+//!     let transport = MmioTransport::new(device, parts.memory, parts.line).unwrap();
+//!     MmioPort::new(
+//!         transport.with_observer(parts.events),
+//!         |it, offset, data| it.read(offset, data).unwrap(),
+//!         |it, offset, data| it.write(offset, data).unwrap(),
+//!     )
 //! });
-//! # }
 //! ```
 //!
 //! A device that watches file descriptors of the host needs a `WorkerThread` in place of
@@ -57,6 +67,48 @@
 //! [`WatchedMemory`] shows each access of a device to guest memory, and can change memory before it
 //! happens. With the feature `virtio-drivers`, which needs a newer Rust than the rest, the crate of that
 //! name is a driver to test with.
+//!
+//! # Features
+//!
+//! | feature | adds |
+//! |---|---|
+//! | `virtio-drivers` | the published crate of that name as a driver: `GuestHal`, `RegisterTransport`; needs a newer Rust |
+//!
+//! The rest needs Rust 1.85.
+//!
+//! # Limits
+//!
+//! * The suite checks what all devices have in common. What a request means is for tests of your own.
+//! * It plays a driver of split queues. Configuration spaces are read, and not known.
+//! * A finding is a panic with what was expected and the steps that led there.
+//!
+//! # Versions
+//!
+//! | | version |
+//! |---|---|
+//! | Rust | 1.85 |
+//! | [VIRTIO](https://docs.oasis-open.org/virtio/virtio/v1.3/virtio-v1.3.html) | 1.3 |
+//! | vm-memory | 0.18, re-exported by virtio-device-core |
+//! | virtio-drivers | 0.13, with the feature of that name: it needs the current Rust |
+//! | kvm-ioctls | not needed; 0.25 in this family, whose versions agree |
+//!
+//! # Threat model
+//!
+//! This is a tool for tests, run by who wrote the device; nothing in it is meant for a guest. It plays
+//! these parts:
+//!
+//! | part | what it does |
+//! |---|---|
+//! | a driver without any sense | every register at every width, rings and chains that break each rule, resets at each step |
+//! | a guest that watches | each access of the device to its memory is compared with what was offered |
+//! | a guest that changes its mind | memory changes between two reads of the device: [`WatchedMemory`] |
+//!
+//! # Siblings
+//!
+//! | crate | what it is |
+//! |---|---|
+//! | [virtio-device-core](https://docs.rs/virtio-device-core) | life cycle, features, queues, chains and workers of any virtio device |
+//! | [virtio-mmio-transport](https://docs.rs/virtio-mmio-transport) | the registers of VIRTIO 1.3, section 4.2 |
 
 // Only the `Hal` of virtio-drivers, which promises things about memory, has any.
 #![cfg_attr(not(feature = "virtio-drivers"), forbid(unsafe_code))]
@@ -87,3 +139,7 @@ pub use parts::{CountingLine, EventLog, Host, Memory, Parts};
 pub use port::Port;
 pub use subject::{HeapGrowth, MeasureHeap, Request};
 pub use suite::Suite;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeDoctests;

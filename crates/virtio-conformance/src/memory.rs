@@ -28,6 +28,19 @@ pub struct Access {
 ///
 /// While nobody watches, it is plain memory, and a device may look its regions up once. While
 /// somebody does, it is like the memory behind an IOMMU: every access comes through here.
+///
+/// ```
+/// use virtio_conformance::WatchedMemory;
+/// use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+///
+/// let plain = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
+/// let memory = WatchedMemory::new(plain);
+/// // A guest that changes what is read, just before.
+/// memory.watch(|plain, access| {
+///     let _ = plain.write_obj(7_u8, GuestAddress(access.addr));
+/// });
+/// assert_eq!(memory.read_obj::<u8>(GuestAddress(0x10)).unwrap(), 7);
+/// ```
 pub struct WatchedMemory {
     plain: GuestMemoryMmap<()>,
     watcher: Mutex<Option<Watcher>>,

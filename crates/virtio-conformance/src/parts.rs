@@ -18,6 +18,25 @@ use crate::memory::WatchedMemory;
 pub type Memory = Arc<WatchedMemory>;
 
 /// What a device under test and its transport are made of.
+///
+/// ```
+/// use std::sync::{Arc, Mutex};
+/// use bus::BusDevice;
+/// use virtio_conformance::ramdisk::RamDisk;
+/// use virtio_conformance::{MmioPort, Parts};
+/// use virtio_mmio_transport::MmioTransport;
+///
+/// /// What is made anew for each scenario of a suite.
+/// fn disk(parts: Parts) -> MmioPort<MmioTransport<virtio_conformance::Memory, RamDisk<impl virtio_device_core::Executor>>> {
+///     let device = RamDisk::new(Arc::new(Mutex::new(vec![0; 4096])), parts.executor.clone());
+///     let transport = MmioTransport::new(device, parts.memory, parts.line).unwrap();
+///     MmioPort::new(
+///         transport.with_observer(parts.events),
+///         |it, offset, data| it.read(offset, data).unwrap(),
+///         |it, offset, data| it.write(offset, data).unwrap(),
+///     )
+/// }
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Parts {
@@ -39,6 +58,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// A line that counts how often it is raised.
+///
+/// ```
+/// use virtio_conformance::CountingLine;
+/// use virtio_device_core::InterruptLine;
+///
+/// let line = CountingLine::default();
+/// line.clone().trigger()?; // what a transport does with it
+/// assert_eq!(line.raised(), 1);
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct CountingLine(Arc<AtomicU32>);
 
@@ -58,6 +87,15 @@ impl InterruptLine for CountingLine {
 }
 
 /// An observer that counts, and remembers why the device failed last.
+///
+/// ```
+/// use virtio_conformance::EventLog;
+/// use virtio_device_core::{DeviceFault, Event, Observer};
+///
+/// let events = EventLog::default();
+/// events.event(&Event::DeviceFailed(&DeviceFault::Panicked)); // what a transport does with it
+/// assert!(events.last_failure().is_some());
+/// ```
 #[derive(Debug, Default)]
 pub struct EventLog {
     counters: EventCounters,

@@ -40,6 +40,19 @@ const UNSUPPORTED: u8 = 2;
 type Disk = Arc<Mutex<Vec<u8>>>;
 
 /// The half of the device that vCPUs talk to.
+///
+/// ```
+/// use std::sync::{Arc, Mutex};
+/// use virtio_conformance::ramdisk::RamDisk;
+/// use virtio_device_core::{VirtioDevice, WorkerThread};
+/// use vm_memory::GuestMemoryMmap;
+///
+/// let sectors = Arc::new(Mutex::new(vec![0; 8 * 512]));
+/// let disk = RamDisk::new(sectors.clone(), WorkerThread::named("disk")?);
+/// let disk: Box<dyn VirtioDevice<Arc<GuestMemoryMmap>>> = Box::new(disk);
+/// assert_eq!(disk.device_type(), 2);
+/// # Ok::<(), std::io::Error>(())
+/// ```
 pub struct RamDisk<E> {
     disk: Disk,
     executor: E,

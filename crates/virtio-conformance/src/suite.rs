@@ -14,6 +14,28 @@ use crate::scenarios;
 use crate::subject::{MeasureHeap, Request, Subject};
 
 /// The suite, for one kind of device.
+///
+/// ```
+/// use std::sync::{Arc, Mutex};
+/// use bus::BusDevice;
+/// use virtio_conformance::ramdisk::RamDisk;
+/// use virtio_conformance::{MmioPort, Parts, Request, Suite};
+/// use virtio_mmio_transport::MmioTransport;
+///
+/// /// What is made anew for each scenario of a suite.
+/// fn disk(parts: Parts) -> MmioPort<MmioTransport<virtio_conformance::Memory, RamDisk<impl virtio_device_core::Executor>>> {
+///     let device = RamDisk::new(Arc::new(Mutex::new(vec![0; 4096])), parts.executor.clone());
+///     let transport = MmioTransport::new(device, parts.memory, parts.line).unwrap();
+///     MmioPort::new(
+///         transport.with_observer(parts.events),
+///         |it, offset, data| it.read(offset, data).unwrap(),
+///         |it, offset, data| it.write(offset, data).unwrap(),
+///     )
+/// }
+///
+/// let request = Request::new(|bytes| bytes == [0; 513]).readable(&[0; 16]).writable(513);
+/// Suite::new(request.at_most(4096 + 1)).check(disk);
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Suite {
     subject: Subject,

@@ -43,6 +43,19 @@ const EMERGENCY: u32 = 8;
 /// It serves its queues where `E` says. What the host's side does reaches the guest, and nothing
 /// that it does or fails to do ends the device or holds a vCPU: a host that takes no output holds the
 /// guest's writers back, and one that has gone has its output discarded.
+///
+/// ```
+/// use std::os::unix::net::UnixStream;
+/// use virtio_console_device::{Console, Port};
+/// use virtio_device_core::WorkerThread;
+///
+/// let (ours, _theirs) = UnixStream::pair()?;
+/// let port = Port::new(ours.try_clone()?, ours)?;
+/// let console = Console::new(port, WorkerThread::named("console")?)?;
+/// // Now put it behind a transport.
+/// # let _ = console;
+/// # Ok::<(), std::io::Error>(())
+/// ```
 pub struct Console<E> {
     shared: Arc<Shared>,
     multiport: bool,
@@ -209,6 +222,21 @@ impl<E> fmt::Debug for Console<E> {
 }
 
 /// Changes a console's size and ports while the device is anywhere in its life; clones are the same.
+///
+/// ```
+/// use std::os::unix::net::UnixStream;
+/// use virtio_console_device::{Console, Port, Size};
+/// use virtio_device_core::WorkerThread;
+///
+/// let (ours, _theirs) = UnixStream::pair()?;
+/// let port = Port::new(ours.try_clone()?, ours)?;
+/// let console = Console::with_ports(vec![port], WorkerThread::named("console")?)?;
+/// let handle = console.handle();
+/// handle.resize(0, Size { cols: 132, rows: 50 });
+/// handle.unplug(0); // the driver is told, now or when it starts
+/// handle.plug(0);
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone)]
 pub struct ConsoleHandle {
     shared: Arc<Shared>,

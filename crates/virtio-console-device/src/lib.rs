@@ -7,6 +7,14 @@
 //! is any pair of descriptors of the host: a terminal, pipes, a socket, the master of a pseudo
 //! terminal, files.
 //!
+//! ```console
+//! cargo add virtio-console-device
+//! ```
+//!
+#![doc = include_str!("../picture.svg")]
+//!
+//! # A first example
+//!
 //! ```
 //! use std::os::fd::AsFd;
 //! use virtio_console_device::{Console, Port, Size};
@@ -49,6 +57,60 @@
 //!
 //! At run time a port can be [taken away](ConsoleHandle::unplug) and [put back](ConsoleHandle::plug):
 //! say all the ports that there will ever be when you make the device, and unplug those that come later.
+//!
+//! # Limits
+//!
+//! * A port is served by one worker. All ports that there will ever be are named when the device is made.
+//! * What Linux' driver does with them is in the README: it throws away input that comes before a program
+//!   has the port open.
+//! * A kernel of a guest (6.1) failed once when its device was taken away while input came in.
+//!
+//! # Versions
+//!
+//! | | version |
+//! |---|---|
+//! | Rust | 1.85 |
+//! | [VIRTIO](https://docs.oasis-open.org/virtio/virtio/v1.3/virtio-v1.3.html) | 1.3 |
+//! | vm-memory | 0.18, re-exported by virtio-device-core |
+//! | vmm-sys-util | 0.15, re-exported by virtio-device-core |
+//! | kvm-ioctls | not needed; 0.25 in this family, whose versions agree |
+//!
+//! # System calls
+//!
+//! On the worker's thread, beside those of its loop (see `WorkerThread`):
+//!
+//! | descriptor | read | write |
+//! |---|---|---|
+//! | socket | `recvfrom` | `sendto` |
+//! | terminal, pipe, file | `read` | `write` |
+//! | one that blocks and cannot be opened again | `poll`, `read` | `poll`, `write` |
+//!
+//! `Port::new` calls `fstat`, `ioctl`, `fcntl`, `getsockopt` and `openat`. On a vCPU's thread an emergency write makes one
+//! call of the middle or right column; activation writes one event fd.
+//!
+//! # Threat model
+//!
+//! | the driver | what happens |
+//! |---|---|
+//! | names buffers outside of memory, of the wrong direction or without a byte | the request goes back with length 0, and no byte moves |
+//! | writes without end, or a chain of terabytes | at most 256 KiB in a row, then everybody else gets a turn |
+//! | floods the control queue, names ports that do not exist | ignored, and told to the observer; one pending message of each kind for each port |
+//! | gives buffers that are too small for a control message | they go back empty; the message waits for a larger one |
+//! | breaks a ring | DEVICE_NEEDS_RESET, once; nothing is served until reset |
+//!
+//! | the host | what happens |
+//! |---|---|
+//! | gives nothing, takes nothing | the guest's requests wait, and nobody else does |
+//! | hangs up | input ends, output is discarded: neither a spinning worker nor a broken device |
+//! | a saved state from elsewhere | refused unless every bit of it means something; a count of sent bytes beyond the chain ends the chain |
+//!
+//! # Siblings
+//!
+//! | crate | what it is |
+//! |---|---|
+//! | [virtio-device-core](https://docs.rs/virtio-device-core) | life cycle, features, queues, chains and workers of any virtio device |
+//! | [virtio-mmio-transport](https://docs.rs/virtio-mmio-transport) | the registers of VIRTIO 1.3, section 4.2 |
+//! | [virtio-conformance](https://docs.rs/virtio-conformance) | a suite for any virtio device behind any transport |
 
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -68,3 +130,7 @@ pub use device::{
 };
 pub use observer::{ConsoleEvent, ConsoleObserver};
 pub use port::{Port, Size};
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeDoctests;

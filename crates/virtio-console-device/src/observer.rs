@@ -56,6 +56,21 @@ pub enum ConsoleEvent<'a> {
 ///
 /// Called on the worker's thread, under a queue's lock, and on vCPUs' threads: it must not wait, and
 /// must not call the device. `()` ignores all events.
+///
+/// ```
+/// use virtio_console_device::{ConsoleEvent, ConsoleObserver};
+///
+/// /// Says so when nobody reads the guest's output any more.
+/// struct Log;
+///
+/// impl ConsoleObserver for Log {
+///     fn event(&self, event: &ConsoleEvent<'_>) {
+///         if let ConsoleEvent::OutputEnded { .. } = event {
+///             eprintln!("the console's output goes nowhere");
+///         }
+///     }
+/// }
+/// ```
 pub trait ConsoleObserver: Send + Sync {
     /// Takes note of `event`.
     fn event(&self, event: &ConsoleEvent<'_>);

@@ -34,6 +34,17 @@ impl Size {
 }
 
 /// A port of the device, and the descriptors of the host behind it.
+///
+/// ```
+/// use std::os::unix::net::UnixStream;
+/// use virtio_console_device::Port;
+///
+/// // `/dev/virtio-ports/org.example.agent` in the guest, a socket on the host.
+/// let (ours, _theirs) = UnixStream::pair()?;
+/// let port = Port::new(ours.try_clone()?, ours)?.as_channel().named("org.example.agent");
+/// # let _ = port;
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Port {
     pub(crate) input: HostFd,

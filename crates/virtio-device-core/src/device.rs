@@ -24,6 +24,27 @@ use crate::worker::{Executor, QueueHandler, Worker};
 /// The defaults describe a device without features, configuration space or state of its own; an
 /// entropy device implements the three methods that have none. All calls come from the transport,
 /// one at a time, mostly on a vCPU's thread: none may wait.
+///
+/// ```
+/// use virtio_device_core::{Activation, DeviceFault, VirtioDevice, vm_memory::GuestAddressSpace};
+///
+/// /// An entropy device that never answers.
+/// struct Deaf;
+///
+/// impl<M: GuestAddressSpace> VirtioDevice<M> for Deaf {
+///     fn device_type(&self) -> u32 {
+///         4
+///     }
+///
+///     fn queue_max_sizes(&self) -> &[u16] {
+///         &[256]
+///     }
+///
+///     fn activate(&mut self, _activation: Activation<M>) -> Result<(), DeviceFault> {
+///         Ok(())
+///     }
+/// }
+/// ```
 pub trait VirtioDevice<M: GuestAddressSpace>: Send {
     /// The device type of VIRTIO 1.3, section 5: 4 is an entropy device.
     fn device_type(&self) -> u32;
@@ -196,6 +217,20 @@ impl<M: GuestAddressSpace, T: VirtioDevice<M> + ?Sized> VirtioDevice<M> for Box<
 }
 
 /// What a device is given when its driver is ready; made by [`Session`](crate::transport::Session).
+///
+/// ```
+/// use virtio_device_core::{Activation, DeviceFault, Executor, Worker};
+///
+/// /// Two queues, one worker: `handler` is called for both.
+/// fn start<M, H>(activation: Activation<M>, handler: H, executor: &mut dyn Executor) -> Result<(), DeviceFault>
+/// where
+///     H: virtio_device_core::QueueHandler + Send + 'static,
+/// {
+///     activation.queue(0)?; // the driver must have enabled these
+///     activation.queue(1)?;
+///     executor.start(Worker::new(handler, activation.queues, activation.interrupt))
+/// }
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Activation<M> {

@@ -13,6 +13,16 @@ use crate::negotiation::{Features, MAX_WORDS_BEYOND};
 
 /// How a driver has broken a ring. The queue cannot be trusted from then on: it latches the fault,
 /// and the device must ask for a reset.
+///
+/// ```
+/// use virtio_device_core::{DeviceFault, RingFault};
+///
+/// // A handler that meets one returns it; the driver sees DEVICE_NEEDS_RESET.
+/// fn process() -> Result<(), DeviceFault> {
+///     Err(RingFault::ChainTooLong)?
+/// }
+/// assert!(matches!(process(), Err(DeviceFault::Ring(RingFault::ChainTooLong))));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum RingFault {
@@ -71,6 +81,20 @@ pub enum RingFault {
 }
 
 /// A request that cannot be served although the ring is sound: give the chain back with length 0.
+///
+/// ```
+/// use virtio_device_core::{Chain, vm_memory::{GuestAddress, GuestMemoryMmap}};
+///
+/// // What a device does with a request before it touches anything:
+/// fn answer(chain: &Chain, memory: &GuestMemoryMmap) -> u32 {
+///     match chain.check(memory) {
+///         Ok(()) => chain.write(memory, b"hello").unwrap_or(0),
+///         Err(_bad_request) => 0, // given back with length 0; the ring is sound
+///     }
+/// }
+/// # let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
+/// # assert_eq!(answer(&Chain::with_capacity(1), &memory), 0);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum BadRequest {
@@ -89,6 +113,17 @@ pub enum BadRequest {
 
 /// Why what a driver has set up cannot be used, or what was saved of it: features that are not
 /// agreed on, a queue that is not well-formed.
+///
+/// ```
+/// use virtio_device_core::transport::{QueueLayout, QueueSetup, SetupError};
+/// use virtio_device_core::vm_memory::{GuestAddress, GuestMemoryMmap};
+///
+/// let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
+/// let setup = QueueSetup::new(8).with_desc_table(0x0).with_avail_ring(0x80).with_used_ring(0x102);
+/// // The used ring must be aligned to 4.
+/// let error = QueueLayout::check(&setup, 256, &memory).unwrap_err();
+/// assert!(matches!(error, SetupError::Alignment(_, 0x102)));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum SetupError {
@@ -140,6 +175,14 @@ pub enum SetupError {
 }
 
 /// Why a device cannot start, cannot go on from a saved state, or cannot go on.
+///
+/// ```
+/// use virtio_device_core::DeviceFault;
+///
+/// let fault = DeviceFault::device("tap0 is gone");
+/// let cause = std::error::Error::source(&fault).unwrap();
+/// assert_eq!(cause.to_string(), "tap0 is gone");
+/// ```
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum DeviceFault {

@@ -3,12 +3,11 @@
 
 //! How a device reaches its driver.
 //!
-//! A VMM passes an [`InterruptLine`] to a transport, which implements [`Interrupt`] on top of it. A
-//! device holds handles that the transport revokes at reset: [`InterruptHandle`] for the device as a
-//! whole, one in each [`ActiveQueue`](crate::ActiveQueue), and [`ConfigNotifier`], which outlives resets.
+//! A VMM passes an [`InterruptLine`](crate::InterruptLine) to a transport, which implements
+//! [`Interrupt`] on top of it. A device holds handles that the transport revokes at reset:
+//! [`InterruptHandle`] for the device as a whole, one in each [`ActiveQueue`](crate::ActiveQueue), and [`ConfigNotifier`], which outlives resets.
 
 use std::fmt;
-use std::io;
 use std::sync::{Arc, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
@@ -19,138 +18,26 @@ use crate::negotiation::Features;
 use crate::observer::Event;
 use crate::sync::{AtomicBool, AtomicUsize, Mutex, MutexGuard, Ordering};
 
-/// The wire from a transport to the guest's interrupt controller: what a VMM passes in.
-///
-/// An [`EventFd`] registered as irqfd is one; [`edge_line`] and [`level_line`] make one of a closure.
-///
-/// A line must not wait: a reset waits for an interrupt that is on its way. So an `EventFd` must be
-/// non-blocking.
-///
-/// A line with an event fd is triggered by many threads at once: the workers of several queues do not
-/// wait for each other. Any other line is driven by one thread at a time, so that it may take several
-/// steps, as raising and lowering a line of KVM's by `KVM_IRQ_LINE` does.
-pub trait InterruptLine: Send + Sync {
-    /// Raises the interrupt: once, or, if the line is level-triggered, until it is cleared.
-    ///
-    /// # Errors
-    ///
-    /// Whatever kept the interrupt from being raised. The cause stays visible to the driver in the
-    /// transport's interrupt status.
-    fn trigger(&self) -> io::Result<()>;
-
-    /// Takes a level-triggered line down again.
-    ///
-    /// # Errors
-    ///
-    /// Whatever kept the line from going down; it is tried again with the next change.
-    fn clear(&self) -> io::Result<()> {
-        Ok(())
-    }
-
-    /// Whether the line is to be held for as long as the driver has causes to acknowledge.
-    fn is_level(&self) -> bool {
-        false
-    }
-
-    /// The event fd behind the line, if it is edge-triggered and has one: a foreign server (vhost)
-    /// can then interrupt the driver by itself.
-    fn event_fd(&self) -> Option<&EventFd> {
-        None
-    }
-}
-
-impl InterruptLine for EventFd {
-    fn trigger(&self) -> io::Result<()> {
-        self.write(1)
-    }
-
-    fn event_fd(&self) -> Option<&EventFd> {
-        Some(self)
-    }
-}
-
-macro_rules! pointers_are_lines {
-    ($($pointer:ident),*) => {$(
-        impl<T: InterruptLine + ?Sized> InterruptLine for $pointer<T> {
-            fn trigger(&self) -> io::Result<()> {
-                (**self).trigger()
-            }
-
-            fn clear(&self) -> io::Result<()> {
-                (**self).clear()
-            }
-
-            fn is_level(&self) -> bool {
-                (**self).is_level()
-            }
-
-            fn event_fd(&self) -> Option<&EventFd> {
-                (**self).event_fd()
-            }
-        }
-    )*};
-}
-
-pointers_are_lines!(Arc, Box);
-
-/// An edge-triggered line: `raise` raises the interrupt once. The calls come one at a time.
-///
-/// ```
-/// use virtio_device_core::{InterruptLine, edge_line};
-///
-/// let line = edge_line(|| { println!("interrupt"); Ok(()) });
-/// assert!(!line.is_level());
-/// ```
-pub fn edge_line(raise: impl Fn() -> io::Result<()> + Send + Sync) -> impl InterruptLine {
-    LineOf {
-        drive: move |_| raise(),
-        level: false,
-    }
-}
-
-/// A level-triggered line: `drive` is called with `true` to assert it, when the first cause comes up,
-/// and with `false` to take it down, when the driver has acknowledged the last.
-///
-/// The calls come one at a time, and never twice in a row with the same level unless the first
-/// failed.
-///
-/// ```
-/// use virtio_device_core::{InterruptLine, level_line};
-///
-/// // With KVM: `level_line(move |level| Ok(vm.set_irq_line(gsi, level)?))`
-/// let line = level_line(|level| { println!("line is {level}"); Ok(()) });
-/// assert!(line.is_level());
-/// ```
-pub fn level_line(drive: impl Fn(bool) -> io::Result<()> + Send + Sync) -> impl InterruptLine {
-    LineOf { drive, level: true }
-}
-
-struct LineOf<F> {
-    drive: F,
-    level: bool,
-}
-
-impl<F: Fn(bool) -> io::Result<()> + Send + Sync> InterruptLine for LineOf<F> {
-    fn trigger(&self) -> io::Result<()> {
-        (self.drive)(true)
-    }
-
-    fn clear(&self) -> io::Result<()> {
-        if self.level {
-            (self.drive)(false)
-        } else {
-            Ok(())
-        }
-    }
-
-    fn is_level(&self) -> bool {
-        self.level
-    }
-}
-
 /// A transport's notifications to the driver (VIRTIO 1.3, section 2.3).
 ///
 /// Implemented by transports. Called from many threads at once, without a lock that queues share.
+///
+/// ```
+/// use virtio_device_core::transport::Interrupt;
+///
+/// /// A vector for each queue, as PCI has it: a function that signals one.
+/// struct Vectors<F>(F);
+///
+/// impl<F: Fn(u16) + Send + Sync> Interrupt for Vectors<F> {
+///     fn used_buffers(&self, queue: u16) {
+///         (self.0)(queue + 1);
+///     }
+///
+///     fn config_interrupt(&self) {
+///         (self.0)(0);
+///     }
+/// }
+/// ```
 pub trait Interrupt: Send + Sync {
     /// Tells the driver that queue `queue` holds used buffers.
     fn used_buffers(&self, queue: u16);
@@ -435,6 +322,16 @@ impl fmt::Debug for QueueInterrupt {
 ///
 /// A device gets one through [`VirtioDevice::connect`](crate::VirtioDevice::connect), and hands
 /// clones to whoever changes its configuration.
+///
+/// ```
+/// use std::sync::{Arc, Mutex};
+/// use virtio_device_core::ConfigNotifier;
+///
+/// /// What the host calls when a disk has grown, on any thread.
+/// fn grown(config: &ConfigNotifier, capacity: &Arc<Mutex<u64>>, sectors: u64) {
+///     config.update(|| *capacity.lock().unwrap() = sectors);
+/// }
+/// ```
 #[derive(Clone)]
 pub struct ConfigNotifier {
     interrupt: Arc<dyn Interrupt>,

@@ -3,6 +3,12 @@
 
 //! The virtio device model, without any transport.
 //!
+//! ```console
+//! cargo add virtio-device-core
+//! ```
+//!
+#![doc = include_str!("../picture.svg")]
+//!
 //! # Five types for device authors
 //!
 //! * [`VirtioDevice`] is what a device implements, and [`Activation`] what it is given;
@@ -95,6 +101,55 @@
 //! `virtio-mmio-transport` is one.
 //!
 //! What a VMM may want to know reaches it as an [`Event`], through an [`Observer`].
+//!
+//! # Features
+//!
+//! | feature | adds |
+//! |---|---|
+//! | `virtio-queue` | queues are lent to devices that are written against the crate of that name |
+//! | `serde` | saved state can be serialised |
+//!
+//! # Limits
+//!
+//! * Split queues only: `VIRTIO_F_RING_PACKED` is not offered.
+//! * There is no IOMMU: addresses in rings are guest-physical.
+//! * Linux, because workers wait for event fds.
+//!
+//! # Versions
+//!
+//! | | version |
+//! |---|---|
+//! | Rust | 1.85 |
+//! | [VIRTIO](https://docs.oasis-open.org/virtio/virtio/v1.3/virtio-v1.3.html) | 1.3 |
+//! | vm-memory | 0.18, re-exported |
+//! | vmm-sys-util | 0.15, re-exported |
+//! | virtio-queue | 0.18, re-exported with the feature of that name |
+//! | kvm-ioctls | not needed; 0.25 in this family, whose versions agree |
+//!
+//! # Threat model
+//!
+//! | the driver | what happens |
+//! |---|---|
+//! | writes any status, feature or queue value | a table decides; what is not in it changes nothing |
+//! | puts a ring outside of memory, misaligned or wrapping | the queue cannot be enabled |
+//! | links descriptors in a loop, out of the table, into nested tables | latched fault, DEVICE_NEEDS_RESET, nothing written |
+//! | names buffers outside of memory | the request is given back with length 0 before a byte moves |
+//! | moves the available index by more than the queue | latched fault |
+//! | makes a chain available again before it has it back | latched fault |
+//! | accepts a feature without the one that it needs | FEATURES_OK stays clear |
+//! | resets while a worker is busy | the queue is out of the worker's reach when the reset returns |
+//! | resets over and over while the backend hangs | at most one stuck thread; activation fails until it ends |
+//!
+//! # Siblings
+//!
+//! | crate | what it is |
+//! |---|---|
+//! | [virtio-mmio-transport](https://docs.rs/virtio-mmio-transport) | the registers of VIRTIO 1.3, section 4.2 |
+//! | [virtio-conformance](https://docs.rs/virtio-conformance) | a suite for any virtio device behind any transport |
+//! | [virtio-rng-device](https://docs.rs/virtio-rng-device) | a virtio entropy device |
+//! | [virtio-console-device](https://docs.rs/virtio-console-device) | a virtio console with several ports |
+//! | [virtio-net-device](https://docs.rs/virtio-net-device) | a virtio network device |
+//! | [virtio-blk-device](https://docs.rs/virtio-blk-device) | a virtio block device |
 
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -104,6 +159,7 @@ mod fault;
 mod gate;
 mod interrupt;
 mod limits;
+mod line;
 mod negotiation;
 mod observer;
 mod queue;
@@ -115,8 +171,9 @@ mod worker;
 
 pub use device::{Activation, ActiveQueue, VirtioDevice};
 pub use fault::{BadRequest, DeviceFault, RingFault};
-pub use interrupt::{ConfigNotifier, InterruptHandle, InterruptLine, edge_line, level_line};
+pub use interrupt::{ConfigNotifier, InterruptHandle};
 pub use limits::{RateLimit, RateLimits};
+pub use line::{InterruptLine, edge_line, level_line};
 pub use negotiation::{
     Features, VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_EVENT_IDX, VIRTIO_F_IN_ORDER,
     VIRTIO_F_INDIRECT_DESC, VIRTIO_F_NOTIFICATION_DATA, VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET,

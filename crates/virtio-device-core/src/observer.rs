@@ -13,6 +13,16 @@ use crate::negotiation::{DeviceStatus, Features};
 ///
 /// The first group are errors of the driver, which can cause them as often as it likes; the second
 /// is the device's life, and the third are failures of the host.
+///
+/// ```
+/// use virtio_device_core::Event;
+///
+/// /// Whether the host is to blame, and an operator should look.
+/// fn is_of_the_host(event: &Event<'_>) -> bool {
+///     matches!(event, Event::LineFailed(_))
+/// }
+/// assert!(!is_of_the_host(&Event::Reset));
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
@@ -97,6 +107,21 @@ pub enum Event<'a> {
 /// may be used.
 /// No event is on the path of a driver that does nothing wrong, so `()`, which ignores them all,
 /// costs nothing.
+///
+/// ```
+/// use virtio_device_core::{Event, Observer};
+///
+/// /// Prints what ends a device; a driver cannot cause this more often than once a start.
+/// struct Log;
+///
+/// impl Observer for Log {
+///     fn event(&self, event: &Event<'_>) {
+///         if let Event::DeviceFailed(cause) = event {
+///             eprintln!("the device needs a reset: {cause}");
+///         }
+///     }
+/// }
+/// ```
 pub trait Observer: Send + Sync {
     /// Takes note of `event`.
     fn event(&self, event: &Event<'_>);

@@ -21,6 +21,30 @@ use crate::worker::let_go;
 /// It keeps the one order in which that can be taken back: interrupts first, then guest memory, then
 /// the workers are told to end; memory is at rest once [`Session::wait_idle`] says so. A transport
 /// shows a reset as complete only then.
+///
+/// ```
+/// use std::sync::Arc;
+/// use virtio_device_core::ConfigNotifier;
+/// use virtio_device_core::transport::{Interrupt, Session};
+/// use virtio_device_core::Features;
+/// use virtio_device_core::vm_memory::{GuestAddress, GuestMemoryMmap};
+///
+/// struct Deaf;
+/// impl Interrupt for Deaf {
+///     fn used_buffers(&self, _queue: u16) {}
+///     fn config_interrupt(&self) {}
+/// }
+///
+/// let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
+/// let config = ConfigNotifier::new(Arc::new(Deaf));
+/// // DRIVER_OK: lend it all. A real driver has enabled queues.
+/// let (session, activation) = Session::new(&config, Arc::new(memory), Features::NONE, [], false);
+/// // ... `device.activate(activation)` ...
+/// # drop(activation);
+/// // Reset: take it back, and wait until memory is at rest.
+/// session.revoke();
+/// assert!(session.wait_idle(None));
+/// ```
 #[derive(Debug)]
 pub struct Session {
     config: ConfigNotifier,

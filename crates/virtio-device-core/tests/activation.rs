@@ -10,11 +10,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use support::{activated, kicks, virtqueue};
+use support::{SOON, activated, kicks, virtqueue};
 use virtio_device_core::transport::{Interrupt, Session};
 use virtio_device_core::{
     ActiveQueue, BadRequest, ConfigNotifier, Context, DeviceFault, Event, Executor, Features,
-    InterruptHandle, Progress, QueueHandler, StepLoop, Worker, WorkerLoop,
+    InterruptHandle, Progress, QueueHandler, RingFault, StepLoop, Worker, WorkerLoop,
 };
 
 /// A driver's end that uses the device's handles itself, once for each call.
@@ -112,10 +112,72 @@ fn a_reset_on_the_loops_own_thread_lets_go_of_what_its_handler_holds() {
         activated.session.pause();
         assert!(!activated.session.wait_idle(Some(Duration::ZERO)));
         activated.session.revoke();
-        assert!(activated.session.wait_idle(None));
+        assert!(activated.session.wait_idle(Some(SOON)));
     }
     assert!(!steps.step());
     assert_eq!(workers.workers(), 0);
+}
+
+#[test]
+fn a_reset_on_the_loops_own_thread_lets_go_of_a_handler_that_has_not_started() {
+    let (steps, workers) = (StepLoop::new().unwrap(), WorkerLoop::new().unwrap());
+    let executors: [&mut dyn Executor; 2] = [&mut steps.handle(), &mut workers.handle()];
+    for executor in executors {
+        let activated = activated(1);
+        let held = activated.queues[0].lease.hold().unwrap();
+        let worker = activated.worker(move |_, _| {
+            let _ = &held;
+            Ok(Progress::Idle)
+        });
+        executor.start(worker).unwrap();
+        activated.session.revoke();
+        assert!(activated.session.wait_idle(Some(SOON)));
+    }
+    // Also if the loop goes away before it has come to that.
+    let activated = activated(1);
+    let held = Arc::new(());
+    let theirs = held.clone();
+    let worker = activated.worker(move |_, _| {
+        let _ = &theirs;
+        Ok(Progress::Idle)
+    });
+    let _handle = steps.handle();
+    steps.handle().start(worker).unwrap();
+    drop(steps);
+    assert_eq!(Arc::strong_count(&held), 1);
+}
+
+#[test]
+fn nobody_is_left_out_of_a_round_in_which_a_handler_resets_another_device() {
+    struct Resets(Session);
+    impl Drop for Resets {
+        fn drop(&mut self) {
+            self.0.revoke();
+            assert!(self.0.wait_idle(Some(SOON)));
+        }
+    }
+    let mut workers = StepLoop::new().unwrap();
+    let mut executor = workers.handle();
+    let [first, failing, last] = [(); 3].map(|()| activated(1));
+    let calls = Arc::new(AtomicU32::new(0));
+    let seen = calls.clone();
+    executor.start(first.idle()).unwrap();
+    let resets = Resets(first.session);
+    let fails = failing.worker(move |_, _| {
+        let _ = &resets;
+        Err(RingFault::ChainTooLong.into())
+    });
+    executor.start(fails).unwrap();
+    let counts = last.worker(move |_, _| {
+        seen.fetch_add(1, Ordering::SeqCst);
+        Ok(Progress::Idle)
+    });
+    executor.start(counts).unwrap();
+    workers.step();
+    failing.kick(0);
+    last.kick(0);
+    workers.step();
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
 }
 
 #[test]

@@ -16,7 +16,8 @@ use std::time::Duration;
 
 use support::{Input, SOON, Script, activated, wait_until};
 use virtio_device_core::{
-    Context, DeviceFault, Executor, Progress, Worker, WorkerThread, vmm_sys_util::epoll::EventSet,
+    Context, DeviceFault, Executor, Progress, Worker, WorkerLoop, WorkerThread,
+    vmm_sys_util::epoll::EventSet,
 };
 
 const SOURCE: u32 = 7;
@@ -404,5 +405,54 @@ fn a_source_that_is_not_watched_any_more_is_not_called_for() {
         assert_eq!(calls.recv_timeout(SOON), Ok(2));
         // The wait of the other one is over long after that of the first would have been.
         assert_eq!(calls.recv_timeout(SOON), Ok(2));
+    }
+}
+
+#[test]
+fn an_event_of_what_was_watched_before_is_nothing_to_what_is_watched_now() {
+    // Two descriptors are ready in one round. The first call watches others instead, or waits for
+    // something else: whatever is called afterwards must not find itself waiting.
+    let ways: [fn(&mut Context<'_>, u32, &UnixStream); 2] = [
+        |cx, number, silent| cx.watch(number, silent, EventSet::IN).unwrap(),
+        |cx, number, _| {
+            cx.set_interest(number, EventSet::OUT).unwrap();
+        },
+    ];
+    for way in ways {
+        let activated = activated(0);
+        let pairs = [(); 2].map(|()| UnixStream::pair().unwrap());
+        let (silent, _other) = UnixStream::pair().unwrap();
+        pairs
+            .iter()
+            .for_each(|(near, _)| (&*near).write_all(b"x").unwrap());
+        let [(_one, one), (_two, two)] = pairs;
+        let calls = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let seen = calls.clone();
+        let handler = Input(
+            move |cx: &mut Context<'_>| {
+                cx.watch(1, &one, EventSet::IN).unwrap();
+                cx.watch(2, &two, EventSet::IN).unwrap();
+                Ok(())
+            },
+            move |source, readiness, cx: &mut Context<'_>| {
+                let first = seen.lock().unwrap().is_empty();
+                seen.lock().unwrap().push(readiness);
+                if first {
+                    way(cx, 3 - source, &silent);
+                }
+                cx.set_interest(source, EventSet::empty()).unwrap();
+                Ok(Progress::Idle)
+            },
+        );
+        let mut workers = WorkerLoop::new().unwrap();
+        let worker = Worker::new(handler, vec![], activated.interrupt.clone());
+        workers.handle().start(worker).unwrap();
+        (0..4).for_each(|_| workers.dispatch().unwrap());
+        let calls = calls.lock().unwrap();
+        assert_eq!(calls[0], EventSet::IN);
+        assert!(
+            calls[1..].iter().all(|it| *it == EventSet::OUT),
+            "{calls:?}"
+        );
     }
 }

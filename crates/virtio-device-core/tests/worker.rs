@@ -7,7 +7,6 @@
 
 mod support;
 
-use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -16,10 +15,8 @@ use std::time::{Duration, Instant};
 
 use support::{Activated, SOON, Script, activated, activated_with, kicks, wait_until};
 use virtio_device_core::{
-    Context, DeviceFault, Executor, Progress, RingFault, Unavailable, Worker, WorkerLoop,
-    WorkerThread,
+    Context, DeviceFault, Executor, Progress, RingFault, Unavailable, Worker, WorkerThread,
 };
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 fn thread() -> WorkerThread {
     WorkerThread::named("test").unwrap()
@@ -431,71 +428,6 @@ fn a_thread_ends_when_its_executor_is_dropped() {
     wait_until("the end of the thread", || Arc::strong_count(&alive) == 1);
     // A driver that is still there learns that nobody serves it any more.
     assert!(activated.session.is_broken());
-}
-
-/// Whether `fd` becomes readable in an epoll instance of the VMM's own.
-fn readable(fd: &impl AsRawFd, wait: Duration) -> bool {
-    let epoll = Epoll::new().unwrap();
-    let event = EpollEvent::new(EventSet::IN, 0);
-    epoll
-        .ctl(ControlOperation::Add, fd.as_raw_fd(), event)
-        .unwrap();
-    let wait = i32::try_from(wait.as_millis()).unwrap();
-    epoll.wait(wait, &mut [EpollEvent::default()]).unwrap() == 1
-}
-
-#[test]
-fn a_worker_leaves_a_loop_of_the_vmms_own_and_comes_back() {
-    let mut workers = WorkerLoop::new().unwrap();
-    let kicks = kicks(2);
-    for round in 0..10 {
-        let activated = activated_with(&kicks);
-        let calls = Arc::new(AtomicU32::new(0));
-        let seen = calls.clone();
-        let worker = activated.worker(move |_, _| {
-            seen.fetch_add(1, Ordering::SeqCst);
-            Ok(Progress::Idle)
-        });
-        workers.handle().start(worker).unwrap();
-        assert!(readable(&workers, SOON));
-        workers.dispatch().unwrap();
-        assert_eq!(workers.workers(), 1, "round {round}");
-        assert!(!readable(&workers, Duration::ZERO));
-        activated.session.kick_all();
-        assert!(readable(&workers, SOON));
-        workers.dispatch().unwrap();
-        assert_eq!(calls.load(Ordering::SeqCst), 2);
-        activated.session.revoke();
-        assert!(readable(&workers, SOON));
-        workers.dispatch().unwrap();
-        assert_eq!(workers.workers(), 0);
-        // No descriptor was left behind: a kick of the next life wakes nobody yet.
-        activated.kick(0);
-        assert!(!readable(&workers, Duration::ZERO));
-        activated.queues[0].kick.read().unwrap();
-    }
-}
-
-#[test]
-fn a_loop_of_the_vmms_own_waits_for_time_as_well() {
-    let mut workers = WorkerLoop::new().unwrap();
-    let activated = activated(1);
-    let calls = Arc::new(AtomicU32::new(0));
-    let seen = calls.clone();
-    let worker = activated.worker(move |_, _| {
-        Ok(match seen.fetch_add(1, Ordering::SeqCst) {
-            0 => Progress::After(Duration::from_millis(5)),
-            1 => Progress::More,
-            _ => Progress::Idle,
-        })
-    });
-    workers.handle().start(worker).unwrap();
-    activated.kick(0);
-    while calls.load(Ordering::SeqCst) < 3 {
-        assert!(readable(&workers, SOON));
-        workers.dispatch().unwrap();
-    }
-    assert!(!readable(&workers, Duration::from_millis(20)));
 }
 
 #[test]

@@ -18,6 +18,12 @@ pub struct Location {
 }
 
 /// Why there can be no transport at a place.
+///
+/// ```
+/// use virtio_mmio_transport::{Location, LocationError};
+///
+/// assert_eq!(Location::new(0xd000_0001, 5).unwrap_err(), LocationError::Misaligned(0xd000_0001));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum LocationError {
@@ -126,6 +132,18 @@ impl Location {
 }
 
 /// The ACPI device of a transport: `LNRO0005`, with its registers and its interrupt.
+///
+/// ```
+/// use acpi_tables::Aml;
+/// use virtio_mmio_transport::Location;
+///
+/// // The device VR03 of the DSDT; its interrupt is an edge.
+/// let device = Location::new(0xd000_0000, 5)?.acpi_device(3, false).unwrap();
+/// let mut bytes = Vec::new();
+/// device.to_aml_bytes(&mut bytes);
+/// assert!(bytes.windows(8).any(|bytes| bytes == b"LNRO0005"));
+/// # Ok::<(), virtio_mmio_transport::LocationError>(())
+/// ```
 #[cfg(feature = "acpi")]
 #[derive(Clone, Copy, Debug)]
 pub struct AcpiDevice {

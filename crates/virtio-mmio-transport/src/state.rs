@@ -22,6 +22,29 @@ pub const STATE_VERSION: u32 = 2;
 /// What a transport, its queues and its device know: plain data, to be stored in any format.
 ///
 /// With the feature `serde` it can be serialised.
+///
+/// ```
+/// use std::sync::{Arc, Mutex};
+/// use virtio_conformance::ramdisk::RamDisk;
+/// use virtio_device_core::{WorkerThread, edge_line};
+/// use virtio_mmio_transport::{MmioTransport, STATE_VERSION};
+/// use vm_memory::{GuestAddress, GuestMemoryMmap};
+///
+/// let memory = Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x10_0000)])?);
+/// let new = || {
+///     let disk = RamDisk::new(Arc::new(Mutex::new(vec![0; 512])), WorkerThread::named("disk")?);
+///     MmioTransport::new(disk, memory.clone(), edge_line(|| Ok(())))
+/// };
+/// let mut here = new()?;
+/// here.pause()?;
+/// let state = here.save()?;
+/// assert_eq!((state.version, state.device_type), (STATE_VERSION, 2));
+/// // On another machine, whose guest memory is this one's:
+/// let mut there = new()?;
+/// there.restore(&state)?;
+/// there.resume();
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -72,6 +95,24 @@ pub struct QueueState {
 }
 
 /// Why a transport cannot be saved.
+///
+/// ```
+/// use std::error::Error;
+/// use virtio_mmio_transport::{MmioTransport, SaveError, TransportState, VirtioDevice};
+/// use vm_memory::GuestAddressSpace;
+///
+/// /// Saves a device, and pauses it first if it is live.
+/// fn save<M, D>(transport: &mut MmioTransport<M, D>) -> Result<TransportState, Box<dyn Error>>
+/// where
+///     M: GuestAddressSpace,
+///     D: VirtioDevice<M>,
+/// {
+///     if let Err(SaveError::NotPaused) = transport.save() {
+///         transport.pause()?;
+///     }
+///     Ok(transport.save()?)
+/// }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum SaveError {
@@ -81,6 +122,27 @@ pub enum SaveError {
 }
 
 /// Why a transport cannot go on from a saved state. It is left at the start.
+///
+/// ```
+/// use std::sync::{Arc, Mutex};
+/// use virtio_conformance::ramdisk::RamDisk;
+/// use virtio_device_core::{WorkerThread, edge_line};
+/// use virtio_mmio_transport::{MmioTransport, RestoreError};
+/// use vm_memory::{GuestAddress, GuestMemoryMmap};
+///
+/// let memory = Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x10_0000)])?);
+/// let new = || {
+///     let disk = RamDisk::new(Arc::new(Mutex::new(vec![0; 512])), WorkerThread::named("disk")?);
+///     MmioTransport::new(disk, memory.clone(), edge_line(|| Ok(())))
+/// };
+/// let mut here = new()?;
+/// here.pause()?;
+/// let mut state = here.save()?;
+/// state.version += 1;
+/// // Refused, by name, and nothing of it was used.
+/// assert!(matches!(new()?.restore(&state), Err(RestoreError::Version(_))));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum RestoreError {

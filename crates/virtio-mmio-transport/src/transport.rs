@@ -36,6 +36,25 @@ const DEFAULT_VENDOR_ID: u32 = 0x4d4d_5652;
 /// The driver's notifications arrive in event fds, one for each queue. They are written when the
 /// driver's write to `QueueNotify` comes over the bus, and a VMM can have the kernel do it without
 /// an exit: see [`MmioTransport::kicks`].
+///
+/// ```
+/// use std::sync::{Arc, Mutex};
+/// use virtio_conformance::ramdisk::RamDisk;
+/// use virtio_device_core::{WorkerThread, edge_line};
+/// use virtio_mmio_transport::{MmioTransport};
+/// use vm_memory::{GuestAddress, GuestMemoryMmap};
+///
+/// let memory = Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x10_0000)])?);
+/// let new = || {
+///     let disk = RamDisk::new(Arc::new(Mutex::new(vec![0; 512])), WorkerThread::named("disk")?);
+///     MmioTransport::new(disk, memory.clone(), edge_line(|| Ok(())))
+/// };
+/// let mut transport = new()?.with_vendor_id(0x1234);
+/// assert_eq!(transport.kicks().count(), 1); // one event fd a queue
+/// transport.pause()?; // returns within one critical section of the device
+/// transport.resume();
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct MmioTransport<M: GuestAddressSpace, D: VirtioDevice<M>> {
     pub(crate) device: D,
     pub(crate) memory: M,

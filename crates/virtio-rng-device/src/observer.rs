@@ -30,6 +30,19 @@ pub enum RngEvent {
 ///
 /// Called on the worker's thread, under the queue's lock as a rule: it must not wait. `()` ignores
 /// all events and costs nothing; [`RngCounters`] counts them.
+///
+/// ```
+/// use virtio_rng_device::{RngEvent, RngObserver};
+///
+/// /// Says so when the source is not what it should be. There may be many events: print with a limit.
+/// struct Log;
+///
+/// impl RngObserver for Log {
+///     fn event(&self, event: &RngEvent) {
+///         eprintln!("{event:?}");
+///     }
+/// }
+/// ```
 pub trait RngObserver: Send + Sync {
     /// Takes note of `event`.
     fn event(&self, event: &RngEvent);
@@ -77,6 +90,19 @@ impl SourceFailure {
 /// Counts what the device does; hand it over in an [`Arc`] and read it from anywhere.
 ///
 /// Each count wraps after 2^64, which takes centuries.
+///
+/// ```
+/// use std::sync::Arc;
+/// use virtio_device_core::WorkerThread;
+/// use virtio_rng_device::{EntropyDevice, KernelEntropy, RngCounters};
+///
+/// let counters = Arc::new(RngCounters::default());
+/// let worker = WorkerThread::named("virtio-rng")?;
+/// let device = EntropyDevice::with_observer(KernelEntropy, worker, counters.clone());
+/// println!("{counters:?}"); // at any time
+/// # let _ = device;
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Debug, Default)]
 pub struct RngCounters {
     served: AtomicU64,

@@ -22,6 +22,15 @@ pub use kind::ExitKind;
 ///
 /// The slices point into the vCPU's own record of the exit: what is written there is what the
 /// guest gets when it runs on. The names are those of the `KVM_EXIT_*` constants.
+///
+/// ```
+/// use vcpu_runner::{Exit, ExitKind};
+///
+/// // What a `Vcpu` returns when the guest reads a register.
+/// let mut answer = [0xff; 4];
+/// let exit = Exit::MmioRead { addr: 0x8000_1000, data: &mut answer };
+/// assert_eq!(exit.kind(), ExitKind::MmioRead);
+/// ```
 #[derive(Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Exit<'a> {
@@ -168,6 +177,13 @@ pub enum Exit<'a> {
 }
 
 /// What the guest asked for with `KVM_EXIT_SYSTEM_EVENT`.
+///
+/// ```
+/// use vcpu_runner::SystemEvent;
+///
+/// assert_eq!(SystemEvent::from(1), SystemEvent::Shutdown);
+/// assert_eq!(SystemEvent::from(1000), SystemEvent::Other(1000));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum SystemEvent {
@@ -206,6 +222,13 @@ impl From<u32> for SystemEvent {
 }
 
 /// A hypercall as the guest made it.
+///
+/// ```
+/// use vcpu_runner::Hypercall;
+///
+/// let call = Hypercall::new(5, [1, 0, 0, 0, 0, 0]);
+/// assert_eq!((call.nr, call.args[0]), (5, 1));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Hypercall {
@@ -251,6 +274,14 @@ impl InternalError {
 }
 
 /// The bytes of one instruction, 0 to 15.
+///
+/// ```
+/// use vcpu_runner::Instruction;
+///
+/// let mut bytes = [0; 15];
+/// bytes[..2].copy_from_slice(&[0x0f, 0x0b]);
+/// assert_eq!(Instruction::new(2, bytes).bytes(), [0x0f, 0x0b]); // ud2
+/// ```
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct Instruction {
     len: u8,

@@ -10,6 +10,14 @@ use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Which writes to a doorbell register count.
+///
+/// ```
+/// use vcpu_runner::Doorbell;
+///
+/// // QueueNotify of virtio-mmio: queue 3, written as a word.
+/// let doorbell = Doorbell::U32(3);
+/// # let _ = doorbell;
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Doorbell {

@@ -23,6 +23,19 @@ use super::ioctl::{self, WRITE, request};
 ///
 /// Each signal is an edge. On arm64 the trigger that the guest is told, in its device tree say,
 /// must be edge as well: a line declared level loses interrupts.
+///
+/// ```no_run
+/// use std::sync::Arc;
+/// use vcpu_runner::IrqFd;
+/// use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+///
+/// let vm = Arc::new(kvm_ioctls::Kvm::new()?.create_vm()?);
+/// # #[cfg(target_arch = "x86_64")]
+/// vm.create_irq_chip()?; // x86
+/// let irq = IrqFd::new(&vm, 5, EventFd::new(EFD_NONBLOCK)?)?;
+/// irq.trigger()?; // or give a clone of its event fd to a device
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct IrqFd {
     vm: Arc<VmFd>,

@@ -14,6 +14,15 @@ use crate::run::Kick;
 ///
 /// The signal gets a handler that does nothing when the first vCPU runs. It must not be used for
 /// anything else, which is why only real-time signals can be chosen.
+///
+/// ```
+/// use vcpu_runner::KickSignal;
+///
+/// // The one after the default, which another library may want.
+/// let signal = KickSignal::realtime(1).unwrap();
+/// assert_eq!(signal.number(), KickSignal::default().number() + 1);
+/// assert!(KickSignal::realtime(200).is_none());
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct KickSignal(libc::c_int);
 

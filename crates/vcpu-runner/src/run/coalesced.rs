@@ -6,6 +6,29 @@
 /// The writes that a machine's vCPUs have made and nobody has carried out yet.
 ///
 /// `CoalescedMmio` is KVM's. The loop carries them out before each exit and before each pause.
+///
+/// ```
+/// use std::sync::Mutex;
+/// use vcpu_runner::{CoalescedWrite, CoalescedWrites};
+///
+/// /// Writes to one register that somebody has collected.
+/// struct Collected(Mutex<Vec<u8>>);
+///
+/// impl CoalescedWrites for Collected {
+///     fn is_empty(&self) -> bool {
+///         self.0.lock().unwrap().is_empty()
+///     }
+///
+///     fn drain(&self, carry_out: &mut dyn FnMut(CoalescedWrite<'_>)) {
+///         for byte in self.0.lock().unwrap().drain(..) {
+///             carry_out(CoalescedWrite::Mmio { addr: 0x1000, data: &[byte] });
+///         }
+///     }
+/// }
+/// # let it = Collected(Mutex::new(vec![1, 2]));
+/// # it.drain(&mut |_| ());
+/// # assert!(it.is_empty());
+/// ```
 pub trait CoalescedWrites: Send + Sync {
     /// Whether every write has been carried out. A write in flight is none that has.
     fn is_empty(&self) -> bool;

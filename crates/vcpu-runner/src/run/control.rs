@@ -17,6 +17,21 @@ use super::vcpu::Kick;
 use crate::sync::{Arc, Condvar, Deadline, Mutex, MutexGuard, ThreadId, current, lock, wait};
 
 /// What a vCPU's loop is doing.
+///
+/// ```
+/// # #[cfg(feature = "test-utils")] {
+/// use std::time::Duration;
+/// use vcpu_runner::{MockVcpu, State, VcpuRunner};
+///
+/// # let io = vcpu_runner::IoFn(|_: vcpu_runner::IoAccess<'_>| ());
+/// // A guest that does nothing, for ever. With KVM it is a `KvmVcpu`.
+/// let runner = VcpuRunner::new(MockVcpu::new([]), io);
+/// assert_eq!(runner.control().state(), State::Idle);
+/// let handle = runner.spawn("vcpu0").unwrap();
+/// handle.pause(Duration::from_secs(60)).unwrap();
+/// assert_eq!(handle.control().state(), State::Paused);
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum State {
@@ -278,6 +293,23 @@ impl Shared {
 /// A device that is called by the loop may use its own vCPU's control: [`Control::stop`] ends the
 /// loop before the guest is entered again, with the access completed. Simpler is a device that
 /// [answers](crate::GuestIo::Answer) that the loop is to end.
+///
+/// ```
+/// # #[cfg(feature = "test-utils")] {
+/// use std::time::Duration;
+/// use vcpu_runner::{Control, MockVcpu, Outcome, State, VcpuRunner};
+///
+/// # let io = vcpu_runner::IoFn(|_: vcpu_runner::IoAccess<'_>| ());
+/// // A guest that does nothing, for ever. With KVM it is a `KvmVcpu`.
+/// let runner = VcpuRunner::new(MockVcpu::new([]), io);
+/// let mut handle = runner.spawn("vcpu0").unwrap();
+/// let control: Control = handle.control().clone();
+/// control.pause(Duration::from_secs(60)).unwrap();
+/// assert_eq!(control.state(), State::Paused);
+/// control.stop(); // from any thread, also from a device
+/// assert_eq!(handle.join(Duration::from_secs(60)).unwrap(), Outcome::Stopped);
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Control {
     shared: Arc<Shared>,

@@ -89,6 +89,13 @@ run_errors! {
 }
 
 /// What stopped a vCPU for good.
+///
+/// ```
+/// use vcpu_runner::{Fault, RunError};
+///
+/// let fault = Fault::Run(RunError::BadAddress);
+/// assert_eq!(fault.instruction(), None, "only an emulation failure names one");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum Fault {
@@ -176,6 +183,21 @@ impl Fault {
 /// Why [`VcpuRunner::run`](crate::VcpuRunner::run) failed.
 ///
 /// `E` is what the VMM's own vCPU fails with; KVM's has nothing of this kind.
+///
+/// ```
+/// use vcpu_runner::{Error, Fault};
+///
+/// /// What to tell the user of a vCPU that failed.
+/// fn explain(error: &Error) -> String {
+///     match error.fault() {
+///         Some(Fault::Internal(what)) if what.is_emulation_failure() => {
+///             format!("KVM cannot emulate {:02x?}", what.instruction.bytes())
+///         }
+///         _ => error.to_string(),
+///     }
+/// }
+/// # let _ = explain;
+/// ```
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum Error<E = Infallible> {
@@ -211,6 +233,20 @@ impl<E> Error<E> {
 }
 
 /// Why a request to a vCPU was not carried out.
+///
+/// ```
+/// # #[cfg(feature = "test-utils")] {
+/// use std::time::Duration;
+/// use vcpu_runner::{ControlError, MockVcpu, VcpuRunner};
+///
+/// # let io = vcpu_runner::IoFn(|_: vcpu_runner::IoAccess<'_>| ());
+/// // A guest that does nothing, for ever. With KVM it is a `KvmVcpu`.
+/// let runner = VcpuRunner::new(MockVcpu::new([]), io);
+/// // Nothing runs yet, so that nothing can be paused.
+/// let error = runner.control().pause(Duration::from_secs(1)).unwrap_err();
+/// assert_eq!(error, ControlError::NotRunning);
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
 #[non_exhaustive]
 pub enum ControlError {

@@ -120,6 +120,18 @@ pub trait GuestIo {
 }
 
 /// Devices whose answers a function of the VMM sees; made by [`GuestIo::map_answer`].
+///
+/// ```
+/// use vcpu_runner::{GuestIo, IoAccess, IoFn, MapAnswer};
+///
+/// // The devices may fail; the loop goes on all the same, and the VMM counts.
+/// let mut failures = 0;
+/// let devices = IoFn(|_: IoAccess<'_>| Err::<(), _>("no device"));
+/// let mut io: MapAnswer<_, _> = devices.map_answer(|answer| failures += i32::from(answer.is_err()));
+/// io.mmio_write(0x1000, &[1]);
+/// drop(io);
+/// assert_eq!(failures, 1);
+/// ```
 #[derive(Clone, Debug)]
 pub struct MapAnswer<I, F> {
     io: I,

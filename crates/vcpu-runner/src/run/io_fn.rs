@@ -6,6 +6,17 @@
 use super::guest_io::GuestIo;
 
 /// One access of the guest, as an [`IoFn`] gets it: with lengths and order as [`GuestIo`] has them.
+///
+/// ```
+/// use vcpu_runner::{GuestIo, IoAccess, IoFn};
+///
+/// // A machine with one device: a port that prints.
+/// let mut io = IoFn(|access: IoAccess<'_>| match access {
+///     IoAccess::PioWrite { port: 0x3f8, data } => print!("{}", data.escape_ascii()),
+///     _ => {} // reads give all ones
+/// });
+/// io.pio_write(0x3f8, b"!");
+/// ```
 #[derive(Debug, PartialEq, Eq)]
 pub enum IoAccess<'a> {
     /// A read of memory-mapped I/O; `data` arrives filled with ones.

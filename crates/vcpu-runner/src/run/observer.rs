@@ -11,6 +11,24 @@ use crate::sync::{Arc, AtomicU64, Ordering};
 /// Sees every exit of one vCPU, on its thread.
 ///
 /// The default observer is `()`, which is compiled away.
+///
+/// ```
+/// use vcpu_runner::{ExitKind, ExitObserver};
+///
+/// /// Remembers the last exit, for a post-mortem.
+/// #[derive(Default)]
+/// struct Last(Option<ExitKind>);
+///
+/// impl ExitObserver for Last {
+///     fn exit(&mut self, kind: ExitKind) {
+///         self.0 = Some(kind);
+///     }
+/// }
+///
+/// let mut last = Last::default();
+/// last.exit(ExitKind::Hlt);
+/// assert_eq!(last.0, Some(ExitKind::Hlt));
+/// ```
 pub trait ExitObserver {
     /// The guest exited; the exit is about to be carried out.
     ///
@@ -133,6 +151,19 @@ const BUCKETS: usize = 40;
 ///
 /// The time is that between the exit and the next entry, spent in devices and policy. Two clock
 /// readings for each exit are the price.
+///
+/// ```
+/// use std::sync::Arc;
+/// use vcpu_runner::{ExitKind, ExitLatencies, ExitObserver};
+///
+/// let latencies = Arc::new(ExitLatencies::default());
+/// let mut observer = latencies.observer(); // what a runner is given
+/// observer.exit(ExitKind::MmioRead);
+/// observer.handled(ExitKind::MmioRead);
+/// for (below, count) in latencies.histogram(ExitKind::MmioRead) {
+///     println!("{count} exits took less than {below} ns");
+/// }
+/// ```
 #[derive(Debug)]
 pub struct ExitLatencies {
     buckets: [[AtomicU64; BUCKETS]; KINDS],
@@ -171,6 +202,17 @@ impl ExitLatencies {
 }
 
 /// Fills an [`ExitLatencies`].
+///
+/// ```
+/// use std::sync::Arc;
+/// use vcpu_runner::{ExitKind, ExitLatencies, ExitObserver, LatencyObserver};
+///
+/// let latencies = Arc::new(ExitLatencies::default());
+/// let mut observer: LatencyObserver = latencies.observer();
+/// observer.exit(ExitKind::Hlt);
+/// observer.handled(ExitKind::Hlt);
+/// assert_eq!(latencies.histogram(ExitKind::Hlt).count(), 1);
+/// ```
 #[derive(Debug)]
 pub struct LatencyObserver {
     latencies: Arc<ExitLatencies>,

@@ -12,6 +12,20 @@ use crate::exit::{DebugInfo, SystemEvent};
 ///
 /// Not each of these is a success of the guest: see [`Outcome::is_orderly`]. `T` is what the VMM's
 /// own devices end a loop with: nothing, unless it chooses a type.
+///
+/// ```
+/// use vcpu_runner::Outcome;
+///
+/// fn status<T>(outcome: &Outcome<T>) -> u8 {
+///     match outcome {
+///         Outcome::Reset => 64, // the caller starts the machine again
+///         other if other.is_orderly() => 0,
+///         _ => 1,
+///     }
+/// }
+/// assert_eq!(status(&Outcome::<()>::Halted), 0);
+/// assert_eq!(status(&Outcome::<()>::TripleFault), 1);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Outcome<T = Infallible> {

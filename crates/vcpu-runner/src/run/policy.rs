@@ -10,6 +10,19 @@ use super::outcome::Outcome;
 use crate::exit::{DebugInfo, Hypercall, SystemEvent};
 
 /// An exit that is the VMM's to decide about.
+///
+/// ```
+/// use vcpu_runner::{Action, Event, Outcome};
+///
+/// /// A machine that a crash of the guest starts again.
+/// fn decide(event: Event) -> Action {
+///     match event {
+///         Event::System { event: vcpu_runner::SystemEvent::Crash, .. } => Action::Stop(Outcome::Reset),
+///         other => other.default_action(),
+///     }
+/// }
+/// assert_eq!(decide(Event::Halt), Action::Stop(Outcome::Halted));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
@@ -68,6 +81,14 @@ pub enum Event {
 }
 
 /// What the loop does after an exit.
+///
+/// ```
+/// use vcpu_runner::{Action, Event, Outcome};
+///
+/// // What the default policy makes of a halt, and of a task priority that has changed.
+/// assert_eq!(Event::Halt.default_action(), Action::<()>::Stop(Outcome::Halted));
+/// assert_eq!(Event::SetTpr.default_action(), Action::<()>::Resume);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 #[must_use]
@@ -173,6 +194,15 @@ pub trait ExitPolicy<T = Infallible> {
 const KVM_ENOSYS: u64 = 1000;
 
 /// The policy with all defaults.
+///
+/// ```
+/// use vcpu_runner::{Action, DefaultPolicy, Event, ExitPolicy, Outcome};
+///
+/// let action: Action = DefaultPolicy.event(Event::TripleFault);
+/// assert_eq!(action, Action::Stop(Outcome::TripleFault));
+/// // A read of an unknown register is a general protection fault for the guest.
+/// assert_eq!(ExitPolicy::<()>::read_msr(&mut DefaultPolicy, 0x1b0, 0), None);
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DefaultPolicy;
 

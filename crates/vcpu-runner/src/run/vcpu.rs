@@ -12,6 +12,36 @@ use crate::exit::Exit;
 /// A virtual processor, as the run loop sees it.
 ///
 /// [`KvmVcpu`](crate::KvmVcpu) is one; the feature `test-utils` has a scriptable one.
+///
+/// ```
+/// use std::convert::Infallible;
+/// use std::sync::Arc;
+/// use vcpu_runner::{Exit, IoAccess, IoFn, Kick, Outcome, RunError, Vcpu, VcpuRunner};
+///
+/// /// A vCPU that halts as soon as it runs.
+/// struct Tired;
+///
+/// struct Never;
+/// impl Kick for Never {
+///     fn kick(&self) {}
+///     fn clear(&self) {}
+/// }
+///
+/// impl Vcpu for Tired {
+///     type Error = Infallible;
+///
+///     fn run(&mut self) -> Result<Exit<'_>, RunError> {
+///         Ok(Exit::Hlt)
+///     }
+///
+///     fn kicker(&self) -> Arc<dyn Kick> {
+///         Arc::new(Never)
+///     }
+/// }
+///
+/// let outcome = VcpuRunner::new(Tired, IoFn(|_: IoAccess<'_>| ())).run();
+/// assert_eq!(outcome.unwrap(), Outcome::Halted);
+/// ```
 pub trait Vcpu {
     /// What the VMM's own vCPU can fail with besides: [`Infallible`](std::convert::Infallible) if
     /// with nothing.
@@ -71,6 +101,26 @@ pub trait Vcpu {
 ///
 /// A kick stays in force until it is cleared, so that one that comes just before the guest is
 /// entered is not lost.
+///
+/// ```
+/// use std::sync::atomic::{AtomicBool, Ordering};
+/// use vcpu_runner::Kick;
+///
+/// /// The kick of a vCPU that looks at a flag before it enters its guest.
+/// #[derive(Default)]
+/// struct Flag(AtomicBool);
+///
+/// impl Kick for Flag {
+///     fn kick(&self) {
+///         self.0.store(true, Ordering::SeqCst);
+///     }
+///
+///     fn clear(&self) {
+///         self.0.store(false, Ordering::SeqCst);
+///     }
+/// }
+/// # Flag::default().kick();
+/// ```
 pub trait Kick: Send + Sync {
     /// Makes the current or the next [`Vcpu::run`] return [`RunError::Interrupted`], and every
     /// later one until [`Kick::clear`].

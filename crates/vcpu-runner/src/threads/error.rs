@@ -13,6 +13,21 @@ use crate::run::{ControlError, Error};
 /// How a vCPU's thread failed, or why it could not be joined.
 ///
 /// `E` is what the VMM's own vCPU fails with; KVM's has nothing of this kind.
+///
+/// ```
+/// # #[cfg(feature = "test-utils")] {
+/// use std::time::Duration;
+/// use vcpu_runner::{JoinError, MockVcpu, VcpuRunner};
+///
+/// # let io = vcpu_runner::IoFn(|_: vcpu_runner::IoAccess<'_>| ());
+/// // A guest that does nothing, for ever. With KVM it is a `KvmVcpu`.
+/// let runner = VcpuRunner::new(MockVcpu::new([]), io);
+/// let mut handle = runner.spawn("vcpu0").unwrap();
+/// // The guest goes on, and nobody waits for it any longer than this.
+/// let error = handle.join(Duration::from_millis(1)).unwrap_err();
+/// assert!(matches!(error, JoinError::Timeout));
+/// # }
+/// ```
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum JoinError<E = Infallible> {

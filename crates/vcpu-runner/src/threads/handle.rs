@@ -87,6 +87,23 @@ pub(super) struct Around<T, E> {
 ///
 /// Dropping the handle stops the loop and waits at most one second for the thread; a device that
 /// keeps the thread for longer leaves it to end by itself.
+///
+/// ```
+/// # #[cfg(feature = "test-utils")] {
+/// use std::time::Duration;
+/// use vcpu_runner::{MockVcpu, Outcome, VcpuRunner};
+///
+/// # let io = vcpu_runner::IoFn(|_: vcpu_runner::IoAccess<'_>| ());
+/// // A guest that does nothing, for ever. With KVM it is a `KvmVcpu`.
+/// let runner = VcpuRunner::new(MockVcpu::new([]), io);
+/// let mut handle = runner.spawn("vcpu0").unwrap();
+/// handle.pause(Duration::from_secs(60)).unwrap();
+/// // The registers are those between two instructions here: `handle.with_vcpu(..)`.
+/// handle.resume().unwrap();
+/// handle.stop();
+/// assert_eq!(handle.join(Duration::from_secs(60)).unwrap(), Outcome::Stopped);
+/// # }
+/// ```
 pub struct VcpuHandle<
     #[cfg(feature = "kvm-ioctls")] V: Vcpu = crate::KvmVcpu,
     #[cfg(not(feature = "kvm-ioctls"))] V: Vcpu,

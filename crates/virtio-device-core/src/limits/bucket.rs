@@ -11,6 +11,15 @@ const NANOS_PER_SECOND: u128 = 1_000_000_000;
 /// that is left.
 ///
 /// Holds no timestamp; tokens do not accrue while it is saved.
+///
+/// ```
+/// use virtio_device_core::RateLimit;
+///
+/// // A megabyte a second in the long run, 64 KiB at once.
+/// let limit = RateLimit::new(1_000_000, 64 << 10).unwrap();
+/// assert_eq!(limit.left(), 64 << 10);
+/// assert!(RateLimit::new(0, 1).is_none(), "nothing would ever go on");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(try_from = "Raw", into = "Raw"))]

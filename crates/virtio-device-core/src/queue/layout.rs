@@ -98,6 +98,16 @@ impl QueuePart {
 /// A queue's place in guest memory, known to be well-formed.
 ///
 /// Made by [`QueueLayout::check`] alone, and out of reach of the registers from then on.
+///
+/// ```
+/// use virtio_device_core::transport::{QueueLayout, QueueSetup};
+/// use virtio_device_core::vm_memory::{GuestAddress, GuestMemoryMmap};
+///
+/// let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
+/// let setup = QueueSetup::new(8).with_desc_table(0x0).with_avail_ring(0x80).with_used_ring(0x100);
+/// let layout = QueueLayout::check(&setup, 256, &memory).unwrap();
+/// assert_eq!((layout.size(), layout.used_ring()), (8, GuestAddress(0x100)));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueueLayout {
     size: u16,

@@ -27,6 +27,15 @@ use crate::sync::{Mutex, MutexGuard};
 ///
 /// What is lent is a virtqueue, or, as `Lease<()>`, guest memory outside of every queue: a ring of the
 /// device's own, a shared buffer, memory that a foreign server has mapped.
+///
+/// ```
+/// use virtio_device_core::{Lease, Unavailable};
+///
+/// /// How many chains the driver may have in this queue; none while it is paused or reset.
+/// fn size(lease: &Lease) -> Result<u16, Unavailable> {
+///     lease.with(|queue| queue.size())
+/// }
+/// ```
 #[derive(Debug)]
 pub struct Lease<T = Virtqueue> {
     shared: Arc<Shared<T>>,
@@ -43,12 +52,37 @@ pub struct Lent<T> {
 /// One for each request in flight, as a rule. It can be sent to the thread that completes the
 /// request. Pause, queue reset and reset are complete only when every guard is gone, so drop it as
 /// soon as the last byte has moved.
+///
+/// ```
+/// use virtio_device_core::{Head, Lease, Unavailable, vm_memory::GuestMemoryMmap};
+///
+/// /// Completes a request on another thread; a pause and a reset wait for it.
+/// fn complete(lease: &Lease, memory: &GuestMemoryMmap, head: Head) -> Result<(), Unavailable> {
+///     let in_flight = lease.hold()?;
+///     // ... the I/O, straight into guest memory ...
+///     in_flight.with(|queue| {
+///         let _ = queue.complete(memory, head, 512);
+///     })
+/// }
+/// ```
 #[derive(Debug)]
 pub struct InFlight<T = Virtqueue> {
     shared: Arc<Shared<T>>,
 }
 
 /// Why what was lent cannot be used now.
+///
+/// ```
+/// use virtio_device_core::{Lease, Unavailable};
+///
+/// fn look(lease: &Lease<()>) -> &'static str {
+///     match lease.with(|()| ()) {
+///         Ok(()) => "done",
+///         Err(Unavailable::Paused) => "later",
+///         Err(Unavailable::Revoked) => "never",
+///     }
+/// }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unavailable {
     /// The device is paused. Leave the request where it is: every queue is notified on resume.

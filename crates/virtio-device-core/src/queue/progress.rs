@@ -10,6 +10,14 @@ use crate::fault::SetupError;
 use crate::negotiation::Features;
 
 /// How far a device has come with a queue: plain data, to be saved.
+///
+/// ```
+/// use virtio_device_core::transport::QueueProgress;
+///
+/// // Three requests were taken and two given back: the one with head 5 is in flight.
+/// let progress = QueueProgress::new(3, 2, vec![5]);
+/// assert_eq!(progress.taken, [5]);
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]

@@ -89,6 +89,19 @@ fn slices<'a, M: GuestMemory>(
 ///
 /// It ends, or is full, where they end. A buffer outside of guest memory is an error, which does not
 /// occur after [`Chain::check`].
+///
+/// ```
+/// use std::io::Write;
+/// use virtio_device_core::{BadRequest, Chain, vm_memory::GuestMemoryMmap};
+///
+/// /// A request begins with a number of four bytes; the answer is its square.
+/// fn square(chain: &Chain, memory: &GuestMemoryMmap) -> Result<u32, BadRequest> {
+///     let number = u32::from_le_bytes(chain.reader(memory).read_array()?);
+///     let mut answer = chain.writer(memory);
+///     let _ = answer.write_all(&number.wrapping_mul(number).to_le_bytes());
+///     Ok(answer.written())
+/// }
+/// ```
 pub struct ChainStream<'a, M, const WRITABLE: bool>(Cursor<'a, M>);
 
 impl<M: GuestMemory, const WRITABLE: bool> ChainStream<'_, M, WRITABLE> {

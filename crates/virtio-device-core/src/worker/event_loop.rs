@@ -55,6 +55,8 @@ pub struct WorkerLoop {
     armed: Option<Instant>,
     workers: Rc<Workers>,
     next_key: u32,
+    /// How often events were taken from the epoll instance.
+    round: u64,
 }
 
 /// What a loop is made of before it has workers: still free to be sent to another thread.
@@ -91,6 +93,11 @@ impl Mailbox {
         std::mem::take(&mut *self.new_workers())
     }
 
+    /// Takes those whose activation has ended before they have started.
+    pub(crate) fn take_ended(&self) -> Vec<Worker> {
+        take_ended(&mut self.new_workers())
+    }
+
     /// Takes note of a wake-up; returns whether there was one.
     pub(crate) fn clear(&self) -> bool {
         self.wake.read().is_ok()
@@ -104,6 +111,13 @@ impl Mailbox {
         // A full counter wakes the loop just as well.
         let _ = self.wake.write(1);
     }
+}
+
+fn take_ended(workers: &mut Vec<Worker>) -> Vec<Worker> {
+    let all = std::mem::take(workers).into_iter();
+    let (ended, live) = all.partition(|worker| worker.interrupt.has_ended());
+    *workers = live;
+    ended
 }
 
 impl LoopParts {
@@ -140,12 +154,13 @@ impl From<LoopParts> for WorkerLoop {
         } = parts;
         let epoll = Rc::new(epoll);
         Self {
-            workers: Workers::new(Some(epoll.clone())),
+            workers: Workers::new(Some(epoll.clone()), mailbox.clone()),
             epoll,
             timer,
             mailbox,
             armed: None,
             next_key: FIRST_KEY,
+            round: 0,
         }
     }
 }
@@ -197,6 +212,7 @@ impl WorkerLoop {
 
     fn round(&mut self, timeout: i32) -> io::Result<()> {
         let mut events = [EpollEvent::default(); BATCH];
+        self.round += 1;
         let count = match self.epoll.wait(timeout, &mut events) {
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
@@ -243,7 +259,7 @@ impl WorkerLoop {
         for worker in new {
             // A key is not used again before 4 billion others were.
             self.next_key = self.next_key.checked_add(1).unwrap_or(FIRST_KEY + 1);
-            let poller = self.workers.poller(self.next_key);
+            let poller = self.workers.poller(self.next_key, self.round);
             let started = Running::start(worker, &poller);
             self.workers.list().extend(started);
         }
@@ -254,45 +270,16 @@ impl WorkerLoop {
         let (key, reason) = ((data >> 32) as u32, Reason::from_bits(data as u32));
         let readiness = readiness(events);
         // One that has ended in this round is not there any more.
-        let place = self
-            .workers
-            .list()
-            .iter()
-            .position(|worker| worker.key() == key);
-        if let Some(place) = place {
-            self.visit(place, |worker, poller| {
-                worker.event(poller, reason, readiness)
-            });
-        }
-    }
-
-    fn for_each_worker(&mut self, mut call: impl FnMut(&mut Running, &Poller<'_>) -> Life) {
-        let mut place = 0;
-        while place < self.workers.list().len() {
-            if self.visit(place, &mut call) == Life::GoesOn {
-                place += 1;
+        self.for_each_worker(|worker, poller| {
+            if worker.key() != key {
+                return Life::GoesOn;
             }
-        }
+            worker.event(poller, reason, readiness)
+        });
     }
 
-    /// Calls the worker at `place`, and has it leave the loop if it has ended.
-    fn visit(
-        &mut self,
-        place: usize,
-        call: impl FnOnce(&mut Running, &Poller<'_>) -> Life,
-    ) -> Life {
-        let mut list = self.workers.list();
-        let Some(worker) = list.get_mut(place) else {
-            return Life::GoesOn;
-        };
-        let poller = self.workers.poller(worker.key());
-        let life = call(worker, &poller);
-        if life == Life::Ended {
-            let worker = list.swap_remove(place);
-            drop(list);
-            worker.end(&poller);
-        }
-        life
+    fn for_each_worker(&mut self, call: impl FnMut(&mut Running, &Poller<'_>) -> Life) {
+        self.workers.for_each(self.round, call);
     }
 
     /// Sets the timer to the first moment that any worker waits for.
@@ -375,9 +362,7 @@ impl Executor for LoopHandle {
             return Err(DeviceFault::Worker(io::ErrorKind::BrokenPipe.into()));
         }
         // Behind a handler that is stuck, resets in any number leave one worker that waits.
-        let waiting = std::mem::take(&mut *new).into_iter();
-        let (ended, live): (Vec<_>, _) = waiting.partition(|old| old.interrupt.has_ended());
-        *new = live;
+        let ended = take_ended(&mut new);
         new.push(worker);
         drop(new);
         self.mailbox.wake();

@@ -16,6 +16,21 @@ use crate::interrupt::InterruptHandle;
 use crate::worker::sources::{Poller, Sources};
 
 /// Whether a handler has more to do for the queue or the source that it was called for.
+///
+/// ```
+/// use std::time::Duration;
+/// use virtio_device_core::Progress;
+///
+/// /// What a handler returns after at most `turn` requests.
+/// fn after(served: usize, turn: usize, wait: Option<Duration>) -> Progress {
+///     match wait {
+///         Some(time) => Progress::After(time), // a rate limit: call again then
+///         None if served == turn => Progress::More, // others first
+///         None => Progress::Idle, // until the next notification
+///     }
+/// }
+/// assert_eq!(after(3, 64, None), Progress::Idle);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// Nothing: the queue is empty, paused or gone. The next notification or event wakes the handler.
@@ -32,9 +47,38 @@ pub enum Progress {
 /// A device's work on its queues. It is called on one thread, and need not be [`Send`] if it is
 /// [built](crate::Worker::build) there.
 ///
-/// A call may come without need: look at the ring, and find it empty. No call comes while the device
-/// is paused; one that is under way finds its queues [paused](crate::Unavailable::Paused), returns
+/// A call may come without need: look at the ring, and find it empty. Only
+/// [`start`](QueueHandler::start) comes while the device is paused, if that was restored and not resumed
+/// yet, and what [ends requests in flight](Context::watch_in_flight). Another call that is under way finds its queues [paused](crate::Unavailable::Paused), returns
 /// [`Progress::Idle`], and is repeated on resume.
+///
+/// ```
+/// use virtio_device_core::{Context, DeviceFault, Progress, QueueHandler};
+///
+/// /// Gives every request back unserved.
+/// struct Nothing<M> {
+///     memory: M,
+///     chain: virtio_device_core::Chain,
+/// }
+///
+/// impl<M: vm_memory::GuestAddressSpace> QueueHandler for Nothing<M> {
+///     fn process(&mut self, queue: u16, cx: &mut Context<'_>) -> Result<Progress, DeviceFault> {
+///         let memory = self.memory.memory();
+///         let Some(active) = cx.queue(queue) else { return Ok(Progress::Idle) };
+///         let looked = active.lease.with(|ring| {
+///             let Some(head) = ring.take(&*memory, &mut self.chain)? else {
+///                 return Ok(Progress::Idle);
+///             };
+///             ring.complete(&*memory, head, 0)?;
+///             if ring.needs_interrupt(&*memory)? {
+///                 active.signal_used();
+///             }
+///             Ok(Progress::More)
+///         });
+///         looked.unwrap_or(Ok(Progress::Idle)) // paused, or reset
+///     }
+/// }
+/// ```
 pub trait QueueHandler {
     /// Serves queue `queue`, for at most one queue-length of requests.
     ///
@@ -81,6 +125,25 @@ pub trait QueueHandler {
 }
 
 /// What a handler finds around itself: its queues, and the file descriptors that wake it.
+///
+/// ```
+/// use std::os::unix::net::UnixStream;
+/// use virtio_device_core::vmm_sys_util::epoll::EventSet;
+/// use virtio_device_core::{Context, DeviceFault};
+///
+/// const HOST: u32 = 0;
+///
+/// /// Called by a handler that has found no room in its queue, or room again.
+/// fn listen(cx: &mut Context<'_>, has_room: bool) -> Result<(), DeviceFault> {
+///     let interest = if has_room { EventSet::IN } else { EventSet::empty() };
+///     cx.set_interest(HOST, interest).map_err(DeviceFault::Backend)
+/// }
+///
+/// /// Called by its `start`.
+/// fn begin(cx: &mut Context<'_>, host: &UnixStream) -> Result<(), DeviceFault> {
+///     cx.watch(HOST, host, EventSet::empty()).map_err(DeviceFault::Backend)
+/// }
+/// ```
 pub struct Context<'a> {
     pub(crate) queues: &'a [ActiveQueue],
     pub(crate) sources: &'a mut Sources,

@@ -8,10 +8,13 @@
 
 use std::cell::RefCell;
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 
 use vmm_sys_util::epoll::Epoll;
 
-use crate::worker::running::Running;
+use crate::worker::Worker;
+use crate::worker::event_loop::Mailbox;
+use crate::worker::running::{Life, Running};
 use crate::worker::sources::Poller;
 
 thread_local! {
@@ -21,13 +24,16 @@ thread_local! {
 pub(crate) struct Workers {
     /// None in a loop that does not wait.
     epoll: Option<Rc<Epoll>>,
+    /// Those that have not started yet.
+    mailbox: Arc<Mailbox>,
     list: RefCell<Vec<Running>>,
 }
 
 impl Workers {
-    pub(crate) fn new(epoll: Option<Rc<Epoll>>) -> Rc<Self> {
+    pub(crate) fn new(epoll: Option<Rc<Epoll>>, mailbox: Arc<Mailbox>) -> Rc<Self> {
         let workers = Rc::new(Self {
             epoll,
+            mailbox,
             list: RefCell::default(),
         });
         // A thread that is about to end has no list any more, and no device to reset.
@@ -48,15 +54,44 @@ impl Workers {
         self.list.try_borrow().map_or(0, |list| list.len())
     }
 
-    pub(crate) fn poller(&self, key: u32) -> Poller<'_> {
+    pub(crate) fn poller(&self, key: u32, round: u64) -> Poller<'_> {
         Poller {
             epoll: self.epoll.as_deref(),
             key,
+            round,
+        }
+    }
+
+    /// Calls every worker, and has those leave that have ended, after all were called: a handler may do
+    /// anything when it is dropped, also [let workers go](let_go).
+    pub(crate) fn for_each(
+        &self,
+        round: u64,
+        mut call: impl FnMut(&mut Running, &Poller<'_>) -> Life,
+    ) {
+        let (mut list, mut ended, mut place) = (self.list(), Vec::new(), 0);
+        while let Some(worker) = list.get_mut(place) {
+            let poller = self.poller(worker.key(), round);
+            match call(worker, &poller) {
+                Life::GoesOn => place += 1,
+                Life::Ended => ended.push(list.swap_remove(place)),
+            }
+        }
+        drop(list);
+        self.end(ended);
+    }
+
+    fn end(&self, ended: Vec<Running>) {
+        for worker in ended {
+            let poller = self.poller(worker.key(), 0);
+            worker.end(&poller);
         }
     }
 
     /// Has the workers leave whose activation has ended, unless one is being called just now.
     fn let_go(&self) {
+        let waiting = self.mailbox.take_ended();
+        waiting.into_iter().for_each(Worker::discard);
         let Ok(mut list) = self.list.try_borrow_mut() else {
             return;
         };
@@ -64,12 +99,8 @@ impl Workers {
         while let Some(place) = list.iter().position(Running::has_ended) {
             ended.push(list.swap_remove(place));
         }
-        // A handler may do anything when it is dropped.
         drop(list);
-        for worker in ended {
-            let poller = self.poller(worker.key());
-            worker.end(&poller);
-        }
+        self.end(ended);
     }
 }
 

@@ -188,8 +188,7 @@ impl Running {
                 }
             }
             Reason::Source(number) => {
-                // It may have been unwatched since the event was reported.
-                if !self.sources.is_watched(number) {
+                if !self.sources.takes_event(poller, number) {
                     return Life::GoesOn;
                 }
             }

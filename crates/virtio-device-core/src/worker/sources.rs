@@ -33,6 +33,8 @@ pub(crate) struct Poller<'a> {
     pub(crate) epoll: Option<&'a Epoll>,
     /// The upper half of what its events carry.
     pub(crate) key: u32,
+    /// How often events were taken from the epoll instance.
+    pub(crate) round: u64,
 }
 
 impl Poller<'_> {
@@ -83,6 +85,9 @@ struct Source {
     in_flight: bool,
     /// Whether it is in the epoll instance.
     polled: bool,
+    /// The round in which that was last changed. An event that was taken before tells of what was there
+    /// then, maybe of another descriptor; if it holds still, the next round has it again.
+    since: u64,
 }
 
 impl Source {
@@ -104,7 +109,7 @@ impl Source {
         };
         let reason = Reason::Source(self.number);
         poller.control(operation, fd, self.interest, reason)?;
-        self.polled = true;
+        (self.polled, self.since) = (true, poller.round);
         Ok(())
     }
 }
@@ -129,6 +134,7 @@ impl Sources {
             interest,
             in_flight,
             polled: false,
+            since: 0,
         };
         source.sync(poller, self.suspended)?;
         self.list.push(source);
@@ -177,9 +183,11 @@ impl Sources {
         });
     }
 
-    pub(crate) fn is_watched(&self, number: u32) -> bool {
+    /// Whether an event that was taken in the poller's round is for the source as it is now.
+    pub(crate) fn takes_event(&self, poller: &Poller<'_>, number: u32) -> bool {
+        let current = |source: &Source| source.polled && source.since != poller.round;
         let mut list = self.list.iter();
-        list.any(|source| source.number == number && source.polled)
+        list.any(|source| source.number == number && current(source))
     }
 
     /// Whether the handler is called for this while the device is paused: for a source that tells of
@@ -227,12 +235,14 @@ mod tests {
     const NOWHERE: Poller<'_> = Poller {
         epoll: None,
         key: 0,
+        round: 2,
     };
 
     fn poller(epoll: &Epoll) -> Poller<'_> {
         Poller {
             epoll: Some(epoll),
             key: 7,
+            round: 1,
         }
     }
 
@@ -287,9 +297,9 @@ mod tests {
         assert!(sources.suspend(&poller, true).is_empty());
         // A loop that does not wait refuses every source.
         assert_eq!(sources.suspend(&NOWHERE, false), [2_u32]);
-        assert!(!sources.is_watched(2));
+        assert!(!sources.takes_event(&NOWHERE, 2));
         sources.set_interest(&NOWHERE, 2, EventSet::IN).unwrap_err();
         sources.set_interest(&poller, 2, EventSet::IN).unwrap();
-        assert!(sources.is_watched(2));
+        assert!(sources.takes_event(&NOWHERE, 2));
     }
 }

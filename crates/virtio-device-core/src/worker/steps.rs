@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use vmm_sys_util::epoll::EventSet;
 
+use crate::worker::Worker;
 use crate::worker::event_loop::{LoopHandle, Mailbox};
 use crate::worker::local::Workers;
 use crate::worker::running::{Life, Reason, Running};
@@ -39,6 +40,7 @@ pub struct StepLoop {
 const NOWHERE: Poller<'_> = Poller {
     epoll: None,
     key: 0,
+    round: 0,
 };
 
 impl StepLoop {
@@ -48,9 +50,10 @@ impl StepLoop {
     ///
     /// If an event fd cannot be made.
     pub fn new() -> io::Result<Self> {
+        let mailbox = Arc::new(Mailbox::new()?);
         Ok(Self {
-            mailbox: Arc::new(Mailbox::new()?),
-            workers: Workers::new(None),
+            workers: Workers::new(None, mailbox.clone()),
+            mailbox,
         })
     }
 
@@ -85,17 +88,7 @@ impl StepLoop {
     }
 
     fn for_each_worker(&mut self, mut call: impl FnMut(&mut Running) -> Life) {
-        let (mut list, mut place) = (self.workers.list(), 0);
-        while let Some(worker) = list.get_mut(place) {
-            if call(worker) == Life::GoesOn {
-                place += 1;
-                continue;
-            }
-            let worker = list.swap_remove(place);
-            drop(list);
-            worker.end(&NOWHERE);
-            list = self.workers.list();
-        }
+        self.workers.for_each(0, |worker, _| call(worker));
     }
 
     /// Drops workers whose activation has ended; returns whether there were any.
@@ -125,10 +118,14 @@ fn serve(worker: &mut Running) -> (bool, Life) {
     (served, life)
 }
 
-/// Workers are refused from now on.
+/// Workers are refused from now on, and those that wait are let go.
 impl Drop for StepLoop {
     fn drop(&mut self) {
         self.handle().stop();
+        self.mailbox
+            .take_new()
+            .into_iter()
+            .for_each(Worker::discard);
     }
 }
 

@@ -24,6 +24,14 @@ use crate::worker::{Executor, Worker};
 /// Thread and loop make these system calls: `epoll_wait`, `epoll_ctl`, `read` and `write` of event
 /// fds, `timerfd_settime`, `fcntl` (to duplicate watched descriptors), `close`, `futex`, those of the
 /// allocator, and at the end `sigaltstack`, `munmap`, `madvise`, `rseq` and `exit`.
+///
+/// ```
+/// use virtio_device_core::WorkerThread;
+///
+/// // Made before the guest runs; any number of devices may share it through its handle, or have one each.
+/// let executor = WorkerThread::named("virtio-net")?;
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct WorkerThread {
     handle: LoopHandle,

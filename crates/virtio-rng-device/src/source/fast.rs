@@ -88,6 +88,16 @@ struct Secrets {
 }
 
 /// Makes a [`FastEntropy`] reseed; clones are for the same generator.
+///
+/// ```
+/// use virtio_rng_device::FastEntropy;
+///
+/// let source = FastEntropy::new()?;
+/// // To be kept, and called after a fork, or when an image of this process was restored.
+/// let reseed = source.reseed_handle();
+/// reseed.reseed();
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Reseed {
     demands: Arc<AtomicU64>,
