@@ -64,11 +64,13 @@ With a kernel, the guest's console is standard input and output:
                         past the host's page cache; engine=uring: by io_uring; id:
                         up to 20 characters. On SIGUSR1 the guest is told of the
                         sizes that disks have now
-      --net tap=NAME|fd=N|socket=PATH[,mac=MAC][,mtu=N][,queues=N]
+      --net tap=NAME|fd=N|socket=PATH[,mac=MAC][,mtu=N][,queues=N][,limit=N]
                         Give the guest a network: by the tap NAME, with N queues; by
                         descriptor N of this program, a tap or a socket; or by the
                         stream socket PATH, as of passt. Its address is made up,
-                        unless mac says otherwise
+                        unless mac says otherwise; limit: at most N bytes a second
+                        in each direction. SIGUSR2 pulls the cable out, and the next
+                        one plugs it in
       --reboot MODE     What a reset by the guest, or its triple fault, leads to:
                         exit (default), the end of the program; or in-place, where
                         the kernel is loaded again and the guest starts again

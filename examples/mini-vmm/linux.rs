@@ -209,7 +209,7 @@ pub(crate) fn first_state(
 pub(crate) fn watch_signals(machine: &Machine, terminal: Option<&Terminal>) -> io::Result<()> {
     let modes = terminal.map(Terminal::modes);
     let (bell, hvc) = (machine.bell().clone(), machine.hvc().cloned());
-    signals::watch(bell, modes, hvc, machine.disks.clone())
+    signals::watch(bell, modes, hvc, machine.disks.clone(), machine.net.clone())
 }
 
 /// Runs the vCPUs until the machine comes to its end, and says what that was.

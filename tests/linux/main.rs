@@ -78,7 +78,7 @@ fn emulated(program: &Path, more_files: &str) -> Command {
         "{}:guest/mini-vmm {more_files}",
         Path::new(&mini_vmm).display()
     );
-    for file in ["vmlinux", "vmlinuz", "initrd", "initrd.gz", "disk"] {
+    for file in ["vmlinux", "vmlinuz", "initrd", "initrd.gz", "disk", "net"] {
         files += &format!(" {}:guest/{file}", kit().join(file).display());
     }
     let mut command = Command::new(root().join(".ci/nested/runner"));
@@ -86,11 +86,13 @@ fn emulated(program: &Path, more_files: &str) -> Command {
     // Emulated SVM loses the guest's deadline timer now and then, whatever the monitor: the
     // guest then sits idle for ever. The older timer of the local APIC is never lost.
     let cuts = env::var("CUTS").unwrap_or_else(|_| "10".to_owned());
+    // An emulated guest moves about a megabyte a second.
+    let bytes = env::var("NETWORK_BYTES").unwrap_or_else(|_| "1048576".to_owned());
     command.env(
         "NESTED_ENV",
         format!(
             "MINI_VMM=/guest/mini-vmm GUEST=/guest ENTROPY=/guest/entropy REQUIRE_LINUX=1 \
-             KERNEL_PARAMETERS=lapic=notscdeadline CUTS={cuts}"
+             KERNEL_PARAMETERS=lapic=notscdeadline CUTS={cuts} NETWORK_BYTES={bytes}"
         ),
     );
     command.env("NESTED_TIMEOUT", "3600");
@@ -210,6 +212,28 @@ fn a_stock_kernel_uses_disks() {
         .find_map(|line| line.strip_prefix("blocks "));
     let blocks: u64 = blocks.unwrap().parse().unwrap();
     assert!(blocks < 8 << 11, "{blocks} blocks are left: {disk:#?}");
+}
+
+/// The kernel's own driver of virtio-net: packets both ways with every set of offloads, by two pairs of
+/// queues, and on a cable, with a driver and to a tap that come and go; and no faster than they may.
+#[test]
+fn a_stock_kernel_uses_a_network() {
+    if !ready() {
+        return;
+    }
+    let runs = run(&["network", "network-limits"]);
+    for (case, check) in [("network", "network"), ("network-limits", "network_limits")] {
+        let run = &runs[case];
+        println!("{case}: {}", run.check(check));
+        assert_eq!(run.status, Some(0), "{run:#?}");
+    }
+    let said = |what: &str| {
+        let lines = runs["network"].lines.iter();
+        lines.filter(|line| line.contains(what)).count()
+    };
+    // The user is told, once for each pair of queues, and when they are back.
+    assert_eq!(said("the link is down"), 2, "{runs:#?}");
+    assert_eq!(said("the link is up again"), 2, "{runs:#?}");
 }
 
 /// The program is killed in the middle of the guest's writes, by either engine: what the guest has

@@ -15,6 +15,7 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use rustix::stdio::{stderr, stdout};
 use vcpu_runner::{BusIo, ExitCounters, IoEvent, IrqFd, KvmVcpu, Outcome, VcpuGroup, VcpuRunner};
 use virtio_blk_device::BlockHandle;
+use virtio_net_device::NetHandle;
 use virtio_rng_device::{EntropyDevice, RngCounters};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -52,6 +53,8 @@ pub(crate) struct Machine {
     wires: Vec<Wires>,
     /// The disks, to be told of another size.
     pub(crate) disks: Vec<BlockHandle>,
+    /// The network's cable.
+    pub(crate) net: Option<NetHandle>,
     /// The virtio console, if it is wanted.
     hvc: Option<Hvc>,
     troubles: Vec<Noted>,
@@ -136,6 +139,7 @@ impl Machine {
             )?);
             hvc = Some(user);
         }
+        let cable = net.as_ref().map(Network::handle);
         let mut handles = Vec::new();
         for disk in disks {
             let slot = disk.slot;
@@ -162,6 +166,7 @@ impl Machine {
             rng,
             wires,
             disks: handles,
+            net: cable,
             hvc,
             troubles,
             bell,

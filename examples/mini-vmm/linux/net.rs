@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use rustix::net::SocketType;
 use rustix::net::sockopt::socket_type;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
-use virtio_device_core::WorkerThread;
+use virtio_device_core::{RateLimit, WorkerThread};
 use virtio_net_device::{Backend, Mac, Net, NetEvent, NetObserver, Stream, Tap};
 
 use super::given_once;
@@ -37,16 +37,18 @@ pub(crate) struct NetOptions {
     mac: Option<Mac>,
     mtu: Option<u16>,
     queues: u16,
+    /// Bytes a second in each direction; what one second gives can be had at once.
+    limit: Option<RateLimit>,
 }
 
 impl NetOptions {
-    /// Reads `tap=NAME|fd=N|socket=PATH[,mac=MAC][,mtu=N][,queues=N]`.
+    /// Reads `tap=NAME|fd=N|socket=PATH[,mac=MAC][,mtu=N][,queues=N][,limit=N]`.
     ///
     /// # Errors
     ///
     /// One line that says what is wrong with it.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        let (mut place, mut mac, mut mtu, mut queues) = (None, None, None, 1);
+        let (mut place, mut mac, mut mtu, mut queues, mut limit) = (None, None, None, 1, None);
         for part in given_once("--net", text.split(','))? {
             let wrong = |what: &str| format!("--net: '{part}' is no {what}");
             match part.split_once('=') {
@@ -68,10 +70,14 @@ impl NetOptions {
                     let count = text.parse().ok().filter(|count| (1..=8).contains(count));
                     queues = count.ok_or_else(|| wrong("number of 1 to 8 pairs of queues"))?;
                 }
+                Some(("limit", text)) => {
+                    let bytes = text.parse().ok().and_then(|it| RateLimit::new(it, it));
+                    limit = Some(bytes.ok_or_else(|| wrong("number of bytes a second"))?);
+                }
                 _ => {
                     return Err(format!(
-                        "--net: '{part}' is none of mac=MAC, mtu=N and queues=N behind one of \
-                         tap=NAME, fd=N and socket=PATH"
+                        "--net: '{part}' is none of mac=MAC, mtu=N, queues=N and limit=N behind \
+                         one of tap=NAME, fd=N and socket=PATH"
                     ));
                 }
             }
@@ -85,6 +91,7 @@ impl NetOptions {
             mac,
             mtu,
             queues,
+            limit,
         })
     }
 
@@ -122,6 +129,9 @@ impl NetOptions {
         let threads = backends.iter().map(|_| NET.worker());
         let pool = threads.collect::<Result<_, _>>()?;
         let device = Net::new(backends, mac, pool)?;
+        for limits in [device.receive_limits(), device.send_limits()] {
+            limits.set(self.limit, None);
+        }
         match self.mtu {
             Some(mtu) => device.with_mtu(mtu),
             None => Ok(device),

@@ -71,6 +71,8 @@ struct Statistics<'a> {
     devices: BTreeMap<String, Accesses>,
     #[serde(skip_serializing_if = "Option::is_none")]
     virtio_rng: Option<Served>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    virtio_net: Option<Lost>,
 }
 
 #[derive(Serialize)]
@@ -84,6 +86,13 @@ struct Accesses {
 struct Served {
     requests: u64,
     bytes: u64,
+}
+
+/// Packets that the device has dropped.
+#[derive(Serialize)]
+struct Lost {
+    dropped_received: u64,
+    dropped_sent: u64,
 }
 
 /// The statistics, as one line of JSON.
@@ -105,6 +114,10 @@ pub(crate) fn json(
         virtio_rng: machine.rng.as_ref().map(|rng| Served {
             requests: rng.served(),
             bytes: rng.bytes(),
+        }),
+        virtio_net: machine.net.as_ref().map(|net| Lost {
+            dropped_received: net.drops().received,
+            dropped_sent: net.drops().sent,
         }),
     };
     Ok(serde_json::to_string(&statistics)? + "\n")

@@ -1,8 +1,8 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Signals that end the program, stop it for a while, or say that its terminal or a disk has another
-//! size.
+//! Signals that end the program, stop it for a while, say that its terminal or a disk has another
+//! size, or pull the network's cable.
 
 use std::io;
 use std::thread;
@@ -15,6 +15,7 @@ use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
 
 use virtio_blk_device::BlockHandle;
+use virtio_net_device::NetHandle;
 
 use super::bell::{Bell, End};
 use super::hvc::Hvc;
@@ -28,13 +29,14 @@ const WATCHED: [i32; 14] = [
 ];
 
 /// Has a thread end the machine on signals, give the terminal back while the program is stopped, keep
-/// the virtio console's size that of the terminal, and tell disks of their size on SIGUSR1, if there
-/// are any.
+/// the virtio console's size that of the terminal, tell disks of their size on SIGUSR1, and pull the
+/// network's cable out or plug it in on SIGUSR2, if there are any.
 pub(crate) fn watch(
     bell: Bell,
     terminal: Option<Modes>,
     hvc: Option<Hvc>,
     disks: Vec<BlockHandle>,
+    net: Option<NetHandle>,
 ) -> io::Result<()> {
     // Whoever started the program may want it to ignore some: nohup, for one.
     let ignored = ignored();
@@ -46,6 +48,7 @@ pub(crate) fn watch(
     thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || {
+            let mut plugged = true;
             for signal in signals.forever() {
                 if signal == SIGWINCH {
                     hvc.iter().for_each(Hvc::resize);
@@ -54,6 +57,11 @@ pub(crate) fn watch(
                 if signal == SIGUSR1 && !disks.is_empty() {
                     // One whose size cannot be found out has the one that it had.
                     disks.iter().for_each(|disk| drop(disk.refresh()));
+                    continue;
+                }
+                if let Some(net) = net.as_ref().filter(|_| signal == SIGUSR2) {
+                    plugged = !plugged;
+                    net.set_cable(plugged);
                     continue;
                 }
                 if signal != SIGTSTP {

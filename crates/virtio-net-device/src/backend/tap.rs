@@ -8,13 +8,14 @@
 
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 
 use libc::{
     IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4,
     TUN_F_TSO6, TUN_F_UFO, TUN_F_USO4, TUN_F_USO6, c_int,
 };
 use rustix::fs::{Mode, OFlags};
+use rustix::net::netdevice::name_to_index;
+use rustix::net::{AddressFamily, SocketType, socket};
 use virtio_bindings::virtio_net as net;
 use virtio_device_core::Features;
 
@@ -170,10 +171,10 @@ impl Backend for Tap {
             return Ok(());
         }
         let name = self.name.as_ref().ok_or(ErrorKind::Unsupported)?;
-        // To make one is not the device's business: nobody would expect it.
-        if !Path::new("/sys/class/net").join(name).exists() {
-            return Err(ErrorKind::NotFound.into());
-        }
+        // To make one is not the device's business: nobody would expect it. Whoever has mounted /sys
+        // may be in another network namespace, so the socket's is asked.
+        let socket = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+        name_to_index(&socket, name)?;
         // The offloads are the tap's, not this queue's: another one may have set them.
         let fd = attach(name, self.flags)?;
         tap_header(fd.as_fd(), c_int::try_from(HEADER).unwrap_or(0))?;
