@@ -15,16 +15,24 @@ use crate::subject::Request;
     reason = "a device that does not conform fails the test"
 )]
 impl<P: Port> Machine<P> {
-    /// Has the host deliver what one request takes, and notifies the device of it.
+    /// Notifies the device of requests.
     pub(crate) fn notify(&mut self) {
-        self.host.deliver();
         self.port.notify(self.index());
     }
 
+    /// Has the host deliver what one request takes, makes the chain at `head` available and notifies
+    /// the device. In this order: a device that looks in between finds nothing to begin with and give
+    /// up again.
+    pub(crate) fn ask(&mut self, queue: &mut Queue, head: u16) {
+        self.host.deliver();
+        queue.offer(head);
+        self.notify();
+    }
+
     /// Makes the valid request, as the chain 0 and 1.
-    pub(crate) fn offer(&self, queue: &mut Queue) {
+    pub(crate) fn ask_validly(&mut self, queue: &mut Queue) {
         self.prepare(queue);
-        queue.offer(0);
+        self.ask(queue, 0);
     }
 
     /// Writes the valid request's buffers and descriptors, from descriptor 0 on.
@@ -62,9 +70,10 @@ impl<P: Port> Machine<P> {
         let at = usize::try_from(queue.setup().avail_ring + 2).unwrap();
         let place = expected.get_mut(at..at + 2).unwrap();
         place.copy_from_slice(&index.to_le_bytes());
+        self.host.deliver();
         queue.set_avail_index(index);
-
         self.notify();
+
         let used = self.used(queue, 1);
         let &[(0, len)] = used.as_slice() else {
             unreachable!("{used:?} came back instead of chain 0");
@@ -122,12 +131,13 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use bus::BusDevice;
-    use virtio_device_core::{InterruptLine, edge_line};
+    use virtio_device_core::{Features, InterruptLine, edge_line};
     use virtio_mmio_transport::MmioTransport;
 
     use super::*;
     use crate::parts::Parts;
     use crate::ramdisk::RamDisk;
+    use crate::subject::Subject;
     use crate::{MmioPort, Suite};
 
     const REQUEST: Request = Request::new(|bytes| bytes.len() == 513)
@@ -157,5 +167,29 @@ mod tests {
         let failed = std::panic::catch_unwind(check).unwrap_err();
         let message = failed.downcast::<String>().unwrap();
         assert_eq!(*message, "scenario failed: valid requests");
+    }
+
+    #[test]
+    fn the_host_delivers_before_the_device_can_find_the_request() {
+        let subject = Subject {
+            request: REQUEST,
+            secret: &[],
+            heap: None,
+        };
+        let mut machine = Machine::new(subject, &|parts| disk(parts, u32::MAX));
+        let mut queue = machine.start(Features::NONE);
+        let available = queue.setup().avail_ring + 2;
+        let (memory, delivered) = (machine.memory.plain(), Arc::new(Mutex::new(Vec::new())));
+        let list = delivered.clone();
+        machine.host.deliver_by(move || {
+            let index: u16 = memory.read_obj(GuestAddress(available)).unwrap();
+            list.lock().unwrap().push(index);
+        });
+        machine.serve(&mut queue);
+        machine.ask_validly(&mut queue);
+        machine.used(&mut queue, 1);
+        machine.ask(&mut queue, 0);
+        machine.used(&mut queue, 1);
+        assert_eq!(*delivered.lock().unwrap(), [0, 1, 2]);
     }
 }

@@ -198,8 +198,7 @@ fn resets<P: Port>(machine: &mut Machine<P>) {
         if steps == 4 {
             // With a request on its way.
             let mut queue = machine.start(Features::NONE);
-            machine.offer(&mut queue);
-            machine.notify();
+            machine.ask_validly(&mut queue);
             theirs = vec![queue.used_ring(), BUFFERS + 0x1000..MEMORY_END];
         }
         let image = machine.image();
@@ -220,8 +219,7 @@ fn giving_up<P: Port>(machine: &mut Machine<P>) {
     let failed = 15 | u32::from(FAILED);
     let mut queue = machine.start(Features::NONE);
     machine.port.set_status(failed);
-    machine.offer(&mut queue);
-    machine.notify();
+    machine.ask_validly(&mut queue);
     machine.nothing_happens();
     assert_eq!(queue.take_used(), []);
     for status in [15, 11, 1, failed] {
