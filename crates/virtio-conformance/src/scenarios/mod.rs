@@ -200,6 +200,8 @@ fn resets<P: Port>(machine: &mut Machine<P>) {
             let mut queue = machine.start(Features::NONE);
             machine.ask_validly(&mut queue);
             theirs = vec![queue.used_ring(), BUFFERS + 0x1000..MEMORY_END];
+            // A worker may be in the midst of its first look at the other queues.
+            theirs.extend(machine.wishes());
         }
         let image = machine.image();
         machine.reset();
@@ -250,4 +252,77 @@ fn configuration<P: Port>(machine: &mut Machine<P>) {
         assert_eq!(data, [0; 8]);
     }
     assert_eq!(machine.port.generation(), generation);
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use bus::BusDevice;
+    use virtio_device_core::{Activation, DeviceFault, LoopHandle, VirtioDevice};
+    use virtio_mmio_transport::MmioTransport;
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+    use crate::ramdisk::RamDisk;
+    use crate::subject::{Request, Subject};
+    use crate::{Memory, MmioPort};
+
+    /// A disk with a second queue, for which it wants no notifications when it is reset.
+    struct Late {
+        disk: RamDisk<LoopHandle>,
+        wishes: Option<(Memory, u64)>,
+    }
+
+    impl VirtioDevice<Memory> for Late {
+        fn device_type(&self) -> u32 {
+            2
+        }
+
+        fn queue_max_sizes(&self) -> &[u16] {
+            &[128, 8]
+        }
+
+        fn activate(&mut self, activation: Activation<Memory>) -> Result<(), DeviceFault> {
+            let used_ring = activation.queue(1).ok().and_then(|queue| {
+                let ring = queue.lease.with(|queue| queue.layout().used_ring().0);
+                ring.ok()
+            });
+            self.wishes = used_ring.map(|ring| (activation.memory.clone(), ring));
+            self.disk.activate(activation)
+        }
+
+        fn reset(&mut self) {
+            if let Some((memory, ring)) = self.wishes.take() {
+                let plain = memory.plain();
+                plain.write_obj(1_u16.to_le(), GuestAddress(ring)).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn a_device_may_look_at_its_other_queues_until_it_is_reset() {
+        let request = Request::new(|bytes| bytes.len() == 513);
+        let request = request.readable(&[0; 16]).writable(513);
+        let subject = Subject {
+            request,
+            secret: &[],
+            heap: None,
+        };
+        let mut machine = Machine::new(subject, &|parts| {
+            let disk = Arc::new(Mutex::new(vec![0; 4096]));
+            let device = Late {
+                disk: RamDisk::new(disk, parts.executor.clone()),
+                wishes: None,
+            };
+            let transport = MmioTransport::new(device, parts.memory, parts.line).unwrap();
+            MmioPort::new(
+                transport.with_observer(parts.events),
+                |it, offset, data| it.read(offset, data).unwrap(),
+                |it, offset, data| it.write(offset, data).unwrap(),
+            )
+        });
+        resets(&mut machine);
+    }
 }
