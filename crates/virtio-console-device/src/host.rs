@@ -103,6 +103,15 @@ impl HostFd {
         self.terminal
     }
 
+    /// Whether nobody is there to take what is written: the other end is closed, and not for writing
+    /// alone.
+    pub(crate) fn has_hung_up(&self) -> bool {
+        let mut fds = [PollFd::new(&self.fd, PollFlags::OUT)];
+        let polled = poll(&mut fds, Some(&Timespec::default()));
+        let [fd] = fds;
+        polled.is_ok() && fd.revents().intersects(PollFlags::HUP | PollFlags::ERR)
+    }
+
     fn poll(&self, events: PollFlags) -> Result<(), Errno> {
         let mut fds = [PollFd::new(&self.fd, events)];
         match poll(&mut fds, Some(&Timespec::default()))? {

@@ -327,12 +327,15 @@ impl<M: GuestAddressSpace> Handler<M> {
         }
     }
 
-    /// Tells the driver whether there is somebody on the host's side of a port, if that is news.
+    /// Tells the driver whether there is somebody on the host's side of a port, if that is news. Who
+    /// says no more may still listen.
     fn tell_host_side(&self, index: usize, cx: &Context<'_>) {
-        let Some(sides) = self.sides.get(index).filter(|_| self.multiport) else {
+        let sides = self.sides.get(index).filter(|_| self.multiport);
+        let (Some(sides), Some(port)) = (sides, self.shared.ports.get(index)) else {
             return;
         };
-        let open = sides.input.gone.is_none() && sides.output.gone.is_none();
+        let listens = || sides.input.gone.is_none() || !port.output.has_hung_up();
+        let open = sides.output.gone.is_none() && listens();
         let mut progress = self.shared.progress();
         if let Some(state) = progress.ports.get_mut(index) {
             if state.host_open != open {

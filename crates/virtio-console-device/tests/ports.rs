@@ -170,6 +170,29 @@ fn a_driver_is_told_when_the_host_hangs_up() {
 }
 
 #[test]
+fn a_host_that_says_no_more_is_still_there_to_listen() {
+    let (mut guest, [_console, mut channel], _devices) = two_ports(multiport());
+    set_up(&mut guest);
+    guest.control(1, PORT_OPEN, 1);
+    guest.queues[RX1].offer_room(&[100]);
+    guest.kick(RX1);
+    channel.shutdown(Shutdown::Write).unwrap();
+    guest.until("the end of input", |guest| {
+        let events = guest.told.events();
+        events.iter().any(|event| event.contains("InputEnded"))
+    });
+    guest.settle();
+    assert_eq!(guest.news().len(), 0, "it is told that nobody is there");
+    guest.say(TX1, b"heard");
+    guest.settle();
+    assert_eq!(available(&mut channel, 100), b"heard");
+    drop(channel);
+    guest.say(TX1, b"not heard");
+    guest.settle();
+    assert_eq!(guest.news(), [message(1, 6, 0, &[])]);
+}
+
+#[test]
 fn a_port_that_is_taken_away_discards_output_and_reads_nothing() {
     let (mut guest, [_console, mut channel], devices) = two_ports(multiport());
     let handle = guest.device.handle();
