@@ -157,14 +157,14 @@ impl<M: GuestAddressSpace> QueueHandler for Handler<M> {
             (ANNOUNCE, _) => self.announce(cx),
             (OBEY, _) => self.obey(cx),
             (_, (port, false)) => self.receive(port, cx),
-            (_, (port, true)) => self.transmit(port, EventSet::empty(), cx),
+            (_, (port, true)) => self.transmit(port, cx),
         }
     }
 
     fn ready(
         &mut self,
         source: u32,
-        readiness: EventSet,
+        _readiness: EventSet,
         cx: &mut Context<'_>,
     ) -> Result<Progress, DeviceFault> {
         let Some(queue) = source.checked_sub(1) else {
@@ -174,7 +174,7 @@ impl<M: GuestAddressSpace> QueueHandler for Handler<M> {
         };
         match port_of(u16::try_from(queue).unwrap_or(u16::MAX)) {
             (port, false) => self.receive(port, cx),
-            (port, true) => self.transmit(port, readiness, cx),
+            (port, true) => self.transmit(port, cx),
         }
     }
 }
@@ -249,12 +249,7 @@ impl<M: GuestAddressSpace> Handler<M> {
     }
 
     /// Moves what the driver has written to port `index` to the host, which may have hung up.
-    fn transmit(
-        &mut self,
-        index: usize,
-        readiness: EventSet,
-        cx: &mut Context<'_>,
-    ) -> Result<Progress, DeviceFault> {
+    fn transmit(&mut self, index: usize, cx: &mut Context<'_>) -> Result<Progress, DeviceFault> {
         let (source, queue) = (output_source(index), transmit_queue(index));
         let (shared, memory) = (&self.shared, self.memory.memory());
         let (Some(port), Some(sides)) = (shared.ports.get(index), self.sides.get_mut(index)) else {
@@ -297,7 +292,7 @@ impl<M: GuestAddressSpace> Handler<M> {
                         }
                         Err(error)
                             if error.kind() == ErrorKind::WouldBlock
-                                && !readiness.contains(EventSet::HANG_UP) =>
+                                && !port.output.has_hung_up() =>
                         {
                             return Ok(Answer::Wait(End::HostBusy));
                         }
@@ -500,9 +495,11 @@ fn wait(
     interest: EventSet,
     progress: Progress,
 ) -> Result<Progress, DeviceFault> {
-    cx.set_interest(source, interest)
-        .map_err(DeviceFault::Backend)?;
-    Ok(progress)
+    match cx.set_interest(source, interest) {
+        Ok(()) => Ok(progress),
+        // The host has no room for one more descriptor to be watched.
+        Err(_) => Ok(Progress::After(NO_POLL_WAIT)),
+    }
 }
 
 /// Nothing written is nothing taken.
