@@ -8,7 +8,7 @@
 
 use std::io::{self, ErrorKind, Read};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use virtio_device_core::{
     ActiveQueue, BadRequest, Chain, Context, DeviceFault, InterruptHandle, Progress, QueueHandler,
@@ -57,8 +57,8 @@ struct Sides {
 struct Side {
     /// It is always ready, as far as epoll knows: a file.
     no_poll: bool,
-    /// When it was found to have hung up last.
-    gone: Option<Instant>,
+    /// It was found to have hung up.
+    gone: bool,
 }
 
 /// Why a queue was left.
@@ -194,7 +194,7 @@ impl<M: GuestAddressSpace> Handler<M> {
         let Some(active) = cx.queue(queue) else {
             return Ok(Progress::Idle);
         };
-        let was_gone = sides.input.gone.is_some();
+        let was_gone = sides.input.gone;
         let mut failure = None;
         let end = serve(
             active,
@@ -211,11 +211,11 @@ impl<M: GuestAddressSpace> Handler<M> {
                     Ok(0) => Ok(Answer::Wait(End::HostGone)),
                     Ok(count) => {
                         let read = piece.get(..count).unwrap_or_default();
-                        sides.input.gone = None;
+                        sides.input.gone = false;
                         chain.write(memory, read).map(Answer::Done)
                     }
                     Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                        sides.input.gone = None;
+                        sides.input.gone = false;
                         Ok(Answer::Wait(End::HostBusy))
                     }
                     Err(error) => {
@@ -226,12 +226,12 @@ impl<M: GuestAddressSpace> Handler<M> {
             },
         )?;
         if end == End::HostGone {
-            sides.input.gone = Some(Instant::now());
+            sides.input.gone = true;
             if !was_gone {
                 let (port, error) = (number(index), failure.as_ref());
                 shared.event(&ConsoleEvent::InputEnded { port, error });
             }
-        } else if was_gone && sides.input.gone.is_none() {
+        } else if was_gone && !sides.input.gone {
             let port = number(index);
             shared.event(&ConsoleEvent::HostReturned { port });
         }
@@ -258,10 +258,9 @@ impl<M: GuestAddressSpace> Handler<M> {
         let Some(active) = cx.queue(queue) else {
             return Ok(Progress::Idle);
         };
-        let was_gone = sides.output.gone.is_some();
-        let is_back = |gone: Instant| port.output.may_come_back() && gone.elapsed() >= HANGUP_WAIT;
-        if sides.output.gone.is_some_and(is_back) {
-            sides.output.gone = None;
+        let was_gone = sides.output.gone;
+        if was_gone && port.output.may_come_back() && !port.output.has_hung_up() {
+            sides.output.gone = false;
         }
         let mut failure = None;
         let mut moved = 0;
@@ -276,7 +275,7 @@ impl<M: GuestAddressSpace> Handler<M> {
                 let total = chain.readable_len();
                 let plugged = progress.ports.get(index).is_some_and(|port| port.plugged);
                 let taken = plugged || !self.multiport;
-                while taken && sent < total && sides.output.gone.is_none() {
+                while taken && sent < total && !sides.output.gone {
                     if moved >= TURN {
                         return Ok(Answer::Wait(End::Turn));
                     }
@@ -297,7 +296,7 @@ impl<M: GuestAddressSpace> Handler<M> {
                             return Ok(Answer::Wait(End::HostBusy));
                         }
                         Err(error) => {
-                            sides.output.gone = Some(Instant::now());
+                            sides.output.gone = true;
                             failure = Some(error);
                         }
                     }
@@ -306,18 +305,26 @@ impl<M: GuestAddressSpace> Handler<M> {
                 Ok(Answer::Done(0))
             },
         )?;
-        let port = number(index);
+        let number = number(index);
         match &failure {
-            Some(error) if !was_gone => shared.event(&ConsoleEvent::OutputEnded { port, error }),
-            None if was_gone && moved != 0 => shared.event(&ConsoleEvent::HostReturned { port }),
+            Some(error) if !was_gone => shared.event(&ConsoleEvent::OutputEnded {
+                port: number,
+                error,
+            }),
+            None if was_gone && !sides.output.gone => {
+                shared.event(&ConsoleEvent::HostReturned { port: number })
+            }
             _ => {}
         }
-        let no_poll = sides.output.no_poll;
+        let Side { no_poll, gone } = sides.output;
+        // Nobody may write meanwhile, so it is not for the driver to have it looked at again.
+        let may_come_back = gone && port.output.may_come_back();
         self.tell_host_side(index, cx);
         match end {
             End::Turn => Ok(Progress::More),
             End::HostBusy if no_poll => Ok(Progress::After(NO_POLL_WAIT)),
             End::HostBusy => wait(cx, source, EventSet::OUT, Progress::Idle),
+            _ if may_come_back => wait(cx, source, EventSet::empty(), Progress::After(HANGUP_WAIT)),
             _ => wait(cx, source, EventSet::empty(), Progress::Idle),
         }
     }
@@ -329,8 +336,8 @@ impl<M: GuestAddressSpace> Handler<M> {
         let (Some(sides), Some(port)) = (sides, self.shared.ports.get(index)) else {
             return;
         };
-        let listens = || sides.input.gone.is_none() || !port.output.has_hung_up();
-        let open = sides.output.gone.is_none() && listens();
+        let listens = || !sides.input.gone || !port.output.has_hung_up();
+        let open = !sides.output.gone && listens();
         let mut progress = self.shared.progress();
         if let Some(state) = progress.ports.get_mut(index) {
             if state.host_open != open {
