@@ -100,6 +100,9 @@ impl News {
 pub(crate) struct PortState {
     /// The VMM has the port plugged in.
     pub(crate) plugged: bool,
+    /// How often it was taken away since its queue of output was empty: what is in there is discarded,
+    /// also if the port is back already.
+    pub(crate) discards: u32,
     /// The driver wants to be told of ports.
     pub(crate) asked: bool,
     /// The driver was told that there is the port.
@@ -117,6 +120,7 @@ impl Default for PortState {
     fn default() -> Self {
         Self {
             plugged: true,
+            discards: 0,
             asked: false,
             known: false,
             ready: false,
@@ -184,6 +188,9 @@ impl PortState {
             return;
         }
         self.plugged = plugged;
+        if !plugged {
+            self.discards = self.discards.saturating_add(1);
+        }
         (self.ready, self.guest_open) = (false, false);
         self.news = match self.known {
             true => News::REMOVE,
@@ -197,10 +204,14 @@ impl PortState {
     /// A driver has started, and knows of no port yet.
     fn greet(&mut self) {
         let Self {
-            plugged, host_open, ..
+            plugged,
+            discards,
+            host_open,
+            ..
         } = *self;
         *self = Self {
             plugged,
+            discards,
             asked: true,
             host_open,
             ..Self::default()

@@ -169,7 +169,7 @@ impl<M: GuestAddressSpace> QueueHandler for Handler<M> {
     ) -> Result<Progress, DeviceFault> {
         let Some(queue) = source.checked_sub(1) else {
             self.shared.clear_wake();
-            self.discard_unplugged(cx);
+            self.discard_unplugged(cx)?;
             return self.announce(cx);
         };
         match port_of(u16::try_from(queue).unwrap_or(u16::MAX)) {
@@ -262,6 +262,8 @@ impl<M: GuestAddressSpace> Handler<M> {
         if was_gone && port.output.may_come_back() && !port.output.has_hung_up() {
             sides.output.gone = false;
         }
+        let discards = |port: &PortState| port.discards;
+        let discards = shared.progress().ports.get(index).map_or(0, discards);
         let mut failure = None;
         let mut moved = 0;
         let end = serve(
@@ -273,8 +275,8 @@ impl<M: GuestAddressSpace> Handler<M> {
                 let mut progress = shared.progress();
                 let mut sent = progress.sent(index);
                 let total = chain.readable_len();
-                let plugged = progress.ports.get(index).is_some_and(|port| port.plugged);
-                let taken = plugged || !self.multiport;
+                let is_there = |port: &PortState| port.plugged && port.discards == 0;
+                let taken = !self.multiport || progress.ports.get(index).is_some_and(is_there);
                 while taken && sent < total && !sides.output.gone {
                     if moved >= TURN {
                         return Ok(Answer::Wait(End::Turn));
@@ -305,6 +307,14 @@ impl<M: GuestAddressSpace> Handler<M> {
                 Ok(Answer::Done(0))
             },
         )?;
+        if end == End::Drained && discards != 0 {
+            if let Some(port) = shared.progress().ports.get_mut(index) {
+                // Unless it was taken away once more since.
+                if port.discards == discards {
+                    port.discards = 0;
+                }
+            }
+        }
         let number = number(index);
         match &failure {
             Some(error) if !was_gone => shared.event(&ConsoleEvent::OutputEnded {
@@ -347,13 +357,17 @@ impl<M: GuestAddressSpace> Handler<M> {
         }
     }
 
-    /// Has the output of ports that are not there looked at, if some of it waits for the host.
-    fn discard_unplugged(&self, cx: &Context<'_>) {
-        for (index, port) in self.shared.progress().ports.iter().enumerate() {
-            if !port.plugged {
+    /// Discards the output of ports that were taken away, before the driver hears of that.
+    fn discard_unplugged(&mut self, cx: &mut Context<'_>) -> Result<(), DeviceFault> {
+        for index in 0..self.sides.len() {
+            let discards = |port: &PortState| port.discards != 0;
+            if (self.shared.progress().ports.get(index)).is_some_and(discards) {
+                self.transmit(index, cx)?;
+                // In its own turn, as often as it takes.
                 nudge(cx, transmit_queue(index));
             }
         }
+        Ok(())
     }
 
     /// Tells the driver what is news to it.

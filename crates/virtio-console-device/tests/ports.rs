@@ -251,6 +251,32 @@ fn a_port_that_is_taken_away_discards_output_and_reads_nothing() {
 }
 
 #[test]
+fn output_of_before_a_port_was_taken_away_is_discarded_though_it_is_back() {
+    let (mut guest, [_console, mut channel], _devices) = two_ports(multiport());
+    let handle = guest.device.handle();
+    set_up(&mut guest);
+    while guest.queues[TX1].offer_bytes(&[&[0; 4096]]) {
+        guest.kick(TX1);
+        guest.settle();
+        guest.queues[TX1].take();
+    }
+    handle.unplug(1);
+    handle.plug(1);
+    guest.until("nobody waits", |guest| {
+        guest.queues[TX1].take();
+        guest.queues[TX1].offered.is_empty()
+    });
+    available(&mut channel, usize::MAX);
+    guest.settle();
+    assert_eq!(available(&mut channel, 1), b"");
+    assert_eq!(guest.news(), [message(1, 2, 1, &[]), message(1, 1, 1, &[])]);
+    guest.control(1, PORT_READY, 1);
+    guest.say(TX1, b"heard");
+    guest.settle();
+    assert_eq!(available(&mut channel, 100), b"heard");
+}
+
+#[test]
 fn a_new_size_is_told_to_each_console_once() {
     let (mut guest, ..) = two_ports(multiport());
     let handle = guest.device.handle();
