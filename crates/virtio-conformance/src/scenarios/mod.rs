@@ -160,7 +160,14 @@ fn live_queue<P: Port>(machine: &mut Machine<P>) {
     assert_eq!(machine.port.status(), 15);
 
     machine.negotiate(Features::NONE);
+    let (before, raised) = (machine.events.counts(), machine.line.raised());
     machine.port.set_status(15);
+    // A worker on a thread of its own says so in its own time, and interrupts after that.
+    machine.wait("the device's start, or why not", |machine| {
+        let now = machine.events.counts();
+        let refused = now.device_failed + now.ring_fault > before.device_failed + before.ring_fault;
+        refused && machine.line.raised() > raised || now.activated > before.activated
+    });
     let status = machine.port.status();
     assert!(matches!(status, 15 | 79), "{status:#x}");
     machine.port.notify(index);
