@@ -126,7 +126,6 @@ impl<P: Port> Machine<P> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
 mod tests {
     use std::sync::{Arc, Mutex};
 

@@ -262,7 +262,6 @@ fn configuration<P: Port>(machine: &mut Machine<P>) {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
 mod tests {
     use std::sync::{Arc, Mutex};
 
