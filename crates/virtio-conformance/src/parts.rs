@@ -145,6 +145,10 @@ impl Host {
     /// host deliver what answers one request. It must not wait; what does not fit any more it may
     /// leave out.
     ///
+    /// It is called before the request is made available, so a device has to keep what it is given
+    /// until there is room. For one that drops it, as some network cards do, `deliver` can only wake a
+    /// thread of the test, which delivers again and again until the device has an answer.
+    ///
     /// ```no_run
     /// # let parts: virtio_conformance::Parts = unimplemented!();
     /// use std::io::Write;

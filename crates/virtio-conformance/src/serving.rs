@@ -15,16 +15,24 @@ use crate::subject::Request;
     reason = "a device that does not conform fails the test"
 )]
 impl<P: Port> Machine<P> {
-    /// Has the host deliver what one request takes, and notifies the device of it.
+    /// Notifies the device of requests.
     pub(crate) fn notify(&mut self) {
-        self.host.deliver();
         self.port.notify(self.index());
     }
 
+    /// Has the host deliver what one request takes, makes the chain at `head` available and notifies
+    /// the device. In this order: a device that looks in between finds nothing to begin with and give
+    /// up again.
+    pub(crate) fn ask(&mut self, queue: &mut Queue, head: u16) {
+        self.host.deliver();
+        queue.offer(head);
+        self.notify();
+    }
+
     /// Makes the valid request, as the chain 0 and 1.
-    pub(crate) fn offer(&self, queue: &mut Queue) {
+    pub(crate) fn ask_validly(&mut self, queue: &mut Queue) {
         self.prepare(queue);
-        queue.offer(0);
+        self.ask(queue, 0);
     }
 
     /// Writes the valid request's buffers and descriptors, from descriptor 0 on.
@@ -57,23 +65,22 @@ impl<P: Port> Machine<P> {
         // The image is of before: a device that has been fed already may answer at once.
         queue.stage(0);
         let mut expected = self.image();
+        let interrupts = self.interrupts();
         let index = queue.avail_index().wrapping_add(1);
         let at = usize::try_from(queue.setup().avail_ring + 2).unwrap();
         let place = expected.get_mut(at..at + 2).unwrap();
         place.copy_from_slice(&index.to_le_bytes());
+        self.host.deliver();
         queue.set_avail_index(index);
-
         self.notify();
+
         let used = self.used(queue, 1);
         let &[(0, len)] = used.as_slice() else {
             unreachable!("{used:?} came back instead of chain 0");
         };
         let most = self.request.writable.min(self.request.most);
         assert!(len <= most, "{len} bytes are too many");
-        self.wait("an interrupt", |machine| {
-            machine.port.interrupt_status() & 1 != 0 && machine.line.raised() != 0
-        });
-        self.port.acknowledge(1);
+        self.interrupted_after(interrupts);
 
         let image = self.image();
         let answer = usize::try_from(BUFFERS + 0x1000).unwrap();
@@ -90,6 +97,22 @@ impl<P: Port> Machine<P> {
         self.same_but_used_ring(&expected, queue);
     }
 
+    /// Acknowledges what the device has interrupted for, and says how often that was by now: to be
+    /// asked before a request is made available.
+    pub(crate) fn interrupts(&mut self) -> u32 {
+        self.port.acknowledge(1);
+        self.line.raised()
+    }
+
+    /// Waits for an interrupt about used buffers that is none of the first `before`, and acknowledges
+    /// it. The line follows the bit that says why.
+    pub(crate) fn interrupted_after(&mut self, before: u32) {
+        self.wait("an interrupt", |machine| {
+            machine.port.interrupt_status() & 1 != 0 && machine.line.raised() > before
+        });
+        self.port.acknowledge(1);
+    }
+
     /// Waits for `count` used elements.
     pub(crate) fn used(&mut self, queue: &mut Queue, count: usize) -> Vec<(u32, u32)> {
         let mut used = Vec::new();
@@ -99,5 +122,73 @@ impl<P: Port> Machine<P> {
         });
         assert_eq!(used.len(), count, "a request came back twice");
         used
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use bus::BusDevice;
+    use virtio_device_core::{Features, InterruptLine, edge_line};
+    use virtio_mmio_transport::MmioTransport;
+
+    use super::*;
+    use crate::parts::Parts;
+    use crate::ramdisk::RamDisk;
+    use crate::subject::Subject;
+    use crate::{MmioPort, Suite};
+
+    const REQUEST: Request = Request::new(|bytes| bytes.len() == 513)
+        .readable(&[0; 16])
+        .writable(513)
+        .at_most(4096 + 1);
+
+    /// A disk that interrupts no more than `most` times.
+    fn disk(parts: Parts, most: u32) -> impl Port {
+        let device = RamDisk::new(Arc::new(Mutex::new(vec![0; 4096])), parts.executor.clone());
+        let line = parts.line.clone();
+        let line = edge_line(move || match line.raised() < most {
+            true => line.trigger(),
+            false => Ok(()),
+        });
+        let transport = MmioTransport::new(device, parts.memory, line).unwrap();
+        MmioPort::new(
+            transport.with_observer(parts.events),
+            |it, offset, data| it.read(offset, data).unwrap(),
+            |it, offset, data| it.write(offset, data).unwrap(),
+        )
+    }
+
+    #[test]
+    fn each_request_has_an_interrupt_of_its_own() {
+        let check = || Suite::new(REQUEST).check(|parts| disk(parts, 1));
+        let failed = std::panic::catch_unwind(check).unwrap_err();
+        let message = failed.downcast::<String>().unwrap();
+        assert_eq!(*message, "scenario failed: valid requests");
+    }
+
+    #[test]
+    fn the_host_delivers_before_the_device_can_find_the_request() {
+        let subject = Subject {
+            request: REQUEST,
+            secret: &[],
+            heap: None,
+        };
+        let mut machine = Machine::new(subject, &|parts| disk(parts, u32::MAX));
+        let mut queue = machine.start(Features::NONE);
+        let available = queue.setup().avail_ring + 2;
+        let (memory, delivered) = (machine.memory.plain(), Arc::new(Mutex::new(Vec::new())));
+        let list = delivered.clone();
+        machine.host.deliver_by(move || {
+            let index: u16 = memory.read_obj(GuestAddress(available)).unwrap();
+            list.lock().unwrap().push(index);
+        });
+        machine.serve(&mut queue);
+        machine.ask_validly(&mut queue);
+        machine.used(&mut queue, 1);
+        machine.ask(&mut queue, 0);
+        machine.used(&mut queue, 1);
+        assert_eq!(*delivered.lock().unwrap(), [0, 1, 2]);
     }
 }

@@ -100,6 +100,9 @@ impl News {
 pub(crate) struct PortState {
     /// The VMM has the port plugged in.
     pub(crate) plugged: bool,
+    /// How often it was taken away since its queue of output was empty: what is in there is discarded,
+    /// also if the port is back already.
+    pub(crate) discards: u32,
     /// The driver wants to be told of ports.
     pub(crate) asked: bool,
     /// The driver was told that there is the port.
@@ -117,6 +120,7 @@ impl Default for PortState {
     fn default() -> Self {
         Self {
             plugged: true,
+            discards: 0,
             asked: false,
             known: false,
             ready: false,
@@ -184,6 +188,9 @@ impl PortState {
             return;
         }
         self.plugged = plugged;
+        if !plugged {
+            self.discards = self.discards.saturating_add(1);
+        }
         (self.ready, self.guest_open) = (false, false);
         self.news = match self.known {
             true => News::REMOVE,
@@ -197,10 +204,14 @@ impl PortState {
     /// A driver has started, and knows of no port yet.
     fn greet(&mut self) {
         let Self {
-            plugged, host_open, ..
+            plugged,
+            discards,
+            host_open,
+            ..
         } = *self;
         *self = Self {
             plugged,
+            discards,
             asked: true,
             host_open,
             ..Self::default()
@@ -227,16 +238,23 @@ impl PortState {
 
     /// Takes note of a message about this port; `None` if it says nothing that is known.
     fn obey(&mut self, message: Message, facts: Facts<'_>) -> Option<Effect> {
-        // It has not heard yet that the port is another one, or gone.
-        let outdated = !self.known || self.news.has(News::REMOVE);
+        // It has not heard yet that the port is another one, or gone. A driver that has slept through
+        // a reset does not ask again, and knows the ports that it speaks of.
+        let slept = !self.asked;
+        let outdated = !self.plugged || self.news.has(News::REMOVE) || !(self.known || slept);
         match (message.event, message.value) {
+            (PORT_READY, 1..) if slept && !self.plugged => {
+                (self.asked, self.known) = (true, true);
+                self.news.add(News::REMOVE);
+                Some(Effect::Nothing)
+            }
             (PORT_READY | PORT_OPEN, _) if outdated => Some(Effect::Nothing),
             (PORT_READY, 0) => {
                 (self.ready, self.news) = (false, News::default());
                 Some(Effect::Failed)
             }
             (PORT_READY, _) => {
-                self.ready = true;
+                (self.asked, self.known, self.ready) = (true, true, true);
                 self.news.add(News::OPEN);
                 if facts.console {
                     self.news.add(News::CONSOLE);
@@ -397,6 +415,25 @@ mod tests {
         }
         assert_eq!(kinds(&mut ports), [1]);
         assert_eq!(say(&mut ports, 0, PORT_READY, 1), Some(Effect::Listens));
+    }
+
+    #[test]
+    fn a_driver_that_has_slept_goes_on_with_the_ports_that_it_knows() {
+        // As after a reset: the driver does not say that it is ready, but that each port is.
+        let mut ports = [PortState::default(); 2];
+        ports[1].plug(false);
+        assert_eq!(say(&mut ports, 0, PORT_READY, 1), Some(Effect::Listens));
+        let opened = say(&mut ports, 0, PORT_OPEN, 1);
+        assert_eq!(opened, Some(Effect::Opened(true)));
+        assert!(ports[0].listens(false));
+        assert_eq!(kinds(&mut ports), [4, 7, 5, 6]);
+        // It hears of what has gone meanwhile, and from then on of all there is.
+        assert_eq!(say(&mut ports, 1, PORT_READY, 1), Some(Effect::Nothing));
+        assert_eq!(kinds(&mut ports), [2]);
+        ports[1].plug(true);
+        assert_eq!(kinds(&mut ports), [1]);
+        ports[0].plug(false);
+        assert_eq!(kinds(&mut ports), [2]);
     }
 
     #[test]

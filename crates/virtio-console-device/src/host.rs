@@ -27,12 +27,24 @@ pub(crate) struct HostFd {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
-    /// Its description does not wait: it was non-blocking already, or is one of our own, or a file.
+    /// Its description does not wait: it is one of our own, or a file, or is non-blocking already and
+    /// nothing better can be had.
     Plain,
     /// A socket: each call says that it does not want to wait.
     Socket,
     /// Slow path: each call is preceded by poll, and moves so little at once that it cannot wait.
     Polled { most: usize },
+}
+
+impl Way {
+    /// The way for a description that is shared with others.
+    const fn of(flags: OFlags, most: usize) -> Self {
+        if flags.contains(OFlags::NONBLOCK) {
+            Self::Plain
+        } else {
+            Self::Polled { most }
+        }
+    }
 }
 
 impl HostFd {
@@ -49,12 +61,12 @@ impl HostFd {
                 (fd, Way::Socket)
             }
             FileType::RegularFile => (fd, Way::Plain),
-            _ if flags.contains(OFlags::NONBLOCK) => (fd, Way::Plain),
+            // Also if it is non-blocking: whoever shares it may end that at any moment, as a shell does.
             FileType::Fifo => own_description(fd, flags, PIPE_BUF),
             // To open the master of a pseudo terminal again is to make another pseudo terminal.
             _ if terminal && !is_master(stat.st_rdev) => own_description(fd, flags, 1),
-            _ if terminal => (fd, Way::Polled { most: 1 }),
-            _ => (fd, Way::Polled { most: PIPE_BUF }),
+            _ if terminal => (fd, Way::of(flags, 1)),
+            _ => (fd, Way::of(flags, PIPE_BUF)),
         };
         Ok(Self { fd, way, terminal })
     }
@@ -103,6 +115,15 @@ impl HostFd {
         self.terminal
     }
 
+    /// Whether nobody is there to take what is written: the other end is closed, and not for writing
+    /// alone.
+    pub(crate) fn has_hung_up(&self) -> bool {
+        let mut fds = [PollFd::new(&self.fd, PollFlags::OUT)];
+        let polled = poll(&mut fds, Some(&Timespec::default()));
+        let [fd] = fds;
+        polled.is_ok() && fd.revents().intersects(PollFlags::HUP | PollFlags::ERR)
+    }
+
     fn poll(&self, events: PollFlags) -> Result<(), Errno> {
         let mut fds = [PollFd::new(&self.fd, events)];
         match poll(&mut fds, Some(&Timespec::default()))? {
@@ -121,11 +142,11 @@ impl AsFd for HostFd {
 /// The same terminal or pipe with a description of our own, which may be non-blocking.
 fn own_description(fd: OwnedFd, flags: OFlags, most: usize) -> (OwnedFd, Way) {
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    let flags = flags & OFlags::RWMODE | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    match rustix::fs::open(path, flags, Mode::empty()) {
+    let own = flags & OFlags::RWMODE | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    match rustix::fs::open(path, own, Mode::empty()) {
         Ok(own) => (own, Way::Plain),
         // No /proc, or a terminal of another user.
-        Err(_) => (fd, Way::Polled { most }),
+        Err(_) => (fd, Way::of(flags, most)),
     }
 }
 
@@ -139,5 +160,22 @@ fn retry(mut call: impl FnMut() -> Result<usize, Errno>) -> io::Result<usize> {
             Err(Errno::INTR) => {}
             result => return Ok(result?),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{fcntl_getfl, fcntl_setfl};
+
+    #[test]
+    fn a_pipe_that_others_make_blocking_again_holds_nobody_up() -> io::Result<()> {
+        let (_reader, shared) = io::pipe()?;
+        fcntl_setfl(&shared, fcntl_getfl(&shared)? | OFlags::NONBLOCK)?;
+        let host = HostFd::new(shared.try_clone()?.into())?;
+        fcntl_setfl(&shared, fcntl_getfl(&shared)? - OFlags::NONBLOCK)?;
+        assert!(fcntl_getfl(&host)?.contains(OFlags::NONBLOCK));
+        while host.write(&[0; PIPE_BUF]).is_ok() {}
+        Ok(())
     }
 }

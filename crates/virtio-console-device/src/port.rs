@@ -65,11 +65,11 @@ impl Port {
     ///
     /// | descriptor | how |
     /// |---|---|
-    /// | any that is non-blocking already | as it is |
     /// | socket | `MSG_DONTWAIT` |
     /// | terminal, pipe | opened once more through `/proc`, for a description of its own |
     /// | file | as it is: a disk may be slow |
-    /// | anything else, or without `/proc` | polled before each call, and written in pieces that cannot block: one byte for a terminal, 4096 for a pipe |
+    /// | anything else, or without `/proc`, that is non-blocking already | as it is, and it has to stay so |
+    /// | the rest | polled before each call, and written in pieces that cannot block: one byte for a terminal, 4096 for a pipe |
     ///
     /// On the last path a read may wait if another process takes the input in between. The master of
     /// a pseudo terminal is on it unless it is made non-blocking, as it should be for its speed.

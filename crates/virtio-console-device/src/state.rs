@@ -21,6 +21,7 @@ const HOST_OPEN: u8 = 4;
 const UNPLUGGED: u8 = 8;
 const ASKED: u8 = 16;
 const KNOWN: u8 = 32;
+const DISCARDS: u8 = 64;
 
 pub(crate) fn save(shared: &Shared) -> DeviceState {
     let progress = shared.progress();
@@ -35,7 +36,8 @@ pub(crate) fn save(shared: &Shared) -> DeviceState {
                 | flag(port.host_open, HOST_OPEN)
                 | flag(!port.plugged, UNPLUGGED)
                 | flag(port.asked, ASKED)
-                | flag(port.known, KNOWN),
+                | flag(port.known, KNOWN)
+                | flag(port.discards != 0, DISCARDS),
         );
         data.push(port.news.to_bits());
         data.extend(progress.sent(index).to_le_bytes());
@@ -58,7 +60,7 @@ pub(crate) fn restore(shared: &Shared, state: &DeviceState) -> Result<(), Device
         sizes.push(Size::from_bits(u32::from_le_bytes([a, b, c, d])));
         let news = News::from_bits(news);
         let news = news.ok_or(DeviceFault::State("messages that do not exist"))?;
-        if flags & !(READY | GUEST_OPEN | HOST_OPEN | UNPLUGGED | ASKED | KNOWN) != 0 {
+        if flags & !(READY | GUEST_OPEN | HOST_OPEN | UNPLUGGED | ASKED | KNOWN | DISCARDS) != 0 {
             return Err(DeviceFault::State("flags that do not exist"));
         }
         if flags & UNPLUGGED != 0 && flags & (READY | GUEST_OPEN) != 0 {
@@ -67,6 +69,7 @@ pub(crate) fn restore(shared: &Shared, state: &DeviceState) -> Result<(), Device
         if let Some(port) = progress.ports.get_mut(index) {
             *port = PortState {
                 plugged: flags & UNPLUGGED == 0,
+                discards: (flags & DISCARDS != 0).into(),
                 asked: flags & ASKED != 0,
                 known: flags & KNOWN != 0,
                 ready: flags & READY != 0,

@@ -8,7 +8,7 @@
 
 use std::io::{self, ErrorKind, Read};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use virtio_device_core::{
     ActiveQueue, BadRequest, Chain, Context, DeviceFault, InterruptHandle, Progress, QueueHandler,
@@ -57,8 +57,8 @@ struct Sides {
 struct Side {
     /// It is always ready, as far as epoll knows: a file.
     no_poll: bool,
-    /// When it was found to have hung up last.
-    gone: Option<Instant>,
+    /// It was found to have hung up.
+    gone: bool,
 }
 
 /// Why a queue was left.
@@ -157,24 +157,24 @@ impl<M: GuestAddressSpace> QueueHandler for Handler<M> {
             (ANNOUNCE, _) => self.announce(cx),
             (OBEY, _) => self.obey(cx),
             (_, (port, false)) => self.receive(port, cx),
-            (_, (port, true)) => self.transmit(port, EventSet::empty(), cx),
+            (_, (port, true)) => self.transmit(port, cx),
         }
     }
 
     fn ready(
         &mut self,
         source: u32,
-        readiness: EventSet,
+        _readiness: EventSet,
         cx: &mut Context<'_>,
     ) -> Result<Progress, DeviceFault> {
         let Some(queue) = source.checked_sub(1) else {
             self.shared.clear_wake();
-            self.discard_unplugged(cx);
+            self.discard_unplugged(cx)?;
             return self.announce(cx);
         };
         match port_of(u16::try_from(queue).unwrap_or(u16::MAX)) {
             (port, false) => self.receive(port, cx),
-            (port, true) => self.transmit(port, readiness, cx),
+            (port, true) => self.transmit(port, cx),
         }
     }
 }
@@ -194,7 +194,7 @@ impl<M: GuestAddressSpace> Handler<M> {
         let Some(active) = cx.queue(queue) else {
             return Ok(Progress::Idle);
         };
-        let was_gone = sides.input.gone.is_some();
+        let was_gone = sides.input.gone;
         let mut failure = None;
         let end = serve(
             active,
@@ -211,11 +211,11 @@ impl<M: GuestAddressSpace> Handler<M> {
                     Ok(0) => Ok(Answer::Wait(End::HostGone)),
                     Ok(count) => {
                         let read = piece.get(..count).unwrap_or_default();
-                        sides.input.gone = None;
+                        sides.input.gone = false;
                         chain.write(memory, read).map(Answer::Done)
                     }
                     Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                        sides.input.gone = None;
+                        sides.input.gone = false;
                         Ok(Answer::Wait(End::HostBusy))
                     }
                     Err(error) => {
@@ -226,12 +226,12 @@ impl<M: GuestAddressSpace> Handler<M> {
             },
         )?;
         if end == End::HostGone {
-            sides.input.gone = Some(Instant::now());
+            sides.input.gone = true;
             if !was_gone {
                 let (port, error) = (number(index), failure.as_ref());
                 shared.event(&ConsoleEvent::InputEnded { port, error });
             }
-        } else if was_gone && sides.input.gone.is_none() {
+        } else if was_gone && !sides.input.gone {
             let port = number(index);
             shared.event(&ConsoleEvent::HostReturned { port });
         }
@@ -249,12 +249,7 @@ impl<M: GuestAddressSpace> Handler<M> {
     }
 
     /// Moves what the driver has written to port `index` to the host, which may have hung up.
-    fn transmit(
-        &mut self,
-        index: usize,
-        readiness: EventSet,
-        cx: &mut Context<'_>,
-    ) -> Result<Progress, DeviceFault> {
+    fn transmit(&mut self, index: usize, cx: &mut Context<'_>) -> Result<Progress, DeviceFault> {
         let (source, queue) = (output_source(index), transmit_queue(index));
         let (shared, memory) = (&self.shared, self.memory.memory());
         let (Some(port), Some(sides)) = (shared.ports.get(index), self.sides.get_mut(index)) else {
@@ -263,11 +258,12 @@ impl<M: GuestAddressSpace> Handler<M> {
         let Some(active) = cx.queue(queue) else {
             return Ok(Progress::Idle);
         };
-        let was_gone = sides.output.gone.is_some();
-        let is_back = |gone: Instant| port.output.may_come_back() && gone.elapsed() >= HANGUP_WAIT;
-        if sides.output.gone.is_some_and(is_back) {
-            sides.output.gone = None;
+        let was_gone = sides.output.gone;
+        if was_gone && port.output.may_come_back() && !port.output.has_hung_up() {
+            sides.output.gone = false;
         }
+        let discards = |port: &PortState| port.discards;
+        let discards = shared.progress().ports.get(index).map_or(0, discards);
         let mut failure = None;
         let mut moved = 0;
         let end = serve(
@@ -279,9 +275,9 @@ impl<M: GuestAddressSpace> Handler<M> {
                 let mut progress = shared.progress();
                 let mut sent = progress.sent(index);
                 let total = chain.readable_len();
-                let plugged = progress.ports.get(index).is_some_and(|port| port.plugged);
-                let taken = plugged || !self.multiport;
-                while taken && sent < total && sides.output.gone.is_none() {
+                let is_there = |port: &PortState| port.plugged && port.discards == 0;
+                let taken = !self.multiport || progress.ports.get(index).is_some_and(is_there);
+                while taken && sent < total && !sides.output.gone {
                     if moved >= TURN {
                         return Ok(Answer::Wait(End::Turn));
                     }
@@ -297,12 +293,12 @@ impl<M: GuestAddressSpace> Handler<M> {
                         }
                         Err(error)
                             if error.kind() == ErrorKind::WouldBlock
-                                && !readiness.contains(EventSet::HANG_UP) =>
+                                && !port.output.has_hung_up() =>
                         {
                             return Ok(Answer::Wait(End::HostBusy));
                         }
                         Err(error) => {
-                            sides.output.gone = Some(Instant::now());
+                            sides.output.gone = true;
                             failure = Some(error);
                         }
                     }
@@ -311,28 +307,47 @@ impl<M: GuestAddressSpace> Handler<M> {
                 Ok(Answer::Done(0))
             },
         )?;
-        let port = number(index);
+        if end == End::Drained && discards != 0 {
+            if let Some(port) = shared.progress().ports.get_mut(index) {
+                // Unless it was taken away once more since.
+                if port.discards == discards {
+                    port.discards = 0;
+                }
+            }
+        }
+        let number = number(index);
         match &failure {
-            Some(error) if !was_gone => shared.event(&ConsoleEvent::OutputEnded { port, error }),
-            None if was_gone && moved != 0 => shared.event(&ConsoleEvent::HostReturned { port }),
+            Some(error) if !was_gone => shared.event(&ConsoleEvent::OutputEnded {
+                port: number,
+                error,
+            }),
+            None if was_gone && !sides.output.gone => {
+                shared.event(&ConsoleEvent::HostReturned { port: number })
+            }
             _ => {}
         }
-        let no_poll = sides.output.no_poll;
+        let Side { no_poll, gone } = sides.output;
+        // Nobody may write meanwhile, so it is not for the driver to have it looked at again.
+        let may_come_back = gone && port.output.may_come_back();
         self.tell_host_side(index, cx);
         match end {
             End::Turn => Ok(Progress::More),
             End::HostBusy if no_poll => Ok(Progress::After(NO_POLL_WAIT)),
             End::HostBusy => wait(cx, source, EventSet::OUT, Progress::Idle),
+            _ if may_come_back => wait(cx, source, EventSet::empty(), Progress::After(HANGUP_WAIT)),
             _ => wait(cx, source, EventSet::empty(), Progress::Idle),
         }
     }
 
-    /// Tells the driver whether there is somebody on the host's side of a port, if that is news.
+    /// Tells the driver whether there is somebody on the host's side of a port, if that is news. Who
+    /// says no more may still listen.
     fn tell_host_side(&self, index: usize, cx: &Context<'_>) {
-        let Some(sides) = self.sides.get(index).filter(|_| self.multiport) else {
+        let sides = self.sides.get(index).filter(|_| self.multiport);
+        let (Some(sides), Some(port)) = (sides, self.shared.ports.get(index)) else {
             return;
         };
-        let open = sides.input.gone.is_none() && sides.output.gone.is_none();
+        let listens = || !sides.input.gone || !port.output.has_hung_up();
+        let open = !sides.output.gone && listens();
         let mut progress = self.shared.progress();
         if let Some(state) = progress.ports.get_mut(index) {
             if state.host_open != open {
@@ -342,13 +357,17 @@ impl<M: GuestAddressSpace> Handler<M> {
         }
     }
 
-    /// Has the output of ports that are not there looked at, if some of it waits for the host.
-    fn discard_unplugged(&self, cx: &Context<'_>) {
-        for (index, port) in self.shared.progress().ports.iter().enumerate() {
-            if !port.plugged {
+    /// Discards the output of ports that were taken away, before the driver hears of that.
+    fn discard_unplugged(&mut self, cx: &mut Context<'_>) -> Result<(), DeviceFault> {
+        for index in 0..self.sides.len() {
+            let discards = |port: &PortState| port.discards != 0;
+            if (self.shared.progress().ports.get(index)).is_some_and(discards) {
+                self.transmit(index, cx)?;
+                // In its own turn, as often as it takes.
                 nudge(cx, transmit_queue(index));
             }
         }
+        Ok(())
     }
 
     /// Tells the driver what is news to it.
@@ -497,9 +516,11 @@ fn wait(
     interest: EventSet,
     progress: Progress,
 ) -> Result<Progress, DeviceFault> {
-    cx.set_interest(source, interest)
-        .map_err(DeviceFault::Backend)?;
-    Ok(progress)
+    match cx.set_interest(source, interest) {
+        Ok(()) => Ok(progress),
+        // The host has no room for one more descriptor to be watched.
+        Err(_) => Ok(Progress::After(NO_POLL_WAIT)),
+    }
 }
 
 /// Nothing written is nothing taken.

@@ -20,8 +20,8 @@ use std::time::Duration;
 use rustix::fs::{Mode, OFlags};
 use rustix::pty::OpenptFlags;
 use rustix::termios::OptionalActions;
-use support::{Guest, RX, TX, available, pattern};
-use virtio_console_device::Port;
+use support::{CONTROL_RX, Guest, RX, SIZE, TX, available, pattern};
+use virtio_console_device::{Port, VIRTIO_CONSOLE_F_MULTIPORT};
 use virtio_device_core::Features;
 
 fn is_nonblocking(fd: impl AsFd) -> bool {
@@ -149,6 +149,39 @@ fn the_master_of_a_terminal_serves_whoever_opens_it_next() {
         events.iter().any(|event| event.contains("HostReturned")),
         "{events:?}"
     );
+}
+
+#[test]
+fn a_channel_on_the_master_of_a_terminal_opens_again_for_a_driver_that_waits() {
+    const PORT_OPEN: u8 = 6;
+    let (master, first) = terminal();
+    set_nonblocking(&master);
+    let clone = || master.try_clone().unwrap();
+    let ports = [(); 2].map(|()| Port::new(clone(), clone()).unwrap().as_channel());
+    let features = Features::of(&[VIRTIO_CONSOLE_F_MULTIPORT]);
+    let mut guest = Guest::new(ports.into(), features).start();
+    for _ in 0..SIZE {
+        guest.queues[CONTROL_RX].offer_room(&[512]);
+    }
+    for (port, event) in [(0, 0), (0, 3), (0, 6)] {
+        guest.control(port, event, 1);
+    }
+    drop(first);
+    let mut told = guest.news();
+    guest.until("the hang-up is told", |guest| {
+        if guest.queues[TX].offered.is_empty() {
+            guest.say(TX, &pattern(0, 4096));
+        }
+        guest.queues[TX].take();
+        told.extend(guest.news());
+        told.last() == Some(&vec![0, 0, 0, 0, PORT_OPEN, 0, 0, 0])
+    });
+    // Nobody in the guest writes from now on.
+    let _second = open(&master);
+    guest.until("the return is told", |guest| {
+        told.extend(guest.news());
+        told.last() == Some(&vec![0, 0, 0, 0, PORT_OPEN, 0, 1, 0])
+    });
 }
 
 #[test]

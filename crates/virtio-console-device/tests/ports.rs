@@ -170,6 +170,29 @@ fn a_driver_is_told_when_the_host_hangs_up() {
 }
 
 #[test]
+fn a_host_that_says_no_more_is_still_there_to_listen() {
+    let (mut guest, [_console, mut channel], _devices) = two_ports(multiport());
+    set_up(&mut guest);
+    guest.control(1, PORT_OPEN, 1);
+    guest.queues[RX1].offer_room(&[100]);
+    guest.kick(RX1);
+    channel.shutdown(Shutdown::Write).unwrap();
+    guest.until("the end of input", |guest| {
+        let events = guest.told.events();
+        events.iter().any(|event| event.contains("InputEnded"))
+    });
+    guest.settle();
+    assert_eq!(guest.news().len(), 0, "it is told that nobody is there");
+    guest.say(TX1, b"heard");
+    guest.settle();
+    assert_eq!(available(&mut channel, 100), b"heard");
+    drop(channel);
+    guest.say(TX1, b"not heard");
+    guest.settle();
+    assert_eq!(guest.news(), [message(1, 6, 0, &[])]);
+}
+
+#[test]
 fn a_port_that_is_taken_away_discards_output_and_reads_nothing() {
     let (mut guest, [_console, mut channel], devices) = two_ports(multiport());
     let handle = guest.device.handle();
@@ -222,6 +245,32 @@ fn a_port_that_is_taken_away_discards_output_and_reads_nothing() {
     assert_eq!(guest.news(), about);
     guest.until("input", |guest| guest.queues[RX1].ring.used_index() == 1);
     assert_eq!(guest.read(RX1), b"later");
+    guest.say(TX1, b"heard");
+    guest.settle();
+    assert_eq!(available(&mut channel, 100), b"heard");
+}
+
+#[test]
+fn output_of_before_a_port_was_taken_away_is_discarded_though_it_is_back() {
+    let (mut guest, [_console, mut channel], _devices) = two_ports(multiport());
+    let handle = guest.device.handle();
+    set_up(&mut guest);
+    while guest.queues[TX1].offer_bytes(&[&[0; 4096]]) {
+        guest.kick(TX1);
+        guest.settle();
+        guest.queues[TX1].take();
+    }
+    handle.unplug(1);
+    handle.plug(1);
+    guest.until("nobody waits", |guest| {
+        guest.queues[TX1].take();
+        guest.queues[TX1].offered.is_empty()
+    });
+    available(&mut channel, usize::MAX);
+    guest.settle();
+    assert_eq!(available(&mut channel, 1), b"");
+    assert_eq!(guest.news(), [message(1, 2, 1, &[]), message(1, 1, 1, &[])]);
+    guest.control(1, PORT_READY, 1);
     guest.say(TX1, b"heard");
     guest.settle();
     assert_eq!(available(&mut channel, 100), b"heard");

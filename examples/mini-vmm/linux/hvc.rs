@@ -157,6 +157,14 @@ impl Typist {
         }
     }
 
+    /// Hands on what is left when there are no keys any more, as the guest takes it.
+    pub(crate) fn finish(&mut self) {
+        while !self.waiting.is_empty() {
+            let _ = poll(&mut [PollFd::new(&self.hvc.0.socket, PollFlags::OUT)], None);
+            self.hand_on();
+        }
+    }
+
     /// Hands on what the socket takes, without waiting.
     fn hand_on(&mut self) {
         while !self.waiting.is_empty() {

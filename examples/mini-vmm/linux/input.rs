@@ -43,6 +43,7 @@ pub(crate) fn start(keyboard: Keyboard, bell: Bell, terminal: bool) -> io::Resul
                 typist.type_in(keys);
                 typist.wait_for_keys(stdin(), MOST_INPUT);
             });
+            typist.finish();
         }
         (false, Keyboard::Serial(port)) => loop {
             port.wait_until_left(0);

@@ -164,6 +164,7 @@ const TOO_MUCH: u64 = BUFFERS + 0x1_0000;
 #[expect(clippy::cast_possible_truncation, reason = "both are small")]
 const TOO_MUCH_LEN: u32 = (MEMORY_END - TOO_MUCH) as u32;
 
+/// Has the host deliver, and makes such a request available.
 fn ask_for_too_much<P: Port>(machine: &Machine<P>, queue: &mut Queue) {
     machine.prepare(queue);
     let first = u16::from(!machine.request.readable.is_empty());
@@ -173,6 +174,7 @@ fn ask_for_too_much<P: Port>(machine: &Machine<P>, queue: &mut Queue) {
         let flags = next | VIRTQ_DESC_F_WRITE;
         queue.descriptor(index, TOO_MUCH, TOO_MUCH_LEN, flags, index + 1);
     }
+    machine.host.deliver();
     queue.offer(0);
 }
 
@@ -189,8 +191,7 @@ pub(super) fn loops<P: Port>(machine: &mut Machine<P>) {
     let accesses = record(machine);
     machine.go_live();
     let (before, raised) = (machine.events.counts(), machine.line.raised());
-    queue.offer(0);
-    machine.notify();
+    machine.ask(&mut queue, 0);
     machine.ring_has_faulted(&before, raised);
     machine.memory.unwatch();
     let accesses = accesses.lock().unwrap();
@@ -225,6 +226,7 @@ pub(super) fn flood<P: Port>(machine: &mut Machine<P>) {
             }
         });
         machine.go_live();
+        machine.host.deliver();
         queue.set_avail_index(1);
         machine.notify();
         let mut before = 0;
@@ -284,8 +286,7 @@ fn hostile_requests<P: Port>(machine: &mut Machine<P>, queue: &mut Queue) {
         (TOO_MUCH, TOO_MUCH_LEN, write),
     ] {
         queue.descriptor(0, addr, len, flags, 0);
-        queue.offer(0);
-        machine.notify();
+        machine.ask(queue, 0);
         machine.used(queue, 1);
     }
     ask_for_too_much(machine, queue);
@@ -295,10 +296,8 @@ fn hostile_requests<P: Port>(machine: &mut Machine<P>, queue: &mut Queue) {
 
 fn start_and_break<P: Port>(machine: &mut Machine<P>) {
     let mut queue = machine.start(Features::NONE);
-    machine.offer(&mut queue);
-    machine.notify();
+    machine.ask_validly(&mut queue);
     machine.used(&mut queue, 1);
-    queue.offer(0xffff);
-    machine.notify();
+    machine.ask(&mut queue, 0xffff);
     machine.wait("DEVICE_NEEDS_RESET", |machine| machine.port.status() == 79);
 }

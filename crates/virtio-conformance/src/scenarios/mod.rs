@@ -160,7 +160,14 @@ fn live_queue<P: Port>(machine: &mut Machine<P>) {
     assert_eq!(machine.port.status(), 15);
 
     machine.negotiate(Features::NONE);
+    let (before, raised) = (machine.events.counts(), machine.line.raised());
     machine.port.set_status(15);
+    // A worker on a thread of its own says so in its own time, and interrupts after that.
+    machine.wait("the device's start, or why not", |machine| {
+        let now = machine.events.counts();
+        let refused = now.device_failed + now.ring_fault > before.device_failed + before.ring_fault;
+        refused && machine.line.raised() > raised || now.activated > before.activated
+    });
     let status = machine.port.status();
     assert!(matches!(status, 15 | 79), "{status:#x}");
     machine.port.notify(index);
@@ -198,9 +205,10 @@ fn resets<P: Port>(machine: &mut Machine<P>) {
         if steps == 4 {
             // With a request on its way.
             let mut queue = machine.start(Features::NONE);
-            machine.offer(&mut queue);
-            machine.notify();
+            machine.ask_validly(&mut queue);
             theirs = vec![queue.used_ring(), BUFFERS + 0x1000..MEMORY_END];
+            // A worker may be in the midst of its first look at the other queues.
+            theirs.extend(machine.wishes());
         }
         let image = machine.image();
         machine.reset();
@@ -220,8 +228,7 @@ fn giving_up<P: Port>(machine: &mut Machine<P>) {
     let failed = 15 | u32::from(FAILED);
     let mut queue = machine.start(Features::NONE);
     machine.port.set_status(failed);
-    machine.offer(&mut queue);
-    machine.notify();
+    machine.ask_validly(&mut queue);
     machine.nothing_happens();
     assert_eq!(queue.take_used(), []);
     for status in [15, 11, 1, failed] {
@@ -252,4 +259,76 @@ fn configuration<P: Port>(machine: &mut Machine<P>) {
         assert_eq!(data, [0; 8]);
     }
     assert_eq!(machine.port.generation(), generation);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use bus::BusDevice;
+    use virtio_device_core::{Activation, DeviceFault, LoopHandle, VirtioDevice};
+    use virtio_mmio_transport::MmioTransport;
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::*;
+    use crate::ramdisk::RamDisk;
+    use crate::subject::{Request, Subject};
+    use crate::{Memory, MmioPort};
+
+    /// A disk with a second queue, for which it wants no notifications when it is reset.
+    struct Late {
+        disk: RamDisk<LoopHandle>,
+        wishes: Option<(Memory, u64)>,
+    }
+
+    impl VirtioDevice<Memory> for Late {
+        fn device_type(&self) -> u32 {
+            2
+        }
+
+        fn queue_max_sizes(&self) -> &[u16] {
+            &[128, 8]
+        }
+
+        fn activate(&mut self, activation: Activation<Memory>) -> Result<(), DeviceFault> {
+            let used_ring = activation.queue(1).ok().and_then(|queue| {
+                let ring = queue.lease.with(|queue| queue.layout().used_ring().0);
+                ring.ok()
+            });
+            self.wishes = used_ring.map(|ring| (activation.memory.clone(), ring));
+            self.disk.activate(activation)
+        }
+
+        fn reset(&mut self) {
+            if let Some((memory, ring)) = self.wishes.take() {
+                let plain = memory.plain();
+                plain.write_obj(1_u16.to_le(), GuestAddress(ring)).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn a_device_may_look_at_its_other_queues_until_it_is_reset() {
+        let request = Request::new(|bytes| bytes.len() == 513);
+        let request = request.readable(&[0; 16]).writable(513);
+        let subject = Subject {
+            request,
+            secret: &[],
+            heap: None,
+        };
+        let mut machine = Machine::new(subject, &|parts| {
+            let disk = Arc::new(Mutex::new(vec![0; 4096]));
+            let device = Late {
+                disk: RamDisk::new(disk, parts.executor.clone()),
+                wishes: None,
+            };
+            let transport = MmioTransport::new(device, parts.memory, parts.line).unwrap();
+            MmioPort::new(
+                transport.with_observer(parts.events),
+                |it, offset, data| it.read(offset, data).unwrap(),
+                |it, offset, data| it.write(offset, data).unwrap(),
+            )
+        });
+        resets(&mut machine);
+    }
 }
