@@ -95,10 +95,10 @@ impl<V: Vcpu<Error: Send> + Send + 'static, T: Send + 'static> RunningGroup<V, T
         let start = Arc::new(Start::new());
         let mut started = Ok(());
         for (index, member) in (first..).zip(members) {
+            let name = (self.threads.name)(index);
             if !self.roster.add(member.control()) {
                 return Err(GroupError::Ended);
             }
-            let name = (self.threads.name)(index);
             match VcpuHandle::spawn(member, &name, self.around(index, &start)) {
                 Ok(handle) => {
                     self.handles.push(handle);
@@ -118,7 +118,7 @@ impl<V: Vcpu<Error: Send> + Send + 'static, T: Send + 'static> RunningGroup<V, T
         let mut given_up = self.handles.split_off(first);
         self.ended.truncate(first);
         given_up.iter().for_each(VcpuHandle::stop);
-        (0..count).for_each(|_| self.roster.remove_last());
+        self.roster.truncate(first);
         start.open(false);
         let reason = match failure {
             StartFailure::Spawn { index, error } => GroupError::Spawn { index, error },
