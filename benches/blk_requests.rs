@@ -17,7 +17,7 @@
     reason = "a program for the people who change it"
 )]
 
-#[path = "../crates/virtio-blk-device/tests/support/memory_disk.rs"]
+#[path = "../crates/virtio-blk-device/examples/memory_disk.rs"]
 mod memory_disk;
 #[path = "blk_requests/peers.rs"]
 mod peers;
@@ -384,7 +384,10 @@ const COPY: &str = "the copy alone";
 
 /// The machinery alone, and the copy that a disk in memory makes.
 fn machinery(shape: Shape) -> Vec<Case> {
-    let disk: Arc<dyn Backend> = Arc::new(MemoryDisk::new(vec![0xc3; FILE as usize]));
+    let disk = MemoryDisk::new(FILE as usize).unwrap();
+    // So that every page of it is there.
+    disk.write_zeroes(0..FILE, false).unwrap();
+    let disk: Arc<dyn Backend> = Arc::new(disk);
     let driver = Driver::new(shape);
     let bytes = vec![0xc3; FILE as usize];
     let places: Vec<usize> = (0..u64::from(REQUESTS))

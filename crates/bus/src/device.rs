@@ -93,10 +93,24 @@ pub trait BusDevice<R = ()>: Send {
         self.write(offset, data)
     }
 
-    /// A region of this device was taken off the bus, and no access is left in it: takes down what
-    /// the guest can take down no more, such as a level-triggered interrupt line.
-    fn removed(&mut self) {}
+    /// Asked for when the device is put on a bus: what is to be called, once, when that region has left
+    /// the bus and no access is left in it. It takes down what the guest can take down no more, such as
+    /// a level-triggered interrupt line.
+    ///
+    /// It is called without the device's lock, so that a removal does not wait for accesses of the
+    /// same device elsewhere; also if the device has panicked, or the insertion has failed.
+    ///
+    /// # Errors
+    ///
+    /// If the device cannot be asked from here, such as from inside of one of its own accesses; the
+    /// insertion fails then.
+    fn on_removal(&mut self) -> Result<Option<OnRemoval>, AccessError> {
+        Ok(None)
+    }
 }
+
+/// What is called when a region has left the bus; see [`BusDevice::on_removal`].
+pub type OnRemoval = Box<dyn FnOnce() + Send>;
 
 /// A device that is accessed through `&self` from several vCPUs at once and does its own locking.
 ///
@@ -172,8 +186,14 @@ pub trait BusDeviceSync<R = ()>: Send + Sync {
         self.write(offset, data)
     }
 
-    /// A region of this device was taken off the bus; see [`BusDevice::removed`].
-    fn removed(&self) {}
+    /// What is to be called when a region has left the bus; see [`BusDevice::on_removal`].
+    ///
+    /// # Errors
+    ///
+    /// As [`BusDevice::on_removal`].
+    fn on_removal(&self) -> Result<Option<OnRemoval>, AccessError> {
+        Ok(None)
+    }
 }
 
 /// A device as the bus holds it.
@@ -194,12 +214,12 @@ macro_rules! pass_on {
         impl<R $(: $Answer)?, $($generics)*> $trait<R> for $type {
             #[inline]
             fn read($self: $receiver, offset: u64, data: &mut [u8]) -> Result<R, AccessError> {
-                $through($self, |device| device.read(offset, data))
+                $through($self, |device| device.read(offset, data))$(.map(|()| $Answer::default()))?
             }
 
             #[inline]
             fn write($self: $receiver, offset: u64, data: &[u8]) -> Result<R, AccessError> {
-                $through($self, |device| device.write(offset, data))
+                $through($self, |device| device.write(offset, data))$(.map(|()| $Answer::default()))?
             }
 
             #[inline]
@@ -209,7 +229,7 @@ macro_rules! pass_on {
                 offset: u64,
                 data: &mut [u8],
             ) -> Result<R, AccessError> {
-                $through($self, |device| device.read_by(initiator, offset, data))
+                $through($self, |device| device.read_by(initiator, offset, data))$(.map(|()| $Answer::default()))?
             }
 
             #[inline]
@@ -219,14 +239,11 @@ macro_rules! pass_on {
                 offset: u64,
                 data: &[u8],
             ) -> Result<R, AccessError> {
-                $through($self, |device| device.write_by(initiator, offset, data))
+                $through($self, |device| device.write_by(initiator, offset, data))$(.map(|()| $Answer::default()))?
             }
 
-            fn removed($self: $receiver) {
-                let _: Result<(), AccessError> = $through($self, |device| {
-                    device.removed();
-                    Ok(())
-                });
+            fn on_removal($self: $receiver) -> Result<Option<OnRemoval>, AccessError> {
+                $through($self, |device| device.on_removal())
             }
         }
     };
@@ -335,16 +352,10 @@ pub struct DefaultAnswer<D>(pub D);
 pass_on!(impl[D: BusDevice] BusDevice for DefaultAnswer<D>, self: &mut Self, answer_mut, Default);
 pass_on!(impl[D: BusDeviceSync] BusDeviceSync for DefaultAnswer<D>, self: &Self, answer, Default);
 
-fn answer_mut<D, R: Default>(
-    device: &mut DefaultAnswer<D>,
-    call: impl FnOnce(&mut D) -> Result<(), AccessError>,
-) -> Result<R, AccessError> {
-    call(&mut device.0).map(|()| R::default())
+fn answer_mut<D, A>(device: &mut DefaultAnswer<D>, call: impl FnOnce(&mut D) -> A) -> A {
+    call(&mut device.0)
 }
 
-fn answer<D, R: Default>(
-    device: &DefaultAnswer<D>,
-    call: impl FnOnce(&D) -> Result<(), AccessError>,
-) -> Result<R, AccessError> {
-    call(&device.0).map(|()| R::default())
+fn answer<D, A>(device: &DefaultAnswer<D>, call: impl FnOnce(&D) -> A) -> A {
+    call(&device.0)
 }

@@ -247,7 +247,7 @@ mod width;
 pub use access::Access;
 pub use access_error::AccessError;
 pub use bus::{Bus, BusBuilder, MmioBus, PioBus};
-pub use device::{BusDevice, BusDeviceSync, DefaultAnswer};
+pub use device::{BusDevice, BusDeviceSync, DefaultAnswer, OnRemoval};
 pub use error::BusError;
 pub use range::{Address, BusRange, InvalidRange};
 pub use region::{Counts, Region, RegionId, RegionInfo};

@@ -3,12 +3,15 @@
 
 //! The sorted table of regions and their devices.
 
-use std::sync::{Arc, Weak};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use crate::device::{Device, WeakDevice};
+use crate::device::{Device, OnRemoval, WeakDevice};
 use crate::registry::Place;
 use crate::sync::discard;
-use crate::{Address, BusDeviceSync, BusError, BusRange, Region, RegionId, RegionInfo};
+use crate::{
+    AccessError, Address, BusDeviceSync, BusError, BusRange, Region, RegionId, RegionInfo,
+};
 
 /// A region together with its device.
 pub(crate) struct Entry<K, R> {
@@ -17,25 +20,69 @@ pub(crate) struct Entry<K, R> {
     pub(crate) device: Device<R>,
     /// What was inserted: the same, unless the bus does not keep it alive.
     identity: Weak<dyn BusDeviceSync<R>>,
+    /// Who hears that the region has left the bus.
+    pub(crate) notice: Arc<Notice>,
+}
+
+/// Is told once, at the latest when it is dropped.
+pub(crate) struct Notice(Mutex<Option<OnRemoval>>);
+
+impl Notice {
+    /// Asks a device for its notice, on the way to `info`.
+    fn of<K: Address, R>(
+        device: &dyn BusDeviceSync<R>,
+        info: &RegionInfo<K>,
+    ) -> Result<Arc<Self>, BusError<K>> {
+        let asked = match catch_unwind(AssertUnwindSafe(|| device.on_removal())) {
+            Ok(Ok(notice)) => notice,
+            // Nobody will ever be in there.
+            Ok(Err(AccessError::Panicked | AccessError::Unclaimed)) | Err(_) => None,
+            Ok(Err(_)) => return Err(BusError::InsideDevice(info.clone())),
+        };
+        Ok(Arc::new(Self(Mutex::new(asked))))
+    }
+
+    /// One that panics on its way out harms nobody.
+    pub(crate) fn tell(&self) {
+        let notice = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(notice) = notice {
+            let told = catch_unwind(AssertUnwindSafe(notice));
+            // What it panicked with could panic as well.
+            std::mem::forget(told.err());
+        }
+    }
+}
+
+impl Drop for Notice {
+    fn drop(&mut self) {
+        self.tell();
+    }
 }
 
 impl<K: Address, R: 'static> Entry<K, R> {
     pub(crate) fn strong(at: Region<K>, device: Device<R>) -> Result<Self, BusError<K>> {
-        Ok(Self {
-            info: RegionInfo::new(BusRange::new(at.base, at.len)?, at),
-            identity: Arc::downgrade(&device),
-            device,
-        })
+        let identity = Arc::downgrade(&device);
+        Self::new(at, device, identity)
     }
 
     pub(crate) fn weak(
         at: Region<K>,
         device: Weak<dyn BusDeviceSync<R>>,
     ) -> Result<Self, BusError<K>> {
+        Self::new(at, Arc::new(WeakDevice(Weak::clone(&device))), device)
+    }
+
+    fn new(
+        at: Region<K>,
+        device: Device<R>,
+        identity: Weak<dyn BusDeviceSync<R>>,
+    ) -> Result<Self, BusError<K>> {
+        let info = RegionInfo::new(BusRange::new(at.base, at.len)?, at);
         Ok(Self {
-            info: RegionInfo::new(BusRange::new(at.base, at.len)?, at),
-            identity: Weak::clone(&device),
-            device: Arc::new(WeakDevice(device)),
+            notice: Notice::of(&*device, &info)?,
+            info,
+            device,
+            identity,
         })
     }
 
@@ -65,6 +112,7 @@ impl<K: Address, R> Clone for Entry<K, R> {
             info: self.info.clone(),
             device: Arc::clone(&self.device),
             identity: Weak::clone(&self.identity),
+            notice: Arc::clone(&self.notice),
         }
     }
 }

@@ -4,7 +4,6 @@
 //! How a bus changes.
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -142,12 +141,8 @@ impl<'a, K: Address, R: 'static> Transaction<'a, K, R> {
             }
         }
         drop((waiting, old));
-        let removed: Vec<_> = removed.into_iter().map(Entry::into_device).collect();
-        for device in &removed {
-            // One that panics on its way out harms nobody.
-            let _ = catch_unwind(AssertUnwindSafe(|| device.removed()));
-        }
-        Ok(removed)
+        removed.iter().for_each(|entry| entry.notice.tell());
+        Ok(removed.into_iter().map(Entry::into_device).collect())
     }
 }
 

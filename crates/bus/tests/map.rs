@@ -7,6 +7,9 @@
 
 mod support;
 
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
 use bus::{AccessError, Bus, BusError, BusRange, MmioBus, PioBus, Region};
 use support::Tag;
 
@@ -247,25 +250,83 @@ fn ten_thousand_devices() {
 
 #[test]
 fn a_device_hears_that_its_region_was_removed_and_one_that_panicked_then_harms_nobody() {
-    struct Hears(u32);
-    impl bus::BusDevice for Hears {
-        fn removed(&mut self) {
-            self.0 += 1;
-            assert!(self.0 == 1, "a bug in the device");
-        }
-    }
     let bus = MmioBus::new();
-    let device = std::sync::Arc::new(std::sync::Mutex::new(Hears(0)));
+    let (device, count) = Hears::new();
     for expected in 1..=2 {
         let id = bus.insert(device.clone(), 0, 1).unwrap();
         bus.relocate(id, 0x1000).unwrap();
-        assert_eq!(hears(&device), expected - 1, "relocating is not removing");
+        assert_eq!(count(), expected - 1, "relocating is not removing");
         bus.remove(id).unwrap();
-        assert_eq!(hears(&device), expected);
+        assert_eq!(count(), expected);
     }
+    // An insertion that fails is over at once, and a bus that goes away is, too.
+    bus.insert(Tag::new(1), 0, 1).unwrap();
+    bus.insert(device.clone(), 0, 1).unwrap_err();
+    assert_eq!(count(), 3);
+    bus.insert(device, 8, 1).unwrap();
+    drop(bus);
+    assert_eq!(count(), 4);
+}
 
-    fn hears(device: &std::sync::Mutex<Hears>) -> u32 {
-        let device = device.lock();
-        device.unwrap_or_else(std::sync::PoisonError::into_inner).0
+#[test]
+fn a_removal_does_not_wait_for_the_lock_of_its_device() {
+    let bus = MmioBus::new();
+    let (device, count) = Hears::new();
+    let ids = [0, 8].map(|base| bus.insert(device.clone(), base, 1).unwrap());
+    // Somebody is inside, by whatever way; and one that has panicked is not asked.
+    let inside = device.lock().unwrap();
+    bus.remove(ids[0]).unwrap();
+    assert_eq!(count(), 1);
+    let poisoned = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let _inside = inside;
+        panic!("a bug in the device");
+    }));
+    assert!(poisoned.is_err());
+    bus.remove(ids[1]).unwrap();
+    assert_eq!(count(), 2);
+    let id = bus.insert(device, 0, 1).unwrap();
+    bus.remove(id).unwrap();
+    assert_eq!(count(), 2);
+}
+
+#[test]
+fn a_device_cannot_be_inserted_from_inside_of_its_own_access() {
+    struct Moves(Arc<MmioBus>, Option<Arc<Mutex<Self>>>);
+    impl bus::BusDevice for Moves {
+        fn write(&mut self, _: u64, _: &[u8]) -> Result<(), AccessError> {
+            let this = self.1.take().unwrap();
+            let inserted = self.0.insert(this, 0x1000, 1);
+            assert!(
+                matches!(inserted, Err(BusError::InsideDevice(_))),
+                "{inserted:?}"
+            );
+            Ok(())
+        }
+    }
+    let bus = Arc::new(MmioBus::new());
+    let device = Arc::new(Mutex::new(Moves(bus.clone(), None)));
+    device.lock().unwrap().1 = Some(device.clone());
+    bus.insert(device, 0, 1).unwrap();
+    assert_eq!(bus.view().write(0, &[0]), Ok(()));
+}
+
+/// A device that counts how often it has left a bus.
+struct Hears(Arc<AtomicU32>);
+
+impl Hears {
+    fn new() -> (Arc<Mutex<Self>>, impl Fn() -> u32) {
+        let count = Arc::new(AtomicU32::new(0));
+        let device = Arc::new(Mutex::new(Self(count.clone())));
+        (device, move || count.load(Ordering::SeqCst))
+    }
+}
+
+impl bus::BusDevice for Hears {
+    fn on_removal(&mut self) -> Result<Option<bus::OnRemoval>, AccessError> {
+        let count = self.0.clone();
+        Ok(Some(Box::new(move || {
+            let before = count.fetch_add(1, Ordering::SeqCst);
+            assert!(before == 0, "a bug in the device");
+        })))
     }
 }

@@ -7,9 +7,9 @@ use std::mem::offset_of;
 
 use virtio_bindings::virtio_blk::virtio_blk_config;
 
-use crate::backend::Geometry;
 use crate::raw;
 use crate::request::SECTOR;
+use crate::shared::Shared;
 
 /// Descriptors of each queue.
 pub(crate) const QUEUE_SIZE: u16 = 256;
@@ -25,12 +25,12 @@ pub(crate) const LEN: usize = offset_of!(virtio_blk_config, max_secure_erase_sec
 /// The one field that the driver may write.
 pub(crate) const WRITEBACK: usize = offset_of!(virtio_blk_config, wce);
 
-/// The space as the driver reads it, of a disk of `capacity` bytes.
-pub(crate) fn space(capacity: u64, geometry: Geometry, writeback: bool, queues: u16) -> [u8; LEN] {
-    let (logical, physical) = geometry.sizes();
+/// The space as the driver reads it.
+pub(crate) fn space(shared: &Shared, queues: u16) -> [u8; LEN] {
+    let (logical, physical) = shared.backend.geometry().sizes();
     let blocks = physical / logical;
     raw::config_bytes(virtio_blk_config {
-        capacity: (capacity / SECTOR).to_le(),
+        capacity: (shared.capacity() / SECTOR).to_le(),
         size_max: SIZE_MAX.to_le(),
         // One has the header, and one the status.
         seg_max: (u32::from(QUEUE_SIZE) - 2).to_le(),
@@ -38,7 +38,7 @@ pub(crate) fn space(capacity: u64, geometry: Geometry, writeback: bool, queues: 
         // Both are small, because the sizes are.
         physical_block_exp: u8::try_from(blocks.trailing_zeros()).unwrap_or(0),
         min_io_size: u16::try_from(blocks).unwrap_or(1).to_le(),
-        wce: writeback.into(),
+        wce: shared.writeback().into(),
         num_queues: queues.to_le(),
         max_discard_sectors: MAX_DISCARD_SECTORS.to_le(),
         max_discard_seg: 1_u32.to_le(),

@@ -6,8 +6,6 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-#[cfg(feature = "io-uring")]
-use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 
 use virtio_bindings::virtio_blk as blk;
@@ -24,8 +22,8 @@ use crate::observer::BlockObserver;
 use crate::request::ID_LEN;
 use crate::shared::Shared;
 #[cfg(feature = "io-uring")]
-use crate::uring;
-use crate::worker::{Handler, Job};
+use crate::uring::{Home, RingHandler};
+use crate::worker::Handler;
 
 /// Most queues that a device may have.
 pub const MAX_QUEUES: u16 = 64;
@@ -36,14 +34,14 @@ pub const MAX_QUEUES: u16 = 64;
 /// [`Backend`]. Nothing that the host fails at ends the device: the request fails, and the guest
 /// decides.
 pub struct Block<E> {
-    shared: Arc<Shared>,
-    queue_sizes: Vec<u16>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) queue_sizes: Vec<u16>,
     executor: E,
     /// Whether the driver cannot switch the cache.
     cache_is_fixed: bool,
     /// The ring of each queue, if it has one.
     #[cfg(feature = "io-uring")]
-    rings: Vec<uring::Home>,
+    pub(crate) rings: Vec<Home>,
 }
 
 impl<E> fmt::Debug for Block<E> {
@@ -69,26 +67,6 @@ impl<E: Executor> Block<E> {
         })
     }
 
-    /// Has the kernel work on all requests of a queue at the same time, by a ring for each of the queues
-    /// that there are by now. Its executor must be able to watch descriptors, as all but a
-    /// [`StepLoop`](virtio_device_core::StepLoop) are.
-    ///
-    /// # Errors
-    ///
-    /// If the back end is no file, or the kernel refuses.
-    #[cfg(feature = "io-uring")]
-    #[cfg_attr(docsrs, doc(cfg(feature = "io-uring")))]
-    pub fn with_io_uring(mut self) -> io::Result<Self> {
-        if self.shared.backend.as_file().is_none() {
-            let why = "io_uring needs a file as the back end";
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
-        }
-        let rings = self.queue_sizes.iter();
-        let rings = rings.map(|_| Ok(Arc::new(Mutex::new(Some(uring::ring()?)))));
-        self.rings = rings.collect::<io::Result<_>>()?;
-        Ok(self)
-    }
-
     /// Sets the number of queues, from 1 to [`MAX_QUEUES`]; a number beyond is taken for the nearest. As
     /// many requests are served at a time as the executor has threads for them: give it a
     /// `Vec` of [`WorkerThread`](virtio_device_core::WorkerThread)s.
@@ -110,9 +88,7 @@ impl<E: Executor> Block<E> {
             let why = "an id is up to 20 characters of printable ASCII";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         };
-        shared.id = [0; ID_LEN];
-        let place = shared.id.iter_mut();
-        place.zip(id.bytes()).for_each(|(to, from)| *to = from);
+        shared.id = std::array::from_fn(|at| id.as_bytes().get(at).copied().unwrap_or(0));
         Ok(self)
     }
 
@@ -170,18 +146,12 @@ where
     }
 
     fn config_size(&self) -> u32 {
-        // It is small.
         u32::try_from(config::LEN).unwrap_or(0)
     }
 
     fn read_config(&self, offset: u32, data: &mut [u8]) {
-        let (shared, queues) = (&self.shared, self.queue_sizes.len());
-        let space = config::space(
-            shared.capacity(),
-            shared.backend.geometry(),
-            shared.writeback(),
-            u16::try_from(queues).unwrap_or(MAX_QUEUES),
-        );
+        let queues = u16::try_from(self.queue_sizes.len()).unwrap_or(MAX_QUEUES);
+        let space = config::space(&self.shared, queues);
         for (to, from) in data.iter_mut().zip(space.iter().skip(offset as usize)) {
             *to = *from;
         }
@@ -212,22 +182,13 @@ where
         for queue in activation.queues {
             let (memory, shared) = (activation.memory.clone(), self.shared.clone());
             #[cfg(feature = "io-uring")]
-            if let Some(home) = self.rings.get(usize::from(queue.index)) {
-                let (home, index) = (home.clone(), queue.index);
-                let build = move || -> Result<Box<dyn QueueHandler>, DeviceFault> {
-                    let handler = uring::RingHandler::new(memory, shared, index, home);
-                    Ok(Box::new(handler.map_err(DeviceFault::Backend)?))
-                };
-                let worker = Worker::build(vec![queue], activation.interrupt.clone(), build);
-                self.executor.start(worker)?;
-                continue;
-            }
-            let build = || -> Result<Box<dyn QueueHandler>, DeviceFault> {
-                Ok(Box::new(Handler {
-                    memory,
-                    shared,
-                    job: Job::default(),
-                }))
+            let (index, rings) = (queue.index, self.rings.clone());
+            let build = move || -> Result<Box<dyn QueueHandler>, DeviceFault> {
+                #[cfg(feature = "io-uring")]
+                if let Some(home) = rings.get(usize::from(index)) {
+                    return Ok(Box::new(RingHandler::new(memory, shared, index, home)?));
+                }
+                Ok(Box::new(Handler::new(memory, shared)))
             };
             let worker = Worker::build(vec![queue], activation.interrupt.clone(), build);
             self.executor.start(worker)?;

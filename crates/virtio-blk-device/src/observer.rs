@@ -37,14 +37,10 @@ pub enum BlockEvent<'a> {
 /// Receives [`BlockEvent`]s.
 ///
 /// Called on a worker's thread: it must not wait, and must not call the device. A failing disk has it
-/// called as often as the guest likes. `()` ignores all events.
+/// called as often as the guest likes.
 pub trait BlockObserver: Send + Sync {
     /// Takes note of `event`.
     fn event(&self, event: &BlockEvent<'_>);
-}
-
-impl BlockObserver for () {
-    fn event(&self, _event: &BlockEvent<'_>) {}
 }
 
 impl<T: BlockObserver + ?Sized> BlockObserver for Arc<T> {

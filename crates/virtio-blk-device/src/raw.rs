@@ -7,6 +7,7 @@
     reason = "the kernel reads and writes guest memory by its address"
 )]
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::marker::PhantomData;
@@ -15,8 +16,10 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use libc::{c_int, iovec, off_t};
 use virtio_bindings::virtio_blk::virtio_blk_config;
 use virtio_device_core::BadRequest;
-use vm_memory::VolatileSlice;
 use vm_memory::bitmap::BitmapSlice;
+use vm_memory::{
+    Address as _, GuestAddress, GuestMemory, GuestMemoryBackend as _, Permissions, VolatileSlice,
+};
 
 use crate::config;
 
@@ -65,44 +68,39 @@ impl<'a> Buffers<'a> {
     }
 
     /// The vectors of what comes after the first `done` bytes.
-    fn rest(&self, mut done: u64) -> Vec<iovec> {
+    fn rest(&self, mut done: u64) -> Cow<'_, [iovec]> {
+        if done == 0 {
+            return self.vectors.into();
+        }
         let mut rest = self.vectors.to_vec();
         rest.retain_mut(|vector| {
-            let behind = done.min(vector.iov_len as u64);
-            done -= behind;
             // It is no more than the vector has.
-            let behind = usize::try_from(behind).unwrap_or(vector.iov_len);
+            let behind = usize::try_from(done).map_or(vector.iov_len, |it| it.min(vector.iov_len));
+            done -= behind as u64;
             vector.iov_base = vector.iov_base.wrapping_byte_add(behind);
             vector.iov_len -= behind;
             vector.iov_len != 0
         });
-        rest
+        rest.into()
     }
 
-    /// Reads or writes all bytes after the first `done`, from `offset` of a file on, in as many calls
-    /// as that takes.
-    pub(crate) fn transfer(
-        &self,
-        fd: BorrowedFd<'_>,
-        write: bool,
-        offset: u64,
-        mut done: u64,
-    ) -> io::Result<()> {
+    /// Reads or writes all bytes, from `offset` of a file on, in as many calls as that takes.
+    pub(crate) fn transfer(&self, fd: BorrowedFd<'_>, write: bool, offset: u64) -> io::Result<()> {
+        let (fd, mut done) = (fd.as_raw_fd(), 0);
         while done < self.len {
+            let vectors = self.rest(done);
             let at = off_t::try_from(offset + done).map_err(io::Error::other)?;
-            let rest;
-            let vectors = match done {
-                0 => self.vectors,
-                _ => {
-                    rest = self.rest(done);
-                    &rest
+            let count = c_int::try_from(vectors.len().min(MAX_VECTORS)).unwrap_or(0);
+            // SAFETY: the vectors are guest memory, which may change under anybody's hands.
+            let moved = unsafe {
+                match (&*vectors, write) {
+                    // One piece, as requests of a page have it, takes a shorter way in the kernel.
+                    ([it], true) => libc::pwrite(fd, it.iov_base, it.iov_len, at),
+                    ([it], false) => libc::pread(fd, it.iov_base, it.iov_len, at),
+                    (all, true) => libc::pwritev(fd, all.as_ptr(), count, at),
+                    (all, false) => libc::preadv(fd, all.as_ptr(), count, at),
                 }
             };
-            let count = vectors.len().min(MAX_VECTORS);
-            let count = c_int::try_from(count).unwrap_or(0);
-            let call = if write { libc::pwritev } else { libc::preadv };
-            // SAFETY: the vectors are guest memory, which may change under anybody's hands.
-            let moved = unsafe { call(fd.as_raw_fd(), vectors.as_ptr(), count, at) };
             match u64::try_from(moved) {
                 Ok(0) if write => return Err(ErrorKind::WriteZero.into()),
                 // The file has become shorter.
@@ -120,61 +118,75 @@ impl<'a> Buffers<'a> {
 
 impl fmt::Debug for Buffers<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Buffers")
-            .field("len", &self.len)
-            .finish_non_exhaustive()
+        write!(f, "Buffers({} bytes)", self.len)
     }
 }
 
-/// Makes vectors of `len` bytes of some slices of guest memory, after the first `skip` bytes.
-pub(crate) fn gather<'a, B: BitmapSlice>(
+/// Makes vectors of `len` bytes of some buffers, after the first `skip` bytes.
+pub(crate) fn gather<'a, M: GuestMemory>(
     vectors: &'a mut Vec<iovec>,
-    slices: impl Iterator<Item = Result<VolatileSlice<'a, B>, BadRequest>>,
-    mut skip: usize,
-    len: u64,
+    memory: &'a M,
+    buffers: impl Iterator<Item = (GuestAddress, u32)>,
+    (access, mut skip, len): (Permissions, u64, u64),
 ) -> Result<Buffers<'a>, BadRequest> {
     vectors.clear();
     let mut left = len;
-    for slice in slices {
-        let slice = slice?;
-        let behind = skip.min(slice.len());
-        skip -= behind;
-        let size = usize::try_from(left).unwrap_or(usize::MAX);
-        let size = size.min(slice.len() - behind);
-        if size != 0 {
-            left -= size as u64;
-            vectors.push(iovec {
-                iov_base: slice.ptr_guard_mut().as_ptr().wrapping_add(behind).cast(),
-                iov_len: size,
-            });
+    for (addr, len) in buffers {
+        let behind = skip.min(len.into());
+        let size = left.min(u64::from(len) - behind);
+        (skip, left) = (skip - behind, left - size);
+        if size == 0 {
+            continue;
         }
-        // Nobody looks up what comes after the data.
-        if left == 0 {
-            break;
+        let bad = BadRequest::BufferMemory { addr: addr.0, len };
+        let start = addr.checked_add(behind).ok_or(bad)?;
+        // It is no more than the buffer has.
+        let size = usize::try_from(size).unwrap_or(0);
+        // In one region as a rule.
+        let whole = memory.physical_memory().map(|it| it.get_slice(start, size));
+        if let Some(Ok(slice)) = whole {
+            vectors.push(vector(&slice));
+        } else {
+            for slice in memory.get_slices(start, size, access).map_err(|_| bad)? {
+                vectors.push(vector(&slice.map_err(|_| bad)?));
+            }
         }
     }
+    let len = len - left;
     Ok(Buffers {
         vectors,
-        len: len - left,
+        len,
         memory: PhantomData,
     })
+}
+
+fn vector<B: BitmapSlice>(slice: &VolatileSlice<'_, B>) -> iovec {
+    iovec {
+        iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+        iov_len: slice.len(),
+    }
 }
 
 /// Locks a whole file, for as long as its open file description lives, or fails at once.
 pub(crate) fn lock(fd: BorrowedFd<'_>, exclusive: bool) -> io::Result<()> {
     // SAFETY: a structure of integers, for which 0 is a value: all of the file, here.
     let mut lock: libc::flock = unsafe { std::mem::zeroed() };
-    let kind = if exclusive {
-        libc::F_WRLCK
-    } else {
-        libc::F_RDLCK
+    let kind = match exclusive {
+        true => libc::F_WRLCK,
+        false => libc::F_RDLCK,
     };
     lock.l_type = i16::try_from(kind).unwrap_or(0);
     // SAFETY: `lock` is what this command reads.
-    match unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } {
-        -1 => Err(io::Error::last_os_error()),
-        _ => Ok(()),
+    if unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } == 0 {
+        return Ok(());
     }
+    let error = io::Error::last_os_error();
+    Err(match error.raw_os_error() {
+        Some(libc::EAGAIN | libc::EACCES) => {
+            io::Error::new(ErrorKind::ResourceBusy, "somebody else is using it")
+        }
+        _ => error,
+    })
 }
 
 /// The beginning of a configuration space.

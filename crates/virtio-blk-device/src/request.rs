@@ -104,15 +104,12 @@ impl Request {
         let [a, b, c, d, _, _, _, _, sector @ ..] = reader.read_array::<16>()?;
         let sector = u64::from_le_bytes(sector);
         let kind = u32::from_le_bytes([a, b, c, d]);
-        let writes = [
-            blk::VIRTIO_BLK_T_OUT,
-            blk::VIRTIO_BLK_T_DISCARD,
-            blk::VIRTIO_BLK_T_WRITE_ZEROES,
-        ];
-        if disk.read_only && writes.contains(&kind) {
-            return Err(Refusal::Failed);
-        }
         let (operation, (range, unmap)) = match kind {
+            blk::VIRTIO_BLK_T_OUT | blk::VIRTIO_BLK_T_DISCARD | blk::VIRTIO_BLK_T_WRITE_ZEROES
+                if disk.read_only =>
+            {
+                return Err(Refusal::Failed);
+            }
             blk::VIRTIO_BLK_T_IN => (Operation::Read, (disk.range(sector, room)?, false)),
             blk::VIRTIO_BLK_T_OUT => {
                 let range = disk.range(sector, reader.remaining())?;

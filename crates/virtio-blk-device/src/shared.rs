@@ -78,10 +78,7 @@ impl Shared {
         self.behind.store(capacity, Ordering::Release);
         if capacity != self.capacity() {
             let change = || self.capacity.store(capacity, Ordering::Release);
-            match self.config.get() {
-                Some(config) => config.update(change),
-                None => change(),
-            }
+            (self.config.get()).map_or_else(change, |config| config.update(change));
         }
         Ok(capacity)
     }
@@ -93,8 +90,8 @@ impl Shared {
             // Neither is any business of the back end's.
             Operation::GetId => Ok(()),
             Operation::Flush if backend.is_read_only() => Ok(()),
-            // There is nothing to do, which some system calls take for an error.
-            Operation::Discard | Operation::WriteZeroes if range.is_empty() => Ok(()),
+            // There is nothing to do, which some system calls take for an error, and nothing to sync.
+            Operation::Discard | Operation::WriteZeroes if range.is_empty() => return Ok(0),
             Operation::Read => backend.read(range.start, buffers),
             Operation::Write => backend.write(range.start, buffers),
             Operation::Flush => backend.flush(),
@@ -114,16 +111,12 @@ impl Shared {
             return Ok(request.written());
         };
         if let Some(observer) = self.observer.get() {
-            observer.event(&BlockEvent::Failed(
-                request.operation,
-                &request.range,
-                error,
-            ));
+            let event = BlockEvent::Failed(request.operation, &request.range, error);
+            observer.event(&event);
         }
-        let may_be_missing = [Operation::Discard, Operation::WriteZeroes];
-        match is_unsupported(error) && may_be_missing.contains(&request.operation) {
-            true => Err(Refusal::Unsupported),
-            false => Err(Refusal::Failed),
+        match (request.operation, is_unsupported(error)) {
+            (Operation::Discard | Operation::WriteZeroes, true) => Err(Refusal::Unsupported),
+            _ => Err(Refusal::Failed),
         }
     }
 

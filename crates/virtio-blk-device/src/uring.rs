@@ -16,14 +16,15 @@ use io_uring::types::{Fd, FsyncFlags};
 use io_uring::{IoUring, Probe, opcode, squeue};
 use rustix::fs::FallocateFlags;
 use virtio_device_core::{
-    ActiveQueue, Context, DeviceFault, Head, InFlight, Progress, QueueHandler, RingFault, Rings,
-    Virtqueue, vmm_sys_util::epoll::EventSet,
+    ActiveQueue, Context, DeviceFault, Executor, Head, InFlight, Progress, QueueHandler, RingFault,
+    Rings, Virtqueue, vmm_sys_util::epoll::EventSet,
 };
 use vm_memory::GuestAddressSpace;
 
 use crate::config::QUEUE_SIZE;
+use crate::device::Block;
 use crate::observer::Operation;
-use crate::request::{Refusal, Request};
+use crate::request::Request;
 use crate::shared::Shared;
 use crate::worker::Job;
 
@@ -36,7 +37,7 @@ const SHORTAGE: Duration = Duration::from_millis(1);
 pub(crate) type Home = Arc<Mutex<Option<IoUring>>>;
 
 /// Makes a ring.
-pub(crate) fn ring() -> io::Result<IoUring> {
+fn ring() -> io::Result<IoUring> {
     let refused = |error: io::Error| {
         let why = format!("the kernel refuses io_uring: {error}");
         io::Error::new(error.kind(), why)
@@ -55,6 +56,27 @@ pub(crate) fn ring() -> io::Result<IoUring> {
     match needed.iter().all(|code| probe.is_supported(*code)) {
         true => Ok(ring),
         false => Err(refused(io::ErrorKind::Unsupported.into())),
+    }
+}
+
+impl<E: Executor> Block<E> {
+    /// Has the kernel work on all requests of a queue at the same time, by a ring for each of the queues
+    /// that there are by now. Its executor must be able to watch descriptors, as all but a
+    /// [`StepLoop`](virtio_device_core::StepLoop) are.
+    ///
+    /// # Errors
+    ///
+    /// If the back end is no file, or the kernel refuses.
+    #[cfg_attr(docsrs, doc(cfg(feature = "io-uring")))]
+    pub fn with_io_uring(mut self) -> io::Result<Self> {
+        if self.shared.backend.as_file().is_none() {
+            let why = "io_uring needs a file as the back end";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        }
+        let rings = self.queue_sizes.iter();
+        let rings = rings.map(|_| Ok(Arc::new(Mutex::new(Some(ring()?)))));
+        self.rings = rings.collect::<io::Result<_>>()?;
+        Ok(self)
     }
 }
 
@@ -89,21 +111,40 @@ impl<T> Default for Slot<T> {
 struct Busy<T> {
     head: Head,
     request: Request,
+    stage: Stage,
     memory: T,
     active: ActiveQueue,
     in_flight: InFlight<Virtqueue>,
 }
 
+/// What the kernel is at work on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// All that there is to be done, except for syncs.
+    Whole,
+    /// A write without a cache, which a sync follows. Both at once would fail with one error, which does
+    /// not say whether anything is lost that was written before.
+    Write,
+    /// A sync of all of the file.
+    Sync,
+}
+
 impl<M: GuestAddressSpace> RingHandler<M> {
     /// Takes the ring from its home; there is none if it is still at work.
-    pub(crate) fn new(memory: M, shared: Arc<Shared>, queue: u16, home: Home) -> io::Result<Self> {
-        let ring = lock(&home).take();
+    pub(crate) fn new(
+        memory: M,
+        shared: Arc<Shared>,
+        queue: u16,
+        home: &Home,
+    ) -> Result<Self, DeviceFault> {
+        let missing = || DeviceFault::Backend(io::ErrorKind::ResourceBusy.into());
+        let ring = lock(home).take().ok_or_else(missing)?;
         Ok(Self {
             memory,
             shared,
             queue,
-            ring: Some(ring.ok_or(io::ErrorKind::ResourceBusy)?),
-            home,
+            ring: Some(ring),
+            home: home.clone(),
             slots: (0..QUEUE_SIZE).map(|_| Slot::default()).collect(),
             free: (0..QUEUE_SIZE).rev().collect(),
         })
@@ -156,6 +197,11 @@ impl<M: GuestAddressSpace> RingHandler<M> {
                     let active = active.clone();
                     slot.busy = Some(Busy {
                         head,
+                        stage: match request.operation {
+                            Operation::Flush => Stage::Sync,
+                            Operation::Write if !self.shared.writeback() => Stage::Write,
+                            _ => Stage::Whole,
+                        },
                         request,
                         memory,
                         active,
@@ -164,28 +210,12 @@ impl<M: GuestAddressSpace> RingHandler<M> {
                     let Some(ring) = &mut self.ring else { break };
                     // SAFETY: vectors, memory and file stay as they are until the entry is
                     // complete: they are in the slot, which is busy, and in `shared`.
-                    if unsafe { ring.submission().push(&entry) }.is_err() {
-                        // There are as many entries as there are slots.
-                        let full = io::Error::other("the submission queue is full");
-                        return Err(DeviceFault::Backend(full));
-                    }
+                    unsafe { push(ring, &entry) }?;
                     self.free.pop();
                 }
-                (Ok(request), None) => {
-                    let outcome = slot.job.buffers(&*memory, &request).map_err(Refusal::Bad);
-                    let outcome = outcome.and_then(|data| self.shared.run(&request, &data));
-                    let finish = |ring: &mut Virtqueue| {
-                        let job = &slot.job;
-                        let len = job.end(&*memory, &self.shared, Some(request), outcome);
-                        complete(ring, &*memory, active, head, len)
-                    };
-                    in_flight.with(finish).unwrap_or(Ok(()))?;
-                }
-                (Err(refusal), _) => {
-                    let finish = |ring: &mut Virtqueue| {
-                        let len = slot.job.end(&*memory, &self.shared, None, Err(refusal));
-                        complete(ring, &*memory, active, head, len)
-                    };
+                (request, _) => {
+                    let len = slot.job.serve(&*memory, &self.shared, request);
+                    let finish = |ring: &mut Virtqueue| complete(ring, &*memory, active, head, len);
                     in_flight.with(finish).unwrap_or(Ok(()))?;
                 }
             }
@@ -211,19 +241,54 @@ impl<M: GuestAddressSpace> RingHandler<M> {
         let Some(ring) = &mut self.ring else {
             return Ok(());
         };
+        // Whatever is wrong with the driver's ring, who waits for a sync gets one: it ends only then.
+        let (mut to_sync, mut finished) = (Vec::new(), Ok(()));
         for entry in ring.completion() {
             let index = u16::try_from(entry.user_data()).unwrap_or(u16::MAX);
             let Some(slot) = self.slots.get_mut(usize::from(index)) else {
                 continue;
             };
-            let Some(busy) = slot.busy.take() else {
+            let Some(mut busy) = slot.busy.take() else {
                 continue;
             };
+            let moved = u64::try_from(entry.result()).ok() == Some(busy.request.moved());
+            if busy.stage == Stage::Write && moved && !busy.in_flight.is_revoked() {
+                busy.stage = Stage::Sync;
+                slot.busy = Some(busy);
+                to_sync.push(index);
+                continue;
+            }
             self.free.push(index);
-            finish(&mut slot.job, busy, &self.shared, entry.result())?;
+            let now = finish(&mut slot.job, busy, &self.shared, entry.result());
+            finished = finished.and(now);
         }
-        Ok(())
+        for index in to_sync {
+            if let Some(entry) = sync(&self.shared) {
+                // SAFETY: the file lives in `shared`, and the slot is busy.
+                unsafe { push(ring, &entry.user_data(index.into())) }?;
+            }
+        }
+        Ok(finished?)
     }
+}
+
+/// Hands an entry to the ring.
+///
+/// # Safety
+///
+/// What it names must stay as it is until the entry is complete.
+unsafe fn push(ring: &mut IoUring, entry: &squeue::Entry) -> Result<(), DeviceFault> {
+    // SAFETY: as the caller says.
+    let pushed = unsafe { ring.submission().push(entry) };
+    // There are as many entries as there are slots.
+    pushed.map_err(|full| DeviceFault::Backend(io::Error::other(full)))
+}
+
+/// A sync of all of the file.
+fn sync(shared: &Shared) -> Option<squeue::Entry> {
+    let file = shared.backend.as_file()?;
+    let sync = opcode::Fsync::new(Fd(file.file().as_raw_fd()));
+    Some(sync.flags(FsyncFlags::DATASYNC).build())
 }
 
 /// Completes a request that the kernel is done with.
@@ -235,6 +300,7 @@ where
     let Busy {
         head,
         request,
+        stage,
         memory,
         active,
         in_flight,
@@ -246,20 +312,19 @@ where
     let error = u32::try_from(result).err();
     let error = error.map(|_| io::Error::from_raw_os_error(result.wrapping_neg()));
     let moved = u64::try_from(result).unwrap_or(0);
-    let outcome = match (request.operation, error) {
-        (Operation::Flush, error) => {
-            let flushed = error.map_or(Ok(()), Err);
+    let outcome = match (stage, error) {
+        (Stage::Sync, Some(error)) if is_for_another_way(&error) => {
+            shared.outcome(&request, shared.backend.flush())
+        }
+        (Stage::Sync, error) => {
             let file = shared.backend.as_file();
-            let flushed = file.map_or(Ok(()), |file| file.flushed(flushed));
-            shared.outcome(&request, flushed)
+            let synced = file.map_or(Ok(()), |file| file.synced(error.map_or(Ok(()), Err)));
+            shared.outcome(&request, synced)
         }
         (_, Some(error)) if !is_for_another_way(&error) => shared.outcome(&request, Err(error)),
-        (_, None) if moved == request.moved() => shared.outcome(&request, Ok(())),
-        // It was done in part, or the kernel has no such way: what is left is waited for.
-        _ => match job.buffers(&*memory, &request) {
-            Ok(buffers) => shared.run(&request, &buffers),
-            Err(error) => Err(Refusal::Bad(error)),
-        },
+        (Stage::Whole, None) if moved == request.moved() => shared.outcome(&request, Ok(())),
+        // It was done in part, or the kernel has no such way: it is done again, and waited for.
+        _ => (job.buffers(&*memory, &request)).and_then(|data| shared.run(&request, &data)),
     };
     let finish = |ring: &mut Virtqueue| {
         let len = job.end(&*memory, shared, Some(request), outcome);
@@ -292,6 +357,9 @@ fn entry(
     slot: u16,
 ) -> Option<squeue::Entry> {
     let file = shared.backend.as_file()?;
+    if !matches!(request.operation, Operation::Read | Operation::Flush) {
+        file.check_end(&request.range).ok()?;
+    }
     let (start, len) = (request.range.start, request.range.end - request.range.start);
     let whole = Fd(file.file().as_raw_fd());
     let entry = match request.operation {
@@ -302,18 +370,12 @@ fn entry(
             if request.operation == Operation::Read {
                 opcode::Readv::new(fd, vectors, count).offset(start).build()
             } else {
-                let write = opcode::Writev::new(fd, vectors, count).offset(start);
-                let stable = if shared.writeback() {
-                    0
-                } else {
-                    libc::RWF_DSYNC
-                };
-                write.rw_flags(stable).build()
+                opcode::Writev::new(fd, vectors, count)
+                    .offset(start)
+                    .build()
             }
         }
-        Operation::Flush if !shared.backend.is_read_only() => opcode::Fsync::new(whole)
-            .flags(FsyncFlags::DATASYNC)
-            .build(),
+        Operation::Flush if !shared.backend.is_read_only() => sync(shared)?,
         Operation::Discard | Operation::WriteZeroes if len != 0 && shared.writeback() => {
             let zero = request.operation == Operation::WriteZeroes && !request.unmap;
             let way = match zero {

@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use libc::iovec;
 use virtio_device_core::{
-    ActiveQueue, BadRequest, Chain, Context, DeviceFault, Head, Progress, QueueHandler, RingFault,
-    RingMemory, Rings, Virtqueue,
+    ActiveQueue, Chain, Context, DeviceFault, Head, Progress, QueueHandler, RingFault, RingMemory,
+    Rings, Virtqueue,
 };
 use vm_memory::bitmap::{BS, Bitmap as _};
-use vm_memory::{GuestAddressSpace, GuestMemory};
+use vm_memory::{GuestAddressSpace, GuestMemory, Permissions};
 
 use crate::backend::Buffers;
 use crate::config::QUEUE_SIZE;
@@ -25,9 +25,9 @@ use crate::shared::Shared;
 /// The queue is held for as long as a call takes: a reset or a pause waits for the one request that
 /// is being served, without a lock, and finds the others where the driver has put them.
 pub(crate) struct Handler<M> {
-    pub(crate) memory: M,
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) job: Job,
+    memory: M,
+    shared: Arc<Shared>,
+    job: Job,
 }
 
 /// A request on its way, in room that is used for one after the other.
@@ -36,6 +36,17 @@ pub(crate) struct Job {
     chain: Chain,
     vectors: Vec<iovec>,
     answer: Option<Answer>,
+}
+
+impl<M> Handler<M> {
+    pub(crate) fn new(memory: M, shared: Arc<Shared>) -> Self {
+        let job = Job::default();
+        Self {
+            memory,
+            shared,
+            job,
+        }
+    }
 }
 
 impl<M: GuestAddressSpace> QueueHandler for Handler<M> {
@@ -51,35 +62,25 @@ impl<M: GuestAddressSpace> QueueHandler for Handler<M> {
             let looked = in_flight.with(|ring| {
                 // Looked up once, for as long as this view of memory is held.
                 let rings = rings.get_or_insert_with(|| Rings::new(&*memory, ring.layout()));
-                if let Some((head, len)) = served.take() {
-                    ring.complete(rings, head, len)?;
-                    if ring.needs_interrupt(rings)? {
-                        active.signal_used();
-                    }
-                } else {
-                    ring.disable_notification(rings)?;
+                match served.take() {
+                    Some((head, len)) => ring.complete(rings, head, len)?,
+                    None => ring.disable_notification(rings)?,
                 }
-                self.job
-                    .take(ring, rings, active, &self.shared, &mut budget)
+                let next = (self.job).take(ring, rings, active, &self.shared, &mut budget)?;
+                // Afterwards, because looking into an empty ring has paid for the fence already.
+                if ring.needs_interrupt(rings)? {
+                    active.signal_used();
+                }
+                Ok::<_, RingFault>(next)
             });
-            let head = match looked {
-                Ok(next) => match next? {
-                    Ok(head) => head,
-                    Err(progress) => return Ok(progress),
-                },
-                // There is nobody left who has asked.
-                Err(_) => return Ok(Progress::Idle),
+            // An error means that there is nobody left who has asked.
+            let head = match looked.unwrap_or(Ok(Err(Progress::Idle)))? {
+                Ok(head) => head,
+                Err(progress) => return Ok(progress),
             };
             if let Some(rings) = &rings {
                 let request = self.job.begin(rings, &self.shared, queue, cx);
-                let outcome = request
-                    .as_ref()
-                    .map_err(|refusal| *refusal)
-                    .and_then(|request| {
-                        let buffers = self.job.buffers(&*memory, request)?;
-                        self.shared.run(request, &buffers)
-                    });
-                let len = self.job.end(&*memory, &self.shared, request.ok(), outcome);
+                let len = self.job.serve(&*memory, &self.shared, request);
                 served = Some((head, len));
             }
         }
@@ -126,9 +127,8 @@ impl Job {
     ) -> Result<Request, Refusal> {
         self.answer = Answer::find(&self.chain);
         let request = Request::parse(&self.chain, rings, self.answer, shared.disk());
-        shared
-            .limits
-            .charge(request.as_ref().map_or(0, Request::moved));
+        let moved = request.as_ref().map_or(0, Request::moved);
+        shared.limits.charge(moved);
         if let Err(Refusal::Bad(error)) = request {
             cx.interrupt().bad_request(queue, error);
         }
@@ -136,19 +136,35 @@ impl Job {
     }
 
     /// The buffers of the data that a request moves.
-    pub(crate) fn buffers<'a, M: GuestMemory>(
+    pub(crate) fn buffers<'a>(
         &'a mut self,
-        memory: &'a M,
+        memory: &'a impl GuestMemory,
         request: &Request,
-    ) -> Result<Buffers<'a>, BadRequest> {
+    ) -> Result<Buffers<'a>, Refusal> {
         let (vectors, len) = (&mut self.vectors, request.moved());
-        match request.operation {
-            Operation::Read => raw::gather(vectors, self.chain.writable_slices(memory), 0, len),
-            Operation::Write => {
-                raw::gather(vectors, self.chain.readable_slices(memory), HEADER, len)
+        Ok(match request.operation {
+            Operation::Read => {
+                let way = (Permissions::Write, 0, len);
+                raw::gather(vectors, memory, self.chain.writable(), way)?
             }
-            _ => Ok(Buffers::default()),
-        }
+            Operation::Write => {
+                let way = (Permissions::Read, HEADER as u64, len);
+                raw::gather(vectors, memory, self.chain.readable(), way)?
+            }
+            _ => Buffers::default(),
+        })
+    }
+
+    /// Does what is asked for, waits for it, and answers; returns how much of the buffers was written.
+    pub(crate) fn serve(
+        &mut self,
+        memory: &impl GuestMemory,
+        shared: &Shared,
+        request: Result<Request, Refusal>,
+    ) -> u32 {
+        let outcome = request.as_ref().map_err(|refusal| *refusal);
+        let outcome = outcome.and_then(|it| shared.run(it, &self.buffers(memory, it)?));
+        self.end(memory, shared, request.ok(), outcome)
     }
 
     /// Writes the answer, and returns how much of the buffers was written.
@@ -160,10 +176,8 @@ impl Job {
         outcome: Result<u64, Refusal>,
     ) -> u32 {
         match request.map(|request| request.operation) {
-            Some(Operation::GetId) => {
-                // There is room, as was checked.
-                let _ = self.chain.write(memory, &shared.id);
-            }
+            // There is room, as was checked.
+            Some(Operation::GetId) => drop(self.chain.write(memory, &shared.id)),
             // The host has written pages behind the back of whoever takes notes, if anybody does.
             Some(Operation::Read) if size_of::<BS<'_, M::Bitmap>>() != 0 => {
                 for slice in self.chain.writable_slices(memory).flatten() {

@@ -239,6 +239,35 @@ fn a_file_that_shrinks_fails_at_what_is_gone() {
     assert_eq!((guest.write(0, &pattern(1, 512)), guest.status()), (OK, 15));
 }
 
+/// Whatever changes the sectors from `sector` on.
+fn changes(sector: u64) -> [[Buf; 3]; 4] {
+    [
+        [header(OUT, sector), Buf::R(pattern(1, 1024)), Buf::W(1)],
+        [header(DISCARD, 0), segment(sector, 2, 0), Buf::W(1)],
+        [header(WRITE_ZEROES, 0), segment(sector, 2, 0), Buf::W(1)],
+        [header(WRITE_ZEROES, 0), segment(sector, 2, 1), Buf::W(1)],
+    ]
+}
+
+#[test]
+fn a_file_that_shrank_unannounced_is_not_made_longer_again() {
+    let file = image(64 * 512);
+    let (mut guest, log) =
+        observed(FileBackend::open(file.path(), FileOptions::default()).unwrap());
+    let len = 10 * 512 + 100;
+    file.as_file().set_len(len).unwrap();
+    for sector in [9, 10, 62] {
+        for ask in changes(sector) {
+            let answer = guest.ask(&ask);
+            assert_eq!((answer.status(), answer.len), (IOERR, 1), "{ask:?}");
+            assert_eq!(file.as_file().metadata().unwrap().len(), len, "{ask:?}");
+        }
+    }
+    assert_eq!(bytes(&file), pattern(0, usize::try_from(len).unwrap()));
+    let seen = log.lock().unwrap().len();
+    assert_eq!((seen, guest.write(8, &pattern(1, 1024))), (12, OK));
+}
+
 #[test]
 fn a_restored_capacity_does_not_make_a_file_longer() {
     let file = image(8 * 512);

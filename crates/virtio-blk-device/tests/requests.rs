@@ -233,6 +233,18 @@ impl Backend for Flushed {
 }
 
 #[test]
+fn zeroing_nothing_without_a_cache_flushes_nothing() {
+    let disk = Arc::new(Flushed(MemoryDisk::new(vec![0; 4096]), AtomicU32::new(0)));
+    let mut guest = Guest::new(disk.clone());
+    guest.start(0);
+    for (count, flushes) in [(0, 0), (1, 1)] {
+        let zero = [header(WRITE_ZEROES, 0), segment(0, count, 0), Buf::W(1)];
+        assert_eq!(guest.ask(&zero).status(), OK);
+        assert_eq!(disk.1.load(Ordering::SeqCst), flushes);
+    }
+}
+
+#[test]
 fn a_write_is_stable_when_the_driver_may_think_so() {
     let disk = Arc::new(Flushed(MemoryDisk::new(vec![0; 4096]), AtomicU32::new(0)));
     let mut guest = Guest::new(disk.clone());

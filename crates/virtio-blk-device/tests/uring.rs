@@ -276,6 +276,76 @@ fn a_file_that_shrinks_fails_at_what_is_gone() {
 }
 
 #[test]
+fn a_file_that_shrank_unannounced_is_not_made_longer_again() {
+    let file = file();
+    let Some(mut guest) = guest(&file, 1) else {
+        return;
+    };
+    let len = 512 * 10 + 100;
+    file.set_len(len).unwrap();
+    for (kind, sector) in [(DISCARD, 9), (WRITE_ZEROES, 10), (WRITE_ZEROES, 4000)] {
+        assert_eq!(guest.write(sector, &pattern(1, 1024)), IOERR);
+        let ask = [header(kind, 0), segment(sector, 2, 0), Buf::W(1)];
+        assert_eq!(guest.ask(&ask).status(), IOERR);
+        assert_eq!(file.metadata().unwrap().len(), len);
+    }
+    assert_eq!(
+        (guest.write(8, &pattern(1, 1024)), guest.status()),
+        (OK, 15)
+    );
+}
+
+#[test]
+fn without_a_cache_writes_in_flight_together_come_back_once() {
+    let file = file();
+    let Some(mut guest) = guest(&file, 1) else {
+        return;
+    };
+    guest.transport.write(0x120, &[0]).unwrap();
+    for round in 0..10u8 {
+        let writes: Vec<_> = (0..60u8)
+            .map(|n| {
+                let data = Buf::R(pattern(n ^ round, 512));
+                guest.put(0, &[header(OUT, n.into()), data, Buf::W(1)])
+            })
+            .collect();
+        guest.notify(0);
+        if round % 2 == 1 {
+            wait("the pause", || guest.transport.pause().is_ok());
+            guest.transport.resume();
+        }
+        guest.used(0, 60);
+        for (n, write) in (0..).zip(&writes) {
+            assert_eq!(guest.answer(write, 1).status(), OK);
+            assert_eq!(guest.read(n.into(), 1).data(), pattern(n ^ round, 512));
+        }
+    }
+}
+
+#[test]
+fn a_ring_that_breaks_while_syncs_are_waited_for_can_be_reset() {
+    let file = file();
+    let Some(mut guest) = guest(&file, 1) else {
+        return;
+    };
+    for _ in 0..10 {
+        guest.transport.write(0x120, &[0]).unwrap();
+        for n in 0..60u8 {
+            let data = Buf::R(pattern(n, 512));
+            guest.put(0, &[header(OUT, n.into()), data, Buf::W(1)]);
+        }
+        guest.notify(0);
+        guest.queues[0].set_avail_index(0x8000);
+        guest.notify(0);
+        wait("the fault", || guest.status() & 64 != 0);
+        guest.set(0x70, 0);
+        wait("the reset", || guest.status() == 0);
+        guest.start(u64::MAX);
+        assert_eq!(guest.read(0, 1).status(), OK);
+    }
+}
+
+#[test]
 fn past_the_page_cache_as_well() -> io::Result<()> {
     let image = tempfile::NamedTempFile::new()?;
     image

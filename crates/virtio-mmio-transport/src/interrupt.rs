@@ -24,8 +24,13 @@ pub(crate) struct MmioInterrupt {
     trigger: Trigger,
     /// A foreign server interrupts by the line's event fd, and cannot say so in `status`.
     external: AtomicBool,
+    /// Regions of a bus that the registers are at, and `OWN_BUS` until they were at any.
+    regions: AtomicU32,
     observer: OnceLock<Box<dyn Observer>>,
 }
+
+/// A VMM that has a bus of its own says nothing of its regions: the registers can always be reached.
+const OWN_BUS: u32 = 1 << 31;
 
 /// How the line is driven.
 enum Trigger {
@@ -57,6 +62,7 @@ impl MmioInterrupt {
             generation: AtomicU32::new(0),
             trigger: Trigger::of(&*line),
             external: AtomicBool::new(false),
+            regions: AtomicU32::new(OWN_BUS),
             line,
             observer: OnceLock::new(),
         }
@@ -145,32 +151,36 @@ impl MmioInterrupt {
         }
     }
 
-    /// Has a level-triggered line follow the causes. Whoever changes them comes here afterwards, and
-    /// the last to come sees the last change.
+    /// Has a level-triggered line follow the causes, as long as the driver can reach the registers.
+    /// Whoever changes either comes here afterwards, and the last to come sees the last change.
     fn update_level(&self) {
-        self.drive_level(|| self.causes() != 0);
-    }
-
-    /// Takes a level-triggered line down, whatever causes there are.
-    pub(crate) fn lower(&self) {
-        self.drive_level(|| false);
-    }
-
-    /// Brings a level-triggered line to the level that is wanted.
-    fn drive_level(&self, wanted: impl Fn() -> bool) {
         let Trigger::Level(turns) = &self.trigger else {
             return;
         };
         turns.take(|high| {
-            let wanted = wanted();
-            let change =
-                |line: &dyn InterruptLine| if wanted { line.trigger() } else { line.clear() };
+            let wanted = self.causes() != 0 && self.regions.load(Ordering::Acquire) != 0;
+            let change = |line: &dyn InterruptLine| {
+                if wanted { line.trigger() } else { line.clear() }
+            };
             let driven = wanted == *high || self.drive(change);
             if driven {
                 *high = wanted;
             }
             driven
         });
+    }
+
+    /// The registers are about to be at one more region of a bus.
+    pub(crate) fn inserted(&self) {
+        let more = |regions: u32| Some((regions & !OWN_BUS) + 1);
+        let _ = (self.regions).fetch_update(Ordering::AcqRel, Ordering::Acquire, more);
+        self.update_level();
+    }
+
+    /// The registers are at one region less.
+    pub(crate) fn removed(&self) {
+        self.regions.fetch_sub(1, Ordering::AcqRel);
+        self.update_level();
     }
 
     /// Returns whether the line took the change. A line that panics has not; it must not take the

@@ -8,7 +8,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bus::{AccessError, BusDevice};
+use bus::{AccessError, BusDevice, OnRemoval};
 use virtio_device_core::{
     ConfigNotifier, Event, Features, InterruptLine, Observer, VIRTIO_F_ACCESS_PLATFORM,
     VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_NOTIFICATION_DATA, VIRTIO_F_RING_RESET,
@@ -369,10 +369,12 @@ where
         Ok(())
     }
 
-    /// The driver can acknowledge nothing any more, so a level-triggered line is taken down. It goes
-    /// up again with the next interrupt if the transport is put back.
-    fn removed(&mut self) {
-        self.interrupt.lower();
+    /// Without a region the driver can acknowledge nothing any more, so a level-triggered line is low
+    /// until the transport is put back.
+    fn on_removal(&mut self) -> Result<Option<OnRemoval>, AccessError> {
+        self.interrupt.inserted();
+        let interrupt = self.interrupt.clone();
+        Ok(Some(Box::new(move || interrupt.removed())))
     }
 }
 

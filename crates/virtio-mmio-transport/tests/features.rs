@@ -257,19 +257,30 @@ fn a_level_is_low_once_the_transport_is_gone() {
 }
 
 #[test]
-fn a_level_is_low_once_the_region_is_removed() {
+fn a_level_is_low_while_the_transport_is_at_no_region() {
     let (fixture, changes) = by_level(&Arc::default());
-    fixture.queue(0).signal_used();
+    let queue = fixture.queue(0);
+    queue.signal_used();
     let Fixture { transport, .. } = fixture;
     let bus = bus::MmioBus::new();
     let transport = Arc::new(Mutex::new(transport));
     let id = bus.insert(transport.clone(), 0x1000, 0x1000).unwrap();
+    let elsewhere = bus.insert(transport.clone(), 0x3000, 0x1000).unwrap();
+    // It fails, and is forgotten.
+    bus.insert(transport.clone(), 0x3000, 0x1000).unwrap_err();
+    bus.remove(elsewhere).unwrap();
     assert_eq!(*changes.lock().unwrap(), [true]);
     bus.remove(id).unwrap();
-    // Although the transport itself is still there.
+    // Although the transport itself is still there, and so is its worker.
     assert_eq!(*changes.lock().unwrap(), [true, false]);
+    queue.signal_used();
+    assert_eq!(*changes.lock().unwrap(), [true, false]);
+    // A driver that has not heard of it hears of it now.
+    let id = bus.insert(transport.clone(), 0x1000, 0x1000).unwrap();
+    assert_eq!(*changes.lock().unwrap(), [true, false, true]);
+    bus.remove(id).unwrap();
     drop(transport);
-    assert_eq!(*changes.lock().unwrap(), [true, false]);
+    assert_eq!(*changes.lock().unwrap(), [true, false, true, false]);
 }
 
 #[test]

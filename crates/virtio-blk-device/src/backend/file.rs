@@ -7,11 +7,11 @@ use std::fs::{File, FileType};
 use std::io::{self, ErrorKind};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{self, AtFlags, FallocateFlags, OFlags, SeekFrom, StatxFlags};
+use rustix::fs::{self, AtFlags, FallocateFlags, Mode, OFlags, SeekFrom, StatxFlags};
 use rustix::io::retry_on_intr;
 
 use crate::backend::{Backend, Buffers, Geometry, is_unsupported};
@@ -36,12 +36,18 @@ pub struct FileOptions {
 /// driver discards. A file is locked as long as the back end lives (an open file description lock of
 /// all of it), so that two of them never write to one image. Once a flush has failed, the kernel may
 /// have dropped what it could not write: from then on every flush fails.
+///
+/// A file may become shorter, by the host's hand, at any time: what is beyond its end fails, and the file
+/// is not made longer again. Its length is asked for before each write; so that none is on its way in
+/// between, pause the device while you shorten the file, and call
+/// [`BlockHandle::refresh`](crate::BlockHandle::refresh) afterwards.
 #[derive(Debug)]
 pub struct FileBackend {
     file: File,
     /// The same file past the page cache, and what everything must be a multiple of.
     direct: Option<(File, u32)>,
     read_only: bool,
+    is_device: bool,
     geometry: Geometry,
     /// Whether something that the driver has written may be lost.
     lost: AtomicBool,
@@ -71,31 +77,23 @@ impl FileBackend {
         let metadata = file.metadata()?;
         let is_device = check_type(metadata.file_type())?;
         if !options.read_only && !fs::fcntl_getfl(&file)?.contains(OFlags::RDWR) {
-            return Err(io::Error::new(
-                ErrorKind::InvalidInput,
-                "not open for writing",
-            ));
+            let why = "not open for writing";
+            return Err(io::Error::new(ErrorKind::InvalidInput, why));
         }
-        raw::lock(file.as_fd(), !options.read_only).map_err(|it| match it.kind() {
-            ErrorKind::WouldBlock | ErrorKind::PermissionDenied => {
-                io::Error::new(ErrorKind::ResourceBusy, "somebody else is using it")
-            }
-            kind => io::Error::new(kind, format!("it cannot be locked: {it}")),
-        })?;
+        raw::lock(file.as_fd(), !options.read_only)?;
         let (logical, physical) = match is_device {
             true => (fs::ioctl_blksszget(&file)?, fs::ioctl_blkpbszget(&file)?),
             false => (512, u32::try_from(metadata.blksize()).unwrap_or(4096)),
         };
-        let direct = options.direct;
-        let direct = direct.then(|| open_direct(&file, logical, options.read_only));
-        let direct = direct
-            .transpose()
-            .map_err(|it| io::Error::new(it.kind(), format!("it has no direct I/O: {it}")))?;
+        let direct = (options.direct).then(|| open_direct(&file, logical, options.read_only));
+        let none = |it: io::Error| io::Error::new(it.kind(), format!("it has no direct I/O: {it}"));
+        let direct = direct.transpose().map_err(none)?;
         let align = direct.as_ref().map_or(0, |(_, align)| *align);
         Ok(Self {
             file,
             direct,
             read_only: options.read_only,
+            is_device,
             geometry: Geometry::of(logical.max(align), physical),
             lost: AtomicBool::new(false),
         })
@@ -115,16 +113,26 @@ impl FileBackend {
         self.file.as_fd()
     }
 
-    /// Takes note of how a flush has ended.
-    pub(crate) fn flushed(&self, result: io::Result<()>) -> io::Result<()> {
-        let failed = self.lost.fetch_or(result.is_err(), Ordering::SeqCst);
-        result.and_then(|()| match failed {
+    /// Refuses a change of what is beyond the end as it is now: a file that somebody has made shorter
+    /// would be as long again as it was.
+    pub(crate) fn check_end(&self, range: &Range<u64>) -> io::Result<()> {
+        match self.is_device || range.end <= self.capacity()? {
+            true => Ok(()),
+            false => Err(ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    /// Takes note of how a sync has ended, and says how that is told.
+    pub(crate) fn synced(&self, result: io::Result<()>) -> io::Result<()> {
+        let before = self.lost.fetch_or(loses_data(&result), Ordering::SeqCst);
+        result.and_then(|()| match before {
             true => Err(io::Error::other("an earlier flush has failed")),
             false => Ok(()),
         })
     }
 
     fn fallocate(&self, flags: FallocateFlags, range: &Range<u64>) -> io::Result<()> {
+        self.check_end(range)?;
         let (flags, len) = (flags | FallocateFlags::KEEP_SIZE, range.end - range.start);
         Ok(retry_on_intr(|| {
             fs::fallocate(&self.file, flags, range.start, len)
@@ -132,17 +140,23 @@ impl FileBackend {
     }
 }
 
+/// Whether something may be lost that was written before a sync that has ended like this. The kernel
+/// tells once of what it could not write; who was interrupted, or is to come again, was not told.
+fn loses_data(synced: &io::Result<()>) -> bool {
+    let error = synced.as_ref().err().map(io::Error::raw_os_error);
+    error.is_some_and(|code| !matches!(code, Some(libc::EINTR | libc::EAGAIN)))
+}
+
 /// Opens the very same file, whatever has become of its path, for direct I/O; says what memory, offsets
 /// and lengths must be multiples of, on a disk with blocks of `block` bytes.
 fn open_direct(file: &File, block: u32, read_only: bool) -> io::Result<(File, u32)> {
     let same = format!("/proc/self/fd/{}", file.as_raw_fd());
-    let flag = i32::try_from(OFlags::DIRECT.bits()).unwrap_or(0);
-    let mut options = File::options();
-    let file = options
-        .read(true)
-        .write(!read_only)
-        .custom_flags(flag)
-        .open(same)?;
+    let access = match read_only {
+        true => OFlags::RDONLY,
+        false => OFlags::RDWR,
+    };
+    let flags = access | OFlags::DIRECT | OFlags::CLOEXEC;
+    let file = File::from(fs::open(same, flags, Mode::empty())?);
     let align = match fs::statx(&file, "", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN) {
         Ok(it) if it.stx_mask & StatxFlags::DIOALIGN.bits() != 0 => {
             it.stx_dio_mem_align.max(it.stx_dio_offset_align).max(block)
@@ -180,16 +194,16 @@ impl Backend for FileBackend {
     }
 
     fn read(&self, offset: u64, buffers: &Buffers<'_>) -> io::Result<()> {
-        buffers.transfer(self.descriptor(offset, buffers), false, offset, 0)
+        buffers.transfer(self.descriptor(offset, buffers), false, offset)
     }
 
     fn write(&self, offset: u64, buffers: &Buffers<'_>) -> io::Result<()> {
-        buffers.transfer(self.descriptor(offset, buffers), true, offset, 0)
+        self.check_end(&(offset..offset + buffers.bytes()))?;
+        buffers.transfer(self.descriptor(offset, buffers), true, offset)
     }
 
     fn flush(&self) -> io::Result<()> {
-        let synced = retry_on_intr(|| fs::fdatasync(&self.file));
-        self.flushed(synced.map_err(io::Error::from))
+        self.synced(retry_on_intr(|| fs::fdatasync(&self.file)).map_err(io::Error::from))
     }
 
     fn discard(&self, range: Range<u64>) -> io::Result<()> {
@@ -216,5 +230,45 @@ impl Backend for FileBackend {
 
     fn as_file(&self) -> Option<&FileBackend> {
         Some(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_sync_that_was_carried_out_and_failed_loses_data() {
+        assert!(!loses_data(&Ok(())));
+        for (code, loses) in [
+            (libc::EINTR, false),
+            (libc::EAGAIN, false),
+            (libc::EIO, true),
+            (libc::ENOSPC, true),
+            (libc::EDQUOT, true),
+            (libc::EOPNOTSUPP, true),
+        ] {
+            let error = io::Error::from_raw_os_error(code);
+            assert_eq!(loses_data(&Err(error)), loses, "{code}");
+        }
+        assert!(loses_data(&Err(ErrorKind::Other.into())));
+    }
+
+    #[test]
+    fn a_sync_that_has_failed_is_remembered_and_one_that_was_interrupted_is_not() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let disk = FileBackend::open(file.path(), FileOptions::default()).unwrap();
+        let failed = |code| Err(io::Error::from_raw_os_error(code));
+        for code in [libc::EINTR, libc::EAGAIN] {
+            assert_eq!(
+                disk.synced(failed(code)).unwrap_err().raw_os_error(),
+                Some(code)
+            );
+            disk.synced(Ok(())).unwrap();
+            disk.flush().unwrap();
+        }
+        disk.synced(failed(libc::EIO)).unwrap_err();
+        disk.synced(Ok(())).unwrap_err();
+        disk.flush().unwrap_err();
     }
 }
