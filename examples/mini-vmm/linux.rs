@@ -50,6 +50,7 @@ use crate::kvm;
 use crate::layout::{RAM_START, WINDOW, ram};
 use crate::memory::{self, Memory};
 use crate::stdio::print;
+use crate::with_causes;
 use bell::End;
 use disk::{Disk, DiskOptions};
 use ending::Ending;
@@ -221,7 +222,7 @@ pub(crate) fn play(
     terminal: Option<Terminal>,
 ) -> Ending {
     play_on(machine, group, reboot, again, terminal)
-        .unwrap_or_else(|error| Ending::failed(error.to_string()))
+        .unwrap_or_else(|error| Ending::failed(with_causes(&*error)))
 }
 
 /// The same, with the terminal in the guest's hands meanwhile.

@@ -8,7 +8,8 @@
 
 const SERIAL: u16 = 0x3f8;
 const LINE_STATUS: u16 = SERIAL + 5;
-const CONSOLE_CONFIG: u32 = 0x8000_3100;
+const CONSOLE: u32 = 0x8000_3000;
+const CONSOLE_CONFIG: u32 = CONSOLE + 0x100;
 const I8042_COMMAND: u16 = 0x64;
 const SLEEP_CONTROL: u16 = 0x600;
 /// Sleep type 5, and the bit that makes it happen.
@@ -158,6 +159,48 @@ impl Code {
         for _ in 0..4 {
             // out dx, al; shr eax, 8
             self = self.with(&[0xee, 0xc1, 0xe8, 8]);
+        }
+        self
+    }
+
+    /// Has the virtio console print the first 64 MiB of RAM 60 times, by one chain. 64-bit only.
+    pub(crate) fn flood_hvc0(mut self) -> Self {
+        const RINGS: u32 = 0x200_0000;
+        let [a, b, c, d] = CONSOLE.to_le_bytes();
+        let [e, f, g, h] = RINGS.to_le_bytes();
+        // mov edi, CONSOLE; mov esi, RINGS
+        self = self.with(&[0xbf, a, b, c, d, 0xbe, e, f, g, h]);
+        // mov dword [rsi + offset], value
+        let ram = |code: Self, offset: u32, value: u32| {
+            let code = code.with(&[0xc7, 0x86]).with(&offset.to_le_bytes());
+            code.with(&value.to_le_bytes())
+        };
+        for n in 0..60 {
+            let next = if n == 59 { 0 } else { (n + 1) << 16 | 1 };
+            self = ram(self, 16 * n + 8, 64 << 20);
+            self = ram(self, 16 * n + 12, next);
+        }
+        self = ram(self, 0x1000, 1 << 16);
+        // Status, features, the queue that transmits, status, notification.
+        for (offset, value) in [
+            (0x70, 0),
+            (0x70, 1),
+            (0x70, 3),
+            (0x24, 1),
+            (0x20, 1),
+            (0x70, 0xb),
+            (0x30, 1),
+            (0x38, 64),
+            (0x80, RINGS),
+            (0x90, RINGS + 0x1000),
+            (0xa0, RINGS + 0x2000),
+            (0x44, 1),
+            (0x70, 0xf),
+            (0x50, 1),
+        ] {
+            // mov dword [rdi + offset], value
+            self = self.with(&[0xc7, 0x87]).with(&u32::to_le_bytes(offset));
+            self = self.with(&u32::to_le_bytes(value));
         }
         self
     }

@@ -41,6 +41,38 @@ fn a_guest_whose_output_nobody_takes_is_ended() {
 }
 
 #[test]
+fn what_a_guest_has_left_for_hvc0_at_its_end_is_not_printed() {
+    if !kvm() {
+        return;
+    }
+    let folder = Folder::new("leaves");
+    let kernel = folder.file("kernel", &elf(&Code::new().flood_hvc0().spin()));
+    let mut child = program()
+        .args(["--kernel", text(&kernel), "--console", "virtio"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut reader = child.stdout.take().unwrap();
+    await_full(&reader);
+    kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+    // A reader that is slower than the guest's device, so that the program always has something left.
+    // It gets what waited, and what the guest has added until the signal came: far from all of it.
+    let (mut printed, mut piece) = (0, [0; 64 << 10]);
+    loop {
+        let count = reader.read(&mut piece).unwrap();
+        if count == 0 {
+            break;
+        }
+        printed += count;
+        assert!(printed < 256 << 20, "the end does not come");
+        thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(end_of(&mut child).code(), Some(130));
+}
+
+#[test]
 fn standard_output_that_cannot_be_written_is_status_1() {
     let folder = Folder::new("full");
     let code = Code::new().put(b'r').power_off();

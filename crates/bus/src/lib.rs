@@ -120,8 +120,10 @@
 //!
 //! An access is checked as a whole: if it leaves the region, or the region does not take one of the
 //! pieces, no piece reaches the device. The first piece that fails ends the access; the buffer of a
-//! read is then filled as a whole. The answer to the last piece is the answer to the access. An
-//! observer and the counters of a region see one access.
+//! read is then filled as a whole. The answer to the last piece is the answer to the access; those to
+//! the pieces before are dropped, so a device that has something to say to the VMM in an access of a
+//! length that is split says it, or says it again, in the last. An observer and the counters of a
+//! region see one access.
 //!
 //! # Answers to the VMM
 //!

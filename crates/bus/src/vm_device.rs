@@ -46,9 +46,12 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+use std::ops::Range;
+
 use ::vm_device::bus::{MmioAddress, MmioAddressOffset, PioAddress, PioAddressOffset};
 use ::vm_device::{DeviceMmio, DevicePio, MutDeviceMmio, MutDevicePio};
 
+use crate::width::pieces;
 use crate::{AccessError, BusDevice, BusDeviceSync};
 
 /// A memory-mapped device of vm-device, as a device of this bus.
@@ -121,8 +124,9 @@ impl<D> FromPio<D> {
 /// A device of this bus, as a device of vm-device.
 ///
 /// With a [`BusDevice`] inside it is a [`MutDeviceMmio`] and [`MutDevicePio`], with a
-/// [`BusDeviceSync`] a [`DeviceMmio`] and [`DevicePio`]. vm-device has no way to report errors: a
-/// read that the device refuses gives all ones, a write is dropped.
+/// [`BusDeviceSync`] a [`DeviceMmio`] and [`DevicePio`]. It gets accesses of the
+/// [lengths](crate#lengths) that it gets of a bus. vm-device has no way to report errors: a read that
+/// is refused gives all ones, a write is dropped.
 ///
 /// ```
 /// use std::sync::{Arc, Mutex};
@@ -152,6 +156,19 @@ impl<D> IntoVmDevice<D> {
     }
 }
 
+/// Passes on what a device is to get of an access at `offset`, piece by piece, until one is refused.
+fn each_piece(
+    offset: u64,
+    width: usize,
+    mut pass: impl FnMut(u64, Range<usize>) -> Option<()>,
+) -> Option<()> {
+    if !(1..=8).contains(&width) {
+        return None;
+    }
+    let mut pieces = pieces(offset, width);
+    pieces.try_for_each(|piece| pass(offset.checked_add(piece.start as u64)?, piece))
+}
+
 /// Passes accesses on between a trait of this bus and one of vm-device, both ways.
 macro_rules! pass_on {
     ($Ours:ident, $From:ident, $Theirs:ident $(+ $auto:ident)*, $self:ident: $receiver:ty,
@@ -174,13 +191,18 @@ macro_rules! pass_on {
         impl<D: $Ours> $Theirs for IntoVmDevice<D> {
             fn $read($self: $receiver, _base: $Address, offset: $Offset, data: &mut [u8]) {
                 data.fill(0xff);
-                if $self.0.read(offset.into(), data).is_err() {
+                let is_read = each_piece(offset.into(), data.len(), |at, piece| {
+                    $self.0.read(at, data.get_mut(piece)?).ok()
+                });
+                if is_read.is_none() {
                     data.fill(0xff);
                 }
             }
 
             fn $write($self: $receiver, _base: $Address, offset: $Offset, data: &[u8]) {
-                let _ = $self.0.write(offset.into(), data);
+                let _ = each_piece(offset.into(), data.len(), |at, piece| {
+                    $self.0.write(at, data.get(piece)?).ok()
+                });
             }
         }
     };

@@ -15,7 +15,7 @@ use bus::vm_device::{FromMmio, FromPio, IntoVmDevice};
 use bus::{AccessError, BusDevice, MmioBus, PioBus};
 use vm_device::bus::{MmioAddress, MmioRange, PioAddress, PioRange};
 use vm_device::device_manager::{IoManager, MmioManager, PioManager};
-use vm_device::{MutDeviceMmio, MutDevicePio};
+use vm_device::{DeviceMmio, MutDeviceMmio, MutDevicePio};
 
 /// What a device saw: offset and, for a write, the data.
 type Log = Arc<Mutex<Vec<(u64, Option<Vec<u8>>)>>>;
@@ -67,6 +67,43 @@ impl MutDevicePio for Theirs {
 
 fn expected_log() -> Vec<(u64, Option<Vec<u8>>)> {
     vec![(5, None), (6, Some(vec![1, 2]))]
+}
+
+#[test]
+fn our_device_gets_pieces_of_the_lengths_that_it_was_promised() {
+    let log = Log::default();
+    let device = IntoVmDevice::new(Ours(log.clone()));
+    let mut manager = IoManager::new();
+    let range = MmioRange::new(MmioAddress(0x1000), 0x100).unwrap();
+    let device = Arc::new(Mutex::new(device));
+    manager.register_mmio(range, device.clone()).unwrap();
+    let taken = || std::mem::take(&mut *log.lock().unwrap());
+
+    // What crosses a page comes in two parts, of 3 and 5 or of 7 and 1 bytes.
+    manager.mmio_write(MmioAddress(0x10fd), &[1, 2, 3]).unwrap();
+    assert_eq!(
+        taken(),
+        [(0xfd, Some(vec![1])), (0xfe, Some(vec![2, 3]))],
+        "naturally aligned pieces"
+    );
+    let mut data = [0; 7];
+    manager.mmio_read(MmioAddress(0x1000), &mut data).unwrap();
+    assert_eq!(data, [0, 0, 0, 0, 4, 4, 6]);
+    assert_eq!(taken(), [(0, None), (4, None), (6, None)]);
+
+    // A piece that is refused is the end of the access, and nothing of it counts.
+    let mut data = [0; 6];
+    manager.mmio_read(MmioAddress(0x1004), &mut data).unwrap();
+    assert_eq!(data, [0xff; 6]);
+    assert_eq!(taken(), [(4, None), (8, None)]);
+
+    for length in [0, 9, 16] {
+        let mut data = vec![0; length];
+        device.mmio_read(MmioAddress(0x1000), 0, &mut data);
+        assert!(data.iter().all(|&byte| byte == 0xff));
+        device.mmio_write(MmioAddress(0x1000), 0, &data);
+    }
+    assert_eq!(taken(), []);
 }
 
 #[test]

@@ -138,7 +138,8 @@
 //!
 //! * Hyper-V, Xen and confidential-guest exits have no types of their own: they are `Event::Other`.
 //! * A bus lock that KVM reports in the flags of another exit is not seen.
-//! * A device that blocks keeps its vCPU from being paused or stopped. Waiting is then an error, never
+//! * A device that blocks keeps its vCPU from being paused or stopped, and one that blocks in a
+//!   coalesced write those that share the ring. Waiting is then an error, never
 //!   a hang, and the thread is given up when its handle is dropped.
 //!
 //! # Versions
@@ -167,14 +168,15 @@
 //! | --- | --- |
 //! | before the first entry | `gettid`, `rt_sigaction`, `rt_sigprocmask`, `futex` |
 //! | running | `ioctl(KVM_RUN)`, `rt_sigreturn` |
+//! | an abort for the guest (arm64) | `ioctl(KVM_GET_VCPU_EVENTS)`, `ioctl(KVM_SET_VCPU_EVENTS)` |
 //! | pause and resume | `ioctl(KVM_KVMCLOCK_CTRL)` (x86-64), `futex` |
 //! | error | `ioctl(KVM_GET_REGS)` or `ioctl(KVM_GET_ONE_REG)` |
 //! | end | `rt_sigprocmask`, `futex`; in a group `tgkill`, `gettid`, `getpid` for the others |
 //! | end of the thread | `close`, `munmap`, `sigaltstack`, `madvise`, `rt_sigprocmask`, `exit` |
 //! | a thread that controls | `tgkill`, `gettid`, `getpid`, `futex` |
 //!
-//! `VcpuGroup::with_hook` is the place to install the filter. The list is tested under exactly such a
-//! filter. It does not contain what your devices and the allocator call, nor what a panic prints with.
+//! `VcpuGroup::with_hook` is the place to install the filter. On x86-64 the list is tested
+//! under exactly such a filter. It does not contain what your devices and the allocator call, nor what a panic prints with.
 //! Programs with debug assertions also call `fcntl` before each `close`.
 //!
 //! # Threat model
@@ -188,8 +190,9 @@
 //! before anything is made of them, and a false one ends the loop with an error.
 //!
 //! Devices, policy and observer are the embedder's and trusted, but may be wrong: a panic ends the
-//! vCPU and, in a group, its siblings, and is reported; a device that hangs costs its vCPU, and nobody
-//! else waits longer for it than they said.
+//! vCPU and, in a group, its siblings, and is reported; a device that hangs costs its vCPU, or
+//! with coalesced writes those that share the ring, and nobody who controls them waits longer than they
+//! said.
 //!
 //! All `unsafe` code is in the module `kvm`: the two mappings, `KVM_RUN`, and the signal. `KVM_RUN` makes guest code write to guest memory; that this memory is fit for it is
 //! what the caller of `VmFd::set_user_memory_region` vouched for.

@@ -41,6 +41,11 @@ impl Deadline {
         Self(Instant::now().checked_add(timeout))
     }
 
+    /// The later of the two.
+    pub(crate) fn max(self, other: Self) -> Self {
+        Self(self.0.zip(other.0).map(|(one, other)| one.max(other)))
+    }
+
     /// Waits for a notification or the deadline; `None` once that has passed.
     pub(crate) fn wait<'a, T>(
         self,

@@ -218,6 +218,24 @@ fn a_hook_that_fails_is_the_reason_although_another_one_hangs() {
 }
 
 #[test]
+fn a_start_does_not_wait_for_ever_for_a_callback_that_waits_for_it() {
+    let (go, may_go) = mpsc::channel::<()>();
+    let may_go = Mutex::new(may_go);
+    let starter = thread::spawn(move || {
+        let started = group([spinning()])
+            .with_hook(|_| Err(io::ErrorKind::PermissionDenied.into()))
+            .on_end(move |_, _| {
+                let _ = may_go.lock().unwrap().recv();
+            })
+            .start(SHORT);
+        drop(go);
+        started.unwrap_err()
+    });
+    let error = join("the start is given up", starter);
+    assert!(matches!(error, GroupError::StartTimeout), "{error}");
+}
+
+#[test]
 fn a_hook_that_hangs_is_a_timeout() {
     let (go, may_go) = mpsc::channel::<()>();
     let may_go = Mutex::new(may_go);

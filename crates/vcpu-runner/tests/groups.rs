@@ -181,6 +181,50 @@ fn a_vcpu_added_to_a_running_group_is_one_of_it() {
 }
 
 #[test]
+fn a_group_that_ends_while_a_vcpu_is_added_has_ended_as_a_whole() {
+    let (ended, has_ended) = mpsc::channel();
+    let has_ended = Mutex::new(has_ended);
+    let first = spinning();
+    let runner = VcpuRunner::new(first, Nothing);
+    let control = runner.control();
+    let mut group = VcpuGroup::new();
+    group.add(runner);
+    let mut running = group
+        .with_names(move |index| {
+            if index == 1 {
+                control.stop();
+                let ended = has_ended.lock().unwrap().recv_timeout(SOON);
+                ended.expect("the first vCPU to end");
+            }
+            index.to_string()
+        })
+        .on_end(move |index, _| ended.send(index).unwrap())
+        .start(SOON)
+        .unwrap();
+    let runner = VcpuRunner::new(spinning(), Nothing);
+    let control = runner.control();
+    let error = running.add(runner, SOON);
+    assert!(matches!(error, Err(GroupError::Ended)), "{error:?}");
+    assert_eq!(control.state(), State::Idle);
+    assert_eq!(running.join(SOON).unwrap(), Outcome::Stopped);
+}
+
+#[test]
+fn a_vcpu_whose_thread_cannot_be_created_is_not_running() {
+    let mut running = group([spinning()])
+        .with_names(|index| if index == 1 { "\0" } else { "good" }.to_owned())
+        .start(SOON)
+        .unwrap();
+    let runner = VcpuRunner::new(spinning(), Nothing);
+    let control = runner.control();
+    let error = running.add(runner, SOON).unwrap_err();
+    assert!(matches!(error, GroupError::Spawn { index: 1, .. }));
+    assert_eq!(control.state(), State::Idle);
+    running.stop();
+    assert_eq!(running.join(SOON).unwrap(), Outcome::Stopped);
+}
+
+#[test]
 fn a_vcpu_added_to_a_paused_group_begins_with_a_pause() {
     let mut running = group([spinning()]).start(SOON).unwrap();
     running.pause(SOON).unwrap();

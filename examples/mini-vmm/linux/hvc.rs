@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::{Errno, dup};
+use rustix::io::{Errno, dup, ioctl_fionread};
 use rustix::net::{SendFlags, send};
 use rustix::stdio::stdin;
 use rustix::termios::{isatty, tcgetwinsize};
@@ -75,7 +75,7 @@ impl Hvc {
         let hvc = self.clone();
         let pass_on = move || {
             while hvc.wait().is_ok() {
-                hvc.0.output.wait_for_room();
+                hvc.0.output.wait_for_room_while_running();
                 if hvc.pass_on() == Some(0) {
                     break;
                 }
@@ -106,9 +106,15 @@ impl Hvc {
         Some(count)
     }
 
-    /// Hands on all that the guest has written by now.
+    /// Hands on all that the guest has written by now. Its device may go on writing meanwhile.
     pub(crate) fn flush(&self) {
-        while self.pass_on().is_some_and(|count| count != 0) {}
+        let mut left = ioctl_fionread(&self.0.socket).unwrap_or(0);
+        while left > 0 {
+            match self.pass_on() {
+                None | Some(0) => return,
+                Some(count) => left = left.saturating_sub(count as u64),
+            }
+        }
     }
 
     /// Tells the guest the size that the terminal has now.

@@ -154,7 +154,7 @@ impl Machine {
             handles.push(handle);
         }
         if let Some(device) = net {
-            let device = device.with_observer(Complaint(tell()));
+            let device = device.with_observer(Complaint::new(tell()));
             let (slot, memory) = (devices::NET, memory.clone());
             wires.push(devices::insert_virtio(&mmio, slot, device, memory, tell())?);
         }

@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::PathBuf;
+use std::sync::Once;
 
 use rustix::net::SocketType;
 use rustix::net::sockopt::socket_type;
@@ -159,17 +160,36 @@ fn any_address() -> io::Result<Mac> {
     Ok(mac)
 }
 
-/// Tells the user that the host's side fails, and that it is back.
-pub(crate) struct Complaint<F>(pub(crate) F);
+/// Tells the user when the host's side fails for the first time, and when it is back for the first time:
+/// a peer that comes and goes does so for ever.
+pub(crate) struct Complaint<F> {
+    tell: F,
+    failed: Once,
+    returned: Once,
+}
+
+impl<F> Complaint<F> {
+    pub(crate) const fn new(tell: F) -> Self {
+        Self {
+            tell,
+            failed: Once::new(),
+            returned: Once::new(),
+        }
+    }
+}
 
 impl<F: Fn(String) + Send + Sync> NetObserver for Complaint<F> {
     fn event(&self, event: &NetEvent<'_>) {
         let name = NET.name();
         match event {
             NetEvent::BackendFailed { error, .. } => {
-                (self.0)(format!("{name}: the link is down: {error}"));
+                let line = format!("{name}: the link is down: {error}");
+                self.failed.call_once(|| (self.tell)(line));
             }
-            NetEvent::BackendReturned { .. } => (self.0)(format!("{name}: the link is up again")),
+            NetEvent::BackendReturned { .. } => {
+                let line = format!("{name}: the link is up again");
+                self.returned.call_once(|| (self.tell)(line));
+            }
             _ => {}
         }
     }

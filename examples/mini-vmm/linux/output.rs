@@ -120,6 +120,14 @@ impl Output {
         drop(state.unwrap_or_else(PoisonError::into_inner));
     }
 
+    /// Waits until there is room for more and the machine runs: for those who would otherwise hand on
+    /// without bound what a guest leaves behind at its end.
+    pub(crate) fn wait_for_room_while_running(&self) {
+        let full = |state: &mut State| state.released || state.waiting.len() > state.most;
+        let state = self.0.changed.wait_while(self.state(), full);
+        drop(state.unwrap_or_else(PoisonError::into_inner));
+    }
+
     /// Has no vCPU wait any more.
     pub(crate) fn release(&self) {
         self.state().released = true;
@@ -133,6 +141,7 @@ impl Output {
             let full = state.waiting.len() > state.most && !state.failed;
             if !full || self.0.bell.is_urgent() {
                 state.released = false;
+                self.0.changed.notify_all();
                 return;
             }
             drop(state);

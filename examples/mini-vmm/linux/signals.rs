@@ -5,6 +5,7 @@
 //! size, or pull the network's cable.
 
 use std::io;
+use std::sync::mpsc::{self, SyncSender};
 use std::thread;
 
 use signal_hook::consts::{
@@ -45,6 +46,10 @@ pub(crate) fn watch(
         .filter(|&&signal| ignored >> (signal - 1) & 1 == 0);
     let wanted = wanted.chain(hvc.is_some().then_some(&SIGWINCH));
     let mut signals = Signals::new(wanted)?;
+    let refresh = match disks.is_empty() {
+        true => None,
+        false => Some(refresher(disks)?),
+    };
     thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || {
@@ -54,9 +59,9 @@ pub(crate) fn watch(
                     hvc.iter().for_each(Hvc::resize);
                     continue;
                 }
-                if signal == SIGUSR1 && !disks.is_empty() {
-                    // One whose size cannot be found out has the one that it had.
-                    disks.iter().for_each(|disk| drop(disk.refresh()));
+                if let Some(refresh) = refresh.as_ref().filter(|_| signal == SIGUSR1) {
+                    // One that is asked for already sees what this would see.
+                    let _ = refresh.try_send(());
                     continue;
                 }
                 if let Some(net) = net.as_ref().filter(|_| signal == SIGUSR2) {
@@ -79,6 +84,20 @@ pub(crate) fn watch(
             }
         })?;
     Ok(())
+}
+
+/// Starts a thread that tells disks of their size whenever it is asked to. To find the size out can
+/// take for ever, for instance of a file that another host has.
+fn refresher(disks: Vec<BlockHandle>) -> io::Result<SyncSender<()>> {
+    let (asks, asked) = mpsc::sync_channel(1);
+    let refresh = move || {
+        for () in asked {
+            // One whose size cannot be found out has the one that it had.
+            disks.iter().for_each(|disk| drop(disk.refresh()));
+        }
+    };
+    let thread = thread::Builder::new().name("disks".to_owned());
+    thread.spawn(refresh).map(|_| asks)
 }
 
 /// The exit status of a program that this signal has ended.

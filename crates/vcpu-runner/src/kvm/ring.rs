@@ -91,7 +91,7 @@ impl CoalescedRing {
     /// Whether every write of the ring has been carried out.
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
-        self.index(0).load(Ordering::Acquire) == self.index(1).load(Ordering::Relaxed)
+        are_equal(|which| self.index(which).load(Ordering::Acquire))
     }
 
     /// The oldest write. The guard stands for being the only one who takes writes.
@@ -129,8 +129,48 @@ impl CoalescedRing {
     }
 }
 
+/// Whether the consumer has come to where the kernel was when this was called.
+///
+/// The kernel's index is read first: the consumer's is never beyond it nor a whole ring behind it, so
+/// that being equal to it later means having reached it. The other way round the kernel's index could
+/// meanwhile go once around and end where the consumer's was.
+#[inline(always)]
+fn are_equal(mut read: impl FnMut(usize) -> u32) -> bool {
+    let last = read(1);
+    read(0) == last
+}
+
 impl Drop for CoalescedRing {
     fn drop(&mut self) {
         Self::owned(&self.0).store(0, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_ring_is_taken_for_empty_while_it_has_a_write_made_before_the_look() {
+        const CAPACITY: u32 = 3;
+        let possible = |first: u32, last: u32| first <= last && last - first < CAPACITY;
+        let positions = || (0..8).flat_map(|first| (0..8).map(move |last| (first, last)));
+        let mut empty = 0;
+        for (first, last) in positions().filter(|&(first, last)| possible(first, last)) {
+            // Other vCPUs add to the ring and take from it between the two reads.
+            let later = |&(f, l): &(u32, u32)| possible(f, l) && f >= first && l >= last;
+            for after in positions().filter(later) {
+                let mut at = (first, last);
+                let is_empty = are_equal(|which| {
+                    let (first, last) = std::mem::replace(&mut at, after);
+                    [first, last][which] % CAPACITY
+                });
+                if is_empty {
+                    empty += 1;
+                    assert!(after.0 >= last, "{:?} to {after:?}", (first, last));
+                }
+            }
+        }
+        assert!(empty > 0);
     }
 }

@@ -81,6 +81,10 @@ pub trait GuestIo {
     /// It is called when the access has been made and none of the devices' locks is held: here a
     /// VMM moves a region or waits for a barrier, before the guest goes on.
     ///
+    /// A write that KVM has [collected](crate::VcpuRunner::with_coalesced_mmio) is in the ring until
+    /// `act` returns, and the machine's other vCPUs wait for it at their next exit: what has to wait
+    /// for them, such as a pause of the group, is left to another thread then.
+    ///
     /// ```
     /// use std::ops::ControlFlow;
     /// use vcpu_runner::GuestIo;

@@ -22,6 +22,8 @@ mod vcpu;
 pub use bus_io::BusIo;
 pub use coalesced::{CoalescedWrite, CoalescedWrites};
 pub use control::{Control, State};
+#[cfg(all(test, not(loom)))]
+pub(crate) use control::{Next, Shared};
 pub use dispatch::dispatch;
 pub use error::{ControlError, Error, Fault, RunError};
 pub use flow::{End, Flow};

@@ -110,6 +110,10 @@ where
     }
 
     /// Has the loop carry out the writes that KVM collects, before each exit and each pause.
+    ///
+    /// They keep their order across vCPUs. So while a device takes one of them, the machine's other
+    /// vCPUs wait at their next exit or kick: a device that hangs in such a write keeps all of them
+    /// from being paused and stopped.
     #[must_use]
     pub fn with_coalesced_mmio(mut self, ring: impl CoalescedWrites + 'static) -> Self {
         self.coalesced = Some(Arc::new(ring));

@@ -159,7 +159,9 @@ impl<V: Vcpu<Error: Send> + 'static, T: Send + 'static> VcpuHandle<V, T> {
         name: &str,
         around: Around<T, V::Error>,
     ) -> io::Result<Self> {
+        let control = member.control();
         if name.contains('\0') {
+            control.shared().end();
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 "thread name contains a zero byte",
@@ -167,7 +169,6 @@ impl<V: Vcpu<Error: Send> + 'static, T: Send + 'static> VcpuHandle<V, T> {
         }
         let (calls, receiver) = mpsc::channel();
         member.set_calls(receiver);
-        let control = member.control();
         let completion = Arc::new(Completion::new());
 
         control.shared().start();

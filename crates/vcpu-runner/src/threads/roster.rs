@@ -23,18 +23,20 @@ impl Roster {
         })))
     }
 
-    /// Adds a member, unless the group has ended.
+    /// Adds a member that is about to start, unless the group has ended.
     pub(super) fn add(&self, control: Control) -> bool {
         let mut inner = lock(&self.0);
         if !inner.ended {
+            // The group's end concerns it from now on, even if its thread is not there yet.
+            control.shared().start();
             inner.controls.push(control);
         }
         !inner.ended
     }
 
-    /// Takes the member that was added last out again.
-    pub(super) fn remove_last(&self) {
-        lock(&self.0).controls.pop();
+    /// Takes all but the first `count` members out again.
+    pub(super) fn truncate(&self, count: usize) {
+        lock(&self.0).controls.truncate(count);
     }
 
     /// Ends all loops. Does not wait.
@@ -44,5 +46,30 @@ impl Roster {
         for control in &inner.controls {
             control.shared().wind_up();
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::run::{Kick, Next, Outcome, Shared};
+
+    struct Nobody;
+
+    impl Kick for Nobody {
+        fn kick(&self) {}
+        fn clear(&self) {}
+    }
+
+    #[test]
+    fn the_end_of_a_group_is_that_of_a_member_whose_thread_has_yet_to_begin() {
+        let roster = Roster::new();
+        let control = Control::new(Arc::new(Shared::new(Arc::new(Nobody))));
+        assert!(roster.add(control.clone()));
+        roster.end();
+        // What its thread does.
+        control.shared().start();
+        control.shared().begin();
+        assert_eq!(control.shared().next(), Next::End(Outcome::Stopped));
     }
 }

@@ -43,7 +43,8 @@ impl<V: Vcpu<Error: Send> + Send + 'static, T: Send + 'static> VcpuGroup<V, T> {
     /// # Errors
     ///
     /// If not every thread gets ready within `timeout`, all are stopped and the reason is
-    /// returned: that of a hook that failed rather than the timeout that came of it.
+    /// returned: that of a hook that failed rather than the timeout that came of it, unless
+    /// [`VcpuGroup::on_end`] keeps the thread for longer than `timeout` and a second.
     pub fn start(self, timeout: Duration) -> Result<RunningGroup<V, T>, GroupError<V::Error>> {
         if self.members.is_empty() {
             return Err(GroupError::Empty);
@@ -95,10 +96,10 @@ impl<V: Vcpu<Error: Send> + Send + 'static, T: Send + 'static> RunningGroup<V, T
         let start = Arc::new(Start::new());
         let mut started = Ok(());
         for (index, member) in (first..).zip(members) {
+            let name = (self.threads.name)(index);
             if !self.roster.add(member.control()) {
                 return Err(GroupError::Ended);
             }
-            let name = (self.threads.name)(index);
             match VcpuHandle::spawn(member, &name, self.around(index, &start)) {
                 Ok(handle) => {
                     self.handles.push(handle);
@@ -118,22 +119,23 @@ impl<V: Vcpu<Error: Send> + Send + 'static, T: Send + 'static> RunningGroup<V, T
         let mut given_up = self.handles.split_off(first);
         self.ended.truncate(first);
         given_up.iter().for_each(VcpuHandle::stop);
-        (0..count).for_each(|_| self.roster.remove_last());
+        self.roster.truncate(first);
         start.open(false);
+        let grace = Deadline::after(DROP_TIMEOUT);
         let reason = match failure {
             StartFailure::Spawn { index, error } => GroupError::Spawn { index, error },
             StartFailure::Timeout => GroupError::StartTimeout,
             // Only this one is asked: the others may still be in their hooks.
             StartFailure::Ended { index } => {
+                // It may be kept by its `on_end`.
                 let handle = given_up.get_mut(index - first);
-                match handle.map(|it| it.join_until(Deadline::after(Duration::MAX))) {
+                match handle.map(|it| it.join_until(deadline.max(grace))) {
+                    Some(Err(JoinError::Timeout)) | Some(Ok(_)) | None => GroupError::StartTimeout,
                     Some(Err(error)) => GroupError::Vcpu { index, error },
-                    _ => GroupError::StartTimeout,
                 }
             }
         };
-        let deadline = Deadline::after(DROP_TIMEOUT);
-        given_up.iter_mut().for_each(|it| it.finish(deadline));
+        given_up.iter_mut().for_each(|it| it.finish(grace));
         Err(reason)
     }
 
