@@ -171,9 +171,9 @@
 //! | an abort for the guest (arm64) | `ioctl(KVM_GET_VCPU_EVENTS)`, `ioctl(KVM_SET_VCPU_EVENTS)` |
 //! | pause and resume | `ioctl(KVM_KVMCLOCK_CTRL)` (x86-64), `futex` |
 //! | error | `ioctl(KVM_GET_REGS)` or `ioctl(KVM_GET_ONE_REG)` |
-//! | end | `rt_sigprocmask`, `futex`; in a group `tgkill`, `gettid`, `getpid` for the others |
+//! | end | `rt_sigprocmask`, `futex`; in a group `tgkill`, `gettid`, `getpid` for the others; `clock_nanosleep` if the user's signals are used up |
 //! | end of the thread | `close`, `munmap`, `sigaltstack`, `madvise`, `rt_sigprocmask`, `exit` |
-//! | a thread that controls | `tgkill`, `gettid`, `getpid`, `futex` |
+//! | a thread that controls | `tgkill`, `gettid`, `getpid`, `futex`; `clock_nanosleep` if the user's signals are used up |
 //!
 //! `VcpuGroup::with_hook` is the place to install the filter. On x86-64 the list is tested
 //! under exactly such a filter. It does not contain what your devices and the allocator call, nor what a panic prints with.

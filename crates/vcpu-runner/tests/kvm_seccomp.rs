@@ -36,6 +36,7 @@ const CALLS: &[i64] = &[
     libc::SYS_futex,
     libc::SYS_getpid,
     libc::SYS_tgkill,
+    libc::SYS_clock_nanosleep,
     libc::SYS_close,
     libc::SYS_munmap,
     libc::SYS_madvise,

@@ -6,9 +6,13 @@
 use std::io;
 use std::ptr::null_mut;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::run_area::ImmediateExit;
 use crate::run::Kick;
+
+/// When to try a signal again that the kernel has no room for.
+const RETRY: Duration = Duration::from_millis(1);
 
 /// The signal that interrupts a vCPU's thread.
 ///
@@ -92,6 +96,15 @@ impl KvmKick {
         }
     }
 
+    /// Signals the thread that runs the vCPU, if there is one and it is not the calling one; returns
+    /// `false` if that has to be tried again.
+    fn signal_bound_thread(&self) -> bool {
+        let thread = self.lock();
+        // A device that stops its own vCPU is not inside of the guest.
+        let other = thread.filter(|&id| id != thread_id());
+        other.is_none_or(|id| signal_thread(id, self.signal.number()))
+    }
+
     fn lock(&self) -> MutexGuard<'_, Option<libc::pid_t>> {
         self.thread.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -100,12 +113,10 @@ impl KvmKick {
 impl Kick for KvmKick {
     fn kick(&self) {
         self.immediate_exit.set(true);
-        let thread = self.lock();
-        if let Some(id) = *thread {
-            // A device that stops its own vCPU is not inside of the guest.
-            if id != thread_id() {
-                signal_thread(id, self.signal.number());
-            }
+        while !self.signal_bound_thread() {
+            // Other programs of this user have used its signals up: a kick that is late, instead of one
+            // that is lost.
+            std::thread::sleep(RETRY);
         }
     }
 
@@ -192,11 +203,72 @@ fn thread_id() -> libc::pid_t {
     unsafe { libc::gettid() }
 }
 
-/// Sends `signal` to a thread of this process; to one that has ended, it does nothing.
-fn signal_thread(thread: libc::pid_t, signal: libc::c_int) {
+/// Sends `signal` to a thread of this process; to one that has ended, it does nothing. Returns `false` if
+/// no more real-time signals may wait for programs of this user.
+fn signal_thread(thread: libc::pid_t, signal: libc::c_int) -> bool {
     // SAFETY: the call takes numbers only. A number that names no thread of this process is an
     // error that changes nothing.
-    unsafe {
-        libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, signal);
+    let sent = unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, signal) };
+    sent == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::EAGAIN)
+}
+
+#[cfg(test)]
+#[cfg(not(miri))] // Miri has no signals.
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::os::fd::{AsRawFd, FromRawFd};
+    use std::sync::mpsc::channel;
+
+    /// How many signals may wait for this user; returns what it was before.
+    fn limit(count: libc::rlim_t) -> libc::rlim_t {
+        // SAFETY: a limit of zeros is valid, and the pointers are to live limits.
+        unsafe {
+            let mut limit = std::mem::zeroed::<libc::rlimit>();
+            assert_eq!(libc::getrlimit(libc::RLIMIT_SIGPENDING, &raw mut limit), 0);
+            let before = std::mem::replace(&mut limit.rlim_cur, count);
+            assert_eq!(
+                libc::setrlimit(libc::RLIMIT_SIGPENDING, &raw const limit),
+                0
+            );
+            before
+        }
+    }
+
+    #[test]
+    fn a_kick_waits_until_one_more_signal_may_wait() {
+        // SAFETY: the name is a C string, and the file belongs to nobody else.
+        let memory = unsafe { File::from_raw_fd(libc::memfd_create(c"run".as_ptr(), 0)) };
+        memory.set_len(1 << 16).unwrap();
+        let (_record, flag) = super::super::run_area::map(memory.as_raw_fd()).unwrap();
+        let kick = KvmKick::new(flag, KickSignal::realtime(7).unwrap());
+        let before = limit(0);
+        let (bound, is_bound) = channel();
+        std::thread::scope(|scope| {
+            let vcpu = scope.spawn(|| {
+                let was_blocked = kick.bind().unwrap();
+                // Not so early that it would not be waited for.
+                block_signal(kick.signal().number(), true).unwrap();
+                bound.send(()).unwrap();
+                // SAFETY: signal sets of zeros are valid; it waits for nothing but a signal, for a minute.
+                let waited = unsafe {
+                    let mut set = std::mem::zeroed::<libc::sigset_t>();
+                    libc::sigaddset(&raw mut set, kick.signal().number());
+                    let minute = libc::timespec {
+                        tv_sec: 60,
+                        tv_nsec: 0,
+                    };
+                    libc::sigtimedwait(&raw const set, null_mut(), &raw const minute)
+                };
+                kick.unbind(was_blocked);
+                waited
+            });
+            is_bound.recv().unwrap();
+            let kicker = scope.spawn(|| kick.kick());
+            std::thread::sleep(20 * RETRY);
+            assert!(!kicker.is_finished(), "the kick is still to be made");
+            limit(before);
+            assert_eq!(vcpu.join().unwrap(), kick.signal().number());
+        });
     }
 }
