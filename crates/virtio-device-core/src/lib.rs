@@ -138,7 +138,7 @@
 //! | makes a chain available again before it has it back | latched fault |
 //! | accepts a feature without the one that it needs | `FEATURES_OK` stays clear |
 //! | resets while a worker is busy | the queue is out of the worker's reach when the reset returns |
-//! | resets over and over while the backend hangs | at most one stuck thread; activation fails until it ends |
+//! | resets over and over while the backend hangs | at most one stuck thread; the next worker waits for it, and the driver for its requests |
 //!
 //! # Siblings
 //!
