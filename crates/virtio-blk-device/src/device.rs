@@ -169,14 +169,15 @@ where
         let _ = self.shared.config.set(config);
     }
 
+    fn negotiated(&mut self, features: Features) {
+        // A driver that cannot flush has no cache, and one that can has it (section 5.2.5), until it says
+        // otherwise.
+        let can_flush = features.has(blk::VIRTIO_BLK_F_FLUSH);
+        self.shared.writeback.store(can_flush, Ordering::Release);
+        self.cache_is_fixed = !features.has(blk::VIRTIO_BLK_F_CONFIG_WCE);
+    }
+
     fn activate(&mut self, activation: Activation<M>) -> Result<(), DeviceFault> {
-        // A driver that cannot flush has no cache, and one that can has it (section 5.2.6.2), unless it
-        // says by itself.
-        let can_flush = activation.features.has(blk::VIRTIO_BLK_F_FLUSH);
-        self.cache_is_fixed = !activation.features.has(blk::VIRTIO_BLK_F_CONFIG_WCE);
-        if self.cache_is_fixed || !can_flush {
-            self.shared.writeback.store(can_flush, Ordering::Release);
-        }
         let kicks = activation.queues.iter().map(|queue| queue.kick.clone());
         self.shared.limits.set_wakers(kicks.collect());
         for queue in activation.queues {

@@ -245,6 +245,22 @@ fn zeroing_nothing_without_a_cache_flushes_nothing() {
 }
 
 #[test]
+fn the_cache_reads_as_it_is_from_the_agreement_on_features_on() {
+    let mut guest = Guest::new(disk(8));
+    let (flush, wce) = (1 << 9, 1 << WCE);
+    for (features, expected) in [(0, 0), (wce, 0), (flush, 1), (flush | wce, 1)] {
+        guest.negotiate(features);
+        assert_eq!(guest.config(32), [expected], "{features:#x}");
+        // What a driver that can switch it has said before it starts holds afterwards.
+        bus::BusDevice::write(&mut guest.transport, 0x120, &[0]).unwrap();
+        let now = if features == flush { 1 } else { 0 };
+        assert_eq!(guest.config(32), [now], "{features:#x}");
+        guest.drive();
+        assert_eq!(guest.config(32), [now], "{features:#x}");
+    }
+}
+
+#[test]
 fn a_write_is_stable_when_the_driver_may_think_so() {
     let disk = Arc::new(Flushed(MemoryDisk::new(vec![0; 4096]), AtomicU32::new(0)));
     let mut guest = Guest::new(disk.clone());

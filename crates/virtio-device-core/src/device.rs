@@ -99,6 +99,13 @@ pub trait VirtioDevice<M: GuestAddressSpace>: Send {
         let _ = config;
     }
 
+    /// Takes note of the features that both sides have agreed on: the driver has set `FEATURES_OK`, and may
+    /// read and write the configuration space from now on (section 3.1.1). A restored device is told before
+    /// [`VirtioDevice::restore`].
+    fn negotiated(&mut self, features: Features) {
+        let _ = features;
+    }
+
     /// Goes to work: the driver has set `DRIVER_OK`.
     ///
     /// Called on the thread of the vCPU that wrote the status. Every queue is notified afterwards,
@@ -195,6 +202,10 @@ impl<M: GuestAddressSpace, T: VirtioDevice<M> + ?Sized> VirtioDevice<M> for Box<
 
     fn connect(&mut self, config: ConfigNotifier) {
         (**self).connect(config);
+    }
+
+    fn negotiated(&mut self, features: Features) {
+        (**self).negotiated(features);
     }
 
     fn activate(&mut self, activation: Activation<M>) -> Result<(), DeviceFault> {

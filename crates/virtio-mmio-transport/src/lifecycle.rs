@@ -54,7 +54,10 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
                 self.event(&Event::DriverFailed);
             }
             Some(status) if status.configuring_queues() => match self.registers.features.check() {
-                Ok(_) => self.registers.status = status,
+                Ok(features) => {
+                    self.registers.status = status;
+                    self.device.negotiated(features);
+                }
                 Err(error) => self.event(&Event::FeaturesRefused(error)),
             },
             Some(status) if status.live() => {

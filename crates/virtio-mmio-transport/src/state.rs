@@ -267,9 +267,13 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
         }
         let Checked { registers, queues } = self.check(state)?;
         self.config.begin();
-        self.device
-            .restore(&state.device)
-            .map_err(RestoreError::Device)?;
+        if registers.status.features_ok() {
+            self.device.negotiated(registers.features.accepted());
+        }
+        if let Err(error) = self.device.restore(&state.device) {
+            self.device.reset();
+            return Err(RestoreError::Device(error));
+        }
         self.registers = registers;
         self.restored = true;
         let mut causes = state.interrupt_status;
