@@ -100,15 +100,17 @@ impl Job {
         if active.lease.is_paused() {
             return Ok(Err(Progress::Idle));
         }
-        if *budget == 0 {
-            return Ok(Err(Progress::More));
-        }
         if let Err(wait) = shared.limits.admit() {
             return Ok(Err(Progress::After(wait)));
         }
         loop {
+            // Also for a look that finds nothing: a driver that moves its index to and fro could have the
+            // device look for as long as it likes.
+            let Some(left) = budget.checked_sub(1) else {
+                return Ok(Err(Progress::More));
+            };
+            *budget = left;
             if let Some(head) = ring.take(rings, &mut self.chain)? {
-                *budget -= 1;
                 return Ok(Ok(head));
             }
             if !ring.enable_notification(rings)? {
