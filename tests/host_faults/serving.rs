@@ -291,14 +291,18 @@ fn ask(machine: &mut Machine, memory: &Plain, queue: &mut Queue<'_>, kind: u32) 
 
 #[test]
 fn a_call_that_fails_for_a_disk_fails_its_request_alone() {
-    const CALLS: [(u32, i64); 3] = [
-        (0, libc::SYS_preadv),
-        (1, libc::SYS_pwritev),
-        (4, libc::SYS_fdatasync),
+    // For data in one piece and in several.
+    const CALLS: [(u32, &[i64]); 3] = [
+        (0, &[libc::SYS_pread64, libc::SYS_preadv]),
+        (1, &[libc::SYS_pwrite64, libc::SYS_pwritev]),
+        (4, &[libc::SYS_fdatasync]),
     ];
-    for (refused_kind, call) in CALLS {
+    for (refused_kind, calls) in CALLS {
         let (folder, memory) = (Folder::new("host-faults"), memory());
-        let device = disk(&folder, Refused::always(call, libc::EIO));
+        let refused = calls
+            .iter()
+            .flat_map(|&call| Refused::always(call, libc::EIO));
+        let device = disk(&folder, refused.collect());
         let mut machine = Machine::new(device, &memory);
         let mut queue = machine.start(&memory);
         for _ in 0..2 {
@@ -308,14 +312,14 @@ fn a_call_that_fails_for_a_disk_fails_its_request_alone() {
                 assert_eq!(
                     status,
                     u8::from(failed),
-                    "request {kind} without call {call}"
+                    "request {kind} without calls {calls:?}"
                 );
                 // A read that fails has brought nothing.
                 let untouched = kind == 0 && failed || kind == 4;
                 assert_eq!(
                     data[0] == CANARY,
                     untouched,
-                    "request {kind} without call {call}"
+                    "request {kind} without calls {calls:?}"
                 );
             }
         }
