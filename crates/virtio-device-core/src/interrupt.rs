@@ -16,7 +16,7 @@ use crate::fault::{BadRequest, DeviceFault};
 use crate::gate::{Gate, REVOKED};
 use crate::negotiation::Features;
 use crate::observer::Event;
-use crate::sync::{AtomicBool, AtomicUsize, Mutex, MutexGuard, Ordering, fence};
+use crate::sync::{AtomicBool, AtomicU32, AtomicUsize, Mutex, MutexGuard, Ordering, fence};
 
 /// A transport's notifications to the driver (VIRTIO 1.3, section 2.3).
 ///
@@ -339,9 +339,16 @@ pub struct ConfigNotifier {
     changing: Arc<Mutex<()>>,
     /// Open while there is a driver that wants to be interrupted.
     live: Arc<Gate>,
-    /// Something has changed since the driver began, and it could not be interrupted yet.
-    untold: Arc<AtomicBool>,
+    /// What a driver on its way up may have missed: [`SETTLED`], [`BEGUN`] or [`UNTOLD`].
+    news: Arc<AtomicU32>,
 }
+
+/// No driver is on its way up.
+const SETTLED: u32 = 0;
+/// A driver is, and nothing has changed since it began.
+const BEGUN: u32 = 1;
+/// Something has, and the driver could not be interrupted yet.
+const UNTOLD: u32 = 2;
 
 impl ConfigNotifier {
     /// Makes a notifier that reaches the driver through `interrupt`; for transports, once.
@@ -351,14 +358,20 @@ impl ConfigNotifier {
             interrupt,
             changing: Arc::default(),
             live: Arc::new(Gate::new(REVOKED)),
-            untold: Arc::default(),
+            news: Arc::default(),
         }
     }
 
     /// A driver begins: it has read nothing of the configuration space so far. For transports, when the
-    /// status leaves 0.
+    /// status leaves 0: what changes from here on is told as soon as the device lives.
     pub fn begin(&self) {
-        self.untold.store(false, Ordering::SeqCst);
+        self.news.store(BEGUN, Ordering::SeqCst);
+    }
+
+    /// Changes the news; returns whether they were `from`.
+    fn replace_news(&self, from: u32, to: u32) -> bool {
+        let order = Ordering::SeqCst;
+        self.news.compare_exchange(from, to, order, order).is_ok()
     }
 
     /// Runs `change`, which changes the device's configuration space, and tells the driver, if the
@@ -383,14 +396,13 @@ impl ConfigNotifier {
                 // A driver on its way up may have read the fields as they were: it hears of the change as
                 // soon as it lives. This is said before the second look, so that one of both sees it.
                 if self.live.is_none() {
-                    self.notifier.untold.store(true, Ordering::SeqCst);
+                    self.notifier.replace_news(BEGUN, UNTOLD);
                     fence(Ordering::SeqCst);
                     self.live = Inside::of(&self.notifier.live);
                 }
                 // The next change may be made by whoever hears of this one.
                 self.changing = None;
                 if self.live.is_some() {
-                    self.notifier.untold.store(false, Ordering::SeqCst);
                     interrupt.config_interrupt();
                 }
             }
@@ -414,7 +426,7 @@ impl ConfigNotifier {
         if live {
             self.live.clear(REVOKED);
             fence(Ordering::SeqCst);
-            if self.untold.swap(false, Ordering::SeqCst) {
+            if self.news.swap(SETTLED, Ordering::SeqCst) == UNTOLD {
                 self.interrupt.config_interrupt();
             }
         } else {
