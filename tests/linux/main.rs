@@ -232,9 +232,9 @@ fn a_stock_kernel_uses_a_network() {
         let lines = runs["network"].lines.iter();
         lines.filter(|line| line.contains(what)).count()
     };
-    // The user is told, once for each pair of queues, and when they are back.
-    assert_eq!(said("the link is down"), 2, "{runs:#?}");
-    assert_eq!(said("the link is up again"), 2, "{runs:#?}");
+    // The user is told of the first, and of the first that is back: a back end could come and go for ever.
+    assert_eq!(said("the link is down"), 1, "{runs:#?}");
+    assert_eq!(said("the link is up again"), 1, "{runs:#?}");
 }
 
 /// The program is killed in the middle of the guest's writes, by either engine: what the guest has
