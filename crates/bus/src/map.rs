@@ -47,8 +47,7 @@ impl Notice {
         let notice = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(notice) = notice {
             let told = catch_unwind(AssertUnwindSafe(notice));
-            // What it panicked with could panic as well.
-            std::mem::forget(told.err());
+            discard(told.err());
         }
     }
 }
