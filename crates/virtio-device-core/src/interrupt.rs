@@ -368,12 +368,6 @@ impl ConfigNotifier {
         self.news.store(BEGUN, Ordering::SeqCst);
     }
 
-    /// Changes the news; returns whether they were `from`.
-    fn replace_news(&self, from: u32, to: u32) -> bool {
-        let order = Ordering::SeqCst;
-        self.news.compare_exchange(from, to, order, order).is_ok()
-    }
-
     /// Runs `change`, which changes the device's configuration space, and tells the driver, if the
     /// device is live.
     ///
@@ -396,8 +390,9 @@ impl ConfigNotifier {
                 // A driver on its way up may have read the fields as they were: it hears of the change as
                 // soon as it lives. This is said before the second look, so that one of both sees it.
                 if self.live.is_none() {
-                    self.notifier.replace_news(BEGUN, UNTOLD);
-                    fence(Ordering::SeqCst);
+                    let (news, order) = (&self.notifier.news, Ordering::SeqCst);
+                    let _ = news.compare_exchange(BEGUN, UNTOLD, order, order);
+                    fence(order);
                     self.live = Inside::of(&self.notifier.live);
                 }
                 // The next change may be made by whoever hears of this one.
