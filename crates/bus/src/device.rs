@@ -102,8 +102,8 @@ pub trait BusDevice<R = ()>: Send {
     ///
     /// # Errors
     ///
-    /// If the device cannot be asked from here, such as from inside of one of its own accesses; the
-    /// insertion fails then.
+    /// [`AccessError::Reentrant`] or [`AccessError::Deadlock`] if the caller is inside of one of the
+    /// device's own accesses, and would wait for itself. The device is not inserted then.
     fn on_removal(&mut self) -> Result<Option<OnRemoval>, AccessError> {
         Ok(None)
     }
@@ -214,12 +214,14 @@ macro_rules! pass_on {
         impl<R $(: $Answer)?, $($generics)*> $trait<R> for $type {
             #[inline]
             fn read($self: $receiver, offset: u64, data: &mut [u8]) -> Result<R, AccessError> {
-                $through($self, |device| device.read(offset, data))$(.map(|()| $Answer::default()))?
+                $through($self, |device| device.read(offset, data))
+                    $(.map(|()| $Answer::default()))?
             }
 
             #[inline]
             fn write($self: $receiver, offset: u64, data: &[u8]) -> Result<R, AccessError> {
-                $through($self, |device| device.write(offset, data))$(.map(|()| $Answer::default()))?
+                $through($self, |device| device.write(offset, data))
+                    $(.map(|()| $Answer::default()))?
             }
 
             #[inline]
@@ -229,7 +231,8 @@ macro_rules! pass_on {
                 offset: u64,
                 data: &mut [u8],
             ) -> Result<R, AccessError> {
-                $through($self, |device| device.read_by(initiator, offset, data))$(.map(|()| $Answer::default()))?
+                $through($self, |device| device.read_by(initiator, offset, data))
+                    $(.map(|()| $Answer::default()))?
             }
 
             #[inline]
@@ -239,7 +242,8 @@ macro_rules! pass_on {
                 offset: u64,
                 data: &[u8],
             ) -> Result<R, AccessError> {
-                $through($self, |device| device.write_by(initiator, offset, data))$(.map(|()| $Answer::default()))?
+                $through($self, |device| device.write_by(initiator, offset, data))
+                    $(.map(|()| $Answer::default()))?
             }
 
             fn on_removal($self: $receiver) -> Result<Option<OnRemoval>, AccessError> {

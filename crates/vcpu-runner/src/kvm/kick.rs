@@ -250,7 +250,7 @@ mod tests {
                 // Not so early that it would not be waited for.
                 block_signal(kick.signal().number(), true).unwrap();
                 bound.send(()).unwrap();
-                // SAFETY: signal sets of zeros are valid; it waits for nothing but a signal, for a minute.
+                // SAFETY: a signal set of zeros is valid and empty, and the pointers are to live objects.
                 let waited = unsafe {
                     let mut set = std::mem::zeroed::<libc::sigset_t>();
                     libc::sigaddset(&raw mut set, kick.signal().number());
