@@ -68,10 +68,17 @@ fn registers(bus: &MmioBus) -> Registers {
     )
 }
 
-/// Starts the device.
+/// Resets the device and starts it.
 fn start<'m>(port: &mut Registers, memory: &'m Memory) -> DriverQueue<'m, GuestMemoryMmap<()>> {
+    port.set(0x70, 0);
+    let deadline = Instant::now() + SOON;
+    while port.get(0x70) != 0 {
+        assert!(Instant::now() < deadline, "the reset does not end");
+        std::thread::yield_now();
+    }
+    // Not before: until then, the rings of the last driver are the device's to write to.
     let queue = DriverQueue::new(&**memory, 0x1000, 8);
-    for (offset, value) in [(0x70, 0), (0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11)] {
+    for (offset, value) in [(0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11)] {
         port.set(offset, value);
     }
     assert!(port.enable(0, queue.setup()));
