@@ -322,8 +322,8 @@ fn a_queue_that_is_reset_alone_comes_back_to_its_worker() {
     thread.start(worker).unwrap();
     activated.kick(0);
     assert_eq!(calls.recv_timeout(SOON), Ok((0, Ok(4))));
+    // Which is told to the worker, without a notification by the driver.
     activated.session.revoke_queue(0);
-    activated.kick(0);
     let revoked = Err(Unavailable::Revoked);
     assert_eq!(calls.recv_timeout(SOON), Ok((0, revoked)));
     activated.kick(1);
