@@ -7,13 +7,15 @@
 
 mod support;
 
+use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use support::{SOON, activated, activated_with, kicks};
-use virtio_device_core::{Executor, Progress, WorkerLoop};
+use support::{Input, SOON, activated, activated_with, kicks};
+use virtio_device_core::{Context, DeviceFault, Executor, Progress, Worker, WorkerLoop};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 /// Whether `fd` becomes readable in an epoll instance of the VMM's own.
@@ -79,4 +81,88 @@ fn a_loop_of_the_vmms_own_waits_for_time_as_well() {
         workers.dispatch().unwrap();
     }
     assert!(!readable(&workers, Duration::from_millis(20)));
+}
+
+#[test]
+fn a_sibling_of_a_worker_that_has_failed_is_not_called_for_a_source_either() {
+    let mut workers = WorkerLoop::new().unwrap();
+    let activated = activated(0);
+    let calls = Arc::new(AtomicU32::new(0));
+    let _peers = [(); 3].map(|()| {
+        let (host, mut peer) = UnixStream::pair().unwrap();
+        peer.write_all(b"x").unwrap();
+        let seen = calls.clone();
+        let input = Input(
+            move |cx: &mut Context<'_>| {
+                let watched = cx.watch(0, &host, EventSet::IN);
+                watched.map_err(DeviceFault::Backend)
+            },
+            move |_, _: EventSet, _: &mut Context<'_>| {
+                seen.fetch_add(1, Ordering::SeqCst);
+                Err(DeviceFault::device("a fault"))
+            },
+        );
+        let worker = Worker::new(input, vec![], activated.interrupt.clone());
+        workers.handle().start(worker).unwrap();
+        peer
+    });
+    (0..5).for_each(|_| workers.dispatch().unwrap());
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
+    assert_eq!(workers.workers(), 0);
+}
+
+#[test]
+fn sources_that_take_turns_are_called_when_they_are_ready_alone_whatever_is_paused() {
+    let mut workers = WorkerLoop::new().unwrap();
+    let activated = activated(1);
+    let (mut peers, mut hosts) = (Vec::new(), Vec::new());
+    for _ in 0..2 {
+        let (host, peer) = UnixStream::pair().unwrap();
+        peers.push(peer);
+        hosts.push(host);
+    }
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let (watched, seen) = ([0, 1].map(|n| hosts[n].try_clone().unwrap()), log.clone());
+    let input = Input(
+        move |cx: &mut Context<'_>| {
+            for (number, host) in (0..).zip(&watched) {
+                let interest = [EventSet::IN, EventSet::empty()][number as usize];
+                let watched = cx.watch(number, host, interest);
+                watched.map_err(DeviceFault::Backend)?;
+            }
+            Ok(())
+        },
+        move |number: u32, readiness: EventSet, cx: &mut Context<'_>| {
+            // A read that would block would block for ever.
+            assert_eq!(readiness, EventSet::IN);
+            let mut byte = [0];
+            hosts[number as usize].read_exact(&mut byte).unwrap();
+            seen.lock().unwrap().push((number, byte[0]));
+            cx.set_interest(number, EventSet::empty()).unwrap();
+            cx.set_interest(1 - number, EventSet::IN).unwrap();
+            Ok(Progress::Idle)
+        },
+    );
+    let queues = activated.queues.clone();
+    let worker = Worker::new(input, queues, activated.interrupt.clone());
+    workers.handle().start(worker).unwrap();
+    let bytes: Vec<u8> = (0..20).collect();
+    peers
+        .iter_mut()
+        .for_each(|it| it.write_all(&bytes).unwrap());
+    for round in 0..100 {
+        match round {
+            10 => activated.session.pause(),
+            13 => {
+                activated.session.resume();
+                activated.session.pause();
+            }
+            20 => activated.session.resume(),
+            _ => {}
+        }
+        workers.dispatch().unwrap();
+    }
+    assert!(!activated.session.is_broken());
+    let turns = bytes.iter().flat_map(|&byte| [(0, byte), (1, byte)]);
+    assert_eq!(*log.lock().unwrap(), turns.collect::<Vec<_>>());
 }

@@ -198,9 +198,6 @@ impl Running {
 
     /// Calls the handler for every queue, notified or not.
     pub(crate) fn look(&mut self, poller: &Poller<'_>) -> Life {
-        if self.interrupt.has_ended() {
-            return Life::Ended;
-        }
         for place in 0..self.queues.len() {
             let Some(index) = self.queues.get(place).map(|queue| queue.index) else {
                 break;
@@ -272,19 +269,17 @@ impl Running {
     }
 
     fn serve(&mut self, poller: &Poller<'_>, reason: Reason, readiness: EventSet) -> Life {
-        self.again.retain(|again| again.reason != reason);
+        // A sibling has failed, or a callback of this loop has reset the device.
+        if self.interrupt.has_ended() {
+            return Life::Ended;
+        }
         let pauses = self.interrupt.pauses();
         if !self.is_served(reason) {
-            // What else is ready is reported again after the pause.
-            let readiness = readiness & EventSet::HANG_UP;
-            self.again.push(Again {
-                reason,
-                at: When::Soon,
-                readiness,
-            });
+            self.hold_back(reason, readiness);
             self.sources.suspend(poller, true);
             return Life::GoesOn;
         }
+        self.again.retain(|again| again.reason != reason);
         self.queues.iter_mut().for_each(ActiveQueue::refresh);
         let mut cx = Context {
             queues: &self.queues,
@@ -321,6 +316,21 @@ impl Running {
             Err(_) => return self.fail(&DeviceFault::Panicked),
         }
         Life::GoesOn
+    }
+
+    /// Takes note of a call that a pause holds back. A source that is ready needs none: that is reported
+    /// again after the pause, if it still is.
+    fn hold_back(&mut self, reason: Reason, readiness: EventSet) {
+        let hung_up = readiness & EventSet::HANG_UP;
+        if matches!(reason, Reason::Source(_)) && !readiness.is_empty() && hung_up.is_empty() {
+            return;
+        }
+        self.again.retain(|again| again.reason != reason);
+        self.again.push(Again {
+            reason,
+            at: When::Soon,
+            readiness: hung_up,
+        });
     }
 
     fn call_again(&mut self, reason: Reason, at: When) {
