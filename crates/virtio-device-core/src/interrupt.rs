@@ -136,6 +136,8 @@ struct Shared {
     loops: Mutex<Vec<Arc<EventFd>>>,
     /// Workers, and the activation itself, that have not started yet.
     starting: AtomicUsize,
+    /// The VMM's observer has heard that the device is live.
+    announced: AtomicBool,
     features: Features,
 }
 
@@ -150,6 +152,7 @@ impl InterruptHandle {
                 target: Cuttable::new(Some(interrupt)),
                 loops: Mutex::new(Vec::new()),
                 starting: AtomicUsize::new(1),
+                announced: AtomicBool::new(false),
                 features,
             }),
         }
@@ -249,9 +252,10 @@ impl InterruptHandle {
     }
 
     /// One part has started, or is not wanted any more. The last one tells the VMM's observer that the
-    /// device is live.
+    /// device is live; a worker that a live device starts later is no news.
     pub(crate) fn started(&self) {
-        if self.shared.starting.fetch_sub(1, Ordering::AcqRel) == 1 && !self.is_broken() {
+        let last = self.shared.starting.fetch_sub(1, Ordering::AcqRel) == 1;
+        if last && !self.is_broken() && !self.shared.announced.swap(true, Ordering::AcqRel) {
             let features = self.shared.features;
             let event = Event::Activated { features };
             self.shared.target.reach(|target| target.observe(&event));

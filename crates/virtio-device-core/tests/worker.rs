@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use support::{Activated, SOON, Script, activated, activated_with, kicks, wait_until};
 use virtio_device_core::{
-    Context, DeviceFault, Executor, Progress, RingFault, Unavailable, Worker, WorkerThread,
+    Context, DeviceFault, Executor, Progress, RingFault, Unavailable, Worker, WorkerLoop,
+    WorkerThread,
 };
 
 fn thread() -> WorkerThread {
@@ -394,6 +395,18 @@ fn a_device_is_live_when_its_last_worker_has_started() {
     wait_until("the device is live", live);
     let events = activated.told.events.lock().unwrap();
     assert!(events[0].starts_with("Activated"), "{events:?}");
+}
+
+#[test]
+fn a_worker_that_a_live_device_starts_later_is_no_news() {
+    let activated = activated(1);
+    activated.session.activated();
+    let mut workers = WorkerLoop::new().unwrap();
+    workers.handle().start(activated.idle()).unwrap();
+    workers.dispatch().unwrap();
+    assert_eq!(workers.workers(), 1);
+    let told = activated.told.events.lock().unwrap().len();
+    assert_eq!(told, 1);
 }
 
 #[test]
