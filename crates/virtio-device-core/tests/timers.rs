@@ -10,7 +10,7 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use support::{SOON, activated};
-use virtio_device_core::{Executor, Progress, WorkerThread};
+use virtio_device_core::{Executor, Progress, RateLimit, RateLimits, WorkerThread};
 
 #[test]
 fn a_wait_for_nothing_comes_round_at_once_and_lets_others_in() {
@@ -75,4 +75,16 @@ fn a_hook_that_fails_or_panics_makes_no_thread() {
     assert_eq!(refused.unwrap_err().to_string(), "no affinity");
     let panicked = WorkerThread::with_hook("hook", || panic!("in the hook"));
     assert!(panicked.unwrap_err().to_string().contains("panicked"));
+}
+
+#[test]
+fn a_limit_that_is_changed_early_keeps_the_part_of_a_token() {
+    let limits = RateLimits::none();
+    limits.set(RateLimit::new(10, 1), None);
+    limits.charge(1);
+    std::thread::sleep(Duration::from_millis(60));
+    limits.set(RateLimit::new(1, 1), None);
+    // At least 6 tenths of a token had come in, if not all of it.
+    let wait = limits.admit().err().unwrap_or_default();
+    assert!(wait <= Duration::from_millis(400), "{wait:?}");
 }

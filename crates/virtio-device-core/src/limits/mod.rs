@@ -161,8 +161,11 @@ impl RateLimits {
         }
     }
 
+    /// The moment, on a clock that is a second ahead: the part of a token that is on its way takes less,
+    /// whatever the limit, so it never begins before the clock does.
     fn now(&self) -> Duration {
-        self.shared.start.elapsed()
+        let elapsed = self.shared.start.elapsed();
+        elapsed.saturating_add(Duration::from_secs(1))
     }
 
     fn lock(&self) -> MutexGuard<'_, Buckets> {
