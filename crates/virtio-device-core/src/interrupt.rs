@@ -372,6 +372,13 @@ impl ConfigNotifier {
         self.news.store(BEGUN, Ordering::SeqCst);
     }
 
+    /// Whether something has changed since the driver [began](Self::begin) that it is still to be told.
+    /// For transports, to be saved with what the driver has written.
+    #[must_use]
+    pub fn has_news(&self) -> bool {
+        self.news.load(Ordering::SeqCst) == UNTOLD
+    }
+
     /// Runs `change`, which changes the device's configuration space, and tells the driver, if the
     /// device is live.
     ///

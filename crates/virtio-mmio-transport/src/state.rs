@@ -71,6 +71,10 @@ pub struct TransportState {
     pub interrupt_status: u32,
     /// `ConfigGeneration`.
     pub config_generation: u32,
+    /// Whether the configuration space has changed since the driver began: it is told when it has set
+    /// `DRIVER_OK`.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub config_changed: bool,
     /// The queues, by index.
     pub queues: Vec<QueueState>,
     /// The device's own state.
@@ -167,6 +171,9 @@ pub enum RestoreError {
     /// There are causes of an interrupt that do not exist, or too early.
     #[error("interrupt_status {0:#x} is not reachable")]
     InterruptStatus(u32),
+    /// The configuration space has changed for a driver, and none is on its way up.
+    #[error("config_changed without a driver that is still to be told")]
+    ConfigChanged,
     /// The state has this number of queues, and the device another.
     #[error("saved number of queues, {0}, does not match this device")]
     QueueCount(usize),
@@ -195,6 +202,11 @@ struct Checked {
     queues: Vec<(u16, Option<Virtqueue>)>,
 }
 
+/// Whether there is a driver that has yet to set `DRIVER_OK`, and may.
+fn on_its_way_up(status: DeviceStatus) -> bool {
+    status != DeviceStatus::RESET && !status.driver_ok() && !status.failed()
+}
+
 impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
     /// Saves what the transport and its queues know.
     ///
@@ -206,7 +218,8 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
     ///
     /// [`SaveError::NotPaused`] if the device is live and was not [paused](MmioTransport::pause).
     pub fn save(&self) -> Result<TransportState, SaveError> {
-        let moving = |session: &Session| !self.is_paused() || !session.is_idle();
+        let live = self.registers.status.live();
+        let moving = |session: &Session| live && !self.is_paused() || !session.is_idle();
         if self.session.as_ref().is_some_and(moving) || self.resetting.is_some() {
             return Err(SaveError::NotPaused);
         }
@@ -244,6 +257,7 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
             shm_sel: registers.shm_sel,
             interrupt_status,
             config_generation,
+            config_changed: on_its_way_up(registers.status) && (changing || self.config.has_news()),
             queues: (0..=u16::MAX).zip(&registers.queues).map(queue).collect(),
             device: self.device.save(),
         })
@@ -294,6 +308,9 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
             }
             causes |= INT_VRING;
         }
+        if state.config_changed {
+            self.config.update(|| ());
+        }
         self.interrupt.restore(causes, state.config_generation);
         Ok(())
     }
@@ -313,6 +330,9 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
         let causes = state.interrupt_status;
         if causes & !(INT_VRING | INT_CONFIG) != 0 || causes != 0 && !status.driver_ok() {
             return Err(RestoreError::InterruptStatus(causes));
+        }
+        if state.config_changed && !on_its_way_up(status) {
+            return Err(RestoreError::ConfigChanged);
         }
         let mut registers = self.fresh_registers();
         let features = &mut registers.features;

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 
 use support::{Fixture, Probe};
 use virtio_device_core::DeviceFault;
-use virtio_mmio_transport::INT_CONFIG;
+use virtio_mmio_transport::{INT_CONFIG, RestoreError};
 
 fn pauses(fixture: &Fixture) -> u32 {
     fixture.probe.pauses.load(Ordering::SeqCst)
@@ -102,6 +102,44 @@ fn a_change_on_the_drivers_way_up_is_told_when_the_device_lives() {
 }
 
 #[test]
+fn a_change_on_the_drivers_way_up_outlives_a_move() {
+    for (status, expected) in [(1, INT_CONFIG), (3, INT_CONFIG), (11, INT_CONFIG), (0, 0)] {
+        let mut fixture = Fixture::new();
+        let steps = [0, 1, 3].into_iter().filter(|step| *step <= status);
+        steps.for_each(|step| fixture.set(0x70, step));
+        if status == 11 {
+            set_up(&mut fixture);
+        }
+        fixture.notifier().update(|| ());
+        let state = fixture.transport.save().unwrap();
+        assert_eq!(state.config_changed, expected != 0);
+        let mut twin = Fixture::in_memory(Probe::default(), fixture.memory.clone());
+        twin.transport.restore(&state).unwrap();
+        assert_eq!(twin.transport.save().unwrap(), state);
+        assert_eq!((twin.get(0x60), twin.raised()), (0, 0));
+        if status != 11 {
+            for step in [1, 3].into_iter().filter(|step| *step > status) {
+                twin.set(0x70, step);
+            }
+            twin.set(0x24, 1);
+            twin.set(0x20, 1);
+            twin.set(0x70, 11);
+            twin.enable_queue(0, 0x1000, 16);
+        }
+        twin.set(0x70, 15);
+        assert_eq!(twin.status(), 15);
+        assert_eq!(twin.get(0x60), expected, "saved at {status}");
+        // Told by now.
+        twin.transport.pause().unwrap();
+        let mut state = twin.transport.save().unwrap();
+        assert!(!state.config_changed);
+        state.config_changed = true;
+        let refused = Fixture::new().transport.restore(&state);
+        assert!(matches!(refused, Err(RestoreError::ConfigChanged)));
+    }
+}
+
+#[test]
 fn a_driver_hears_after_restore_that_its_device_is_broken_whenever_it_was_saved() {
     let mut fixture = Fixture::live();
     fixture.interrupt().device_failed(&DeviceFault::Panicked);
@@ -113,4 +151,15 @@ fn a_driver_hears_after_restore_that_its_device_is_broken_whenever_it_was_saved(
     twin.transport.restore(&state).unwrap();
     assert_eq!((twin.status(), twin.get(0x60)), (15 | 64, INT_CONFIG));
     assert_eq!(twin.raised(), 1);
+}
+
+#[test]
+fn a_driver_that_has_given_up_can_be_saved_without_a_pause() {
+    let mut fixture = Fixture::live();
+    fixture.transport.save().unwrap_err();
+    fixture.set(0x70, 15 | 128);
+    let state = fixture.transport.save().unwrap();
+    let mut twin = Fixture::in_memory(Probe::default(), fixture.memory.clone());
+    twin.transport.restore(&state).unwrap();
+    assert_eq!(twin.transport.save().unwrap(), state);
 }
