@@ -372,11 +372,12 @@ impl ConfigNotifier {
         self.news.store(BEGUN, Ordering::SeqCst);
     }
 
-    /// Whether something has changed since the driver [began](Self::begin) that it is still to be told.
-    /// For transports, to be saved with what the driver has written.
+    /// Whether something has changed that the driver is still to be told of: since it
+    /// [began](Self::begin), or just now. For transports, to be saved with what the driver has written:
+    /// ask before the causes of the interrupt are looked at, and once more afterwards.
     #[must_use]
     pub fn has_news(&self) -> bool {
-        self.news.load(Ordering::SeqCst) == UNTOLD
+        self.news.load(Ordering::SeqCst) == UNTOLD || !self.live.is_idle()
     }
 
     /// Runs `change`, which changes the device's configuration space, and tells the driver, if the
@@ -396,13 +397,16 @@ impl ConfigNotifier {
 
         impl Drop for Change<'_> {
             fn drop(&mut self) {
-                let interrupt = &self.notifier.interrupt;
-                interrupt.config_settled();
+                let (interrupt, order) = (&self.notifier.interrupt, Ordering::SeqCst);
                 // A driver on its way up may have read the fields as they were: it hears of the change as
-                // soon as it lives. This is said before the second look, so that one of both sees it.
+                // soon as it lives. This is said before the second look, so that one of both sees it, and
+                // before the change looks settled, so that whoever saves sees it.
                 if self.live.is_none() {
-                    let (news, order) = (&self.notifier.news, Ordering::SeqCst);
+                    let news = &self.notifier.news;
                     let _ = news.compare_exchange(BEGUN, UNTOLD, order, order);
+                }
+                interrupt.config_settled();
+                if self.live.is_none() {
                     fence(order);
                     self.live = Inside::of(&self.notifier.live);
                 }

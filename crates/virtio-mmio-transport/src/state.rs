@@ -240,8 +240,12 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
             active: session.is_some_and(|session| session.has_queue(index)),
             progress: session.and_then(|session| session.inspect(index, Virtqueue::progress)),
         };
+        // The device first, so that what changes meanwhile is told rather than lost.
+        let device = self.device.save();
+        let news = self.config.has_news();
         let (mut interrupt_status, config_generation, changing) = self.interrupt.saved();
-        if untold || changing && session.is_some() {
+        let news = news || changing || self.config.has_news();
+        if untold || news && registers.status.live() {
             // The driver is told after restore, by the interrupt that announces it (section 2.1.2).
             interrupt_status |= INT_CONFIG;
         }
@@ -259,7 +263,7 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
             config_generation,
             config_changed: on_its_way_up(registers.status) && (changing || self.config.has_news()),
             queues: (0..=u16::MAX).zip(&registers.queues).map(queue).collect(),
-            device: self.device.save(),
+            device,
         })
     }
 

@@ -163,3 +163,24 @@ fn a_driver_that_has_given_up_can_be_saved_without_a_pause() {
     twin.transport.restore(&state).unwrap();
     assert_eq!(twin.transport.save().unwrap(), state);
 }
+
+#[test]
+fn a_change_while_the_device_is_saved_is_told_after_the_move() {
+    for live in [true, false] {
+        let mut fixture = Fixture::new();
+        set_up(&mut fixture);
+        if live {
+            fixture.set(0x70, 15);
+        }
+        fixture.transport.pause().unwrap();
+        let notifier = fixture.notifier();
+        *fixture.probe.saving.lock().unwrap() = Some(Box::new(move || notifier.update(|| ())));
+        let state = fixture.transport.save().unwrap();
+        let mut twin = Fixture::in_memory(Probe::default(), fixture.memory.clone());
+        twin.transport.restore(&state).unwrap();
+        assert_eq!(twin.get(0xfc), fixture.get(0xfc));
+        twin.set(0x70, 15);
+        assert_eq!(twin.status(), 15);
+        assert_eq!(twin.get(0x60) & INT_CONFIG, INT_CONFIG, "live: {live}");
+    }
+}

@@ -13,6 +13,7 @@
 
 pub(crate) mod programs;
 
+use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -30,7 +31,7 @@ pub(crate) type Memory = Arc<GuestMemoryMmap<()>>;
 pub(crate) const CONFIG: [u8; 6] = [1, 2, 3, 4, 5, 6];
 
 /// What the test sees of the device inside the transport.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Probe {
     pub(crate) activation: Arc<Mutex<Option<Activation<Memory>>>>,
     pub(crate) notifier: Arc<Mutex<Option<ConfigNotifier>>>,
@@ -40,6 +41,14 @@ pub(crate) struct Probe {
     pub(crate) features: Features,
     pub(crate) fail: bool,
     pub(crate) state: Arc<Mutex<DeviceState>>,
+    /// What happens while the device is saved.
+    pub(crate) saving: Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>,
+}
+
+impl fmt::Debug for Probe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Probe").finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
@@ -95,6 +104,9 @@ impl VirtioDevice<Memory> for TestDevice {
     }
 
     fn save(&self) -> DeviceState {
+        if let Some(happens) = self.probe.saving.lock().unwrap().take() {
+            happens();
+        }
         self.probe.state.lock().unwrap().clone()
     }
 
