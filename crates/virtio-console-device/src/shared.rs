@@ -89,20 +89,27 @@ impl Shared {
         if self.size(port) == size {
             return;
         }
+        let change = || self.store_and_tell(port, size);
         // The first port's size is in the configuration space as well.
-        let changed = match self.config.get().filter(|_| port == 0) {
-            Some(config) => config.update(|| self.store_size(port, size)),
-            None => self.store_size(port, size),
+        let news = match self.config.get().filter(|_| port == 0) {
+            Some(config) => config.update(change),
+            None => change(),
         };
-        let is_console = self.ports.get(port).is_some_and(|port| port.console);
-        if !changed || !is_console {
-            return;
-        }
-        let mut progress = self.progress();
-        if let Some(state) = progress.ports.get_mut(port).filter(|state| state.ready) {
-            state.news.add(News::SIZE);
+        if news {
             self.wake();
         }
+    }
+
+    /// Stores the size of a port, and takes note that it is news: both or neither is saved. Returns
+    /// whether it is.
+    fn store_and_tell(&self, port: usize, size: Size) -> bool {
+        let mut progress = self.progress();
+        let is_console = self.ports.get(port).is_some_and(|port| port.console);
+        if !self.store_size(port, size) || !is_console {
+            return false;
+        }
+        let state = progress.ports.get_mut(port).filter(|state| state.ready);
+        state.map(|state| state.news.add(News::SIZE)).is_some()
     }
 
     /// Takes a port away from the guest, or puts it back.

@@ -10,9 +10,11 @@ mod support;
 use std::io::Write;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc::channel;
+use std::thread;
 use std::time::Duration;
 
-use support::{CONTROL_RX, CONTROL_TX, Guest, RX, TX, available, pattern, port, socket};
+use support::{CONTROL_RX, CONTROL_TX, Guest, RX, SOON, TX, available, pattern, port, socket};
 use virtio_console_device::{Size, VIRTIO_CONSOLE_F_MULTIPORT};
 use virtio_device_core::Features;
 
@@ -323,6 +325,30 @@ fn news_wait_for_room_and_survive_a_pause_and_a_move() {
     guest.kick(CONTROL_RX);
     guest.settle();
     assert_eq!(guest.news(), [vec![], message(0, 5, 0, &[8, 0, 8, 0])]);
+}
+
+#[test]
+fn a_size_that_is_set_during_a_save_is_told_after_the_move() {
+    let (mut guest, _hosts, devices) = two_ports(multiport());
+    set_up(&mut guest);
+    guest.pause();
+    let (changed, to_be_saved) = channel();
+    let (saved, goes_on) = channel();
+    *guest.told.on_config.lock().unwrap() = Some(Box::new(move || {
+        changed.send(()).unwrap();
+        goes_on.recv_timeout(SOON).unwrap();
+    }));
+    let handle = guest.device.handle();
+    let resize = thread::spawn(move || handle.resize(0, Size { cols: 9, rows: 9 }));
+    to_be_saved.recv_timeout(SOON).unwrap();
+    let state = guest.save();
+    saved.send(()).unwrap();
+    resize.join().unwrap();
+    let [console, channel] = [&devices[0], &devices[1]].map(port);
+    let mut guest = guest.move_to(vec![console, channel.as_channel()], &state);
+    guest.resume();
+    guest.settle();
+    assert_eq!(guest.news(), [message(0, 5, 0, &[9, 0, 9, 0])]);
 }
 
 #[test]

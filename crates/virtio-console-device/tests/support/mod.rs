@@ -54,6 +54,8 @@ pub struct Told {
     pub config: AtomicU32,
     pub generation: AtomicU32,
     pub events: Mutex<Vec<String>>,
+    /// What happens when the next configuration interrupt is raised.
+    pub on_config: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 impl Told {
@@ -77,6 +79,8 @@ impl Interrupt for Told {
 
     fn config_interrupt(&self) {
         self.config.fetch_add(1, Ordering::SeqCst);
+        let happens = self.on_config.lock().unwrap().take();
+        happens.into_iter().for_each(|happens| happens());
     }
 
     fn observe(&self, event: &Event<'_>) {
