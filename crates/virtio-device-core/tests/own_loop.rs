@@ -15,7 +15,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use support::{Input, SOON, activated, activated_with, kicks};
-use virtio_device_core::{Context, DeviceFault, Executor, Progress, Worker, WorkerLoop};
+use virtio_device_core::{
+    Context, DeviceFault, Executor, InFlight, Progress, QueueHandler, Worker, WorkerLoop,
+};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 /// Whether `fd` becomes readable in an epoll instance of the VMM's own.
@@ -165,4 +167,82 @@ fn sources_that_take_turns_are_called_when_they_are_ready_alone_whatever_is_paus
     assert!(!activated.session.is_broken());
     let turns = bytes.iter().flat_map(|&byte| [(0, byte), (1, byte)]);
     assert_eq!(*log.lock().unwrap(), turns.collect::<Vec<_>>());
+}
+
+#[test]
+fn a_callback_that_resets_another_device_of_the_loop_does_not_wait_for_its_own_loop() {
+    struct Holds(Option<InFlight>);
+    impl QueueHandler for Holds {
+        fn process(&mut self, queue: u16, cx: &mut Context<'_>) -> Result<Progress, DeviceFault> {
+            self.0 = cx.queue(queue).and_then(|queue| queue.lease.hold().ok());
+            Ok(Progress::Idle)
+        }
+    }
+    for place in 0..3 {
+        let mut workers = WorkerLoop::new().unwrap();
+        let resets = activated(1);
+        let others = [activated(1), activated(1)];
+        let holds = others.each_ref().map(|other| {
+            let queues = other.queues.clone();
+            Worker::new(Holds(None), queues, other.interrupt.clone())
+        });
+        others.iter().for_each(|other| other.session.kick_all());
+        let mut sessions = Some(others.map(|other| other.session));
+        let idle = Arc::new(Mutex::new(Vec::new()));
+        let seen = idle.clone();
+        let reset = resets.worker(move |_, _| {
+            for session in sessions.take().into_iter().flatten() {
+                session.revoke();
+                seen.lock().unwrap().push(session.wait_idle(Some(SOON)));
+            }
+            Ok(Progress::Idle)
+        });
+        let mut all = Vec::from(holds);
+        all.insert(place, reset);
+        for worker in all {
+            workers.handle().start(worker).unwrap();
+        }
+        (0..4).for_each(|_| workers.dispatch().unwrap());
+        assert_eq!(workers.workers(), 3);
+        resets.kick(0);
+        (0..4).for_each(|_| workers.dispatch().unwrap());
+        assert_eq!(*idle.lock().unwrap(), [true, true], "in place {place}");
+        assert_eq!(workers.workers(), 1);
+        resets.kick(0);
+        workers.dispatch().unwrap();
+        assert!(!resets.session.is_broken());
+    }
+}
+
+#[test]
+fn a_callback_that_resets_a_device_whose_worker_is_about_to_start_does_not_wait_either() {
+    let mut workers = WorkerLoop::new().unwrap();
+    let (resets, other) = (activated(1), activated(1));
+    let held = other.queues[0].lease.hold().unwrap();
+    let starts = other.worker(move |_, _| {
+        let _ = &held;
+        Ok(Progress::Idle)
+    });
+    let (mut session, mut calls) = (Some(other.session), 0);
+    let idle = Arc::new(Mutex::new(None));
+    let seen = idle.clone();
+    let reset = resets.worker(move |_, _| {
+        calls += 1;
+        if calls == 1 {
+            return Ok(Progress::More);
+        }
+        if let Some(session) = session.take() {
+            session.revoke();
+            *seen.lock().unwrap() = Some(session.wait_idle(Some(SOON)));
+        }
+        Ok(Progress::Idle)
+    });
+    workers.handle().start(reset).unwrap();
+    workers.dispatch().unwrap();
+    resets.kick(0);
+    workers.dispatch().unwrap();
+    workers.handle().start(starts).unwrap();
+    (0..3).for_each(|_| workers.dispatch().unwrap());
+    assert_eq!(*idle.lock().unwrap(), Some(true));
+    assert_eq!(workers.workers(), 1);
 }

@@ -113,7 +113,7 @@ impl Mailbox {
     }
 }
 
-fn take_ended(workers: &mut Vec<Worker>) -> Vec<Worker> {
+pub(crate) fn take_ended(workers: &mut Vec<Worker>) -> Vec<Worker> {
     let all = std::mem::take(workers).into_iter();
     let (ended, live) = all.partition(|worker| worker.interrupt.has_ended());
     *workers = live;
@@ -239,29 +239,28 @@ impl WorkerLoop {
         // Taken before the others come round: a worker waits for the same descriptors as its
         // predecessor, whose activation had ended when it was put here. So that one has left the loop
         // when this one starts.
-        let new = if start_new {
-            self.mailbox.take_new()
-        } else {
-            Vec::new()
-        };
+        if start_new {
+            self.workers.take_new();
+        }
         if come_round {
             let now = Instant::now();
             self.for_each_worker(|worker, poller| worker.come_round(poller, now));
         }
-        self.start(new);
-        if self.workers.list().iter().any(Running::is_due) {
+        while let Some(worker) = self.workers.next_new() {
+            self.start(worker);
+        }
+        if self.workers.any(Running::is_due) {
             self.mailbox.wake();
         }
         self.arm().map_err(|error| self.fail_all(error))
     }
 
-    fn start(&mut self, new: Vec<Worker>) {
-        for worker in new {
-            // A key is not used again before 4 billion others were.
-            self.next_key = self.next_key.checked_add(1).unwrap_or(FIRST_KEY + 1);
-            let poller = self.workers.poller(self.next_key, self.round);
-            let started = Running::start(worker, &poller);
-            self.workers.list().extend(started);
+    fn start(&mut self, worker: Worker) {
+        // A key is not used again before 4 billion others were.
+        self.next_key = self.next_key.checked_add(1).unwrap_or(FIRST_KEY + 1);
+        let poller = self.workers.poller(self.next_key, self.round);
+        if let Some(worker) = Running::start(worker, &poller) {
+            self.workers.add(worker);
         }
     }
 
@@ -284,9 +283,7 @@ impl WorkerLoop {
 
     /// Sets the timer to the first moment that any worker waits for.
     fn arm(&mut self) -> io::Result<()> {
-        let first = (self.workers.list().iter())
-            .filter_map(Running::deadline)
-            .min();
+        let first = self.workers.deadline();
         if first == self.armed {
             return Ok(());
         }

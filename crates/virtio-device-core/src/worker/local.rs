@@ -9,11 +9,12 @@
 use std::cell::RefCell;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::time::Instant;
 
 use vmm_sys_util::epoll::Epoll;
 
 use crate::worker::Worker;
-use crate::worker::event_loop::Mailbox;
+use crate::worker::event_loop::{Mailbox, take_ended};
 use crate::worker::running::{Life, Running};
 use crate::worker::sources::Poller;
 
@@ -24,9 +25,11 @@ thread_local! {
 pub(crate) struct Workers {
     /// None in a loop that does not wait.
     epoll: Option<Rc<Epoll>>,
-    /// Those that have not started yet.
     mailbox: Arc<Mailbox>,
-    list: RefCell<Vec<Running>>,
+    /// Those that were taken from the mailbox, and start when the others have come round.
+    new: RefCell<Vec<Worker>>,
+    /// The place of one that is being called is empty meanwhile, as is that of one that was let go.
+    list: RefCell<Vec<Option<Box<Running>>>>,
 }
 
 impl Workers {
@@ -34,6 +37,7 @@ impl Workers {
         let workers = Rc::new(Self {
             epoll,
             mailbox,
+            new: RefCell::default(),
             list: RefCell::default(),
         });
         // A thread that is about to end has no list any more, and no device to reset.
@@ -45,13 +49,35 @@ impl Workers {
         workers
     }
 
-    pub(crate) fn list(&self) -> std::cell::RefMut<'_, Vec<Running>> {
-        self.list.borrow_mut()
+    pub(crate) fn take_new(&self) {
+        self.new.borrow_mut().extend(self.mailbox.take_new());
+    }
+
+    /// The next one that is to start.
+    pub(crate) fn next_new(&self) -> Option<Worker> {
+        let mut new = self.new.borrow_mut();
+        (!new.is_empty()).then(|| new.remove(0))
+    }
+
+    pub(crate) fn add(&self, worker: Running) {
+        self.list.borrow_mut().push(Some(Box::new(worker)));
     }
 
     pub(crate) fn len(&self) -> usize {
-        // While a handler is being called, by itself, nobody asks.
-        self.list.try_borrow().map_or(0, |list| list.len())
+        self.list.borrow().iter().flatten().count()
+    }
+
+    /// Whether a condition holds for any worker.
+    pub(crate) fn any(&self, condition: impl Fn(&Running) -> bool) -> bool {
+        let list = self.list.borrow();
+        list.iter().flatten().any(|worker| condition(worker))
+    }
+
+    /// The first moment that any worker waits for.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        let list = self.list.borrow();
+        let deadlines = list.iter().flatten();
+        deadlines.filter_map(|worker| worker.deadline()).min()
     }
 
     pub(crate) fn poller(&self, key: u32, round: u64) -> Poller<'_> {
@@ -62,45 +88,49 @@ impl Workers {
         }
     }
 
-    /// Calls every worker, and has those leave that have ended, after all were called: a handler may do
-    /// anything when it is dropped, also [let workers go](let_go).
+    /// Calls every worker, and has those leave that have ended. No list is borrowed meanwhile: a handler
+    /// may do anything when it is called, or dropped, also [let others go](let_go).
     pub(crate) fn for_each(
         &self,
         round: u64,
         mut call: impl FnMut(&mut Running, &Poller<'_>) -> Life,
     ) {
-        let (mut list, mut ended, mut place) = (self.list(), Vec::new(), 0);
-        while let Some(worker) = list.get_mut(place) {
-            let poller = self.poller(worker.key(), round);
-            match call(worker, &poller) {
-                Life::GoesOn => place += 1,
-                Life::Ended => ended.push(list.swap_remove(place)),
+        let mut place = 0;
+        while let Some(slot) = self.exchange(place, None) {
+            if let Some(mut worker) = slot {
+                let poller = self.poller(worker.key(), round);
+                match call(&mut worker, &poller) {
+                    Life::GoesOn => drop(self.exchange(place, Some(worker))),
+                    // At once: whoever is called next may wait for what it holds.
+                    Life::Ended => worker.end(&poller),
+                }
             }
+            place += 1;
         }
-        drop(list);
-        self.end(ended);
+        self.list.borrow_mut().retain(Option::is_some);
     }
 
-    fn end(&self, ended: Vec<Running>) {
+    /// Puts a worker into a place; returns what was there, if there is such a place.
+    fn exchange(&self, place: usize, worker: Option<Box<Running>>) -> Option<Option<Box<Running>>> {
+        let mut list = self.list.borrow_mut();
+        list.get_mut(place)
+            .map(|slot| std::mem::replace(slot, worker))
+    }
+
+    /// Has the workers leave whose activation has ended, but for the one that is being called.
+    fn let_go(&self) {
+        let mut waiting = self.mailbox.take_ended();
+        waiting.extend(take_ended(&mut self.new.borrow_mut()));
+        waiting.into_iter().for_each(Worker::discard);
+        let mut list = self.list.borrow_mut();
+        let has_ended = |worker: &mut Box<Running>| worker.has_ended();
+        let ended = list.iter_mut().filter_map(|slot| slot.take_if(has_ended));
+        let ended = ended.collect::<Vec<_>>();
+        drop(list);
         for worker in ended {
             let poller = self.poller(worker.key(), 0);
             worker.end(&poller);
         }
-    }
-
-    /// Has the workers leave whose activation has ended, unless one is being called just now.
-    fn let_go(&self) {
-        let waiting = self.mailbox.take_ended();
-        waiting.into_iter().for_each(Worker::discard);
-        let Ok(mut list) = self.list.try_borrow_mut() else {
-            return;
-        };
-        let mut ended = Vec::new();
-        while let Some(place) = list.iter().position(Running::has_ended) {
-            ended.push(list.swap_remove(place));
-        }
-        drop(list);
-        self.end(ended);
     }
 }
 

@@ -68,9 +68,11 @@ impl StepLoop {
     pub fn step(&mut self) -> bool {
         let woken = self.mailbox.clear();
         let mut done = woken && self.clean_up();
-        for worker in self.mailbox.take_new() {
-            let started = Running::start(worker, &NOWHERE);
-            self.workers.list().extend(started);
+        self.workers.take_new();
+        while let Some(worker) = self.workers.next_new() {
+            if let Some(worker) = Running::start(worker, &NOWHERE) {
+                self.workers.add(worker);
+            }
             done = true;
         }
         self.for_each_worker(|worker| {
