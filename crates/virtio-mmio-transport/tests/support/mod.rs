@@ -30,6 +30,8 @@ pub(crate) type Memory = Arc<GuestMemoryMmap<()>>;
 
 pub(crate) const CONFIG: [u8; 6] = [1, 2, 3, 4, 5, 6];
 
+type Happens = Box<dyn FnOnce() + Send>;
+
 /// What the test sees of the device inside the transport.
 #[derive(Clone, Default)]
 pub(crate) struct Probe {
@@ -42,7 +44,7 @@ pub(crate) struct Probe {
     pub(crate) fail: bool,
     pub(crate) state: Arc<Mutex<DeviceState>>,
     /// What happens while the device is saved.
-    pub(crate) saving: Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>,
+    pub(crate) saving: Arc<Mutex<Option<Happens>>>,
 }
 
 impl fmt::Debug for Probe {
