@@ -210,6 +210,7 @@ fn options_that_make_no_sense_are_refused() {
         (["--acpi=off", "--cpus=2"], "without ACPI"),
         (["--virtio-rng=off", "--rate-limit=1"], "no sense"),
         (["--disk", ""], "the path is empty"),
+        (["--net", "socket="], "the path is empty"),
         (
             ["--disk", "/nonexistent"],
             "--disk /nonexistent: No such file",

@@ -54,6 +54,7 @@ impl NetOptions {
             let wrong = |what: &str| format!("--net: '{part}' is no {what}");
             match part.split_once('=') {
                 Some(("tap", name)) if place.is_none() => place = Some(Where::Tap(name.to_owned())),
+                Some(("socket", "")) => return Err("--net: the path is empty".to_owned()),
                 Some(("socket", path)) if place.is_none() => {
                     place = Some(Where::Socket(path.into()));
                 }
