@@ -431,7 +431,7 @@ take turns. Interrupts are left out for all, and event fds for those that wait f
 other, but not where there are four queues. Stand-ins are written for this benchmark, after the strategy
 of devices that are no crates; they check nothing.";
 
-fn main() -> io::Result<()> {
+fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut report = Report::new("Block requests", "blk_requests", ABOUT);
     let rounds = report.rounds(31, 5);
     raise_priority();

@@ -510,7 +510,7 @@ fn take_turns(cases: Vec<Case>, rounds: usize, count: u64) -> Results {
     interleave(others, rounds, count).and(interleave(locked, rounds, count))
 }
 
-fn main() -> std::io::Result<()> {
+fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut report = Report::new("Bus dispatch", "bus_dispatch", ABOUT);
     let rounds = report.rounds(61, 11);
     raise_priority();

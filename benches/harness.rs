@@ -7,8 +7,12 @@
 //! them; a ratio is the median over the rounds of the ratios inside of each round. Nanoseconds
 //! depend on the machine and its mood, ratios hardly do: only ratios are worth writing down.
 
+pub mod chart;
+
+use std::error::Error;
 use std::fmt::Write as _;
 use std::hint::black_box;
+use std::path::PathBuf;
 use std::sync::Barrier;
 use std::time::Instant;
 
@@ -203,11 +207,12 @@ impl std::fmt::Display for Table {
 }
 
 /// What a benchmark has to say, and the command line that asked for it: `--quick` for fewer rounds,
-/// `--write <file>` to keep the report.
+/// `--write <file>` to keep the report, and a picture of it beside it.
 #[derive(Debug)]
 pub struct Report {
     quick: bool,
-    file: Option<String>,
+    file: Option<PathBuf>,
+    picture: Option<&'static str>,
     text: String,
     targets: Table,
 }
@@ -219,7 +224,8 @@ impl Report {
         let args: Vec<String> = std::env::args().collect();
         let mut report = Self {
             quick: args.iter().any(|arg| arg == "--quick"),
-            file: args.into_iter().skip_while(|arg| arg != "--write").nth(1),
+            file: (args.into_iter().skip_while(|arg| arg != "--write").nth(1)).map(PathBuf::from),
+            picture: chart::pages().find(|page| *page == bench.replace('_', "-")),
             text: String::new(),
             targets: Table::new(&["", "at most", "measured", ""]),
         };
@@ -228,6 +234,11 @@ impl Report {
              Written by `cargo bench -p vmm-devices-benches --bench {bench} -- --write <this file>`:\n\
              what was measured, on the machine it ran on.\n\n{about}\n"
         ));
+        if let Some(page) = report.picture {
+            report.say(format_args!(
+                "![Bars: part of the tables below]({page}.svg)\n"
+            ));
+        }
         report
     }
 
@@ -253,12 +264,17 @@ impl Report {
     ///
     /// # Errors
     ///
-    /// When the file cannot be written.
-    pub fn finish(mut self) -> std::io::Result<()> {
+    /// When a file cannot be written, or what the picture shows is not in the report.
+    pub fn finish(mut self) -> Result<(), Box<dyn Error>> {
         let targets = std::mem::take(&mut self.targets);
         self.say(format_args!("## Targets\n\n{targets}"));
         print!("{}", self.text);
-        self.file
-            .map_or(Ok(()), |file| std::fs::write(file, self.text))
+        let Some(file) = self.file else {
+            return Ok(());
+        };
+        if let Some(page) = self.picture {
+            std::fs::write(file.with_extension("svg"), chart::svg(page, &self.text)?)?;
+        }
+        Ok(std::fs::write(file, self.text)?)
     }
 }

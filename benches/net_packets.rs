@@ -462,7 +462,7 @@ for this benchmark after the strategy of devices that are no crates, and leave o
 offloads, filters, limits, counters, checks of headers. Both use `virtio-queue`; Firecracker has a
 queue of its own, so what is said of it here is said of its strategy alone.";
 
-fn main() -> io::Result<()> {
+fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut report = Report::new("Network packets", "net_packets", ABOUT);
     let rounds = report.rounds(61, 11);
     raise_priority();

@@ -107,7 +107,7 @@ const ONE: &str = "one queue";
 const TWO: &str = "two queues at once";
 const SAME: &str = "*one queue, by two threads*";
 
-fn main() -> std::io::Result<()> {
+fn main() -> Result<(), Box<dyn std::error::Error>> {
     pin(0);
     raise_priority();
     let mut report = Report::new(

@@ -419,7 +419,7 @@ for this benchmark, after the strategy of devices that are no crates. `FastEntro
 crates `aes` and `ctr`; `chacha20`'s generator would take its place if it took at most 1.3 times as
 long for 64 KiB.";
 
-fn main() -> io::Result<()> {
+fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut report = Report::new("Entropy requests", "rng_requests", ABOUT);
     let rounds = report.rounds(61, 11);
     raise_priority();

@@ -109,7 +109,7 @@ fn measure(rounds: usize) -> Results {
     interleave(cases, rounds, GROUPS)
 }
 
-fn main() -> std::io::Result<()> {
+fn main() -> Result<(), Box<dyn std::error::Error>> {
     pin(0);
     raise_priority();
     let mut report = Report::new(

@@ -30,7 +30,7 @@
 mod x86_64;
 
 #[cfg(target_arch = "x86_64")]
-fn main() -> std::io::Result<()> {
+fn main() -> Result<(), Box<dyn std::error::Error>> {
     x86_64::main()
 }
 

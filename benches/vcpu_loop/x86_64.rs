@@ -382,7 +382,7 @@ fn tick() -> f64 {
 const ABOUT: &str = "\
 The guest reads four bytes from one address; medians of rounds in which all competitors take turns.";
 
-pub(crate) fn main() -> io::Result<()> {
+pub(crate) fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut report = Report::new("The run loop", "vcpu_loop", ABOUT);
     if let Err(error) = Kvm::new() {
         println!("skipped: no usable /dev/kvm: {error}");
