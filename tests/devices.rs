@@ -13,7 +13,7 @@ use bus::{AccessError, BusDevice, MmioBus};
 use virtio_conformance::ramdisk::RamDisk;
 use virtio_conformance::{
     CountingLine, DriverQueue, EventCounters, MmioPort, Port, VIRTQ_DESC_F_NEXT,
-    VIRTQ_DESC_F_WRITE, WatchedMemory,
+    VIRTQ_DESC_F_WRITE, WatchedMemory, reg,
 };
 use virtio_device_core::{
     Features, LoopHandle, StepLoop, VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1, VirtioDevice,
@@ -132,18 +132,18 @@ impl Rig {
         let queue = Queue::new(memory, QUEUE, 8);
         let features = features | Features::of(&[VIRTIO_F_VERSION_1]);
         for (offset, value) in [
-            (0x70, 0),
-            (0x70, 3),
-            (0x24, 0),
-            (0x20, features.word(0)),
-            (0x24, 1),
-            (0x20, features.word(1)),
-            (0x70, 11),
+            (reg::STATUS, 0),
+            (reg::STATUS, 3),
+            (reg::DRIVER_FEATURES_SEL, 0),
+            (reg::DRIVER_FEATURES, features.word(0)),
+            (reg::DRIVER_FEATURES_SEL, 1),
+            (reg::DRIVER_FEATURES, features.word(1)),
+            (reg::STATUS, 11),
         ] {
             self.port.set(offset, value);
         }
         assert!(self.port.enable(0, queue.setup()));
-        self.port.set(0x70, 15);
+        self.port.set(reg::STATUS, 15);
         assert_eq!(self.port.status(), 15);
         queue
     }
@@ -258,9 +258,9 @@ fn memory_that_is_taken_away_is_a_fault() {
         assert!(image(&memory) == before);
         rig.port.set_status(0);
         // And a queue there cannot be enabled any more.
-        rig.port.set(0x70, 3);
+        rig.port.set(reg::STATUS, 3);
         rig.port.accept(1, 1);
-        rig.port.set(0x70, 11);
+        rig.port.set(reg::STATUS, 11);
         assert!(!rig.port.enable(0, queue.setup()));
     }
 }
@@ -371,11 +371,11 @@ fn a_device_that_was_removed_is_gone() {
         port.set_status(0);
         // Started here, and put on the bus with a request in its queue.
         let queue = Queue::new(&memory, QUEUE, 8);
-        port.set(0x70, 3);
+        port.set(reg::STATUS, 3);
         port.accept(1, 1);
-        port.set(0x70, 11);
+        port.set(reg::STATUS, 11);
         assert!(port.enable(0, queue.setup()));
-        port.set(0x70, 15);
+        port.set(reg::STATUS, 15);
         let (_, kick) = port.device_mut().kicks().next().unwrap();
         let kick = kick.try_clone().unwrap();
         let bus = MmioBus::new();
@@ -387,7 +387,7 @@ fn a_device_that_was_removed_is_gone() {
         let vcpu = std::thread::spawn(move || {
             loop {
                 let mut word = [0; 4];
-                match view.read(BASE + 0x70, &mut word) {
+                match view.read(BASE + reg::STATUS, &mut word) {
                     Ok(()) => assert_eq!(u32::from_le_bytes(word), 15),
                     Err(error) => return error,
                 }

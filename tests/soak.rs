@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bus::{MmioBus, MmioView};
-use virtio_conformance::{DriverQueue, MmioPort, Port};
+use virtio_conformance::{DriverQueue, MmioPort, Port, reg};
 use virtio_device_core::{WorkerThread, edge_line};
 use virtio_mmio_transport::{MmioTransport, REGION_SIZE};
 use virtio_rng_device::EntropyDevice;
@@ -70,26 +70,31 @@ fn registers(bus: &MmioBus) -> Registers {
 
 /// Resets the device and starts it.
 fn start<'m>(port: &mut Registers, memory: &'m Memory) -> DriverQueue<'m, GuestMemoryMmap<()>> {
-    port.set(0x70, 0);
+    port.set(reg::STATUS, 0);
     let deadline = Instant::now() + SOON;
-    while port.get(0x70) != 0 {
+    while port.get(reg::STATUS) != 0 {
         assert!(Instant::now() < deadline, "the reset does not end");
         std::thread::yield_now();
     }
     // Not before: until then, the rings of the last driver are the device's to write to.
     let queue = DriverQueue::new(&**memory, 0x1000, 8);
-    for (offset, value) in [(0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11)] {
+    for (offset, value) in [
+        (reg::STATUS, 3),
+        (reg::DRIVER_FEATURES_SEL, 1),
+        (reg::DRIVER_FEATURES, 1),
+        (reg::STATUS, 11),
+    ] {
         port.set(offset, value);
     }
     assert!(port.enable(0, queue.setup()));
-    port.set(0x70, 15);
+    port.set(reg::STATUS, 15);
     queue
 }
 
 /// Makes a request, and waits until it has come back.
 fn request(port: &mut Registers, queue: &mut DriverQueue<'_, GuestMemoryMmap<()>>) {
     queue.offer_writable(0, BUFFER, 64);
-    port.set(0x50, 0);
+    port.set(reg::QUEUE_NOTIFY, 0);
     served(queue);
 }
 
@@ -117,12 +122,12 @@ fn round(bus: &MmioBus, memory: &Memory) {
     let mut queue = start(&mut port, memory);
     request(&mut port, &mut queue);
     queue.offer_writable(0, BUFFER, 64);
-    port.set(0x50, 0);
+    port.set(reg::QUEUE_NOTIFY, 0);
 
     let mut queue = start(&mut port, memory);
     transport.lock().unwrap().pause().unwrap();
     queue.offer_writable(0, BUFFER, 64);
-    port.set(0x50, 0);
+    port.set(reg::QUEUE_NOTIFY, 0);
     assert!(queue.take_used().is_empty(), "paused");
     transport.lock().unwrap().resume();
     served(&mut queue);

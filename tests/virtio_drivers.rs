@@ -16,8 +16,8 @@ use std::time::Duration;
 use bus::MmioBus;
 use driver::BusTransport;
 use limit::{Limit, receive, wait_until};
-use virtio_conformance::DriverQueue;
 use virtio_conformance::virtio_drivers::GuestHal;
+use virtio_conformance::{DriverQueue, reg};
 use virtio_device_core::{WorkerThread, edge_line};
 use virtio_drivers::PAGE_SIZE;
 use virtio_drivers::device::rng::VirtIORng;
@@ -130,30 +130,32 @@ fn a_source_that_ends_makes_the_device_ask_for_a_reset() {
     let mut ring = DriverQueue::new(&*memory, GuestHal::allocate(PAGE_SIZE).0, 8);
     let setup = *ring.setup();
     for status in [0, 1, 3] {
-        registers.write(0x70, status);
+        registers.write(reg::STATUS, status);
     }
-    registers.write(0x24, 1);
-    registers.write(0x20, 1);
-    registers.write(0x70, 11);
-    registers.write(0x30, 0);
-    registers.write(0x38, setup.size);
+    registers.write(reg::DRIVER_FEATURES_SEL, 1);
+    registers.write(reg::DRIVER_FEATURES, 1);
+    registers.write(reg::STATUS, 11);
+    registers.write(reg::QUEUE_SEL, 0);
+    registers.write(reg::QUEUE_SIZE, setup.size);
     for (offset, address) in [
-        (0x80, setup.desc_table),
-        (0x90, setup.avail_ring),
-        (0xa0, setup.used_ring),
+        (reg::QUEUE_DESC_LOW, setup.desc_table),
+        (reg::QUEUE_DRIVER_LOW, setup.avail_ring),
+        (reg::QUEUE_DEVICE_LOW, setup.used_ring),
     ] {
         registers.write(offset, u32::try_from(address).unwrap());
         registers.write(offset + 4, 0);
     }
-    registers.write(0x44, 1);
-    registers.write(0x70, 15);
+    registers.write(reg::QUEUE_READY, 1);
+    registers.write(reg::STATUS, 15);
     ring.offer_writable(0, GuestHal::allocate(PAGE_SIZE).0, 64);
-    registers.write(0x50, 0);
+    registers.write(reg::QUEUE_NOTIFY, 0);
 
     receive("the device asks for a reset", &interrupts);
-    wait_until("the status says so", || registers.read(0x70) == 15 | 64);
-    assert_eq!(registers.read(0x60), 2);
+    wait_until("the status says so", || {
+        registers.read(reg::STATUS) == 15 | 64
+    });
+    assert_eq!(registers.read(reg::INTERRUPT_STATUS), 2);
     assert_eq!(ring.take_used(), []);
-    registers.write(0x70, 0);
-    assert_eq!(registers.read(0x70), 0);
+    registers.write(reg::STATUS, 0);
+    assert_eq!(registers.read(reg::STATUS), 0);
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use bus::{AccessError, BusDevice, MmioBus};
 use virtio_blk_device::{Block, FileBackend, FileOptions};
 use virtio_conformance::{
-    DriverQueue, EventLog, MmioPort, Port, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE,
+    DriverQueue, EventLog, MmioPort, Port, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE, reg,
 };
 use virtio_device_core::{
     Activation, Context, DeviceFault, Progress, QueueHandler, VirtioDevice, WorkerThread, edge_line,
@@ -93,18 +93,18 @@ impl Machine {
         // A disk whose driver can flush does not flush by itself.
         let flush = self.port.offered(0) & FLUSH;
         for (offset, value) in [
-            (0x70, 0),
-            (0x70, 3),
-            (0x24, 0),
-            (0x20, flush),
-            (0x24, 1),
-            (0x20, 1),
-            (0x70, 11),
+            (reg::STATUS, 0),
+            (reg::STATUS, 3),
+            (reg::DRIVER_FEATURES_SEL, 0),
+            (reg::DRIVER_FEATURES, flush),
+            (reg::DRIVER_FEATURES_SEL, 1),
+            (reg::DRIVER_FEATURES, 1),
+            (reg::STATUS, 11),
         ] {
             self.port.set(offset, value);
         }
         assert!(self.port.enable(0, queue.setup()));
-        self.port.set(0x70, 15);
+        self.port.set(reg::STATUS, 15);
         queue
     }
 }
@@ -168,8 +168,10 @@ fn a_device_that_cannot_be_made_is_an_error_and_leaves_nothing_behind() {
 
 /// Waits until the driver is told to reset the device, and says why that is.
 fn failure(machine: &mut Machine) -> String {
-    until("the failure", || machine.port.get(0x70) == 15 | 64);
-    until("the interrupt", || machine.port.get(0x60) == 2);
+    until("the failure", || machine.port.get(reg::STATUS) == 15 | 64);
+    until("the interrupt", || {
+        machine.port.get(reg::INTERRUPT_STATUS) == 2
+    });
     until("the reason", || machine.events.last_failure().is_some());
     machine.events.last_failure().unwrap()
 }
@@ -244,14 +246,14 @@ fn a_loop_that_fails_in_the_middle_of_its_work_says_why() {
         let refused = Refused::always(call, libc::EPERM);
         let device = Waiting(Machine::worker(Vec::new()), refused);
         let mut machine = Machine::new(Box::new(device), &memory);
-        machine.port.set(0x70, 3);
+        machine.port.set(reg::STATUS, 3);
         machine.port.accept(1, 1);
-        machine.port.set(0x70, 11);
+        machine.port.set(reg::STATUS, 11);
         for queue in 0..2_u32 {
             let rings = Queue::new(&*memory, 0x1000 * u64::from(1 + queue), 8);
             assert!(machine.port.enable(queue, rings.setup()));
         }
-        machine.port.set(0x70, 15);
+        machine.port.set(reg::STATUS, 15);
         let reason = failure(&mut machine);
         assert!(reason.contains("Operation not permitted"), "{reason}");
     }
@@ -282,7 +284,7 @@ fn ask(machine: &mut Machine, memory: &Plain, queue: &mut Queue<'_>, kind: u32) 
     queue.descriptor(1, DATA, if kind == 4 { 0 } else { SECTOR }, data, 2);
     queue.descriptor(2, STATUS, 1, write, 0);
     queue.offer(0);
-    machine.port.set(0x50, 0);
+    machine.port.set(reg::QUEUE_NOTIFY, 0);
     until("the answer", || !queue.take_used().is_empty());
     let mut data = vec![0; 512];
     memory.read_slice(&mut data, GuestAddress(DATA)).unwrap();
@@ -323,7 +325,7 @@ fn a_call_that_fails_for_a_disk_fails_its_request_alone() {
                 );
             }
         }
-        assert_eq!(machine.port.get(0x70), 15);
+        assert_eq!(machine.port.get(reg::STATUS), 15);
     }
 }
 
@@ -335,7 +337,7 @@ fn entropy_that_the_host_refuses_is_waited_for_and_never_made_up() {
     let mut queue = machine.start(&memory);
     memory.write_slice(&[0xa5; 64], GuestAddress(DATA)).unwrap();
     queue.offer_writable(0, DATA, 64);
-    machine.port.set(0x50, 0);
+    machine.port.set(reg::QUEUE_NOTIFY, 0);
     std::thread::sleep(Duration::from_millis(50));
     assert!(queue.take_used().is_empty());
     let mut bytes = [0; 64];
@@ -345,9 +347,9 @@ fn entropy_that_the_host_refuses_is_waited_for_and_never_made_up() {
     machine.port.device_mut().pause().unwrap();
     machine.port.device_mut().save().unwrap();
     machine.port.device_mut().resume();
-    assert_eq!(machine.port.get(0x70), 15);
-    machine.port.set(0x70, 0);
-    assert_eq!(machine.port.get(0x70), 0);
+    assert_eq!(machine.port.get(reg::STATUS), 15);
+    machine.port.set(reg::STATUS, 0);
+    assert_eq!(machine.port.get(reg::STATUS), 0);
 }
 
 #[test]
@@ -357,9 +359,9 @@ fn an_interrupt_that_cannot_be_written_leaves_its_cause_to_be_read() {
     let mut machine = Machine::new(Box::new(EntropyDevice::new(io::repeat(7), worker)), &memory);
     let mut queue = machine.start(&memory);
     queue.offer_writable(0, DATA, 64);
-    machine.port.set(0x50, 0);
+    machine.port.set(reg::QUEUE_NOTIFY, 0);
     until("the request", || queue.take_used() == [(0, 64)]);
-    until("the cause", || machine.port.get(0x60) == 1);
+    until("the cause", || machine.port.get(reg::INTERRUPT_STATUS) == 1);
     until("the observer", || machine.events.counts().line_failed == 1);
     machine.line.read().unwrap_err();
 }

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use support::{Answer, Buf, Guest, IN, MemoryDisk, OK, OUT, header, memory, pattern, wait};
 use virtio_blk_device::{Backend, Block, Buffers};
+use virtio_conformance::reg;
 use virtio_device_core::{DeviceState, VirtioDevice, WorkerThread};
 
 const PENDING: u32 = 64;
@@ -116,11 +117,11 @@ fn a_reset_waits_for_the_request_in_flight_and_drops_the_others() {
     let offered: Vec<_> = (0..5).map(|sector| guest.put(0, &read(sector))).collect();
     guest.notify(0);
     wait("the first request", || disk.begun() == 1);
-    guest.set(0x70, 0);
+    guest.set(reg::STATUS, 0);
     assert_eq!(guest.status(), PENDING);
     guest.transport.save().unwrap_err();
     for status in [1, 3, 15, 128, 0] {
-        guest.set(0x70, status);
+        guest.set(reg::STATUS, status);
         assert_eq!(guest.status(), PENDING);
     }
     disk.open(1);
@@ -156,7 +157,7 @@ fn the_reset_of_one_queue_leaves_the_others_alone() {
     disk.open(2);
     let used = guest.used(1, 1);
     is_sector(&guest.answer(&other, used[0].1), 9);
-    wait("the reset", || guest.get(0xc0) == 0);
+    wait("the reset", || guest.get(reg::QUEUE_RESET) == 0);
     assert_eq!(guest.queues[0].take_used(), []);
     guest.restart_queue(0);
     disk.open(2);
@@ -237,9 +238,15 @@ fn a_restored_disk_has_the_capacity_its_driver_knows_until_it_is_told() {
     let handle = device.handle();
     let mut there = Guest::in_memory(here.memory.clone(), device);
     there.restore(&mut here, &state);
-    assert_eq!((there.capacity(), there.get(0x60) & 2), (64, 0));
+    assert_eq!(
+        (there.capacity(), there.get(reg::INTERRUPT_STATUS) & 2),
+        (64, 0)
+    );
     handle.refresh().unwrap();
-    assert_eq!((there.capacity(), there.get(0x60) & 2), (80, 2));
+    assert_eq!(
+        (there.capacity(), there.get(reg::INTERRUPT_STATUS) & 2),
+        (80, 2)
+    );
 }
 
 #[test]

@@ -15,6 +15,7 @@ use support::{
     header, pattern, segment,
 };
 use virtio_blk_device::{Backend, Block, Buffers, Geometry};
+use virtio_conformance::reg;
 use virtio_device_core::{LoopHandle, RateLimit, StepLoop};
 
 fn disk(sectors: usize) -> Arc<MemoryDisk> {
@@ -302,10 +303,16 @@ fn the_driver_is_told_of_another_capacity() {
         device
     });
     let handle = handle.unwrap();
-    let (generation, raised) = (guest.get(0xfc), guest.interrupts.load(Ordering::SeqCst));
+    let (generation, raised) = (
+        guest.get(reg::CONFIG_GENERATION),
+        guest.interrupts.load(Ordering::SeqCst),
+    );
     assert_eq!(handle.refresh().unwrap(), 8 * 512);
     assert_eq!(
-        (guest.get(0xfc), guest.get(0x60)),
+        (
+            guest.get(reg::CONFIG_GENERATION),
+            guest.get(reg::INTERRUPT_STATUS)
+        ),
         (generation, 0),
         "there is no news"
     );
@@ -314,9 +321,12 @@ fn the_driver_is_told_of_another_capacity() {
     assert_eq!(guest.read(8, 1).status(), 1, "not before it was told");
     assert_eq!(handle.refresh().unwrap(), 16 * 512);
     assert_eq!(guest.capacity(), 16);
-    assert_ne!(guest.get(0xfc), generation);
+    assert_ne!(guest.get(reg::CONFIG_GENERATION), generation);
     assert_eq!(
-        (guest.get(0x60) & 2, guest.interrupts.load(Ordering::SeqCst)),
+        (
+            guest.get(reg::INTERRUPT_STATUS) & 2,
+            guest.interrupts.load(Ordering::SeqCst)
+        ),
         (2, raised + 2)
     );
     assert_eq!(guest.read(15, 1).status(), OK);

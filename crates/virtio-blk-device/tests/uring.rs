@@ -19,7 +19,7 @@ use support::{
     WRITE_ZEROES, header, memory, pattern, segment, wait,
 };
 use virtio_blk_device::{Block, FileBackend, FileOptions};
-use virtio_conformance::{MmioPort, Request, Suite};
+use virtio_conformance::{MmioPort, Request, Suite, reg};
 use virtio_device_core::WorkerThread;
 use virtio_mmio_transport::MmioTransport;
 
@@ -203,12 +203,12 @@ fn after_a_reset_not_a_byte_lands_and_the_next_driver_is_served() {
         if round % 2 == 0 {
             assert!(
                 guest.reset_queue(0) || {
-                    wait("the reset", || guest.get(0xc0) == 0);
+                    wait("the reset", || guest.get(reg::QUEUE_RESET) == 0);
                     true
                 }
             );
         } else {
-            guest.set(0x70, 0);
+            guest.set(reg::STATUS, 0);
             wait("the reset", || guest.status() == 0);
         }
         let look = |guest: &Guest<Vec<WorkerThread>>| -> Vec<_> {
@@ -339,7 +339,7 @@ fn a_ring_that_breaks_while_syncs_are_waited_for_can_be_reset() {
         guest.queues[0].set_avail_index(0x8000);
         guest.notify(0);
         wait("the fault", || guest.status() & 64 != 0);
-        guest.set(0x70, 0);
+        guest.set(reg::STATUS, 0);
         wait("the reset", || guest.status() == 0);
         guest.start(u64::MAX);
         assert_eq!(guest.read(0, 1).status(), OK);

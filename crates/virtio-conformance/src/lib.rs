@@ -123,6 +123,7 @@ mod mmio;
 mod parts;
 mod port;
 pub mod ramdisk;
+pub mod reg;
 mod scenarios;
 mod serving;
 mod subject;

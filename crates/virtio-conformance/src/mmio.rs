@@ -9,23 +9,43 @@ use std::time::{Duration, Instant};
 use virtio_device_core::transport::{DEVICE_NEEDS_RESET, QueueSetup};
 
 use crate::port::Port;
-
-/// Offset of the device's configuration space.
-const CONFIG: u64 = 0x100;
+use crate::reg;
 
 /// Offsets of the registers that are read, and not only written.
 pub const READABLE: [u64; 15] = [
-    0x000, 0x004, 0x008, 0x00c, 0x010, 0x034, 0x044, 0x060, 0x070, 0x0b0, 0x0b4, 0x0b8, 0x0bc,
-    0x0c0, 0x0fc,
+    reg::MAGIC_VALUE,
+    reg::VERSION,
+    reg::DEVICE_ID,
+    reg::VENDOR_ID,
+    reg::DEVICE_FEATURES,
+    reg::QUEUE_SIZE_MAX,
+    reg::QUEUE_READY,
+    reg::INTERRUPT_STATUS,
+    reg::STATUS,
+    reg::SHM_LEN_LOW,
+    reg::SHM_LEN_HIGH,
+    reg::SHM_BASE_LOW,
+    reg::SHM_BASE_HIGH,
+    reg::QUEUE_RESET,
+    reg::CONFIG_GENERATION,
 ];
 
-/// Offsets of the registers that are only written.
+/// Offsets of the registers that are only written. Not `SHMSel`, which has an effect on others.
 const WRITE_ONLY: [u64; 13] = [
-    0x014, 0x020, 0x024, 0x030, 0x038, 0x050, 0x064, 0x080, 0x084, 0x090, 0x094, 0x0a0, 0x0a4,
+    reg::DEVICE_FEATURES_SEL,
+    reg::DRIVER_FEATURES,
+    reg::DRIVER_FEATURES_SEL,
+    reg::QUEUE_SEL,
+    reg::QUEUE_SIZE,
+    reg::QUEUE_NOTIFY,
+    reg::INTERRUPT_ACK,
+    reg::QUEUE_DESC_LOW,
+    reg::QUEUE_DESC_HIGH,
+    reg::QUEUE_DRIVER_LOW,
+    reg::QUEUE_DRIVER_HIGH,
+    reg::QUEUE_DEVICE_LOW,
+    reg::QUEUE_DEVICE_HIGH,
 ];
-
-/// `SHMSel`, which is only written as well, and has an effect on registers that are read.
-const SHM_SEL: u64 = 0x0ac;
 
 /// How long a reset may take on a host that may be busy.
 const SOON: Duration = Duration::from_secs(60);
@@ -33,7 +53,7 @@ const SOON: Duration = Duration::from_secs(60);
 /// The virtio-mmio registers of `T`, reached by two functions that read and write at an offset.
 ///
 /// ```
-/// use virtio_conformance::MmioPort;
+/// use virtio_conformance::{MmioPort, reg};
 ///
 /// /// Whatever a VMM calls its transport.
 /// struct Registers([u8; 0x200]);
@@ -43,8 +63,8 @@ const SOON: Duration = Duration::from_secs(60);
 ///     |it, offset, data| data.copy_from_slice(&it.0[offset as usize..][..data.len()]),
 ///     |it, offset, data| it.0[offset as usize..][..data.len()].copy_from_slice(data),
 /// );
-/// port.set(0x30, 7);
-/// assert_eq!(port.get(0x30), 7);
+/// port.set(reg::QUEUE_SEL, 7);
+/// assert_eq!(port.get(reg::QUEUE_SEL), 7);
 /// ```
 #[derive(Clone)]
 pub struct MmioPort<T> {
@@ -116,7 +136,7 @@ impl<T> MmioPort<T> {
     pub fn check_widths(&mut self) {
         let before = READABLE.map(|offset| self.get(offset));
         // Miri takes its time.
-        for offset in (0..CONFIG).step_by(if cfg!(miri) { 0x55 } else { 1 }) {
+        for offset in (0..reg::CONFIG).step_by(if cfg!(miri) { 0x55 } else { 1 }) {
             for width in [1, 2, 3, 4, 5, 8, 16] {
                 let exists = is_register(offset);
                 if width == 4 && exists {
@@ -133,7 +153,10 @@ impl<T> MmioPort<T> {
                 assert_eq!(self.get(offset), 0, "{offset:#x} is write-only");
             }
         }
-        for offset in [0x00, 0x04, 0x08, 0x0c, 0x10, 0x34, 0x60, 0xb0, 0xbc, 0xfc] {
+        let read_only = READABLE
+            .iter()
+            .filter(|offset| ![reg::QUEUE_READY, reg::STATUS, reg::QUEUE_RESET].contains(offset));
+        for &offset in read_only {
             for value in [0, 1, u32::MAX] {
                 self.set(offset, value);
             }
@@ -149,17 +172,17 @@ impl<T> MmioPort<T> {
 }
 
 fn is_register(offset: u64) -> bool {
-    offset == SHM_SEL || READABLE.contains(&offset) || WRITE_ONLY.contains(&offset)
+    offset == reg::SHM_SEL || READABLE.contains(&offset) || WRITE_ONLY.contains(&offset)
 }
 
 impl<T> Port for MmioPort<T> {
     fn status(&mut self) -> u32 {
-        self.get(0x70)
+        self.get(reg::STATUS)
     }
 
     fn set_status(&mut self, status: u32) {
-        self.set(0x70, status);
-        let status = self.get(0x70);
+        self.set(reg::STATUS, status);
+        let status = self.get(reg::STATUS);
         // While a reset is pending the registers may change at any moment.
         let pending = status == u32::from(DEVICE_NEEDS_RESET);
         if !pending && !self.checked.contains(&status) {
@@ -169,62 +192,62 @@ impl<T> Port for MmioPort<T> {
     }
 
     fn offered(&mut self, word: u32) -> u32 {
-        self.set(0x14, word);
-        self.get(0x10)
+        self.set(reg::DEVICE_FEATURES_SEL, word);
+        self.get(reg::DEVICE_FEATURES)
     }
 
     fn accept(&mut self, word: u32, features: u32) {
-        self.set(0x24, word);
-        self.set(0x20, features);
+        self.set(reg::DRIVER_FEATURES_SEL, word);
+        self.set(reg::DRIVER_FEATURES, features);
     }
 
     fn max_size(&mut self, queue: u32) -> u32 {
-        self.set(0x30, queue);
-        self.get(0x34)
+        self.set(reg::QUEUE_SEL, queue);
+        self.get(reg::QUEUE_SIZE_MAX)
     }
 
     fn enable(&mut self, queue: u32, setup: &QueueSetup) -> bool {
-        self.set(0x30, queue);
-        self.set(0x38, setup.size);
-        self.set_address(0x80, setup.desc_table);
-        self.set_address(0x90, setup.avail_ring);
-        self.set_address(0xa0, setup.used_ring);
-        self.set(0x44, 1);
-        self.get(0x44) == 1
+        self.set(reg::QUEUE_SEL, queue);
+        self.set(reg::QUEUE_SIZE, setup.size);
+        self.set_address(reg::QUEUE_DESC_LOW, setup.desc_table);
+        self.set_address(reg::QUEUE_DRIVER_LOW, setup.avail_ring);
+        self.set_address(reg::QUEUE_DEVICE_LOW, setup.used_ring);
+        self.set(reg::QUEUE_READY, 1);
+        self.get(reg::QUEUE_READY) == 1
     }
 
     fn is_enabled(&mut self, queue: u32) -> bool {
-        self.set(0x30, queue);
-        self.get(0x44) == 1
+        self.set(reg::QUEUE_SEL, queue);
+        self.get(reg::QUEUE_READY) == 1
     }
 
     fn reset_queue(&mut self, queue: u32) {
-        self.set(0x30, queue);
-        self.set(0xc0, 1);
+        self.set(reg::QUEUE_SEL, queue);
+        self.set(reg::QUEUE_RESET, 1);
         let deadline = Instant::now() + SOON;
-        while self.get(0xc0) != 0 {
+        while self.get(reg::QUEUE_RESET) != 0 {
             assert!(Instant::now() < deadline, "the queue's reset does not end");
         }
     }
 
     fn notify(&mut self, queue: u32) {
-        self.set(0x50, queue);
+        self.set(reg::QUEUE_NOTIFY, queue);
     }
 
     fn interrupt_status(&mut self) -> u32 {
-        self.get(0x60)
+        self.get(reg::INTERRUPT_STATUS)
     }
 
     fn acknowledge(&mut self, causes: u32) {
-        self.set(0x64, causes);
+        self.set(reg::INTERRUPT_ACK, causes);
     }
 
     fn read_config(&mut self, offset: u32, data: &mut [u8]) {
-        self.read(CONFIG + u64::from(offset), data);
+        self.read(reg::CONFIG + u64::from(offset), data);
     }
 
     fn generation(&mut self) -> u32 {
-        self.get(0xfc)
+        self.get(reg::CONFIG_GENERATION)
     }
 
     fn visible(&self) -> String {

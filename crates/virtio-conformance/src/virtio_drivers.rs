@@ -39,6 +39,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::mmio::MmioPort;
+use crate::reg;
 
 /// Length of guest memory. The kernel finds a page of it when it is first touched.
 const MEMORY_LEN: usize = 256 << 20;
@@ -153,45 +154,46 @@ fn field<F>(offset: usize) -> u64 {
         0,
         "the driver reads aligned fields"
     );
-    0x100 + offset as u64
+    reg::CONFIG + offset as u64
 }
 
 impl<R> Transport for RegisterTransport<R> {
     fn device_type(&self) -> DeviceType {
-        assert_eq!(self.read(0x000), u32::from_le_bytes(*b"virt"));
-        assert_eq!(self.read(0x004), 2);
-        DeviceType::try_from(self.read(0x008)).expect("a device type that the driver knows")
+        assert_eq!(self.read(reg::MAGIC_VALUE), u32::from_le_bytes(*b"virt"));
+        assert_eq!(self.read(reg::VERSION), 2);
+        DeviceType::try_from(self.read(reg::DEVICE_ID))
+            .expect("a device type that the driver knows")
     }
 
     fn read_device_features(&mut self) -> u64 {
-        self.write(0x014, 0);
-        let low = self.read(0x010);
-        self.write(0x014, 1);
-        u64::from(low) | u64::from(self.read(0x010)) << 32
+        self.write(reg::DEVICE_FEATURES_SEL, 0);
+        let low = self.read(reg::DEVICE_FEATURES);
+        self.write(reg::DEVICE_FEATURES_SEL, 1);
+        u64::from(low) | u64::from(self.read(reg::DEVICE_FEATURES)) << 32
     }
 
     fn write_driver_features(&mut self, features: u64) {
         for (select, word) in [(0, features & 0xffff_ffff), (1, features >> 32)] {
-            self.write(0x024, select);
-            self.write(0x020, u32::try_from(word).expect("32 bits"));
+            self.write(reg::DRIVER_FEATURES_SEL, select);
+            self.write(reg::DRIVER_FEATURES, u32::try_from(word).expect("32 bits"));
         }
     }
 
     fn max_queue_size(&mut self, queue: u16) -> u32 {
-        self.write(0x030, queue.into());
-        self.read(0x034)
+        self.write(reg::QUEUE_SEL, queue.into());
+        self.read(reg::QUEUE_SIZE_MAX)
     }
 
     fn notify(&mut self, queue: u16) {
-        self.write(0x050, queue.into());
+        self.write(reg::QUEUE_NOTIFY, queue.into());
     }
 
     fn get_status(&self) -> DeviceStatus {
-        DeviceStatus::from_bits_truncate(self.read(0x070))
+        DeviceStatus::from_bits_truncate(self.read(reg::STATUS))
     }
 
     fn set_status(&mut self, status: DeviceStatus) {
-        self.write(0x070, status.bits());
+        self.write(reg::STATUS, status.bits());
     }
 
     fn set_guest_page_size(&mut self, _size: u32) {
@@ -210,33 +212,33 @@ impl<R> Transport for RegisterTransport<R> {
         driver_area: PhysAddr,
         device_area: PhysAddr,
     ) {
-        self.write(0x030, queue.into());
-        self.write(0x038, size);
-        self.write_address(0x080, descriptors);
-        self.write_address(0x090, driver_area);
-        self.write_address(0x0a0, device_area);
-        self.write(0x044, 1);
+        self.write(reg::QUEUE_SEL, queue.into());
+        self.write(reg::QUEUE_SIZE, size);
+        self.write_address(reg::QUEUE_DESC_LOW, descriptors);
+        self.write_address(reg::QUEUE_DRIVER_LOW, driver_area);
+        self.write_address(reg::QUEUE_DEVICE_LOW, device_area);
+        self.write(reg::QUEUE_READY, 1);
     }
 
     fn queue_unset(&mut self, queue: u16) {
-        self.write(0x030, queue.into());
-        self.write(0x044, 0);
-        assert_eq!(self.read(0x044), 0, "the queue is not given up");
+        self.write(reg::QUEUE_SEL, queue.into());
+        self.write(reg::QUEUE_READY, 0);
+        assert_eq!(self.read(reg::QUEUE_READY), 0, "the queue is not given up");
     }
 
     fn queue_used(&mut self, queue: u16) -> bool {
-        self.write(0x030, queue.into());
-        self.read(0x044) != 0
+        self.write(reg::QUEUE_SEL, queue.into());
+        self.read(reg::QUEUE_READY) != 0
     }
 
     fn ack_interrupt(&mut self) -> InterruptStatus {
-        let causes = self.read(0x060);
-        self.write(0x064, causes);
+        let causes = self.read(reg::INTERRUPT_STATUS);
+        self.write(reg::INTERRUPT_ACK, causes);
         InterruptStatus::from_bits_truncate(causes)
     }
 
     fn read_config_generation(&self) -> u32 {
-        self.read(0x0fc)
+        self.read(reg::CONFIG_GENERATION)
     }
 
     fn read_config_space<T: FromBytes + IntoBytes>(&self, offset: usize) -> Result<T> {

@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use bus::BusDevice;
-use virtio_conformance::{Memory, MmioPort, Parts, Request, Suite, WatchedMemory};
+use virtio_conformance::{Memory, MmioPort, Parts, Request, Suite, WatchedMemory, reg};
 use virtio_console_device::{Console, Port};
 use virtio_device_core::{WorkerThread, edge_line};
 use virtio_mmio_transport::MmioTransport;
@@ -56,7 +56,9 @@ fn a_driver_that_has_agreed_on_nothing_can_write_its_last_words() {
     let memory = Arc::new(WatchedMemory::new(memory));
     let mut transport = MmioTransport::new(console, memory, edge_line(|| Ok(()))).unwrap();
     for (status, word) in [(0, b"p\0\0\0"), (1, b"a\0\0\0"), (0x81, b"n\0\0\0")] {
-        transport.write(0x70, &u32::to_le_bytes(status)).unwrap();
+        transport
+            .write(reg::STATUS, &u32::to_le_bytes(status))
+            .unwrap();
         transport.write(0x108, word).unwrap();
     }
     let mut words = [0; 3];

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use support::Fixture;
+use virtio_conformance::reg;
 use virtio_device_core::{
     ActiveQueue, ConfigNotifier, DeviceFault, Event, Observer, edge_line, level_line,
 };
@@ -30,7 +31,7 @@ fn raise(handles: &Handles) {
 fn live(mut fixture: Fixture, handles: &Handles) -> Fixture {
     fixture.negotiate();
     fixture.enable_queue(0, 0x1000, 16);
-    fixture.set(0x70, 15);
+    fixture.set(reg::STATUS, 15);
     *handles.lock().unwrap() = Some((fixture.queue(0), fixture.notifier()));
     fixture
 }
@@ -52,12 +53,12 @@ fn a_line_may_raise_interrupts_while_it_is_driven() {
         };
         let mut fixture = live(fixture, &handles);
         fixture.queue(0).signal_used();
-        assert_eq!(fixture.get(0x60), INT_VRING | INT_CONFIG);
+        assert_eq!(fixture.get(reg::INTERRUPT_STATUS), INT_VRING | INT_CONFIG);
         // Both causes came up inside of one call, and one more edge tells of both.
         let expected: &[bool] = if level { &[true] } else { &[true; 2] };
         assert_eq!(*calls.lock().unwrap(), expected);
-        fixture.set(0x64, INT_VRING | INT_CONFIG);
-        fixture.set(0x70, 0);
+        fixture.set(reg::INTERRUPT_ACK, INT_VRING | INT_CONFIG);
+        fixture.set(reg::STATUS, 0);
         assert_eq!(calls.lock().unwrap().last(), Some(&!level));
     }
 }
@@ -106,8 +107,8 @@ fn an_observer_may_raise_interrupts_when_it_is_told_of_a_line_that_fails() {
     );
     fixture.queue(0).signal_used();
     assert!(observer.1.load(Ordering::SeqCst) > 0);
-    assert_eq!(fixture.get(0x60), INT_VRING | INT_CONFIG);
-    fixture.set(0x70, 0);
+    assert_eq!(fixture.get(reg::INTERRUPT_STATUS), INT_VRING | INT_CONFIG);
+    fixture.set(reg::STATUS, 0);
     assert_eq!(fixture.status(), 0);
 }
 
@@ -115,8 +116,8 @@ fn an_observer_may_raise_interrupts_when_it_is_told_of_a_line_that_fails() {
 fn a_driver_that_has_given_up_is_not_interrupted_after_restore_either() {
     let mut fixture = Fixture::live();
     fixture.interrupt().device_failed(&DeviceFault::Panicked);
-    fixture.set(0x64, INT_CONFIG);
-    fixture.set(0x70, 15 | 64 | 128);
+    fixture.set(reg::INTERRUPT_ACK, INT_CONFIG);
+    fixture.set(reg::STATUS, 15 | 64 | 128);
     fixture.transport.pause().unwrap();
     let state = fixture.transport.save().unwrap();
     assert_eq!((state.status, state.needs_reset), (15 | 128, true));
@@ -126,8 +127,11 @@ fn a_driver_that_has_given_up_is_not_interrupted_after_restore_either() {
     for fixture in [&mut fixture, &mut restored] {
         let before = fixture.raised();
         fixture.notifier().update(|| ());
-        assert_eq!((fixture.raised(), fixture.get(0x60)), (before, 0));
-        fixture.set(0x70, 0);
+        assert_eq!(
+            (fixture.raised(), fixture.get(reg::INTERRUPT_STATUS)),
+            (before, 0)
+        );
+        fixture.set(reg::STATUS, 0);
         assert_eq!(fixture.status(), 0);
     }
 }

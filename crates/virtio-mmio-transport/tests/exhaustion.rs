@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use support::{Memory, port};
 use virtio_conformance::ramdisk::RamDisk;
-use virtio_conformance::{DriverQueue, EventLog, MmioPort, Port};
+use virtio_conformance::{DriverQueue, EventLog, MmioPort, Port, reg};
 use virtio_device_core::{
     Activation, Context, DeviceFault, Progress, QueueHandler, VirtioDevice, WorkerThread,
     edge_line, vmm_sys_util::epoll::EventSet,
@@ -85,22 +85,28 @@ impl QueueHandler for Handler {
 }
 
 fn start<T>(port: &mut MmioPort<T>, memory: &Memory) -> u32 {
-    for (offset, value) in [(0x70, 0), (0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11)] {
+    for (offset, value) in [
+        (reg::STATUS, 0),
+        (reg::STATUS, 3),
+        (reg::DRIVER_FEATURES_SEL, 1),
+        (reg::DRIVER_FEATURES, 1),
+        (reg::STATUS, 11),
+    ] {
         port.set(offset, value);
     }
     let setup = *DriverQueue::new(&**memory, 0x1000, 8).setup();
     assert!(port.enable(0, &setup));
-    port.set(0x70, 15);
-    port.get(0x70)
+    port.set(reg::STATUS, 15);
+    port.get(reg::STATUS)
 }
 
 /// Waits until the device has started, or has failed.
 fn outcome<T>(port: &mut MmioPort<T>, events: &EventLog, activated: u64) -> u32 {
     let deadline = Instant::now() + SOON;
-    while port.get(0x70) == 15 && events.counts().activated == activated {
+    while port.get(reg::STATUS) == 15 && events.counts().activated == activated {
         assert!(Instant::now() < deadline, "neither started nor failed");
     }
-    port.get(0x70)
+    port.get(reg::STATUS)
 }
 
 #[test]
@@ -143,14 +149,14 @@ fn a_device_that_finds_no_file_descriptor_says_so_and_leaves_none_open() {
         );
         let reason = events.last_failure().unwrap();
         assert!(reason.contains("worker could not be started"), "{reason}");
-        port.set(0x70, 0);
+        port.set(reg::STATUS, 0);
         start(&mut port, &memory);
         assert_eq!(
             outcome(&mut port, &events, activated),
             15,
             "there are enough again"
         );
-        port.set(0x70, 0);
+        port.set(reg::STATUS, 0);
         let deadline = Instant::now() + SOON;
         while open() > at_rest {
             assert!(Instant::now() < deadline, "something is left open");

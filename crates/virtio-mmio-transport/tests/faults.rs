@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use bus::BusDevice;
 use support::{Fixture, Memory, Probe, port};
-use virtio_conformance::{DriverQueue, EventCounters, MmioPort, VIRTQ_DESC_F_NEXT};
+use virtio_conformance::{DriverQueue, EventCounters, MmioPort, VIRTQ_DESC_F_NEXT, reg};
 use virtio_device_core::{
     Activation, Chain, Context, DeviceFault, Features, Lease, Progress, QueueHandler, VirtioDevice,
     WorkerThread, edge_line,
@@ -89,25 +89,25 @@ impl<F: FnMut(&Lease) -> Look + Clone + Send + 'static> Scene<F> {
         let setup = *DriverQueue::new(&*self.memory, 0x1000, 16).setup();
         let half = |address: u64| u32::try_from(address).unwrap();
         for (offset, value) in [
-            (0x70, 0),
-            (0x70, 1),
-            (0x70, 3),
-            (0x24, 1),
-            (0x20, 1),
-            (0x70, 11),
-            (0x38, 16),
-            (0x80, half(setup.desc_table)),
-            (0x90, half(setup.avail_ring)),
-            (0xa0, half(setup.used_ring)),
-            (0x44, 1),
-            (0x70, 15),
+            (reg::STATUS, 0),
+            (reg::STATUS, 1),
+            (reg::STATUS, 3),
+            (reg::DRIVER_FEATURES_SEL, 1),
+            (reg::DRIVER_FEATURES, 1),
+            (reg::STATUS, 11),
+            (reg::QUEUE_SIZE, 16),
+            (reg::QUEUE_DESC_LOW, half(setup.desc_table)),
+            (reg::QUEUE_DRIVER_LOW, half(setup.avail_ring)),
+            (reg::QUEUE_DEVICE_LOW, half(setup.used_ring)),
+            (reg::QUEUE_READY, 1),
+            (reg::STATUS, 15),
         ] {
             self.port.set(offset, value);
         }
     }
 
     fn wait_for_status(&mut self, status: u32) {
-        self.wait_for(0x70, status);
+        self.wait_for(reg::STATUS, status);
     }
 
     fn wait_for(&mut self, offset: u64, value: u32) {
@@ -132,17 +132,17 @@ fn a_worker_that_panics_is_replaced_after_a_reset() {
     let mut scene = Scene::new(script);
     for round in 1..=3 {
         scene.start();
-        scene.port.set(0x50, 0);
+        scene.port.set(reg::QUEUE_NOTIFY, 0);
         scene.wait_for_status(15 | 64);
         // The interrupt follows.
-        scene.wait_for(0x60, INT_CONFIG);
+        scene.wait_for(reg::INTERRUPT_STATUS, INT_CONFIG);
         assert_eq!(scene.events.snapshot().device_failed, round);
     }
     panics.store(false, Ordering::SeqCst);
     scene.start();
-    scene.port.set(0x50, 0);
+    scene.port.set(reg::QUEUE_NOTIFY, 0);
     std::thread::sleep(Duration::from_millis(5));
-    assert_eq!(scene.port.get(0x70), 15);
+    assert_eq!(scene.port.get(reg::STATUS), 15);
 }
 
 #[test]
@@ -157,25 +157,25 @@ fn a_hanging_backend_holds_up_no_register_and_no_reset() {
     };
     let mut scene = Scene::new(script);
     scene.start();
-    scene.port.set(0x50, 0);
+    scene.port.set(reg::QUEUE_NOTIFY, 0);
     inside.recv_timeout(SOON).unwrap();
     let begun = Instant::now();
-    assert_eq!(scene.port.get(0x70), 15);
+    assert_eq!(scene.port.get(reg::STATUS), 15);
     scene.port.device_mut().pause().unwrap();
     scene.port.device_mut().save().unwrap();
     scene.port.device_mut().resume();
-    scene.port.set(0x70, 0);
-    assert_eq!(scene.port.get(0x70), 0);
+    scene.port.set(reg::STATUS, 0);
+    assert_eq!(scene.port.get(reg::STATUS), 0);
     // Starts in any number wait behind the stuck thread, and nobody waits for it.
     for _ in 0..100 {
         scene.start();
-        assert_eq!(scene.port.get(0x70), 15);
+        assert_eq!(scene.port.get(reg::STATUS), 15);
     }
     assert!(begun.elapsed() < SOON);
     assert_eq!(scene.events.snapshot().activated, 1);
     drop(release);
     inside.recv_timeout(SOON).unwrap();
-    assert_eq!(scene.port.get(0x70), 15);
+    assert_eq!(scene.port.get(reg::STATUS), 15);
     let counts = scene.events.snapshot();
     assert_eq!((counts.activated, counts.device_failed), (2, 0));
 }
@@ -202,13 +202,13 @@ fn nothing_is_written_after_a_reset_has_returned() {
     let value = |memory: &Memory| memory.read_obj::<u8>(GuestAddress(0x8000)).unwrap();
     for _ in 0..50 {
         scene.start();
-        scene.port.set(0x50, 0);
+        scene.port.set(reg::QUEUE_NOTIFY, 0);
         let before = value(&scene.memory);
         let deadline = Instant::now() + SOON;
         while value(&scene.memory) == before {
             assert!(Instant::now() < deadline, "the worker does not write");
         }
-        scene.port.set(0x70, 0);
+        scene.port.set(reg::STATUS, 0);
         let at_rest = value(&scene.memory);
         std::thread::sleep(Duration::from_micros(200));
         assert_eq!(value(&scene.memory), at_rest);
@@ -230,7 +230,9 @@ fn kicks_resets_and_pauses_from_several_threads_end_well() {
     let shared = Mutex::new(scene);
     let rounds = 300;
     std::thread::scope(|scope| {
-        scope.spawn(|| (0..rounds).for_each(|_| shared.lock().unwrap().port.set(0x50, 0)));
+        scope.spawn(|| {
+            (0..rounds).for_each(|_| shared.lock().unwrap().port.set(reg::QUEUE_NOTIFY, 0))
+        });
         scope.spawn(|| {
             for _ in 0..rounds {
                 shared.lock().unwrap().port.device_mut().pause().unwrap();
@@ -241,7 +243,7 @@ fn kicks_resets_and_pauses_from_several_threads_end_well() {
     });
     let mut scene = shared.into_inner().unwrap();
     scene.start();
-    assert_eq!(scene.port.get(0x70), 15);
+    assert_eq!(scene.port.get(reg::STATUS), 15);
 }
 
 #[test]
@@ -252,7 +254,7 @@ fn starts_pile_up_no_threads() {
     let before = count();
     for _ in 0..500 {
         scene.start();
-        assert_eq!(scene.port.get(0x70), 15);
+        assert_eq!(scene.port.get(reg::STATUS), 15);
     }
     // Other tests of this process start and end theirs meanwhile.
     assert!(count() < before + 50);
@@ -266,9 +268,9 @@ fn ten_thousand_starts_leave_nothing_behind() {
     for _ in 0..10_000 {
         fixture.negotiate();
         fixture.enable_queue(0, 0x1000, 16);
-        fixture.set(0x70, 15);
+        fixture.set(reg::STATUS, 15);
         assert_eq!(fixture.status(), 15);
-        fixture.set(0x70, 0);
+        fixture.set(reg::STATUS, 0);
     }
     // Other tests of this process open and close theirs meanwhile.
     assert!(open() < before + 100);
@@ -283,7 +285,7 @@ fn a_full_kick_counter_is_as_good_as_one_more() {
         kick.write(u64::MAX - 1).unwrap();
     }
     for _ in 0..1000 {
-        fixture.set(0x50, 0);
+        fixture.set(reg::QUEUE_NOTIFY, 0);
     }
     assert_eq!(fixture.kicks(0), u64::MAX - 1);
 }
@@ -305,13 +307,13 @@ fn a_new_cause_survives_the_acknowledgement_of_an_old_one() {
             }
         });
         for _ in 0..rounds {
-            seen |= fixture.get(0x60);
-            fixture.set(0x64, INT_VRING);
+            seen |= fixture.get(reg::INTERRUPT_STATUS);
+            fixture.set(reg::INTERRUPT_ACK, INT_VRING);
         }
     });
-    assert_eq!(fixture.get(0x60) & INT_CONFIG, INT_CONFIG);
-    fixture.set(0x64, INT_VRING);
-    assert_eq!(fixture.get(0x60), INT_CONFIG);
+    assert_eq!(fixture.get(reg::INTERRUPT_STATUS) & INT_CONFIG, INT_CONFIG);
+    fixture.set(reg::INTERRUPT_ACK, INT_VRING);
+    assert_eq!(fixture.get(reg::INTERRUPT_STATUS), INT_CONFIG);
     assert_eq!(seen & !(INT_VRING | INT_CONFIG), 0);
 }
 
@@ -322,7 +324,7 @@ fn register_programs_allocate_nothing_that_stays() {
         for round in 0..rounds {
             for offset in (0..0x110).step_by(4) {
                 // Not the status, whose 0 is a reset: that makes a new set of registers.
-                if offset != 0x70 {
+                if offset != reg::STATUS {
                     fixture.set(offset, round);
                 }
                 fixture.get(offset);
@@ -336,7 +338,7 @@ fn register_programs_allocate_nothing_that_stays() {
     assert_eq!(allocated.count_total, 0);
     let resets = allocation_counter::measure(|| {
         for _ in 0..1_000 {
-            fixture.set(0x70, 0);
+            fixture.set(reg::STATUS, 0);
         }
     });
     assert_eq!(resets.bytes_current, 0);
@@ -397,14 +399,26 @@ fn every_failure_of_an_activation_is_told_and_undone_by_a_reset() {
         let transport = transport.unwrap().with_observer(events.clone());
         let mut port = port(transport);
         for round in 1..=2 {
-            for (offset, value) in [(0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11), (0x70, 15)] {
+            for (offset, value) in [
+                (reg::STATUS, 3),
+                (reg::DRIVER_FEATURES_SEL, 1),
+                (reg::DRIVER_FEATURES, 1),
+                (reg::STATUS, 11),
+                (reg::STATUS, 15),
+            ] {
                 port.set(offset, value);
             }
-            assert_eq!((port.get(0x70), port.get(0x60)), (15 | 64, INT_CONFIG));
+            assert_eq!(
+                (port.get(reg::STATUS), port.get(reg::INTERRUPT_STATUS)),
+                (15 | 64, INT_CONFIG)
+            );
             assert_eq!(line.read().unwrap(), 1);
             assert_eq!(events.snapshot().device_failed, round);
-            port.set(0x70, 0);
-            assert_eq!((port.get(0x70), port.get(0x60)), (0, 0));
+            port.set(reg::STATUS, 0);
+            assert_eq!(
+                (port.get(reg::STATUS), port.get(reg::INTERRUPT_STATUS)),
+                (0, 0)
+            );
         }
     }
 }
@@ -415,12 +429,12 @@ fn an_event_fd_that_is_full_is_a_line_that_fails() {
     let mut fixture = Fixture::behind_line(line.clone());
     fixture.negotiate();
     fixture.enable_queue(0, 0x1000, 16);
-    fixture.set(0x70, 15);
+    fixture.set(reg::STATUS, 15);
     let queue = fixture.queue(0);
     line.write(u64::MAX - 1).unwrap();
     queue.signal_used();
     assert_eq!(fixture.events().line_failed, 1);
-    assert_eq!(fixture.get(0x60), INT_VRING);
+    assert_eq!(fixture.get(reg::INTERRUPT_STATUS), INT_VRING);
     // The next one is tried again.
     line.read().unwrap();
     queue.signal_used();
@@ -440,22 +454,28 @@ fn a_line_that_hangs_holds_up_its_worker_alone() {
     let mut fixture = Fixture::behind_line(line);
     fixture.negotiate();
     fixture.enable_queue(0, 0x1000, 16);
-    fixture.set(0x70, 15);
+    fixture.set(reg::STATUS, 15);
     let _ = fixture.kicks(0);
     let queue = fixture.queue(0);
     std::thread::scope(|scope| {
         scope.spawn(|| queue.signal_used());
         inside.recv_timeout(SOON).unwrap();
-        assert_eq!((fixture.get(0x60), fixture.status()), (INT_VRING, 15));
-        assert_eq!(fixture.get(0x100), u32::from_le_bytes([1, 2, 3, 4]));
-        let _ = fixture.get(0xfc);
-        fixture.set(0x64, INT_VRING);
-        fixture.set(0x50, 0);
-        assert_eq!((fixture.get(0x60), fixture.kicks(0)), (0, 1));
+        assert_eq!(
+            (fixture.get(reg::INTERRUPT_STATUS), fixture.status()),
+            (INT_VRING, 15)
+        );
+        assert_eq!(fixture.get(reg::CONFIG), u32::from_le_bytes([1, 2, 3, 4]));
+        let _ = fixture.get(reg::CONFIG_GENERATION);
+        fixture.set(reg::INTERRUPT_ACK, INT_VRING);
+        fixture.set(reg::QUEUE_NOTIFY, 0);
+        assert_eq!(
+            (fixture.get(reg::INTERRUPT_STATUS), fixture.kicks(0)),
+            (0, 1)
+        );
         fixture.transport.pause().unwrap();
         fixture.transport.resume();
         drop(release);
     });
-    fixture.set(0x70, 0);
+    fixture.set(reg::STATUS, 0);
     assert_eq!(fixture.status(), 0);
 }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use support::{Memory, port};
-use virtio_conformance::{DriverQueue, EventLog, MmioPort, Port};
+use virtio_conformance::{DriverQueue, EventLog, MmioPort, Port, reg};
 use virtio_device_core::{
     Activation, Context, DeviceFault, Progress, QueueHandler, VirtioDevice, WorkerThread,
     edge_line, vmm_sys_util::epoll::EventSet,
@@ -95,7 +95,13 @@ impl Machine {
     }
 
     fn set_up(&mut self) {
-        for (offset, value) in [(0x70, 0), (0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11)] {
+        for (offset, value) in [
+            (reg::STATUS, 0),
+            (reg::STATUS, 3),
+            (reg::DRIVER_FEATURES_SEL, 1),
+            (reg::DRIVER_FEATURES, 1),
+            (reg::STATUS, 11),
+        ] {
             self.port.set(offset, value);
         }
         let setup = *DriverQueue::new(&*self.memory, 0x1000, 16).setup();
@@ -120,9 +126,9 @@ fn each_call_that_fails_in_a_workers_start_is_told_as_a_failed_activation() {
         });
         for round in 1..=2 {
             machine.set_up();
-            machine.port.set(0x70, 15);
-            machine.wait(|machine| machine.port.get(0x70) == 15 | 64);
-            machine.wait(|machine| machine.port.get(0x60) == 2);
+            machine.port.set(reg::STATUS, 15);
+            machine.wait(|machine| machine.port.get(reg::STATUS) == 15 | 64);
+            machine.wait(|machine| machine.port.get(reg::INTERRUPT_STATUS) == 2);
             let counts = machine.events.counts();
             assert_eq!((counts.device_failed, counts.activated), (round, 0));
             let reason = machine.events.last_failure().unwrap();
@@ -148,9 +154,9 @@ fn each_call_that_fails_in_a_workers_loop_is_told_to_the_driver() {
         });
         for _ in 0..2 {
             machine.set_up();
-            machine.port.set(0x70, 15);
-            machine.wait(|machine| machine.port.get(0x70) == 15 | 64);
-            machine.wait(|machine| machine.port.get(0x60) == 2);
+            machine.port.set(reg::STATUS, 15);
+            machine.wait(|machine| machine.port.get(reg::STATUS) == 15 | 64);
+            machine.wait(|machine| machine.port.get(reg::INTERRUPT_STATUS) == 2);
             assert!(machine.events.last_failure().is_some());
         }
     }
@@ -177,15 +183,15 @@ fn a_vcpu_that_activates_a_device_makes_no_call_but_writes() {
             libc::SYS_exit,
         ];
         filter(&allowed, SeccompAction::Allow, SeccompAction::KillProcess);
-        machine.port.set(0x70, 15);
-        assert_eq!(machine.port.get(0x70), 15);
-        machine.port.set(0x50, 0);
-        machine.port.set(0x70, 0);
-        assert_eq!(machine.port.get(0x70), 0);
+        machine.port.set(reg::STATUS, 15);
+        assert_eq!(machine.port.get(reg::STATUS), 15);
+        machine.port.set(reg::QUEUE_NOTIFY, 0);
+        machine.port.set(reg::STATUS, 0);
+        assert_eq!(machine.port.get(reg::STATUS), 0);
         machine
     });
     let mut machine = vcpu.join().unwrap();
     machine.set_up();
-    machine.port.set(0x70, 15);
+    machine.port.set(reg::STATUS, 15);
     machine.wait(|machine| machine.events.counts().activated > 0);
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use bus::BusDevice;
 use support::Fixture;
+use virtio_conformance::reg;
 use virtio_device_core::{Features, Unavailable, VIRTIO_F_RING_RESET};
 use virtio_mmio_transport::{SaveError, StillBusy};
 
@@ -31,16 +32,16 @@ fn a_reset_is_pending_until_the_last_byte_has_moved() {
         fixture.lease(0).hold().unwrap(),
     ];
     let queue = fixture.queue(0);
-    fixture.set(0x70, 0);
+    fixture.set(reg::STATUS, 0);
     assert_eq!(fixture.status(), PENDING);
     assert!(fixture.transport.reset_is_pending());
     // Nothing changes until then, and nobody is interrupted.
     queue.signal_used();
     for status in [1, 3, 11, 15, 64, 128, 255] {
-        fixture.set(0x70, status);
+        fixture.set(reg::STATUS, status);
         assert_eq!(fixture.status(), PENDING);
     }
-    fixture.set(0x70, 0);
+    fixture.set(reg::STATUS, 0);
     fixture.enable_queue(0, 0x1000, 16);
     assert_eq!((fixture.status(), fixture.raised()), (PENDING, 0));
     assert_eq!(fixture.transport.save(), Err(SaveError::NotPaused));
@@ -49,12 +50,12 @@ fn a_reset_is_pending_until_the_last_byte_has_moved() {
         assert!(request.is_revoked());
         assert_eq!(request.with(|_| ()), Err(Unavailable::Revoked));
     }
-    assert_eq!((fixture.status(), fixture.get(0x44)), (0, 0));
+    assert_eq!((fixture.status(), fixture.get(reg::QUEUE_READY)), (0, 0));
     assert_eq!(fixture.events().reset, 2);
     // And the next life is like the first.
     fixture.negotiate();
     fixture.enable_queue(0, 0x1000, 16);
-    fixture.set(0x70, 15);
+    fixture.set(reg::STATUS, 15);
     assert_eq!(fixture.status(), 15);
 }
 
@@ -65,7 +66,7 @@ fn memory_outside_of_every_queue_keeps_a_reset_pending_as_well() {
         let activation = fixture.probe.activation.lock().unwrap();
         activation.as_ref().unwrap().lease.hold().unwrap()
     };
-    fixture.set(0x70, 0);
+    fixture.set(reg::STATUS, 0);
     assert_eq!(fixture.status(), PENDING);
     drop(request);
     assert_eq!(fixture.status(), 0);
@@ -81,7 +82,7 @@ fn a_reset_waits_for_what_ends_in_time() {
             std::thread::sleep(Duration::from_millis(20));
             drop(request);
         });
-        fixture.set(0x70, 0);
+        fixture.set(reg::STATUS, 0);
         assert_eq!(fixture.status(), 0);
     });
 }
@@ -89,18 +90,24 @@ fn a_reset_waits_for_what_ends_in_time() {
 #[test]
 fn a_queue_reads_busy_until_its_own_io_has_ended() {
     // (register, value) that takes queue 0 back.
-    for (offset, value) in [(0xc0, 1), (0x44, 0)] {
+    for (offset, value) in [(reg::QUEUE_RESET, 1), (reg::QUEUE_READY, 0)] {
         let mut fixture = live();
         let request = fixture.lease(0).hold().unwrap();
         fixture.set(offset, value);
-        assert_eq!((fixture.get(0xc0), fixture.get(0x44)), (1, 1));
+        assert_eq!(
+            (fixture.get(reg::QUEUE_RESET), fixture.get(reg::QUEUE_READY)),
+            (1, 1)
+        );
         // It cannot be enabled meanwhile, and the device goes on otherwise.
         fixture.enable_queue(0, 0x2000, 8);
         assert!(fixture.lease(0).is_revoked());
         assert_eq!(fixture.status(), 15);
         drop(request);
-        assert_eq!((fixture.get(0xc0), fixture.get(0x44)), (0, 0));
-        if offset == 0xc0 {
+        assert_eq!(
+            (fixture.get(reg::QUEUE_RESET), fixture.get(reg::QUEUE_READY)),
+            (0, 0)
+        );
+        if offset == reg::QUEUE_RESET {
             fixture.enable_queue(0, 0x2000, 8);
             assert_eq!(fixture.lease(0).with(|queue| queue.size()), Ok(8));
         }
@@ -130,7 +137,7 @@ fn a_transport_that_goes_away_waits_for_what_is_in_flight() {
         let mut fixture = live();
         let request = fixture.lease(0).hold().unwrap();
         if reset {
-            fixture.set(0x70, 0);
+            fixture.set(reg::STATUS, 0);
             assert_eq!(fixture.status(), PENDING);
         }
         let ended = AtomicBool::new(false);
@@ -155,12 +162,12 @@ fn a_transport_that_goes_away_waits_for_what_is_in_flight() {
 fn the_registers_go_on_while_a_reset_is_pending() {
     let mut fixture = live();
     let request = fixture.lease(0).hold().unwrap();
-    fixture.set(0x70, 0);
-    assert_eq!(fixture.get(0x00), u32::from_le_bytes(*b"virt"));
-    assert_eq!(fixture.get(0x60), 0);
-    fixture.set(0x50, 0);
+    fixture.set(reg::STATUS, 0);
+    assert_eq!(fixture.get(reg::MAGIC_VALUE), u32::from_le_bytes(*b"virt"));
+    assert_eq!(fixture.get(reg::INTERRUPT_STATUS), 0);
+    fixture.set(reg::QUEUE_NOTIFY, 0);
     let mut config = [0; 6];
-    fixture.transport.read(0x100, &mut config).unwrap();
+    fixture.transport.read(reg::CONFIG, &mut config).unwrap();
     assert_eq!(config, support::CONFIG);
     drop(request);
 }

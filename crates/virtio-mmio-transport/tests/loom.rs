@@ -15,7 +15,7 @@ use bus::BusDevice;
 use loom::sync::Mutex;
 use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use loom::thread;
-use virtio_conformance::DriverQueue;
+use virtio_conformance::{DriverQueue, reg};
 use virtio_device_core::{
     Activation, ActiveQueue, ConfigNotifier, DeviceFault, InterruptLine, VirtioDevice, edge_line,
     eventfd_edge, level_line,
@@ -166,11 +166,11 @@ impl Machine {
     fn set_up(&mut self) {
         let ring_reset = 1 << (40 - 32) | 1;
         for (offset, value) in [
-            (0x70, 0),
-            (0x70, 3),
-            (0x24, 1),
-            (0x20, ring_reset),
-            (0x70, 11),
+            (reg::STATUS, 0),
+            (reg::STATUS, 3),
+            (reg::DRIVER_FEATURES_SEL, 1),
+            (reg::DRIVER_FEATURES, ring_reset),
+            (reg::STATUS, 11),
         ] {
             self.set(offset, value);
         }
@@ -180,21 +180,21 @@ impl Machine {
     fn enable_queue(&mut self) {
         let setup = *DriverQueue::new(&*self.memory, 0, 4).setup();
         for (offset, value) in [
-            (0x38, 4),
-            (0x80, setup.desc_table),
-            (0x90, setup.avail_ring),
-            (0xa0, setup.used_ring),
-            (0x44, 1),
+            (reg::QUEUE_SIZE, 4),
+            (reg::QUEUE_DESC_LOW, setup.desc_table),
+            (reg::QUEUE_DRIVER_LOW, setup.avail_ring),
+            (reg::QUEUE_DEVICE_LOW, setup.used_ring),
+            (reg::QUEUE_READY, 1),
         ] {
             self.set(offset, u32::try_from(value).unwrap());
         }
-        assert_eq!(self.get(0x44), 1);
+        assert_eq!(self.get(reg::QUEUE_READY), 1);
     }
 
     fn start(&mut self) {
         self.set_up();
-        self.set(0x70, 15);
-        assert_eq!(self.get(0x70), 15);
+        self.set(reg::STATUS, 15);
+        assert_eq!(self.get(reg::STATUS), 15);
     }
 
     /// What the device was given when it was activated last.
@@ -246,14 +246,14 @@ fn ends(end: fn(&mut Machine), quiet: bool) {
         let raised = guest.raised.load(Ordering::Relaxed);
         if quiet {
             guest.quiet.store(true, Ordering::Relaxed);
-            assert_eq!(machine.get(0x60), 0);
+            assert_eq!(machine.get(reg::INTERRUPT_STATUS), 0);
         }
         thread.join().unwrap();
         vcpu.join().unwrap();
         assert_eq!(guest.served.load(Ordering::Relaxed), served);
         if quiet {
             assert_eq!(guest.raised.load(Ordering::Relaxed), raised);
-            assert_eq!(machine.get(0x60), 0);
+            assert_eq!(machine.get(reg::INTERRUPT_STATUS), 0);
         }
     });
 }
@@ -262,8 +262,8 @@ fn ends(end: fn(&mut Machine), quiet: bool) {
 fn nothing_is_written_after_the_status_reads_0() {
     ends(
         |machine| {
-            machine.set(0x70, 0);
-            assert_eq!(machine.get(0x70), 0);
+            machine.set(reg::STATUS, 0);
+            assert_eq!(machine.get(reg::STATUS), 0);
         },
         true,
     );
@@ -273,8 +273,8 @@ fn nothing_is_written_after_the_status_reads_0() {
 fn nothing_is_written_after_queue_ready_reads_0() {
     ends(
         |machine| {
-            machine.set(0x44, 0);
-            assert_eq!(machine.get(0x44), 0);
+            machine.set(reg::QUEUE_READY, 0);
+            assert_eq!(machine.get(reg::QUEUE_READY), 0);
         },
         false,
     );
@@ -284,8 +284,11 @@ fn nothing_is_written_after_queue_ready_reads_0() {
 fn nothing_is_written_after_queue_reset_reads_0() {
     ends(
         |machine| {
-            machine.set(0xc0, 1);
-            assert_eq!((machine.get(0xc0), machine.get(0x44)), (0, 0));
+            machine.set(reg::QUEUE_RESET, 1);
+            assert_eq!(
+                (machine.get(reg::QUEUE_RESET), machine.get(reg::QUEUE_READY)),
+                (0, 0)
+            );
         },
         false,
     );
@@ -293,7 +296,7 @@ fn nothing_is_written_after_queue_reset_reads_0() {
 
 #[test]
 fn nothing_is_written_after_the_driver_has_given_up() {
-    ends(|machine| machine.set(0x70, 15 | 128), false);
+    ends(|machine| machine.set(reg::STATUS, 15 | 128), false);
 }
 
 #[test]
@@ -317,7 +320,7 @@ fn a_notification_before_activation_is_not_lost() {
             guest.made.fetch_add(1, Ordering::Release);
             ioeventfd(&kick);
         });
-        machine.set(0x70, 15);
+        machine.set(reg::STATUS, 15);
         let (guest, kick) = (machine.guest.clone(), machine.kick());
         let mut queue = machine.queue();
         let thread = thread::spawn(move || {
@@ -333,7 +336,7 @@ fn a_notification_before_activation_is_not_lost() {
         });
         vcpu.join().unwrap();
         thread.join().unwrap();
-        assert_eq!(machine.get(0x60), 1);
+        assert_eq!(machine.get(reg::INTERRUPT_STATUS), 1);
         assert_eq!(machine.guest.raised.load(Ordering::Relaxed), 1);
     });
 }
@@ -344,7 +347,7 @@ fn a_request_that_meets_a_pause_is_served_after_it() {
         let mut machine = Machine::live();
         let (mut queue, guest) = (machine.queue(), machine.guest.clone());
         guest.made.fetch_add(1, Ordering::Release);
-        machine.set(0x50, 0);
+        machine.set(reg::QUEUE_NOTIFY, 0);
         let thread = thread::spawn(move || {
             serve(&mut queue, &guest);
             queue
@@ -360,7 +363,7 @@ fn a_request_that_meets_a_pause_is_served_after_it() {
         assert!(is_readable(&machine.kick()));
         serve(&mut queue, &machine.guest);
         assert_eq!(machine.guest.served.load(Ordering::Relaxed), 1);
-        assert_eq!(machine.get(0x60), 1);
+        assert_eq!(machine.get(reg::INTERRUPT_STATUS), 1);
     });
 }
 
@@ -373,14 +376,14 @@ fn a_queue_that_comes_back_is_served_by_whoever_served_it_before() {
             serve(&mut queue, &guest);
             queue
         });
-        machine.set(0xc0, 1);
+        machine.set(reg::QUEUE_RESET, 1);
         machine.guest.made.fetch_add(1, Ordering::Release);
         machine.enable_queue();
         let mut queue = thread.join().unwrap();
         assert!(is_readable(&machine.kick()));
         serve(&mut queue, &machine.guest);
         assert_eq!(machine.guest.served.load(Ordering::Relaxed), 1);
-        assert_eq!(machine.get(0x60), 1);
+        assert_eq!(machine.get(reg::INTERRUPT_STATUS), 1);
     });
 }
 
@@ -398,11 +401,11 @@ fn a_cause_survives_the_acknowledgement_of_another() {
             notifier.update(|| ());
         });
         // A driver: it acknowledges what it has seen, then looks what there is to do.
-        let causes = machine.get(0x60);
-        machine.set(0x64, causes & 1);
+        let causes = machine.get(reg::INTERRUPT_STATUS);
+        machine.set(reg::INTERRUPT_ACK, causes & 1);
         let seen = machine.guest.served.load(Ordering::Relaxed);
         worker.join().unwrap();
-        let left = machine.get(0x60);
+        let left = machine.get(reg::INTERRUPT_STATUS);
         assert!(seen == 2 || left & 1 != 0, "{seen} of 2 and {left:#x}");
         assert_eq!(left & 2, 2);
         assert_eq!(machine.guest.raised.load(Ordering::Relaxed), 3);
@@ -417,10 +420,10 @@ fn a_cause_is_there_before_its_interrupt() {
         let worker = thread::spawn(move || queue.signal_used());
         // Acquire, as it is on the way from an irqfd to a vCPU.
         if machine.guest.raised.load(Ordering::Acquire) != 0 {
-            assert_eq!(machine.get(0x60), 1);
+            assert_eq!(machine.get(reg::INTERRUPT_STATUS), 1);
         }
         worker.join().unwrap();
-        assert_eq!(machine.get(0x60), 1);
+        assert_eq!(machine.get(reg::INTERRUPT_STATUS), 1);
     });
 }
 
@@ -437,9 +440,9 @@ fn a_level_is_what_the_causes_say() {
         machine.start();
         let queue = machine.queue();
         let worker = thread::spawn(move || (0..2).for_each(|_| queue.signal_used()));
-        machine.set(0x64, 1);
+        machine.set(reg::INTERRUPT_ACK, 1);
         worker.join().unwrap();
-        let causes = machine.get(0x60);
+        let causes = machine.get(reg::INTERRUPT_STATUS);
         assert_eq!(level.load(Ordering::Relaxed), causes != 0);
     });
 }
@@ -477,13 +480,13 @@ fn fields_that_are_read_under_one_generation_belong_together() {
             let change = |field: u32| *config.lock().unwrap() |= field;
             notifier.update(|| [1, 0x1_0000].map(change));
         });
-        let before = machine.get(0xfc);
+        let before = machine.get(reg::CONFIG_GENERATION);
         let [mut first, mut second] = [[0; 2]; 2];
-        machine.transport.read(0x100, &mut first).unwrap();
+        machine.transport.read(reg::CONFIG, &mut first).unwrap();
         machine.transport.read(0x102, &mut second).unwrap();
-        let same = machine.get(0xfc) == before;
+        let same = machine.get(reg::CONFIG_GENERATION) == before;
         assert!(!same || first == second, "{first:?} {second:?}");
         device.join().unwrap();
-        assert_eq!(machine.get(0x60), 2);
+        assert_eq!(machine.get(reg::INTERRUPT_STATUS), 2);
     });
 }

@@ -18,6 +18,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use support::Fixture;
 use support::programs::{Run, Step, steps};
+use virtio_conformance::reg;
 use virtio_device_core::Features;
 
 use bus::BusDevice;
@@ -84,51 +85,53 @@ impl Model {
         };
         let low = |value: u64| value & 0xffff_ffff;
         match offset {
-            0x00 => u64::from(u32::from_le_bytes(*b"virt")),
-            0x04 => 2,
-            0x08 => 42,
-            0x0c => u64::from(u32::from_le_bytes(*b"RVMM")),
-            0x10 => match self.offer_select {
+            reg::MAGIC_VALUE => u64::from(u32::from_le_bytes(*b"virt")),
+            reg::VERSION => 2,
+            reg::DEVICE_ID => 42,
+            reg::VENDOR_ID => u64::from(u32::from_le_bytes(*b"RVMM")),
+            reg::DEVICE_FEATURES => match self.offer_select {
                 0 => low(OFFERED),
                 1 => OFFERED >> 32,
                 _ => 0,
             },
-            0x34 => *MAX_SIZES.get(self.queue_select as usize).unwrap_or(&0),
-            0x44 => self.queue().is_some_and(|queue| queue.ready).into(),
-            0x60 => self.causes,
-            0x70 => self.status | if self.broken { 64 } else { 0 },
-            0xb0 => low(region.0),
-            0xb4 => region.0 >> 32,
-            0xb8 => low(region.1),
-            0xbc => region.1 >> 32,
-            0xfc => self.generation,
+            reg::QUEUE_SIZE_MAX => *MAX_SIZES.get(self.queue_select as usize).unwrap_or(&0),
+            reg::QUEUE_READY => self.queue().is_some_and(|queue| queue.ready).into(),
+            reg::INTERRUPT_STATUS => self.causes,
+            reg::STATUS => self.status | if self.broken { 64 } else { 0 },
+            reg::SHM_LEN_LOW => low(region.0),
+            reg::SHM_LEN_HIGH => region.0 >> 32,
+            reg::SHM_BASE_LOW => low(region.1),
+            reg::SHM_BASE_HIGH => region.1 >> 32,
+            reg::CONFIG_GENERATION => self.generation,
             _ => 0,
         }
     }
 
     fn write(&mut self, offset: u64, value: u64) {
         match offset {
-            0x14 => self.offer_select = value,
-            0x20 if self.status == 3 => match self.accept_select {
+            reg::DEVICE_FEATURES_SEL => self.offer_select = value,
+            reg::DRIVER_FEATURES if self.status == 3 => match self.accept_select {
                 0 => self.accepted = self.accepted >> 32 << 32 | value,
                 1 => self.accepted = self.accepted & 0xffff_ffff | value << 32,
                 select => self.accepted_beyond.extend([(select, value)]),
             },
-            0x24 => self.accept_select = value,
-            0x30 => self.queue_select = value,
-            0x38 | 0x80..=0xa4 => self.set_up(offset, value),
-            0x44 => self.ready(value),
-            0x50 => {
+            reg::DRIVER_FEATURES_SEL => self.accept_select = value,
+            reg::QUEUE_SEL => self.queue_select = value,
+            reg::QUEUE_SIZE | reg::QUEUE_DESC_LOW..=reg::QUEUE_DEVICE_HIGH => {
+                self.set_up(offset, value)
+            }
+            reg::QUEUE_READY => self.ready(value),
+            reg::QUEUE_NOTIFY => {
                 let data = self.agreed(NOTIFICATION_DATA);
                 let index = if data { value & 0xffff } else { value } as usize;
                 if let Some(kicks) = self.kicks.get_mut(index) {
                     *kicks += 1;
                 }
             }
-            0x64 => self.causes &= !value,
-            0x70 => self.set_status(value),
-            0xac => self.region_select = value,
-            0xc0 if value == 1 && self.agreed(RING_RESET) && self.status & 128 == 0 => {
+            reg::INTERRUPT_ACK => self.causes &= !value,
+            reg::STATUS => self.set_status(value),
+            reg::SHM_SEL => self.region_select = value,
+            reg::QUEUE_RESET if value == 1 && self.agreed(RING_RESET) && self.status & 128 == 0 => {
                 let index = self.queue_select as usize;
                 if let Some(queue) = self.queue() {
                     let taken_back = queue.ready && queue.active;
@@ -256,7 +259,7 @@ impl Pair {
         let mut real = Fixture::new().offering(features);
         let model = Model {
             config: support::CONFIG,
-            generation: real.get(0xfc).into(),
+            generation: real.get(reg::CONFIG_GENERATION).into(),
             ..Model::default()
         };
         let run = Run::new(real);
@@ -288,7 +291,7 @@ impl Pair {
                 self.model.untold |= !self.model.live();
                 // By how much is the transport's business.
                 let before = self.model.generation;
-                self.model.generation = self.run.real.get(0xfc).into();
+                self.model.generation = self.run.real.get(reg::CONFIG_GENERATION).into();
                 assert_ne!(self.model.generation, before);
             }
             _ => {}
@@ -308,7 +311,11 @@ impl Pair {
             .step_by(4)
             .for_each(|offset| self.compare(offset));
         let mut config = [0; 6];
-        self.run.real.transport.read(0x100, &mut config).unwrap();
+        self.run
+            .real
+            .transport
+            .read(reg::CONFIG, &mut config)
+            .unwrap();
         assert_eq!(config, self.model.config);
         for queue in [0, 1] {
             assert_eq!(

@@ -10,6 +10,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use support::programs::{Run, Step, steps};
 use support::{Fixture, Probe};
+use virtio_conformance::reg;
 use virtio_device_core::{Features, VIRTIO_F_NOTIFICATION_DATA};
 use virtio_mmio_transport::{INT_CONFIG, INT_VRING, TransportState};
 
@@ -95,9 +96,9 @@ fn a_queue_that_a_live_driver_has_disabled_can_be_moved() {
     let mut run = Run::new(offering(Fixture::new()));
     for step in [
         Step::Start,
-        Step::Write(0x44, 0),
-        Step::Write(0x38, 8),
-        Step::Write(0x44, 1),
+        Step::Write(reg::QUEUE_READY, 0),
+        Step::Write(reg::QUEUE_SIZE, 8),
+        Step::Write(reg::QUEUE_READY, 1),
         Step::ResetQueue(0),
         Step::SetUp(0, 4),
         Step::ResetQueue(1),

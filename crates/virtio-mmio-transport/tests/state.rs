@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 
 use bus::BusDevice;
 use support::{Fixture, Probe};
-use virtio_conformance::DriverQueue;
+use virtio_conformance::{DriverQueue, reg};
 use virtio_device_core::{
     Chain, DeviceFault, DeviceState, Features, RingFault, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1,
     Virtqueue,
@@ -37,7 +37,7 @@ fn saved() -> (Fixture, TransportState) {
     }
     let own = DeviceState::new(1, b"own".to_vec()).unwrap();
     *fixture.probe.state.lock().unwrap() = own;
-    fixture.set(0x30, 1);
+    fixture.set(reg::QUEUE_SEL, 1);
     fixture.transport.pause().unwrap();
     let state = fixture.transport.save().unwrap();
     (fixture, state)
@@ -62,7 +62,8 @@ fn restore(state: &TransportState) -> Result<(), RestoreError> {
     let result = twin.transport.restore(state);
     if result.is_err() {
         assert_eq!(twin.status(), 0);
-        assert_eq!((twin.get(0x60), twin.get(0x44), twin.raised()), (0, 0, 0));
+        assert_eq!(twin.get(reg::INTERRUPT_STATUS), 0);
+        assert_eq!((twin.get(reg::QUEUE_READY), twin.raised()), (0, 0));
         assert!(twin.probe.activation.lock().unwrap().is_none());
         twin.negotiate();
     }
@@ -75,16 +76,16 @@ fn a_live_device_goes_on_elsewhere() {
     let mut twin = twin(&fixture);
     twin.transport.restore(&state).unwrap();
     assert_eq!(twin.status(), 15);
-    assert_eq!(twin.get(0x34), 8, "queue 1 is selected");
-    twin.set(0x30, 0);
-    assert_eq!(twin.get(0x44), 1);
+    assert_eq!(twin.get(reg::QUEUE_SIZE_MAX), 8, "queue 1 is selected");
+    twin.set(reg::QUEUE_SEL, 0);
+    assert_eq!(twin.get(reg::QUEUE_READY), 1);
     // The configuration interrupt is still there, the driver is told to look at its queues, and the
     // device looks without a notification.
-    assert_eq!((twin.get(0x60), twin.raised()), (3, 1));
-    assert_eq!(twin.get(0xfc), state.config_generation);
+    assert_eq!((twin.get(reg::INTERRUPT_STATUS), twin.raised()), (3, 1));
+    assert_eq!(twin.get(reg::CONFIG_GENERATION), state.config_generation);
     assert_eq!(twin.kicks(0), 1);
     assert_eq!(twin.kicks(1), 0);
-    twin.set(0x50, 0);
+    twin.set(reg::QUEUE_NOTIFY, 0);
     assert_eq!(twin.kicks(0), 1);
 
     let own = twin.probe.state.lock().unwrap().clone();
@@ -119,13 +120,13 @@ fn what_is_restored_is_saved_again() {
     // And every state on the way there.
     let steps: [fn(&mut Fixture); 6] = [
         |_| {},
-        |fixture| fixture.set(0x70, 1),
+        |fixture| fixture.set(reg::STATUS, 1),
         |fixture| {
-            fixture.set(0x70, 3);
-            fixture.set(0x24, 7);
-            fixture.set(0x20, 9);
-            fixture.set(0x14, 5);
-            fixture.set(0xac, 6);
+            fixture.set(reg::STATUS, 3);
+            fixture.set(reg::DRIVER_FEATURES_SEL, 7);
+            fixture.set(reg::DRIVER_FEATURES, 9);
+            fixture.set(reg::DEVICE_FEATURES_SEL, 5);
+            fixture.set(reg::SHM_SEL, 6);
         },
         |fixture| fixture.negotiate_with(Features::of(&[VIRTIO_F_RING_RESET])),
         |fixture| {
@@ -135,8 +136,8 @@ fn what_is_restored_is_saved_again() {
         |fixture| {
             fixture.negotiate_with(Features::of(&[VIRTIO_F_RING_RESET]));
             fixture.enable_queue(1, 0x2000, 4);
-            fixture.set(0x70, 15 | 128);
-            fixture.set(0x70, 11 | 128);
+            fixture.set(reg::STATUS, 15 | 128);
+            fixture.set(reg::STATUS, 11 | 128);
         },
     ];
     for step in steps {
@@ -154,16 +155,16 @@ fn what_is_restored_is_saved_again() {
 #[test]
 fn queue_reset_is_saved() {
     let mut fixture = Fixture::live_with(Features::of(&[VIRTIO_F_RING_RESET]));
-    fixture.set(0xc0, 1);
+    fixture.set(reg::QUEUE_RESET, 1);
     fixture.transport.pause().unwrap();
     let state = fixture.transport.save().unwrap();
     let mut twin = twin(&fixture);
     twin.transport.restore(&state).unwrap();
-    assert_eq!(twin.get(0x44), 0);
+    assert_eq!(twin.get(reg::QUEUE_READY), 0);
     assert!(twin.lease(0).is_revoked());
     let _ = twin.kicks(0);
     twin.enable_queue(0, 0x2000, 8);
-    assert_eq!(twin.get(0x44), 1);
+    assert_eq!(twin.get(reg::QUEUE_READY), 1);
     assert_eq!(twin.lease(0).with(|queue| queue.size()), Ok(8));
     assert_eq!((twin.kicks(0), twin.events().queue_restarted), (1, 1));
 }
@@ -195,13 +196,13 @@ fn a_live_device_is_saved_while_it_is_paused_only() {
 fn a_pause_outlasts_a_new_start() {
     let mut fixture = Fixture::live_with(Features::of(&[VIRTIO_F_RING_RESET]));
     fixture.transport.pause().unwrap();
-    fixture.set(0xc0, 1);
+    fixture.set(reg::QUEUE_RESET, 1);
     fixture.enable_queue(0, 0x1000, 16);
     assert!(fixture.lease(0).is_paused());
-    fixture.set(0x70, 0);
+    fixture.set(reg::STATUS, 0);
     fixture.negotiate();
     fixture.enable_queue(0, 0x1000, 16);
-    fixture.set(0x70, 15);
+    fixture.set(reg::STATUS, 15);
     let lease = fixture.lease(0);
     assert!(lease.is_paused() && fixture.interrupt().is_paused());
     fixture.transport.resume();
@@ -217,24 +218,24 @@ fn a_transport_in_use_is_not_restored() {
     assert!(matches!(again, Err(RestoreError::InUse)));
     assert_eq!(twin.status(), 15);
     let mut begun = self::twin(&fixture);
-    begun.set(0x70, 1);
+    begun.set(reg::STATUS, 1);
     let over = begun.transport.restore(&state);
     assert!(matches!(over, Err(RestoreError::InUse)));
     // After a reset it is at the start again.
-    twin.set(0x70, 0);
+    twin.set(reg::STATUS, 0);
     twin.transport.restore(&state).unwrap();
 }
 
 #[test]
 fn a_restored_device_that_gave_up_is_reset_with_its_transport() {
     let (mut fixture, _) = saved();
-    fixture.set(0x70, 0x8f);
+    fixture.set(reg::STATUS, 0x8f);
     let state = fixture.transport.save().unwrap();
     let mut twin = twin(&fixture);
     twin.transport.restore(&state).unwrap();
     assert_eq!(twin.probe.resets.load(Ordering::SeqCst), 0);
     for _ in 0..2 {
-        twin.set(0x70, 0);
+        twin.set(reg::STATUS, 0);
         assert_eq!(twin.probe.resets.load(Ordering::SeqCst), 1);
     }
 }
@@ -265,9 +266,9 @@ fn a_broken_device_stays_broken() {
         twin.transport.restore(&state).unwrap();
         assert_eq!((twin.status(), twin.raised()), (15 | 64, 1));
         assert!(twin.probe.activation.lock().unwrap().is_none());
-        twin.set(0x50, 0);
+        twin.set(reg::QUEUE_NOTIFY, 0);
         assert_eq!(twin.status(), 15 | 64);
-        twin.set(0x70, 0);
+        twin.set(reg::STATUS, 0);
         assert_eq!(twin.status(), 0);
         twin.negotiate();
     }
@@ -279,20 +280,18 @@ fn impossible_states_are_refused_by_name() {
 
     type Change = fn(&mut TransportState);
     type Is = fn(&RestoreError) -> bool;
+    const QUEUE_0: Is = |error| matches!(error, E::QueueState(0));
     let cases: [(Change, Is); 31] = [
         (|s| s.version = 0, |e| matches!(e, E::Version(0))),
         (|s| s.version = 1, |e| matches!(e, E::Version(1))),
         (|s| s.version = 3, |e| matches!(e, E::Version(3))),
-        (
-            |s| s.queues[0].active = false,
-            |e| matches!(e, E::QueueState(0)),
-        ),
+        (|s| s.queues[0].active = false, QUEUE_0),
         (
             |s| {
                 (s.status, s.interrupt_status) = (11, 0);
                 s.queues[0].progress = None;
             },
-            |e| matches!(e, E::QueueState(0)),
+            QUEUE_0,
         ),
         (
             |s| s.device = DeviceState::new(2, vec![]).unwrap(),
@@ -303,10 +302,7 @@ fn impossible_states_are_refused_by_name() {
         // DRIVER_OK without FEATURES_OK, and a bit that only the device sets.
         (|s| s.status = 7, |e| matches!(e, E::Status(7))),
         (|s| s.status = 15 | 64, |e| matches!(e, E::Status(79))),
-        (
-            |s| (s.status, s.interrupt_status) = (11, 0),
-            |e| matches!(e, E::QueueState(0)),
-        ),
+        (|s| (s.status, s.interrupt_status) = (11, 0), QUEUE_0),
         (|s| s.status = 11, |e| matches!(e, E::InterruptStatus(2))),
         (
             |s| s.interrupt_status = 4,
@@ -322,7 +318,7 @@ fn impossible_states_are_refused_by_name() {
                 (s.status, s.interrupt_status) = (3, 0);
                 s.queues[0].progress = None;
             },
-            |e| matches!(e, E::QueueState(0)),
+            QUEUE_0,
         ),
         (
             |s| {
@@ -330,7 +326,7 @@ fn impossible_states_are_refused_by_name() {
                 s.queues[0].progress = None;
                 s.queues[0].ready = false;
             },
-            |e| matches!(e, E::QueueState(0)),
+            QUEUE_0,
         ),
         (
             |s| s.driver_features.extend([(0, 1)]),
@@ -361,10 +357,7 @@ fn impossible_states_are_refused_by_name() {
             |s| s.queues[0].setup.desc_table = 0x10_0000,
             |e| matches!(e, E::QueueSetup(0, SetupError::Memory(..))),
         ),
-        (
-            |s| s.queues[0].reset = true,
-            |e| matches!(e, E::QueueState(0)),
-        ),
+        (|s| s.queues[0].reset = true, QUEUE_0),
         (
             |s| {
                 s.queues[1].reset = true;
@@ -372,14 +365,8 @@ fn impossible_states_are_refused_by_name() {
             },
             |e| matches!(e, E::QueueState(1)),
         ),
-        (
-            |s| s.queues[0].ready = false,
-            |e| matches!(e, E::QueueState(0)),
-        ),
-        (
-            |s| s.queues[0].progress = None,
-            |e| matches!(e, E::QueueState(0)),
-        ),
+        (|s| s.queues[0].ready = false, QUEUE_0),
+        (|s| s.queues[0].progress = None, QUEUE_0),
         (
             |s| s.queues[1].progress = Some(QueueProgress::default()),
             |e| matches!(e, E::QueueState(1)),
@@ -388,7 +375,7 @@ fn impossible_states_are_refused_by_name() {
             |s| s.queues[0].progress.as_mut().unwrap().next_used = 0x8000,
             |e| matches!(e, E::Progress(0, _)),
         ),
-        (|s| s.needs_reset = true, |e| matches!(e, E::QueueState(0))),
+        (|s| s.needs_reset = true, QUEUE_0),
     ];
     let (_, good) = saved();
     restore(&good).unwrap();
@@ -427,7 +414,14 @@ fn a_device_that_cannot_go_on_is_left_at_the_start() {
     let error = result.unwrap_err();
     assert!(matches!(error, RestoreError::Activate(_)));
     assert!(std::error::Error::source(&error).is_some());
-    assert_eq!((twin.status(), twin.get(0x60), twin.raised()), (0, 0, 0));
+    assert_eq!(
+        (
+            twin.status(),
+            twin.get(reg::INTERRUPT_STATUS),
+            twin.raised()
+        ),
+        (0, 0, 0)
+    );
     twin.transport
         .update_config(|device| device.probe.fail = false);
     twin.transport.restore(&state).unwrap();
@@ -456,9 +450,9 @@ fn a_ring_that_does_not_fit_its_state_is_a_fault() {
 #[test]
 fn a_configuration_access_still_works_while_paused() {
     let (mut fixture, _) = saved();
-    fixture.transport.write(0x100, &[9]).unwrap();
+    fixture.transport.write(reg::CONFIG, &[9]).unwrap();
     let mut byte = [0];
-    fixture.transport.read(0x100, &mut byte).unwrap();
+    fixture.transport.read(reg::CONFIG, &mut byte).unwrap();
     assert_eq!(byte, [9]);
 }
 

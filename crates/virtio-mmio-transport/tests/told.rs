@@ -8,6 +8,7 @@ mod support;
 use std::sync::atomic::Ordering;
 
 use support::{Fixture, Probe};
+use virtio_conformance::reg;
 use virtio_device_core::DeviceFault;
 use virtio_mmio_transport::{INT_CONFIG, RestoreError};
 
@@ -30,7 +31,7 @@ fn a_device_that_is_activated_during_a_pause_is_paused() {
     fixture.transport.pause().unwrap();
     assert_eq!(pauses(&fixture), 0, "there is nothing to pause yet");
     set_up(&mut fixture);
-    fixture.set(0x70, 15);
+    fixture.set(reg::STATUS, 15);
     assert_eq!(pauses(&fixture), 1);
     fixture.transport.pause().unwrap();
     assert_eq!(pauses(&fixture), 1);
@@ -59,27 +60,27 @@ fn a_device_that_was_never_activated_is_neither_paused_nor_resumed() {
         ..Probe::default()
     });
     set_up(&mut fixture);
-    fixture.set(0x70, 15);
+    fixture.set(reg::STATUS, 15);
     assert_eq!(fixture.status(), 15 | 64);
     fixture.transport.pause().unwrap();
     assert_eq!(pauses(&fixture), 0);
     fixture.transport.resume();
     assert_eq!(pauses(&fixture), 0);
     assert_eq!(resets(&fixture), 0);
-    fixture.set(0x70, 0);
+    fixture.set(reg::STATUS, 0);
     assert_eq!(resets(&fixture), 1, "what it has begun is over");
 }
 
 #[test]
 fn a_driver_that_gives_up_has_the_device_reset_once() {
     let mut fixture = Fixture::live();
-    fixture.set(0x70, 15 | 128);
+    fixture.set(reg::STATUS, 15 | 128);
     assert_eq!(resets(&fixture), 1);
-    fixture.set(0x70, 0);
+    fixture.set(reg::STATUS, 0);
     assert_eq!(resets(&fixture), 1);
     // Before it was live there is nothing to stop.
     set_up(&mut fixture);
-    fixture.set(0x70, 11 | 128);
+    fixture.set(reg::STATUS, 11 | 128);
     assert_eq!(resets(&fixture), 1);
 }
 
@@ -90,15 +91,24 @@ fn a_change_on_the_drivers_way_up_is_told_when_the_device_lives() {
     // A driver that has not begun finds it by itself.
     notifier.update(|| ());
     set_up(&mut fixture);
-    fixture.set(0x70, 15);
-    assert_eq!((fixture.get(0x60), fixture.raised()), (0, 0));
-    fixture.set(0x70, 0);
+    fixture.set(reg::STATUS, 15);
+    assert_eq!(
+        (fixture.get(reg::INTERRUPT_STATUS), fixture.raised()),
+        (0, 0)
+    );
+    fixture.set(reg::STATUS, 0);
     set_up(&mut fixture);
     notifier.update(|| ());
     // Nobody is interrupted before DRIVER_OK (section 3.1.1).
-    assert_eq!((fixture.get(0x60), fixture.raised()), (0, 0));
-    fixture.set(0x70, 15);
-    assert_eq!((fixture.get(0x60), fixture.raised()), (INT_CONFIG, 1));
+    assert_eq!(
+        (fixture.get(reg::INTERRUPT_STATUS), fixture.raised()),
+        (0, 0)
+    );
+    fixture.set(reg::STATUS, 15);
+    assert_eq!(
+        (fixture.get(reg::INTERRUPT_STATUS), fixture.raised()),
+        (INT_CONFIG, 1)
+    );
 }
 
 #[test]
@@ -149,7 +159,10 @@ fn a_driver_hears_after_restore_that_its_device_is_broken_whenever_it_was_saved(
     state.interrupt_status = 0;
     let mut twin = Fixture::in_memory(Probe::default(), fixture.memory.clone());
     twin.transport.restore(&state).unwrap();
-    assert_eq!((twin.status(), twin.get(0x60)), (15 | 64, INT_CONFIG));
+    assert_eq!(
+        (twin.status(), twin.get(reg::INTERRUPT_STATUS)),
+        (15 | 64, INT_CONFIG)
+    );
     assert_eq!(twin.raised(), 1);
 }
 

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use support::{Memory, port};
 use virtio_conformance::ramdisk::RamDisk;
 use virtio_conformance::{
-    DriverQueue, EventCounters, MmioPort, Port, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE,
+    DriverQueue, EventCounters, MmioPort, Port, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE, reg,
 };
 use virtio_device_core::{Executor, LoopHandle, StepLoop, VirtioDevice, WorkerThread, edge_line};
 use virtio_mmio_transport::{MmioTransport, TransportState};
@@ -46,15 +46,15 @@ where
 {
     let ring_reset = 1 << (40 - 32);
     for (offset, value) in [
-        (0x70, 0),
-        (0x70, 3),
-        (0x24, 1),
-        (0x20, 1 | ring_reset),
-        (0x70, 11),
+        (reg::STATUS, 0),
+        (reg::STATUS, 3),
+        (reg::DRIVER_FEATURES_SEL, 1),
+        (reg::DRIVER_FEATURES, 1 | ring_reset),
+        (reg::STATUS, 11),
     ] {
         port.set(offset, value);
     }
-    assert_eq!(port.get(0x70), 11);
+    assert_eq!(port.get(reg::STATUS), 11);
 }
 
 /// Makes a request available: read sector 0.
@@ -71,7 +71,7 @@ fn notify(port: &mut Disk<LoopHandle>, by_event_fd: bool) {
         let (_, kick) = port.device_mut().kicks().next().unwrap();
         kick.write(1).unwrap();
     } else {
-        port.set(0x50, 0);
+        port.set(reg::QUEUE_NOTIFY, 0);
     }
 }
 
@@ -104,7 +104,7 @@ fn a_notification_before_driver_ok_is_served_after_it() {
         notify(port, by_event_fd);
         workers.step();
         assert_eq!(queue.used_index(), 0, "not before DRIVER_OK");
-        port.set(0x70, 15);
+        port.set(reg::STATUS, 15);
     });
 }
 
@@ -114,7 +114,7 @@ fn a_notification_before_the_queue_is_enabled_is_served_after_driver_ok() {
         offer(memory, queue);
         notify(port, by_event_fd);
         assert!(port.enable(0, queue.setup()));
-        port.set(0x70, 15);
+        port.set(reg::STATUS, 15);
     });
 }
 
@@ -127,7 +127,7 @@ fn a_notification_before_driver_ok_outlives_a_move() {
         let state = move_on(port);
         (*port, _) = disk(memory, workers.handle());
         port.device_mut().restore(&state).unwrap();
-        port.set(0x70, 15);
+        port.set(reg::STATUS, 15);
     });
 }
 
@@ -135,7 +135,7 @@ fn a_notification_before_driver_ok_outlives_a_move() {
 fn a_notification_before_a_move_is_served_after_it() {
     both_ways(|by_event_fd, workers, memory, port, queue| {
         assert!(port.enable(0, queue.setup()));
-        port.set(0x70, 15);
+        port.set(reg::STATUS, 15);
         workers.step();
         offer(memory, queue);
         notify(port, by_event_fd);
@@ -149,7 +149,7 @@ fn a_notification_before_a_move_is_served_after_it() {
 fn a_notification_during_a_pause_is_served_after_it() {
     both_ways(|by_event_fd, workers, memory, port, queue| {
         assert!(port.enable(0, queue.setup()));
-        port.set(0x70, 15);
+        port.set(reg::STATUS, 15);
         workers.step();
         port.device_mut().pause().unwrap();
         offer(memory, queue);
@@ -165,7 +165,7 @@ fn a_notification_before_a_queue_comes_back_is_served_then() {
     for stepped in [false, true] {
         both_ways(|by_event_fd, workers, memory, port, queue| {
             assert!(port.enable(0, queue.setup()));
-            port.set(0x70, 15);
+            port.set(reg::STATUS, 15);
             workers.step();
             port.reset_queue(0);
             offer(memory, queue);
@@ -206,16 +206,16 @@ fn a_driver_that_reloads_is_served_beside_busy_neighbours() {
             negotiate(&mut port);
             let mut queue = Queue::new(&*memory, QUEUE, 8);
             assert!(port.enable(0, queue.setup()));
-            port.set(0x70, 15);
+            port.set(reg::STATUS, 15);
             offer(&memory, &mut queue);
-            port.set(0x50, 0);
+            port.set(reg::QUEUE_NOTIFY, 0);
             let deadline = Instant::now() + SOON;
             while queue.used_index() == 0 {
                 assert!(Instant::now() < deadline, "reload {reload} is not served");
                 std::thread::yield_now();
             }
             assert_eq!(queue.take_used(), [(0, 513)]);
-            assert_eq!(port.get(0x70), 15);
+            assert_eq!(port.get(reg::STATUS), 15);
         }
         let counts = events.snapshot();
         assert_eq!(counts.device_failed, 0);

@@ -12,6 +12,7 @@ mod support;
 
 use proptest::prelude::*;
 use support::{Buf, ERR, Guest, Host, MAC, OK, OTHER, PLAIN, RX, TX, feature, frame, packet};
+use virtio_conformance::reg;
 use virtio_device_core::{DeviceState, StepLoop, VirtioDevice};
 use virtio_net_device::Net;
 
@@ -200,7 +201,7 @@ fn without_several_pairs_the_control_queue_is_the_third() {
 fn the_driver_is_asked_to_announce_itself_until_it_has_done_so() {
     let (mut guest, _) = guest(ALL);
     guest.handle.announce();
-    assert_eq!((guest.link(), guest.get(0x60) & 2), (3, 2));
+    assert_eq!((guest.link(), guest.get(reg::INTERRUPT_STATUS) & 2), (3, 2));
     assert_eq!(guest.command(3, 0, &[]), OK);
     assert_eq!(guest.link(), 1);
 }

@@ -8,6 +8,7 @@ mod support;
 
 use support::feature::{CTRL_VQ, MAC as MAC_BIT, MRG_RXBUF, MTU, STATUS};
 use support::{Buf, Guest, Host, MAC, PLAIN, RX, TX, feature, frame, header, packet, pattern};
+use virtio_conformance::reg;
 use virtio_device_core::{LoopHandle, RateLimit, WorkerThread};
 use virtio_net_device::Net;
 
@@ -261,10 +262,14 @@ fn a_cable_that_is_pulled_out_loses_packets_and_one_that_is_plugged_in_gives_new
     let (mut guest, host) = guest(STATUS | MRG_RXBUF);
     guest.offer(RX, 4, 1526);
     assert_eq!(guest.link(), 1);
-    let before = guest.get(0xfc);
+    let before = guest.get(reg::CONFIG_GENERATION);
     guest.handle.set_cable(false);
-    assert_eq!((guest.link(), guest.get(0x60) & 2), (0, 2));
-    assert_ne!(guest.get(0xfc), before, "a new generation");
+    assert_eq!((guest.link(), guest.get(reg::INTERRUPT_STATUS) & 2), (0, 2));
+    assert_ne!(
+        guest.get(reg::CONFIG_GENERATION),
+        before,
+        "a new generation"
+    );
     host.give(PLAIN, &frame(1, 60));
     guest.work();
     assert_eq!(guest.queues[RX].take_used(), []);

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use bus::BusDevice;
 use virtio_blk_device::{Backend, Block};
-use virtio_conformance::{DriverQueue, EventCounters, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
+use virtio_conformance::{DriverQueue, EventCounters, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE, reg};
 use virtio_device_core::{Executor, LoopHandle, StepLoop, edge_line};
 use virtio_mmio_transport::{MmioTransport, TransportState};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -182,13 +182,13 @@ impl<E: Executor + 'static> Guest<E> {
     }
 
     pub fn status(&mut self) -> u32 {
-        self.get(0x70)
+        self.get(reg::STATUS)
     }
 
     pub fn config<const N: usize>(&mut self, offset: u64) -> [u8; N] {
         let mut bytes = [0; N];
         for (at, byte) in (offset..).zip(bytes.chunks_mut(1)) {
-            self.transport.read(0x100 + at, byte).unwrap();
+            self.transport.read(reg::CONFIG + at, byte).unwrap();
         }
         bytes
     }
@@ -200,8 +200,8 @@ impl<E: Executor + 'static> Guest<E> {
     /// The first 64 feature bits that the device offers.
     pub fn offered(&mut self) -> u64 {
         let words = [0, 1].map(|word| {
-            self.set(0x14, word);
-            u64::from(self.get(0x10))
+            self.set(reg::DEVICE_FEATURES_SEL, word);
+            u64::from(self.get(reg::DEVICE_FEATURES))
         });
         words[0] | words[1] << 32
     }
@@ -209,14 +209,14 @@ impl<E: Executor + 'static> Guest<E> {
     /// Up to `FEATURES_OK`, with those of `features` that are offered.
     pub fn negotiate(&mut self, features: u64) {
         for status in [0, 1, 3] {
-            self.set(0x70, status);
+            self.set(reg::STATUS, status);
         }
         let features = self.offered() & features | 1 << 32;
         for (word, bits) in [(0, features as u32), (1, (features >> 32) as u32)] {
-            self.set(0x24, word);
-            self.set(0x20, bits);
+            self.set(reg::DRIVER_FEATURES_SEL, word);
+            self.set(reg::DRIVER_FEATURES, bits);
         }
-        self.set(0x70, 11);
+        self.set(reg::STATUS, 11);
         assert_eq!(self.status(), 11);
     }
 
@@ -229,14 +229,14 @@ impl<E: Executor + 'static> Guest<E> {
     pub fn drive(&mut self) {
         self.queues.clear();
         for index in 0.. {
-            self.set(0x30, index);
-            if self.get(0x34) == 0 {
+            self.set(reg::QUEUE_SEL, index);
+            if self.get(reg::QUEUE_SIZE_MAX) == 0 {
                 break;
             }
             let queue = self.enable(index);
             self.queues.push(queue);
         }
-        self.set(0x70, 15);
+        self.set(reg::STATUS, 15);
         assert_eq!(self.status(), 15);
     }
 
@@ -246,23 +246,27 @@ impl<E: Executor + 'static> Guest<E> {
         let base = 0x4000 * (u64::from(index) + 1);
         let queue = DriverQueue::new(&**memory, base, QUEUE_SIZE);
         let setup = *queue.setup();
-        self.set(0x30, index);
-        self.set(0x38, setup.size);
+        self.set(reg::QUEUE_SEL, index);
+        self.set(reg::QUEUE_SIZE, setup.size);
         let parts = [setup.desc_table, setup.avail_ring, setup.used_ring];
-        for (offset, address) in (0x80..).step_by(16).zip(parts) {
+        for (offset, address) in (reg::QUEUE_DESC_LOW..).step_by(16).zip(parts) {
             self.set(offset, u32::try_from(address).unwrap());
             self.set(offset + 4, 0);
         }
-        self.set(0x44, 1);
-        assert_eq!(self.get(0x44), 1, "queue {index} is not enabled");
+        self.set(reg::QUEUE_READY, 1);
+        assert_eq!(
+            self.get(reg::QUEUE_READY),
+            1,
+            "queue {index} is not enabled"
+        );
         queue
     }
 
     /// Resets one queue; says whether that is complete.
     pub fn reset_queue(&mut self, index: usize) -> bool {
-        self.set(0x30, u32::try_from(index).unwrap());
-        self.set(0xc0, 1);
-        self.get(0xc0) == 0
+        self.set(reg::QUEUE_SEL, u32::try_from(index).unwrap());
+        self.set(reg::QUEUE_RESET, 1);
+        self.get(reg::QUEUE_RESET) == 0
     }
 
     pub fn restart_queue(&mut self, index: usize) {
@@ -318,7 +322,7 @@ impl<E: Executor + 'static> Guest<E> {
 
     pub fn notify(&mut self, queue: usize) {
         self.queues[queue].set_used_event(self.queues[queue].used_index());
-        self.set(0x50, u32::try_from(queue).unwrap());
+        self.set(reg::QUEUE_NOTIFY, u32::try_from(queue).unwrap());
     }
 
     /// Lets a device that works step by step work.

@@ -7,6 +7,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use virtio_conformance::reg;
 use virtio_device_core::{Activation, ConfigNotifier, DeviceFault, VirtioDevice, WorkerThread};
 
 use crate::several_workers::Letters;
@@ -88,13 +89,13 @@ impl Shape for ConfigurationChangedByTheHost {
 fn read(guest: &mut Guest<Terminal>) -> [u8; 2] {
     use bus::BusDevice;
     loop {
-        let before = guest.get(0xfc);
+        let before = guest.get(reg::CONFIG_GENERATION);
         let fields = [0x100, 0x101].map(|offset| {
             let mut byte = [0];
             guest.transport.read(offset, &mut byte).unwrap();
             byte[0]
         });
-        if guest.get(0xfc) == before {
+        if guest.get(reg::CONFIG_GENERATION) == before {
             return fields;
         }
     }
@@ -109,7 +110,7 @@ fn configuration_changed_by_the_host() {
 fn a_change_is_seen_in_every_state_and_interrupts_a_live_driver_alone() {
     let mut shape = ConfigurationChangedByTheHost::default();
     let mut guest = Guest::new(shape.device());
-    let mut generation = guest.get(0xfc);
+    let mut generation = guest.get(reg::CONFIG_GENERATION);
     for (round, live) in [false, true, true, false].into_iter().enumerate() {
         match round {
             1 => guest.start(),
@@ -123,11 +124,15 @@ fn a_change_is_seen_in_every_state_and_interrupts_a_live_driver_alone() {
         let before = guest.interrupts.load(Ordering::SeqCst);
         shape.resize(round as u8 + 1);
         assert_eq!(read(&mut guest), [round as u8 + 1; 2]);
-        assert_ne!(guest.get(0xfc), generation, "round {round}");
-        generation = guest.get(0xfc);
-        let causes = guest.get(0x60);
+        assert_ne!(
+            guest.get(reg::CONFIG_GENERATION),
+            generation,
+            "round {round}"
+        );
+        generation = guest.get(reg::CONFIG_GENERATION);
+        let causes = guest.get(reg::INTERRUPT_STATUS);
         assert_eq!(causes, if live { 2 } else { 0 }, "round {round}");
-        guest.set(0x64, causes);
+        guest.set(reg::INTERRUPT_ACK, causes);
         let raised = guest.interrupts.load(Ordering::SeqCst) - before;
         assert_eq!(raised, u32::from(live), "round {round}");
     }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use virtio_conformance::reg;
 use virtio_device_core::{
     Activation, ActiveQueue, Chain, Context, DeviceFault, Head, InFlight, Progress, QueueHandler,
     RingFault, VirtioDevice,
@@ -154,10 +155,10 @@ fn a_reset_stays_pending_while_io_is_in_flight_and_is_final_afterwards() {
     guest.start();
     // The host says nothing, and the request hangs: so does the reset, but not the vCPU.
     shape.hang(&mut guest);
-    guest.set(0x70, 0);
+    guest.set(reg::STATUS, 0);
     assert_eq!(guest.status(), 0x40);
     for status in [1, 3, 11, 15, 128, 0] {
-        guest.set(0x70, status);
+        guest.set(reg::STATUS, status);
         assert_eq!(guest.status(), 0x40, "{status} was taken");
     }
     guest.transport.save().unwrap_err();
@@ -192,14 +193,17 @@ fn the_reset_of_a_queue_stays_pending_while_its_io_is_in_flight() {
     let mut guest = Guest::new(shape.device()).bound(Duration::from_millis(1));
     guest.start();
     shape.hang(&mut guest);
-    guest.set(0x30, 0);
-    guest.set(0xc0, 1);
-    assert_eq!((guest.get(0xc0), guest.get(0x44)), (1, 1));
-    guest.set(0x44, 1);
-    assert_eq!(guest.get(0xc0), 1, "it cannot be enabled yet");
+    guest.set(reg::QUEUE_SEL, 0);
+    guest.set(reg::QUEUE_RESET, 1);
+    assert_eq!(
+        (guest.get(reg::QUEUE_RESET), guest.get(reg::QUEUE_READY)),
+        (1, 1)
+    );
+    guest.set(reg::QUEUE_READY, 1);
+    assert_eq!(guest.get(reg::QUEUE_RESET), 1, "it cannot be enabled yet");
     shape.far.write_all(b"abc").unwrap();
-    wait("the end of the reset", || guest.get(0xc0) == 0);
-    assert_eq!(guest.get(0x44), 0);
+    wait("the end of the reset", || guest.get(reg::QUEUE_RESET) == 0);
+    assert_eq!(guest.get(reg::QUEUE_READY), 0);
     guest.restart_queue(0);
     crate::support::exchange(&mut shape, &mut guest);
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use bus::BusDevice;
-use virtio_conformance::DriverQueue;
+use virtio_conformance::{DriverQueue, reg};
 use virtio_device_core::{
     Activation, DeviceFault, Observer, VirtioDevice, WorkerThread, edge_line,
     transport::DEVICE_NEEDS_RESET,
@@ -26,9 +26,6 @@ pub(crate) const SOON: Duration = Duration::from_secs(60);
 const A_WHILE: Duration = Duration::from_millis(5);
 const MEMORY: usize = 0x4_0000;
 pub(crate) const QUEUE_SIZE: u16 = 8;
-
-const QUEUE_RESET: u64 = 0xc0;
-const STATUS: u64 = 0x70;
 
 /// A thread for a device's workers.
 pub(crate) fn thread() -> WorkerThread {
@@ -100,39 +97,39 @@ impl<D: VirtioDevice<Memory>> Guest<D> {
     }
 
     pub(crate) fn status(&mut self) -> u32 {
-        self.get(STATUS)
+        self.get(reg::STATUS)
     }
 
     /// Writes 0 to the status and polls until it reads 0 (section 2.4.2).
     pub(crate) fn reset(&mut self) {
-        self.set(STATUS, 0);
-        wait("reset", || self.get(STATUS) == 0);
+        self.set(reg::STATUS, 0);
+        wait("reset", || self.get(reg::STATUS) == 0);
         self.queues.clear();
     }
 
     /// Goes up to `DRIVER_OK` with all features and queues that there are; returns the status.
     pub(crate) fn try_start(&mut self) -> u32 {
         for status in [0, 1, 3] {
-            self.set(STATUS, status);
+            self.set(reg::STATUS, status);
         }
         for word in 0..4 {
-            self.set(0x14, word);
-            let offered = self.get(0x10);
-            self.set(0x24, word);
-            self.set(0x20, offered);
+            self.set(reg::DEVICE_FEATURES_SEL, word);
+            let offered = self.get(reg::DEVICE_FEATURES);
+            self.set(reg::DRIVER_FEATURES_SEL, word);
+            self.set(reg::DRIVER_FEATURES, offered);
         }
-        self.set(STATUS, 11);
+        self.set(reg::STATUS, 11);
         assert_eq!(self.status(), 11);
         self.queues.clear();
         for index in 0.. {
-            self.set(0x30, index);
-            if self.get(0x34) == 0 {
+            self.set(reg::QUEUE_SEL, index);
+            if self.get(reg::QUEUE_SIZE_MAX) == 0 {
                 break;
             }
             let queue = self.enable(index);
             self.queues.push(queue);
         }
-        self.set(STATUS, 15);
+        self.set(reg::STATUS, 15);
         self.status()
     }
 
@@ -146,23 +143,27 @@ impl<D: VirtioDevice<Memory>> Guest<D> {
         let base = 0x1000 * (u64::from(index) + 1);
         let queue = DriverQueue::new(&**memory, base, QUEUE_SIZE);
         let setup = *queue.setup();
-        self.set(0x30, index);
-        self.set(0x38, setup.size);
+        self.set(reg::QUEUE_SEL, index);
+        self.set(reg::QUEUE_SIZE, setup.size);
         let parts = [setup.desc_table, setup.avail_ring, setup.used_ring];
-        for (offset, address) in (0x80..).step_by(16).zip(parts) {
+        for (offset, address) in (reg::QUEUE_DESC_LOW..).step_by(16).zip(parts) {
             self.set(offset, u32::try_from(address).unwrap());
             self.set(offset + 4, 0);
         }
-        self.set(0x44, 1);
-        assert_eq!(self.get(0x44), 1, "queue {index} is not enabled");
+        self.set(reg::QUEUE_READY, 1);
+        assert_eq!(
+            self.get(reg::QUEUE_READY),
+            1,
+            "queue {index} is not enabled"
+        );
         queue
     }
 
     /// Resets one queue, and enables it again.
     pub(crate) fn restart_queue(&mut self, index: usize) {
-        self.set(0x30, u32::try_from(index).unwrap());
-        self.set(QUEUE_RESET, 1);
-        wait("queue reset", || self.get(QUEUE_RESET) == 0);
+        self.set(reg::QUEUE_SEL, u32::try_from(index).unwrap());
+        self.set(reg::QUEUE_RESET, 1);
+        wait("queue reset", || self.get(reg::QUEUE_RESET) == 0);
         self.queue_settled(index);
         self.queues[index] = self.enable(u32::try_from(index).unwrap());
     }
@@ -193,7 +194,7 @@ impl<D: VirtioDevice<Memory>> Guest<D> {
     }
 
     pub(crate) fn notify(&mut self, queue: usize) {
-        self.set(0x50, u32::try_from(queue).unwrap());
+        self.set(reg::QUEUE_NOTIFY, u32::try_from(queue).unwrap());
     }
 
     /// What is in the buffer of `head`.

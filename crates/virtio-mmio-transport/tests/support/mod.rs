@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bus::BusDevice;
-use virtio_conformance::{DriverQueue, EventCounters, EventCounts, MmioPort};
+use virtio_conformance::{DriverQueue, EventCounters, EventCounts, MmioPort, reg};
 use virtio_device_core::{
     Activation, ActiveQueue, ConfigNotifier, DeviceFault, DeviceState, Features, InterruptHandle,
     InterruptLine, Lease, Observer, VIRTIO_F_RING_RESET, VirtioDevice, edge_line,
@@ -265,28 +265,28 @@ impl Fixture {
     }
 
     pub(crate) fn status(&mut self) -> u32 {
-        self.get(0x70)
+        self.get(reg::STATUS)
     }
 
     /// Up to `FEATURES_OK`, with `VIRTIO_F_VERSION_1` alone.
     pub(crate) fn negotiate(&mut self) {
         for status in [0, 1, 3] {
-            self.set(0x70, status);
+            self.set(reg::STATUS, status);
         }
-        self.set(0x24, 1);
-        self.set(0x20, 1);
-        self.set(0x70, 11);
+        self.set(reg::DRIVER_FEATURES_SEL, 1);
+        self.set(reg::DRIVER_FEATURES, 1);
+        self.set(reg::STATUS, 11);
         assert_eq!(self.status(), 11);
     }
 
     pub(crate) fn set_up_queue(&mut self, queue: u32, base: u64, size: u16) {
         let setup = *DriverQueue::new(&*self.memory, base, size).setup();
-        self.set(0x30, queue);
-        self.set(0x38, setup.size);
+        self.set(reg::QUEUE_SEL, queue);
+        self.set(reg::QUEUE_SIZE, setup.size);
         for (offset, addr) in [
-            (0x80, setup.desc_table),
-            (0x90, setup.avail_ring),
-            (0xa0, setup.used_ring),
+            (reg::QUEUE_DESC_LOW, setup.desc_table),
+            (reg::QUEUE_DRIVER_LOW, setup.avail_ring),
+            (reg::QUEUE_DEVICE_LOW, setup.used_ring),
         ] {
             self.set(offset, (addr & 0xffff_ffff) as u32);
             self.set(offset + 4, (addr >> 32) as u32);
@@ -295,7 +295,7 @@ impl Fixture {
 
     pub(crate) fn enable_queue(&mut self, queue: u32, base: u64, size: u16) {
         self.set_up_queue(queue, base, size);
-        self.set(0x44, 1);
+        self.set(reg::QUEUE_READY, 1);
     }
 
     /// A live device with queue 0 enabled.
@@ -303,7 +303,7 @@ impl Fixture {
         let mut fixture = Self::new();
         fixture.negotiate();
         fixture.enable_queue(0, 0x1000, 16);
-        fixture.set(0x70, 15);
+        fixture.set(reg::STATUS, 15);
         assert_eq!(fixture.status(), 15);
         fixture
     }
@@ -329,13 +329,13 @@ impl Fixture {
     /// Up to `FEATURES_OK`, with `VIRTIO_F_VERSION_1` and `features`.
     pub(crate) fn negotiate_with(&mut self, features: Features) {
         for status in [0, 1, 3] {
-            self.set(0x70, status);
+            self.set(reg::STATUS, status);
         }
         for (select, word) in [(0, features.word(0)), (1, features.word(1) | 1)] {
-            self.set(0x24, select);
-            self.set(0x20, word);
+            self.set(reg::DRIVER_FEATURES_SEL, select);
+            self.set(reg::DRIVER_FEATURES, word);
         }
-        self.set(0x70, 11);
+        self.set(reg::STATUS, 11);
         assert_eq!(self.status(), 11);
     }
 
@@ -345,7 +345,7 @@ impl Fixture {
         let mut fixture = Self::new().offering(features);
         fixture.negotiate_with(features);
         fixture.enable_queue(0, 0x1000, 16);
-        fixture.set(0x70, 15);
+        fixture.set(reg::STATUS, 15);
         assert_eq!(fixture.status(), 15);
         fixture
     }

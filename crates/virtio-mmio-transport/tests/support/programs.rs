@@ -6,6 +6,7 @@
 use bus::BusDevice;
 use proptest::prelude::*;
 use proptest::sample::select;
+use virtio_conformance::reg;
 use virtio_device_core::{Chain, DeviceFault, Head};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -51,7 +52,7 @@ fn values() -> impl Strategy<Value = u32> {
 fn offsets() -> impl Strategy<Value = u64> {
     prop_oneof![
         8 => (0u64..0x40).prop_map(|word| word * 4),
-        4 => select(vec![0x30, 0x38, 0x44, 0x50, 0x64, 0x70, 0x80, 0x90, 0xa0, 0xc0]),
+        4 => select(vec![reg::QUEUE_SEL, reg::QUEUE_SIZE, reg::QUEUE_READY, reg::QUEUE_NOTIFY, reg::INTERRUPT_ACK, reg::STATUS, reg::QUEUE_DESC_LOW, reg::QUEUE_DRIVER_LOW, reg::QUEUE_DEVICE_LOW, reg::QUEUE_RESET]),
         1 => any::<u64>().prop_map(|offset| 0x200 + (offset >> 1 & !3)),
     ]
 }
@@ -62,7 +63,7 @@ pub(crate) fn steps() -> impl Strategy<Value = Step> {
         2 => offsets().prop_map(Step::Read),
         1 => (0u64..0x100, select(vec![1, 2, 3, 8])).prop_map(|(o, w)| Step::Odd(o, w)),
         1 => (0u64..6, any::<u8>()).prop_map(|(offset, value)| Step::ConfigWrite(offset, value)),
-        2 => select(vec![15, 15, 143, 139, 131]).prop_map(|status| Step::Write(0x70, status)),
+        2 => select(vec![15, 15, 143, 139, 131]).prop_map(|status| Step::Write(reg::STATUS, status)),
         1 => Just(Step::Start),
         2 => select(vec![0, 0, 1, 2]).prop_map(Step::ResetQueue),
         1 => Just(Step::Used),
@@ -87,32 +88,32 @@ impl Step {
             Self::Write(0x100 | 0x104, _) => vec![],
             Self::Write(offset, value) => vec![(offset, value)],
             Self::Negotiate(low, high) => vec![
-                (0x70, 0),
-                (0x70, 3),
-                (0x24, 0),
-                (0x20, low),
-                (0x24, 1),
-                (0x20, high),
-                (0x70, 11),
+                (reg::STATUS, 0),
+                (reg::STATUS, 3),
+                (reg::DRIVER_FEATURES_SEL, 0),
+                (reg::DRIVER_FEATURES, low),
+                (reg::DRIVER_FEATURES_SEL, 1),
+                (reg::DRIVER_FEATURES, high),
+                (reg::STATUS, 11),
             ],
             Self::SetUp(queue, size) => vec![
-                (0x30, queue),
-                (0x38, size),
-                (0x80, low(DESC_TABLE)),
-                (0x84, 0),
-                (0x90, low(AVAIL_RING)),
-                (0x94, 0),
-                (0xa0, low(USED_RING)),
-                (0xa4, 0),
-                (0x44, 1),
+                (reg::QUEUE_SEL, queue),
+                (reg::QUEUE_SIZE, size),
+                (reg::QUEUE_DESC_LOW, low(DESC_TABLE)),
+                (reg::QUEUE_DESC_HIGH, 0),
+                (reg::QUEUE_DRIVER_LOW, low(AVAIL_RING)),
+                (reg::QUEUE_DRIVER_HIGH, 0),
+                (reg::QUEUE_DEVICE_LOW, low(USED_RING)),
+                (reg::QUEUE_DEVICE_HIGH, 0),
+                (reg::QUEUE_READY, 1),
             ],
             Self::Start => {
                 let mut writes = Self::Negotiate(0, 0x141).writes();
                 writes.extend(Self::SetUp(0, 8).writes());
-                writes.push((0x70, 15));
+                writes.push((reg::STATUS, 15));
                 writes
             }
-            Self::ResetQueue(queue) => vec![(0x30, queue), (0xc0, 1)],
+            Self::ResetQueue(queue) => vec![(reg::QUEUE_SEL, queue), (reg::QUEUE_RESET, 1)],
             _ => vec![],
         }
     }
@@ -139,7 +140,7 @@ impl Run {
     pub(crate) fn step(&mut self, step: &Step) {
         for (offset, value) in step.writes() {
             self.real.set(offset, value);
-            if (offset, value) == (0x70, 0) {
+            if (offset, value) == (reg::STATUS, 0) {
                 self.start_over();
             }
         }
@@ -153,7 +154,10 @@ impl Run {
                 assert!(data.iter().all(|&byte| byte == 0));
             }
             Step::ConfigWrite(offset, value) => {
-                self.real.transport.write(0x100 + offset, &[value]).unwrap();
+                self.real
+                    .transport
+                    .write(reg::CONFIG + offset, &[value])
+                    .unwrap();
             }
             Step::Used if self.has_queue() => self.real.queue(0).signal_used(),
             Step::Fail if self.is_active() => {
