@@ -35,7 +35,7 @@ impl Notice {
     ) -> Result<Arc<Self>, BusError<K>> {
         let asked = match catch_unwind(AssertUnwindSafe(|| device.on_removal())) {
             Ok(Ok(notice)) => notice,
-            // Nobody will ever be in there.
+            // This device will not be called any more, so there is nobody to wait for.
             Ok(Err(AccessError::Panicked | AccessError::Unclaimed)) | Err(_) => None,
             Ok(Err(_)) => return Err(BusError::InsideDevice(info.clone())),
         };

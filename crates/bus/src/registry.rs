@@ -8,7 +8,7 @@
 //! device is contended. All other accesses do without.
 
 use std::sync::Arc;
-// For what loom need not look at.
+// Not loom's: nothing of the modelled protocol depends on these.
 use std::sync::atomic::{AtomicBool as PlainBool, AtomicUsize as PlainUsize};
 
 use crate::sync::{AtomicBool, AtomicUsize, Mutex, MutexGuard, Ordering, lock};
@@ -56,8 +56,8 @@ impl Presence {
 
     /// Whether a thread is at a place for which `is_there` holds.
     fn thread_at(&self, is_there: impl FnOnce(Place) -> bool) -> Option<usize> {
-        // In this order: the place is at least as new as the thread, and a newer one is seen only
-        // after the access is over.
+        // The thread is loaded first, so the place is at least as recent. A more recent place means
+        // that the access which is asked about is over.
         let thread = self.thread.load(Ordering::Acquire);
         let place = self.place();
         (thread != 0 && is_there(place)).then_some(thread)
@@ -194,7 +194,7 @@ impl Waiting {
     pub(crate) fn new(registry: &mut Registry, awaits: Awaited) -> Option<Self> {
         let mut holds = held_locks();
         if let Awaited::Lock(lock) = awaits {
-            // Listed already, not held yet.
+            // The lock that is waited for is on the list already, and not held yet.
             (holds.iter_mut().filter(|held| **held == lock)).for_each(|held| *held = 0);
         }
         let thread = thread_token();

@@ -23,10 +23,10 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Drops what users of the crate wrote, and what may panic in that, where nobody is to blame for it.
+/// Drops a value of the crate's user; a panic of its `drop` ends here.
 pub(crate) fn discard<T>(value: T) {
     let dropped = catch_unwind(AssertUnwindSafe(|| drop(value)));
-    // What it panicked with could panic as well.
+    // Dropping the panic's payload could panic again.
     std::mem::forget(dropped.err());
 }
 
@@ -40,7 +40,7 @@ pub(crate) fn address<T: ?Sized>(object: &T) -> usize {
 /// and then [`barrier_in_all_threads`].
 #[inline(always)]
 pub(crate) fn light_barrier(is_fenced: bool) {
-    // Loom and Miri know no such system call; it is as if it had made this a fence.
+    // Loom and Miri know no such system call, so the fence itself is here.
     if is_fenced || cfg!(any(loom, miri)) {
         fence(Ordering::SeqCst);
     } else {

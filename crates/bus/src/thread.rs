@@ -27,7 +27,7 @@ std::thread_local! {
 }
 #[cfg(loom)]
 loom::thread_local! {
-    // Never freed: loom does not know that who gets memory comes after who gave it back.
+    // Leaked, because loom does not know that memory which was freed may be handed out again.
     static THREAD: &'static Thread = Box::leak(Box::default());
 }
 

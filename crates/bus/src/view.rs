@@ -182,7 +182,7 @@ impl<K: Address, R: 'static> BusView<K, R> {
         if self.presence.is_stale.load(Ordering::Acquire) {
             discard(mem::take(&mut self.hit));
             let map = lock(&self.shared.map);
-            // Sees what came before the mark that this takes away, whoever has set it.
+            // Acquire: everything that was done before the view was marked stale is seen from here on.
             self.presence.is_stale.swap(false, Ordering::AcqRel);
             // The old map is not dropped under the lock.
             let old = mem::replace(&mut self.map, Arc::clone(&map));
@@ -255,7 +255,7 @@ impl<K: Address, R: 'static> BusView<K, R> {
                     place,
                 };
             }
-            // The fast path relies on this.
+            // The fast path does not announce the region again: it must be announced here.
             self.presence.announce(self.hit.place);
             break (Some(info), outcome);
         };
@@ -279,7 +279,7 @@ impl<K: Address, R: 'static> BusView<K, R> {
         call: impl FnOnce() -> Result<R, AccessError>,
     ) -> Option<Result<R, AccessError>> {
         let presence = &*self.presence;
-        // Release: who sees this view in its next access has seen all of the one before.
+        // Release: a thread that sees this view's next access also sees all of this one.
         presence.thread.store(thread_token(), Ordering::Release);
         light_barrier(is_fenced);
         let is_current = !presence.is_stale.load(Ordering::Acquire);

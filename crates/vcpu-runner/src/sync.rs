@@ -14,7 +14,7 @@ pub(crate) use std::{
     thread::{Builder, JoinHandle, ThreadId, current},
 };
 
-// Nothing that these guard is part of the protocol that the model checks.
+// Not loom's: what these guard is no part of the modelled protocol.
 pub(crate) use std::sync::{
     Arc, PoisonError,
     atomic::{AtomicU64, Ordering},

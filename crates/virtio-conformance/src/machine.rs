@@ -71,7 +71,7 @@ pub(crate) fn canary() -> Vec<u8> {
 
 /// Keeps a machine's memory for as long as the process lives, so that queues need not borrow it.
 fn keep(memory: Memory) -> &'static Memory {
-    // Known here, so that it is no leak.
+    // Reachable from here, so that leak checkers do not report it.
     static KEPT: Mutex<Vec<&'static Memory>> = Mutex::new(Vec::new());
     let memory: &'static Memory = Box::leak(Box::new(memory));
     let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);

@@ -127,7 +127,7 @@ impl Observer for EventLog {
             }
             *lock(&self.failure) = Some(reason);
         }
-        // Whoever sees it counted finds the reason.
+        // Counted last: a thread that sees the count also finds the reason.
         self.counters.event(event);
     }
 }

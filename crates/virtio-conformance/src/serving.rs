@@ -62,7 +62,7 @@ impl<P: Port> Machine<P> {
     /// Has the valid request served that was prepared as chain 0 with its answer in one piece from
     /// `BUFFERS + 0x1000` on, and checks what that has changed.
     pub(crate) fn serve_prepared(&mut self, queue: &mut Queue) {
-        // The image is of before: a device that has been fed already may answer at once.
+        // The image of memory is taken before the request is visible: the device may answer at once.
         queue.stage(0);
         let mut expected = self.image();
         let interrupts = self.interrupts();

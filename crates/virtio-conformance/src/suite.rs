@@ -84,7 +84,7 @@ impl Suite {
         for &(name, scenario) in &scenarios::all() {
             let passed = catch_unwind(AssertUnwindSafe(|| {
                 scenario(&mut machine);
-                // Whatever state the other one is in now.
+                // The sibling still works, whatever the scenario has done to the device.
                 sibling.serve(&mut sibling_queue);
                 machine.keeps_its_secret();
                 let mut queue = machine.start(Features::of(&[VIRTIO_F_INDIRECT_DESC]));

@@ -238,8 +238,8 @@ impl PortState {
 
     /// Takes note of a message about this port; `None` if it says nothing that is known.
     fn obey(&mut self, message: Message, facts: Facts<'_>) -> Option<Effect> {
-        // It has not heard yet that the port is another one, or gone. A driver that has slept through
-        // a reset does not ask again, and knows the ports that it speaks of.
+        // Outdated: sent before the driver heard that the port is gone, or was replaced. A driver that
+        // was suspended during a reset does not announce itself again, and still knows its ports.
         let slept = !self.asked;
         let outdated = !self.plugged || self.news.has(News::REMOVE) || !(self.known || slept);
         match (message.event, message.value) {
@@ -283,7 +283,7 @@ pub(crate) fn obey<'a>(
     message: Message,
 ) -> Option<Effect> {
     if message.event == DEVICE_READY {
-        // 0 says that the driver has failed: there is nothing to tell it.
+        // The value 0 says that the driver has failed, so it is told nothing.
         if message.value != 0 {
             ports.iter_mut().for_each(PortState::greet);
         }
@@ -371,12 +371,12 @@ mod tests {
     #[test]
     fn a_port_that_goes_and_comes_is_a_new_one_to_the_driver() {
         let mut ports = [PortState::default()];
-        // Nobody has asked.
+        // No driver has said DEVICE_READY yet.
         ports[0].plug(false);
         ports[0].plug(true);
         assert_eq!(kinds(&mut ports), [0_u8; 0]);
         say(&mut ports, 0, DEVICE_READY, 1);
-        // It never hears of what has come and gone.
+        // A port that comes and goes before the driver is told is never mentioned.
         ports[0].plug(false);
         assert_eq!(kinds(&mut ports), [0_u8; 0]);
         ports[0].plug(true);
@@ -427,7 +427,7 @@ mod tests {
         assert_eq!(opened, Some(Effect::Opened(true)));
         assert!(ports[0].listens(false));
         assert_eq!(kinds(&mut ports), [4, 7, 5, 6]);
-        // It hears of what has gone meanwhile, and from then on of all there is.
+        // It is told of the port that went away meanwhile, and from then on of every change.
         assert_eq!(say(&mut ports, 1, PORT_READY, 1), Some(Effect::Nothing));
         assert_eq!(kinds(&mut ports), [2]);
         ports[1].plug(true);

@@ -61,9 +61,9 @@ impl HostFd {
                 (fd, Way::Socket)
             }
             FileType::RegularFile => (fd, Way::Plain),
-            // Also if it is non-blocking: whoever shares it may end that at any moment, as a shell does.
+            // Also if it is non-blocking: another process that shares it may switch that off, as shells do.
             FileType::Fifo => own_description(fd, flags, PIPE_BUF),
-            // To open the master of a pseudo terminal again is to make another pseudo terminal.
+            // Not the master of a pseudo terminal: opening that again would make another terminal.
             _ if terminal && !is_master(stat.st_rdev) => own_description(fd, flags, 1),
             _ if terminal => (fd, Way::of(flags, 1)),
             _ => (fd, Way::of(flags, PIPE_BUF)),

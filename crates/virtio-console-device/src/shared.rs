@@ -54,12 +54,12 @@ impl Shared {
     }
 
     fn wake(&self) {
-        // A full counter wakes just as well.
+        // An error means that the counter is full, and then the fd is readable already.
         let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
     }
 
     pub(crate) fn clear_wake(&self) {
-        // An empty counter is as good as one that was just emptied.
+        // An error means that the counter is 0 already.
         let _ = rustix::io::read(&self.wake, &mut [0; 8]);
     }
 

@@ -77,7 +77,7 @@ pub(crate) fn restore(shared: &Shared, state: &DeviceState) -> Result<(), Device
                 host_open: flags & HOST_OPEN != 0,
                 news,
             };
-            // The host's side is another one now.
+            // Restored over another descriptor, which is open.
             port.set_host_open(true);
         }
         progress.set_sent(index, u64::from_le_bytes(sent), None);

@@ -309,7 +309,7 @@ impl<M: GuestAddressSpace> Handler<M> {
         )?;
         if end == End::Drained && discards != 0 {
             if let Some(port) = shared.progress().ports.get_mut(index) {
-                // Unless it was taken away once more since.
+                // Unless the port was unplugged once more meanwhile.
                 if port.discards == discards {
                     port.discards = 0;
                 }
@@ -327,7 +327,7 @@ impl<M: GuestAddressSpace> Handler<M> {
             _ => {}
         }
         let Side { no_poll, gone } = sides.output;
-        // Nobody may write meanwhile, so it is not for the driver to have it looked at again.
+        // Whether the host is back must not depend on the driver writing something.
         let may_come_back = gone && port.output.may_come_back();
         self.tell_host_side(index, cx);
         match end {
@@ -363,7 +363,7 @@ impl<M: GuestAddressSpace> Handler<M> {
             let discards = |port: &PortState| port.discards != 0;
             if (self.shared.progress().ports.get(index)).is_some_and(discards) {
                 self.transmit(index, cx)?;
-                // In its own turn, as often as it takes.
+                // The rest is discarded in the queue's own turns.
                 nudge(cx, transmit_queue(index));
             }
         }
@@ -387,7 +387,7 @@ impl<M: GuestAddressSpace> Handler<M> {
             &mut self.chain,
             interrupt,
             |chain, memory| {
-                // Held until it counts as told: what changes in between is news again.
+                // Locked until the message counts as told, so that a change in between is not lost.
                 let mut progress = shared.progress();
                 let mut ports = progress.ports.iter_mut().enumerate();
                 let news = ports.find_map(|(index, port)| {
@@ -534,7 +534,7 @@ fn send(output: &HostFd, data: &[u8]) -> io::Result<usize> {
 /// Has the worker look at another one of its queues.
 fn nudge(cx: &Context<'_>, queue: u16) {
     if let Some(queue) = cx.queue(queue) {
-        // A full counter wakes just as well.
+        // An error means that the counter is full, and then the fd is readable already.
         let _ = queue.kick.write(1);
     }
 }

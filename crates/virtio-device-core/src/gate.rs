@@ -72,7 +72,7 @@ impl Gate {
 
     #[cold]
     fn wake(&self) {
-        // Under its lock, so that one who has just found the gate busy is waiting already.
+        // Under the lock: a waiter that has found the gate busy is in `wait` before this notifies.
         let _idle = self.lock();
         self.drained.notify_all();
     }

@@ -213,7 +213,8 @@ impl InterruptHandle {
     /// To be called before the leases are paused, and after they are resumed.
     pub(crate) fn set_paused(&self, paused: bool) {
         self.shared.paused.store(paused, Ordering::SeqCst);
-        // Afterwards: a worker that looks at the count first and at the flag later misses no pause.
+        // The count changes after the flag: a worker that reads the count first, then the flag, misses no
+        // pause.
         if paused {
             self.shared.pauses.fetch_add(1, Ordering::SeqCst);
         }
@@ -235,7 +236,7 @@ impl InterruptHandle {
 
     pub(crate) fn wake_loops(&self) {
         for wake in self.loops().iter() {
-            // A full counter wakes just as well.
+            // An error means that the counter is full, and then the fd is readable already.
             let _ = wake.write(1);
         }
     }
@@ -398,9 +399,10 @@ impl ConfigNotifier {
         impl Drop for Change<'_> {
             fn drop(&mut self) {
                 let (interrupt, order) = (&self.notifier.interrupt, Ordering::SeqCst);
-                // A driver on its way up may have read the fields as they were: it hears of the change as
-                // soon as it lives. This is said before the second look, so that one of both sees it, and
-                // before the change looks settled, so that whoever saves sees it.
+                // A driver that is starting may have read the old fields, so it is told as soon as the
+                // device is live. The note is left before `live` is read again: either activation finds
+                // the note, or this finds the device live. And it is left before the change looks settled,
+                // so that a save which finds no change under way finds the note.
                 if self.live.is_none() {
                     let news = &self.notifier.news;
                     let _ = news.compare_exchange(BEGUN, UNTOLD, order, order);
@@ -410,7 +412,7 @@ impl ConfigNotifier {
                     fence(order);
                     self.live = Inside::of(&self.notifier.live);
                 }
-                // The next change may be made by whoever hears of this one.
+                // Released before the interrupt, whose handler may make the next change.
                 self.changing = None;
                 if self.live.is_some() {
                     interrupt.config_interrupt();

@@ -188,7 +188,8 @@ impl Session {
     /// critical section of the device goes on. Requests in flight are waited for by
     /// [`Session::wait_idle`]. Nothing to do the second time.
     pub fn revoke(&self) {
-        // The interrupt first: it tells a worker that this is not about one queue alone.
+        // The interrupt handle first: that is how a worker learns that the whole device ends, and not
+        // one queue.
         self.handle.revoke();
         self.config.set_live(false);
         let _ = self.device.revoke();

@@ -31,13 +31,13 @@ pub fn eventfd_edge() {
 pub(crate) fn write_kick(kick: &EventFd) {
     #[cfg(loom)]
     eventfd_edge();
-    // A counter that is full is readable as well.
+    // An error means that the counter is full, and then the fd is readable already.
     let _ = kick.write(1);
 }
 
 /// Makes `kick` unreadable.
 pub(crate) fn clear_kick(kick: &EventFd) {
-    // The count means nothing, and there may be none.
+    // The count does not matter, and an error means that it was 0 already.
     let _ = kick.read();
     #[cfg(loom)]
     eventfd_edge();

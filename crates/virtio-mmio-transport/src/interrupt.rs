@@ -97,7 +97,7 @@ impl MmioInterrupt {
     /// Clears exactly the causes in `causes`; one that comes up again meanwhile stays.
     pub(crate) fn acknowledge(&self, causes: u32) {
         self.status.fetch_and(!causes, Ordering::AcqRel);
-        // The other half of the fence in `raise`: what the driver looks at next is not older.
+        // Pairs with the fence in `raise`: what the driver reads next is at least as new as the cause.
         fence(Ordering::SeqCst);
         self.update_level();
     }
@@ -111,7 +111,7 @@ impl MmioInterrupt {
     /// What the driver reads from `ConfigGeneration`: never the same twice while the configuration
     /// space changes, so that the driver reads its fields again.
     pub(crate) fn generation(&self) -> u32 {
-        // The fields that were read before belong to the generation before.
+        // Fields that were read before this belong to an earlier generation, or to this one.
         fence(Ordering::Acquire);
         let generation = self.generation.load(Ordering::Acquire);
         if generation % 2 == 0 {
@@ -135,7 +135,7 @@ impl MmioInterrupt {
 
     /// Puts saved values back, and raises the interrupt if there are causes.
     pub(crate) fn restore(&self, status: u32, generation: u32) {
-        // A change that goes on meanwhile stays visible, and ends as it would have.
+        // The lowest bit says that a change is under way. It is kept, and cleared when the change ends.
         let put = |now: u32| Some(generation & !1 | now & 1);
         let _ = (self.generation).fetch_update(Ordering::AcqRel, Ordering::Acquire, put);
         if status != 0 {
@@ -144,10 +144,10 @@ impl MmioInterrupt {
     }
 
     pub(crate) fn raise(&self, causes: u32) {
-        // The causes first: a driver that is interrupted finds them. Causes that are shown already are
-        // not written again, so that the workers of several queues do not pass one cache line back and
-        // forth. The fence puts what the device has written before that look: a driver that clears
-        // the causes afterwards finds it.
+        // The causes first, so that a driver that is interrupted finds them. A cause that is set already
+        // is not written again, which spares the workers of several queues a contended cache line. The
+        // fence orders what the device has written before the check: a driver that clears the cause
+        // afterwards finds it.
         fence(Ordering::SeqCst);
         if self.causes() & causes != causes {
             self.status.fetch_or(causes, Ordering::AcqRel);

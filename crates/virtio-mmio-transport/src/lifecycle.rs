@@ -29,7 +29,7 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
     pub(crate) fn write_status(&mut self, value: u32) {
         let status = self.registers.status;
         if self.reset_is_pending() {
-            // Until the old life has ended there is no new one. Whoever polls sees when it has.
+            // Nothing starts before the reset is complete, which a driver sees by polling the status.
             if value != 0 {
                 self.event(&Event::StatusRefused { status, value });
             }
@@ -146,7 +146,7 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
             if self.active {
                 self.device.reset_queue(index);
             }
-            // If that is not enough, the registers say so.
+            // If I/O is still in flight then, `QueueReset` reads 1 until it has ended.
             let _ = session.wait_queue_idle(index, Some(self.reset_bound));
         }
     }

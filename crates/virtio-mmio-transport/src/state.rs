@@ -224,7 +224,7 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
             return Err(SaveError::NotPaused);
         }
         let registers = &self.registers;
-        // A fault that the worker has not told yet is one all the same.
+        // A ring fault counts even if the worker has not reported it yet.
         let untold = self.session.as_ref().is_some_and(Session::has_ring_fault)
             && registers.status.live()
             && !self.broken();
@@ -298,10 +298,10 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
         if state.needs_reset {
             let session = Session::broken(&self.config);
             if self.registers.status.failed() {
-                // Its driver has given up since, and hears of nothing any more.
+                // The driver has set FAILED since, so it is not interrupted.
                 session.revoke();
             } else {
-                // Whether it was told before it was saved, nobody can say for sure (section 2.1.2).
+                // It may not have been interrupted before the save: once more does no harm (section 2.1.2).
                 causes |= INT_CONFIG;
             }
             self.session = Some(session);

@@ -26,6 +26,6 @@ use vmm_sys_util::eventfd::EventFd;
 pub(crate) fn wake(kick: &EventFd) {
     #[cfg(loom)]
     virtio_device_core::eventfd_edge();
-    // A counter that is full wakes it as well.
+    // An error means that the counter is full, and then the fd is readable already.
     let _ = kick.write(1);
 }

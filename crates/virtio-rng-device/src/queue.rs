@@ -117,7 +117,7 @@ impl<M, S, O> RequestQueue<M, S, O> {
     fn take_held(&mut self) -> Option<Drawn> {
         let (lease, drawn) = self.held.take()?;
         if lease.is_revoked() {
-            // What was drawn for it goes to nobody.
+            // The queue was reset: the bytes that were drawn for it are wiped.
             self.requests.reader.wipe();
             return None;
         }
@@ -137,8 +137,9 @@ impl<M, S, O> RequestQueue<M, S, O> {
                     source.armed = true;
                     return Ok(Progress::Idle);
                 }
-                // A descriptor that cannot be waited for, such as a file's. It stays a source without
-                // any interest, because this may be a call for it, which is to be repeated.
+                // A descriptor that epoll does not take, such as a regular file's: a timer takes its
+                // place. It stays watched without interest, because this call may be for it, and a call
+                // is repeated only for a source that is watched.
                 self.readiness = None;
                 Ok(Progress::After(wait))
             }
@@ -220,7 +221,7 @@ where
 
     fn start(&mut self, cx: &mut Context<'_>) -> Result<(), DeviceFault> {
         if let Some(source) = &self.readiness {
-            // Not waited for before the source was found empty.
+            // Without interest until the source is found empty.
             let watched = cx.watch(SOURCE, &source.fd, EventSet::empty());
             watched.map_err(DeviceFault::Backend)?;
         }
@@ -233,7 +234,7 @@ where
         readiness: EventSet,
         cx: &mut Context<'_>,
     ) -> Result<Progress, DeviceFault> {
-        // Not so if a wait is over that was begun here.
+        // An empty set means that a wait is over, and not that the descriptor is ready.
         let fired = readiness != EventSet::empty();
         if fired {
             let disarmed = cx.set_interest(source, EventSet::empty());

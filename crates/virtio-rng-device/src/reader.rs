@@ -149,7 +149,7 @@ impl<S: Read> SourceGuard<S> {
         };
         let drawn = drawn.unwrap_or_else(|_| {
             *lock(slot) = SourceSlot::Lost;
-            // What has panicked may do so again when it is dropped.
+            // A source that has panicked may panic again when it is dropped.
             let source = self.source.take();
             let _ = catch_unwind(AssertUnwindSafe(|| drop(source)));
             Err(SourceFailure::Panicked)
@@ -311,7 +311,7 @@ mod tests {
         );
         let extreme = SourcePolicy::default().with_waits(Duration::MAX, Duration::MAX);
         assert_eq!(extreme.wait(1000), Some(Duration::MAX));
-        // A wait that no clock can tell the end of is waited out by the timer alone.
+        // The end of such a wait is beyond the clock's range, so only the timer keeps it.
         let mut patience = Patience::new(extreme);
         let failure = SourceFailure::Error(ErrorKind::WouldBlock);
         assert_eq!(patience.failed(failure), Some(Duration::MAX));

@@ -89,7 +89,7 @@ impl CoalescedWrites for CoalescedMmio {
             .taking
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        // At most once around: other vCPUs may add to the ring all the time.
+        // At most one ring's worth of writes, because other vCPUs may keep adding some.
         for _ in 0..self.shared.ring.capacity() {
             let Some(oldest) = self.shared.ring.oldest(&mut taking) else {
                 break;
@@ -192,7 +192,7 @@ mod tests {
         log.drain(&bad);
         assert!(log.0.is_empty());
 
-        // Indices outside of the ring end the draining, and at once.
+        // Indices outside of the ring end the draining at once.
         for (first, last) in [(0, u32::MAX), (u32::MAX, 0), (170, 0), (0, 170)] {
             let (_file, bad) = ring(first, last, &[]);
             log.drain(&bad);
@@ -235,7 +235,7 @@ mod tests {
             log.drain(&ring);
             drained.send((done.load(Ordering::Relaxed), log.0)).unwrap();
         });
-        // Time enough for the second drain to find nothing to do, were it not to wait.
+        // If the second drain did not wait for the first, it would have ended by now.
         let early = is_drained.recv_timeout(Duration::from_millis(50));
         assert_eq!(early, Err(mpsc::RecvTimeoutError::Timeout));
         go.send(()).unwrap();

@@ -100,7 +100,7 @@ impl KvmKick {
     /// `false` if that has to be tried again.
     fn signal_bound_thread(&self) -> bool {
         let thread = self.lock();
-        // A device that stops its own vCPU is not inside of the guest.
+        // The calling thread itself is in a device's handler, so it is not in the guest.
         let other = thread.filter(|&id| id != thread_id());
         other.is_none_or(|id| signal_thread(id, self.signal.number()))
     }
@@ -114,8 +114,8 @@ impl Kick for KvmKick {
     fn kick(&self) {
         self.immediate_exit.set(true);
         while !self.signal_bound_thread() {
-            // Other programs of this user have used its signals up: a kick that is late, instead of one
-            // that is lost.
+            // The user's limit of pending signals is reached, perhaps by other programs: a late kick is
+            // better than a lost one.
             std::thread::sleep(RETRY);
         }
     }
@@ -247,7 +247,7 @@ mod tests {
         std::thread::scope(|scope| {
             let vcpu = scope.spawn(|| {
                 let was_blocked = kick.bind().unwrap();
-                // Not so early that it would not be waited for.
+                // Blocked, so that a kick that comes before `sigtimedwait` stays pending.
                 block_signal(kick.signal().number(), true).unwrap();
                 bound.send(()).unwrap();
                 // SAFETY: a signal set of zeros is valid and empty, and the pointers are to live objects.

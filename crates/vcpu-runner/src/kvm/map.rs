@@ -14,8 +14,8 @@ pub(super) struct Mapping {
     len: usize,
 }
 
-// SAFETY: a mapping belongs to the process, not to a thread. Whoever hands out access to its bytes
-// answers for how the threads share them.
+// SAFETY: a mapping belongs to the process, not to a thread. The types that hand out access to its
+// bytes see to it that threads share them soundly.
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}

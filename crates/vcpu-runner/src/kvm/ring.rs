@@ -34,7 +34,7 @@ pub(super) struct Oldest<'a> {
 
 impl Drop for Oldest<'_> {
     fn drop(&mut self) {
-        // Release: who sees the ring without this write sees what came of it, too.
+        // Release: a thread that finds this write gone from the ring also sees what it did to the device.
         self.ring.index(0).store(self.next, Ordering::Release);
     }
 }

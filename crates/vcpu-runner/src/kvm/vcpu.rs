@@ -191,8 +191,7 @@ impl<F> KvmVcpu<F> {
     fn failed(&mut self, errno: i32) -> Result<Exit<'_>, RunError> {
         if matches!(errno, libc::EFAULT | libc::EHWPOISON) {
             if let Exit::MemoryFault { flags, gpa, size } = decode(self.record.get()) {
-                // The kernel need not fill the record at the next failure: it must not be seen
-                // twice.
+                // The next failure may leave the record as it is, and would be taken for this exit.
                 forget(self.record.get());
                 return Ok(Exit::MemoryFault { flags, gpa, size });
             }

@@ -223,7 +223,7 @@ where
             coalesced,
             ..
         } = &mut *self.0;
-        // What a device ends the loop with, once its access is complete.
+        // The outcome that a device asked for; the loop ends with it once the access is complete.
         let mut ending = None;
         loop {
             let mut exit = vcpu.run();
@@ -285,7 +285,7 @@ where
                             call(vcpu);
                         }
                     });
-                    // Not sooner: a vCPU that is restored during the pause has no clock before.
+                    // After the pause: a vCPU whose state is restored during it has no clock before.
                     vcpu.notify_paused();
                 }
             }

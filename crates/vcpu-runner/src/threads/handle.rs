@@ -182,7 +182,7 @@ impl<V: Vcpu<Error: Send> + 'static, T: Send + 'static> VcpuHandle<V, T> {
                         Ok(()) => member.run().map_err(JoinError::Vcpu),
                         Err(error) => Err(JoinError::Hook(error)),
                     };
-                    // If not kept, it is dropped by now: at the announced end devices are free.
+                    // Unless it is kept, it is dropped before the end is announced: devices are free by then.
                     (ended, keep.then_some(member))
                 });
                 let (mut ended, member) = ran.unwrap_or_else(|panic| (Err(panic), None));

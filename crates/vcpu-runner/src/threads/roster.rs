@@ -27,7 +27,7 @@ impl Roster {
     pub(super) fn add(&self, control: Control) -> bool {
         let mut inner = lock(&self.0);
         if !inner.ended {
-            // The group's end concerns it from now on, even if its thread is not there yet.
+            // From here on the end of the group ends this member too, even before its thread exists.
             control.shared().start();
             inner.controls.push(control);
         }
@@ -67,7 +67,7 @@ mod tests {
         let control = Control::new(Arc::new(Shared::new(Arc::new(Nobody))));
         assert!(roster.add(control.clone()));
         roster.end();
-        // What its thread does.
+        // What the member's thread does when it starts.
         control.shared().start();
         control.shared().begin();
         assert_eq!(control.shared().next(), Next::End(Outcome::Stopped));

@@ -127,7 +127,7 @@ impl<V: Vcpu<Error: Send> + Send + 'static, T: Send + 'static> RunningGroup<V, T
             StartFailure::Timeout => GroupError::StartTimeout,
             // Only this one is asked: the others may still be in their hooks.
             StartFailure::Ended { index } => {
-                // It may be kept by its `on_end`.
+                // Its `on_end` may be what takes so long, so there is a bound.
                 let handle = given_up.get_mut(index - first);
                 match handle.map(|it| it.join_until(deadline.max(grace))) {
                     Some(Err(JoinError::Timeout)) | Some(Ok(_)) | None => GroupError::StartTimeout,

@@ -156,7 +156,7 @@ impl RateLimits {
         let limited = bytes.is_some() || operations.is_some();
         self.shared.limited.store(limited, Ordering::Release);
         for waker in &buckets.wakers {
-            // A full counter wakes the worker just as well.
+            // An error means that the counter is full, and then the fd is readable already.
             let _ = waker.write(1);
         }
     }
@@ -169,7 +169,7 @@ impl RateLimits {
     }
 
     fn lock(&self) -> MutexGuard<'_, Buckets> {
-        // Whoever panicked with the lock held left whole buckets behind.
+        // No code under this lock leaves a bucket half-changed, so a panic there did no harm.
         let buckets = self.shared.buckets.lock();
         buckets.unwrap_or_else(PoisonError::into_inner)
     }

@@ -293,7 +293,7 @@ impl Negotiation {
         if select < WORDS {
             self.accepted = self.accepted.with_word(select, word);
         } else if self.beyond.len() > MAX_WORDS_BEYOND {
-            // What the driver wrote is not known any more.
+            // Too many words: they are not remembered, and the check fails in any case.
         } else if word == 0 {
             self.beyond.remove(&select);
         } else {
@@ -490,7 +490,7 @@ mod tests {
             let everything = ALL - PACKED;
             accept(&mut features, everything);
             assert_eq!(features.check(), Ok(everything));
-            // Any one of those it needs will do, and none will not.
+            // One of the features that it needs is enough; without any of them the check fails.
             accept(&mut features, everything - Features::of(rule.needs));
             assert!(matches!(
                 features.check(),

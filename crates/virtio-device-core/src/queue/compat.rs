@@ -58,7 +58,7 @@ impl Virtqueue {
             lent.set_next_avail(from);
             lent.set_next_used(queue.next_used);
             let served = serve(&mut lent);
-            // A device may reset its queue when it stops, and has come no further then.
+            // A device may reset its copy of the queue when it stops; then there is no progress to take.
             if lent.ready() {
                 queue.take_over(memory, from, lent.next_avail(), lent.next_used())?;
                 queue.again.clear();
@@ -81,7 +81,7 @@ impl Virtqueue {
             avail_ring: layout.avail_ring().0,
             used_ring: layout.used_ring().0,
         });
-        // Does not occur: what was checked here is good enough there.
+        // Does not occur: a `QueueLayout` has passed stricter checks than virtio-queue's.
         queue.map_err(|_| RingFault::RingMemory)
     }
 
@@ -119,7 +119,7 @@ impl Virtqueue {
         if in_flight > size {
             return Err(contradiction);
         }
-        // A device may also have gone back.
+        // A device may also have moved its index back (`go_to_previous_position`).
         let (first, taken) = match next_avail.wrapping_sub(from) {
             taken if taken <= size => (from, taken),
             _ => (next_avail, from.wrapping_sub(next_avail)),
@@ -137,7 +137,7 @@ impl Virtqueue {
         let mut in_use = Taken::new(size);
         if in_flight != 0 && nothing_overwritten {
             in_use.clone_from(&self.taken);
-            // A chain is taken and given back in turn, so each mention changes what it is.
+            // Taking and giving back alternate, so each entry flips whether its chain is taken.
             for step in 0..taken {
                 let head = self.avail_entry(memory, first.wrapping_add(step))?;
                 in_use.toggle(head);

@@ -40,7 +40,7 @@ impl Virtqueue {
             }
             let mut seen = Taken::new(queue.size());
             let mut again = Vec::with_capacity(in_flight.into());
-            // The chain to be taken first is the last in the list.
+            // The list is popped from its end, so the oldest chain is pushed last.
             for behind in 1..=in_flight {
                 let head = queue.avail_entry(memory, next_avail.wrapping_sub(behind))?;
                 if !seen.insert(head) {

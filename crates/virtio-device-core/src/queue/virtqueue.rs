@@ -201,7 +201,7 @@ impl Virtqueue {
     /// As [`Virtqueue::complete`].
     pub fn disable_notification<M: RingMemory>(&mut self, memory: &M) -> Result<(), RingFault> {
         self.latching(|queue| {
-            // An event index that is behind disables notifications by itself.
+            // With event indices nothing is to be done: the index that was asked for is in the past.
             if queue.event_idx {
                 return Ok(());
             }
@@ -251,7 +251,7 @@ impl Virtqueue {
     #[cold]
     fn take_again(&mut self) -> Option<u16> {
         let head = self.again.pop()?;
-        // It left the set when it came into the list, and others wait for it there.
+        // `put_back` removed it from the set; now it is taken again.
         self.taken.insert(head);
         Some(head)
     }

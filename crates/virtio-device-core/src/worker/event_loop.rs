@@ -108,7 +108,7 @@ impl Mailbox {
     }
 
     fn wake(&self) {
-        // A full counter wakes the loop just as well.
+        // An error means that the counter is full, and then the fd is readable already.
         let _ = self.wake.write(1);
     }
 }
@@ -226,7 +226,7 @@ impl WorkerLoop {
                     (come_round, start_new) = (true, true);
                 }
                 TIMER => {
-                    // It stays readable until it is stopped or set again.
+                    // A timer that has expired stays readable until it is read.
                     self.timer
                         .clear()
                         .map_err(|error| self.fail_all(error.into()))?;
@@ -236,9 +236,9 @@ impl WorkerLoop {
                 data => self.event(data, event.event_set()),
             }
         }
-        // Taken before the others come round: a worker waits for the same descriptors as its
-        // predecessor, whose activation had ended when it was put here. So that one has left the loop
-        // when this one starts.
+        // Taken before the others come round. A worker waits for the same descriptors as its
+        // predecessor, whose activation ended before the new one was sent here; so the predecessor
+        // leaves the loop in this round, and the new one starts after that.
         if start_new {
             self.workers.take_new();
         }
@@ -256,7 +256,7 @@ impl WorkerLoop {
     }
 
     fn start(&mut self, worker: Worker) {
-        // A key is not used again before 4 billion others were.
+        // Keys repeat only after four billion others, so a late event meets no wrong worker.
         self.next_key = self.next_key.checked_add(1).unwrap_or(FIRST_KEY + 1);
         let poller = self.workers.poller(self.next_key, self.round);
         if let Some(worker) = Running::start(worker, &poller) {
@@ -330,7 +330,7 @@ impl Drop for WorkerLoop {
             }
             worker.fail(&gone())
         });
-        // Without the lock: what a handler does when it is dropped is its own business.
+        // Not under the lock: a handler may do anything when it is dropped.
         for worker in self.mailbox.take_new() {
             worker.interrupt.device_failed(&gone());
             worker.discard();
@@ -358,7 +358,7 @@ impl Executor for LoopHandle {
         if self.mailbox.stop.load(Ordering::Acquire) {
             return Err(DeviceFault::Worker(io::ErrorKind::BrokenPipe.into()));
         }
-        // Behind a handler that is stuck, resets in any number leave one worker that waits.
+        // If a handler is stuck, workers that have ended meanwhile do not pile up behind it.
         let ended = take_ended(&mut new);
         new.push(worker);
         drop(new);

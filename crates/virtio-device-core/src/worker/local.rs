@@ -40,7 +40,7 @@ impl Workers {
             new: RefCell::default(),
             list: RefCell::default(),
         });
-        // A thread that is about to end has no list any more, and no device to reset.
+        // Fails only while the thread ends, when it resets no device any more.
         let _ = LOOPS.try_with(|loops| {
             let mut loops = loops.borrow_mut();
             loops.retain(|known| known.strong_count() != 0);

@@ -107,7 +107,7 @@ impl Running {
                 again: Vec::new(),
                 calls: Vec::new(),
             };
-            // Whether it fails or panics, no descriptor stays behind: the kicks outlive the worker.
+            // If it fails or panics, its descriptors leave the epoll instance: the kicks outlive the worker.
             let begun = catch_unwind(AssertUnwindSafe(|| running.begin(poller)));
             let result = begun.unwrap_or(Err(DeviceFault::Panicked));
             if result.is_err() {
@@ -182,7 +182,7 @@ impl Running {
                 };
                 clear_kick(&queue.kick);
                 if self.interrupt.has_ended() {
-                    // The notification may be for the worker that comes next.
+                    // The notification may be for the worker of the next activation: put it back.
                     write_kick(&queue.kick);
                     return Life::Ended;
                 }
@@ -230,7 +230,7 @@ impl Running {
             When::Soon => true,
             When::At(at) => at <= now,
         };
-        // As many calls as there are now: whoever wants more waits for the next round.
+        // Only the calls that are due now. What asks to be called again waits for the next round.
         let calls = &mut self.calls;
         self.again.retain(|again| {
             if due(again) {
@@ -293,21 +293,21 @@ impl Running {
             Reason::Queue(index) => handler.process(index, &mut cx),
             Reason::Source(number) => handler.ready(number, readiness, &mut cx),
         }));
-        // What was asked for on behalf of a source goes with it.
+        // Calls that were scheduled for a source which is not watched any more are dropped.
         for number in self.sources.take_unwatched() {
             let other = |again: &Again| again.reason != Reason::Source(number);
             self.again.retain(other);
             self.calls.retain(other);
         }
         match served {
-            // It may have found its queues paused, with what woke it already taken in.
+            // A pause may have kept it from its queues after it had consumed what woke it: call it again.
             Ok(Ok(Progress::Idle)) if self.interrupt.pauses() != pauses => {
                 self.call_again(reason, When::Soon);
             }
             Ok(Ok(Progress::Idle)) => {}
             Ok(Ok(Progress::More)) => self.call_again(reason, When::Soon),
             Ok(Ok(Progress::After(wait))) => {
-                // A moment that no clock shows is never reached.
+                // A time beyond the clock's range never comes.
                 if let Some(at) = Instant::now().checked_add(wait) {
                     self.call_again(reason, When::At(at));
                 }

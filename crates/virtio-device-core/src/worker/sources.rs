@@ -52,13 +52,13 @@ impl Poller<'_> {
         let data = u64::from(self.key) << 32 | u64::from(reason.to_bits());
         match (self.epoll, reason) {
             (Some(epoll), _) => epoll.ctl(operation, fd, EpollEvent::new(events, data)),
-            // It looks at every queue anyway.
+            // A loop without epoll looks at every queue in each step.
             (None, Reason::Queue(_)) => Ok(()),
             (None, Reason::Source(_)) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 
-    /// An error means that it is not waited for: just what is wanted.
+    /// An error means that it was not waited for, which is all that is wanted.
     pub(crate) fn remove(&self, fd: RawFd) {
         if let Some(epoll) = self.epoll {
             let _ = epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default());
@@ -94,7 +94,7 @@ impl Source {
     /// Makes the epoll instance agree with the interest; after an error it is as before.
     fn sync(&mut self, poller: &Poller<'_>, suspended: bool) -> io::Result<()> {
         let fd = self.fd.as_raw_fd();
-        // Without any interest it would still report that its peer has hung up.
+        // Even with an empty interest, epoll would report that the peer has hung up.
         let wanted = (!suspended || self.in_flight) && !self.interest.is_empty();
         let operation = match (self.polled, wanted) {
             (_, false) => {
