@@ -13,7 +13,7 @@ use thiserror::Error;
 /// ```
 /// use bus::{AccessError, MmioBus};
 ///
-/// // The guest reads all ones, and goes on; the error is for whoever wants to know.
+/// // The guest reads all ones and continues; the error is for the VMM's log or counters.
 /// let mut data = [0; 4];
 /// let error = MmioBus::new().view().read(0x1000, &mut data).unwrap_err();
 /// assert_eq!(error, AccessError::Unclaimed);

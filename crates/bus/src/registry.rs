@@ -102,7 +102,7 @@ struct Waiter {
 pub(crate) enum Awaited {
     /// The lock of a device, by its address.
     Lock(usize),
-    /// That nobody is in these regions.
+    /// Until no access is inside these regions.
     Empty(Vec<usize>),
 }
 

@@ -146,7 +146,7 @@ impl<'a, K: Address, R: 'static> Transaction<'a, K, R> {
     }
 }
 
-/// Lists this thread as one that waits until nobody is in these regions, if there are any.
+/// Registers this thread as waiting until no access is inside these regions, if there are any.
 fn wait_for<K: Address, R: 'static>(
     registry: &mut Registry,
     removed: &[Entry<K, R>],

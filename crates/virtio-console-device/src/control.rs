@@ -111,7 +111,7 @@ pub(crate) struct PortState {
     pub(crate) ready: bool,
     /// A program in the guest has opened it.
     pub(crate) guest_open: bool,
-    /// There is somebody on the host's side.
+    /// The host's side is open.
     pub(crate) host_open: bool,
     pub(crate) news: News,
 }
@@ -226,7 +226,7 @@ impl PortState {
         self.ready && (console || self.guest_open)
     }
 
-    /// The host's side has come or gone.
+    /// The host's side was opened or closed.
     pub(crate) const fn set_host_open(&mut self, open: bool) {
         if self.host_open != open {
             self.host_open = open;
@@ -236,7 +236,7 @@ impl PortState {
         }
     }
 
-    /// Takes note of a message about this port; `None` if it says nothing that is known.
+    /// Handles a message about this port; `None` if it is unknown.
     fn obey(&mut self, message: Message, facts: Facts<'_>) -> Option<Effect> {
         // Outdated: sent before the driver heard that the port is gone, or was replaced. A driver that
         // was suspended during a reset does not announce itself again, and still knows its ports.
@@ -276,7 +276,7 @@ impl PortState {
     }
 }
 
-/// Takes note of a message from the driver; `None` if it makes no sense.
+/// Handles a message from the driver; `None` if it makes no sense.
 pub(crate) fn obey<'a>(
     ports: &mut [PortState],
     facts: impl Fn(usize) -> Option<Facts<'a>>,

@@ -72,7 +72,7 @@ pub enum ConsoleEvent<'a> {
 /// }
 /// ```
 pub trait ConsoleObserver: Send + Sync {
-    /// Takes note of `event`.
+    /// Called for each event.
     fn event(&self, event: &ConsoleEvent<'_>);
 }
 

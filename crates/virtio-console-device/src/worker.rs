@@ -27,7 +27,7 @@ const PIECE: usize = 16 << 10;
 const TURN: usize = 16 * PIECE;
 /// How long a terminal that has hung up is left alone.
 const HANGUP_WAIT: Duration = Duration::from_millis(500);
-/// How long a descriptor that nobody can wait for is left alone.
+/// How long until a descriptor that epoll does not take is tried again.
 const NO_POLL_WAIT: Duration = Duration::from_millis(10);
 
 /// The control queues: messages to the driver, and from it.

@@ -99,7 +99,7 @@ pub trait VirtioDevice<M: GuestAddressSpace>: Send {
         let _ = config;
     }
 
-    /// Takes note of the features that both sides have agreed on: the driver has set `FEATURES_OK`, and may
+    /// Receives the features that both sides have agreed on: the driver has set `FEATURES_OK`, and may
     /// read and write the configuration space from now on (section 3.1.1). A restored device is told before
     /// [`VirtioDevice::restore`].
     fn negotiated(&mut self, features: Features) {

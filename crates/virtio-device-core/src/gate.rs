@@ -1,7 +1,7 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! A gate through which any number may go at once, until it is closed: whoever closes it can wait for
+//! A gate that any number of threads may enter at once, until it is closed: the closing thread can wait for
 //! those that are inside. No lock is held by them, so they may go through again.
 
 use std::sync::PoisonError;
@@ -77,7 +77,7 @@ impl Gate {
         self.drained.notify_all();
     }
 
-    /// Sets a flag: nobody goes in any more.
+    /// Sets a flag: no thread enters any more.
     pub(crate) fn set(&self, flag: usize) {
         self.state.fetch_or(flag, Ordering::AcqRel);
     }
@@ -86,13 +86,13 @@ impl Gate {
         self.state.fetch_and(!flag, Ordering::AcqRel);
     }
 
-    /// Whether nobody is inside.
+    /// Whether no thread is inside.
     pub(crate) fn is_idle(&self) -> bool {
         self.state.load(Ordering::Acquire) < ONE
     }
 
-    /// Waits until nobody is inside, but not beyond `deadline`, if there is one; to be called after
-    /// [`set`](Self::set). Returns whether there is nobody.
+    /// Waits until no thread is inside, but not beyond `deadline`, if there is one; to be called after
+    /// [`set`](Self::set). Returns whether that is so.
     pub(crate) fn wait_idle(&self, deadline: Option<Instant>) -> bool {
         let mut idle = self.lock();
         while !self.is_idle() {

@@ -389,7 +389,7 @@ impl ConfigNotifier {
     /// 2.5). One change runs at a time. `change` must not wait, and must not use a notifier of the
     /// same device.
     pub fn update<R>(&self, change: impl FnOnce() -> R) -> R {
-        /// Ends the change even if it panics: the generation would never come to rest.
+        /// Ends the change even after a panic; otherwise the generation would change for ever.
         struct Change<'a> {
             notifier: &'a ConfigNotifier,
             live: Option<Inside<'a>>,

@@ -123,7 +123,7 @@ pub enum Event<'a> {
 /// }
 /// ```
 pub trait Observer: Send + Sync {
-    /// Takes note of `event`.
+    /// Called for each event.
     fn event(&self, event: &Event<'_>);
 }
 

@@ -20,7 +20,7 @@ use crate::transport::MmioTransport;
 /// stuck one, so this is seconds.
 pub(crate) const RESET_BOUND: Duration = Duration::from_secs(2);
 
-/// The device has I/O in flight that does not come to its end.
+/// I/O of the device stayed in flight beyond the bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("the device still has I/O in flight")]
 pub struct StillBusy;

@@ -159,7 +159,7 @@ pub enum RestoreError {
     /// The state is of a device of another type.
     #[error("saved device type {0} does not match this device")]
     DeviceType(u32),
-    /// No driver can come to this status.
+    /// No driver can reach this status.
     #[error("status {0:#x} is not reachable")]
     Status(u8),
     /// The device asks for a reset without ever having been live.

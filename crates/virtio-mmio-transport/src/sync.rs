@@ -22,7 +22,7 @@ pub(crate) use std::{
 
 use vmm_sys_util::eventfd::EventFd;
 
-/// Wakes whoever waits for `kick`.
+/// Wakes the worker that waits for `kick`.
 pub(crate) fn wake(kick: &EventFd) {
     #[cfg(loom)]
     virtio_device_core::eventfd_edge();

@@ -44,7 +44,7 @@ pub enum RngEvent {
 /// }
 /// ```
 pub trait RngObserver: Send + Sync {
-    /// Takes note of `event`.
+    /// Called for each event.
     fn event(&self, event: &RngEvent);
 }
 

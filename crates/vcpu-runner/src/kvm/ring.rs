@@ -129,7 +129,7 @@ impl CoalescedRing {
     }
 }
 
-/// Whether the consumer has come to where the kernel was when this was called.
+/// Whether the consumer has reached the index that the kernel had when this was called.
 ///
 /// The kernel's index is read first: the consumer's is never beyond it nor a whole ring behind it, so
 /// that being equal to it later means having reached it. The other way round the kernel's index could

@@ -60,7 +60,7 @@ pub(crate) enum Next {
     End(Outcome),
 }
 
-/// How far a request for a pause has come.
+/// The progress of a request to pause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pausing {
     Done,

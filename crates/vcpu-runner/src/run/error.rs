@@ -113,7 +113,7 @@ pub enum Fault {
     /// KVM could not go on, most often because it cannot emulate an instruction.
     #[error("{}", describe(.0))]
     Internal(InternalError),
-    /// A guest access needs guest memory changed, and nobody did.
+    /// A guest access needs guest memory changed, and the VMM has not done it.
     #[error("memory fault at {gpa:#x}, size {size:#x}, flags {flags:#x}")]
     MemoryFault {
         /// `KVM_MEMORY_EXIT_FLAG_*`.
@@ -123,7 +123,7 @@ pub enum Fault {
         /// Bytes.
         size: u64,
     },
-    /// The ring of dirty pages is full, and nobody collected it.
+    /// The ring of dirty pages is full, and the VMM has not collected it.
     #[error("dirty ring is full")]
     DirtyRingFull,
     /// A notify window passed, and the guest's state is lost.
@@ -146,7 +146,7 @@ pub enum Fault {
     /// An abort was to be injected into the guest, and that failed.
     #[error("cannot inject an abort into the guest")]
     Abort,
-    /// An exit that nobody handles.
+    /// An exit that neither the loop nor the policy handles.
     #[error("unhandled exit {number}")]
     UnhandledExit {
         /// The `KVM_EXIT_*` number.
@@ -256,7 +256,7 @@ pub enum ControlError {
     /// The vCPU did not answer in time. The request stands, and can still take effect.
     #[error("vCPU did not answer in time")]
     Timeout,
-    /// Somebody else resumed or stopped the vCPU meanwhile.
+    /// Another thread resumed or stopped the vCPU meanwhile.
     #[error("vCPU was resumed or stopped by somebody else")]
     Superseded,
     /// A vCPU's own thread cannot wait for itself.

@@ -41,14 +41,14 @@ pub trait Flow {
     /// What the loop ends with, in [`Outcome::Vmm`](crate::Outcome::Vmm).
     type End;
 
-    /// Whether the loop goes on, or what it ends with.
+    /// Whether the loop continues, or what it ends with.
     fn flow(self) -> ControlFlow<Self::End>;
 }
 
 /// What the loop of these devices can end with.
 pub type End<I> = <<I as crate::GuestIo>::Answer as Flow>::End;
 
-/// Goes on, always.
+/// Always continues.
 impl Flow for () {
     type End = Infallible;
 
@@ -67,7 +67,7 @@ impl<T> Flow for ControlFlow<T> {
     }
 }
 
-/// Goes on if there is no answer.
+/// Continues if there is no answer.
 impl<A: Flow> Flow for Option<A> {
     type End = A::End;
 

@@ -30,7 +30,7 @@ struct Completion<V: Vcpu, T> {
 
 struct Completed<V: Vcpu, T> {
     has_ended: bool,
-    /// Taken by whoever joins.
+    /// Taken by the thread that joins.
     ended: Option<Ended<T, V::Error>>,
     /// The loop, if it is to be kept and there was no panic.
     member: Option<Box<dyn Member<V, T>>>,

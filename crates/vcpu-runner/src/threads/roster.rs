@@ -1,7 +1,7 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Who is in a running group, so that one's end is the end of all.
+//! The members of a running group: when one ends, all are stopped.
 
 use crate::run::Control;
 use crate::sync::{Arc, Mutex, lock};

@@ -7,7 +7,7 @@ use std::io;
 
 use crate::sync::{Condvar, Deadline, Mutex, lock, wait};
 
-/// What the threads that start together share with whoever starts them.
+/// Shared by threads that start together and the thread that starts them.
 pub(super) struct Start {
     progress: Mutex<Progress>,
     changed: Condvar,

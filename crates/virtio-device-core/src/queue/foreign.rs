@@ -1,7 +1,7 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Rings that somebody else has served.
+//! Rings that were served elsewhere, by vhost say.
 
 use super::layout::QueuePart;
 use super::memory::{RingMemory, load};

@@ -1,7 +1,7 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! How far a device has come with a queue, saved and restored.
+//! A device's progress in a queue, saved and restored.
 
 use super::layout::QueueLayout;
 use super::taken::Taken;
@@ -9,7 +9,7 @@ use super::virtqueue::Virtqueue;
 use crate::fault::SetupError;
 use crate::negotiation::Features;
 
-/// How far a device has come with a queue: plain data, to be saved.
+/// A device's progress in a queue: plain data, to be saved.
 ///
 /// ```
 /// use virtio_device_core::transport::QueueProgress;
@@ -73,7 +73,7 @@ impl Virtqueue {
         Ok(queue)
     }
 
-    /// How far the device has come. [`resume`](Self::resume) takes it, whatever has happened to the
+    /// The device's progress. [`resume`](Self::resume) takes it, whatever has happened to the
     /// queue.
     #[must_use]
     pub fn progress(&self) -> QueueProgress {

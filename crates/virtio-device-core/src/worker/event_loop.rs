@@ -98,7 +98,7 @@ impl Mailbox {
         take_ended(&mut self.new_workers())
     }
 
-    /// Takes note of a wake-up; returns whether there was one.
+    /// Consumes a wake-up; returns whether there was one.
     pub(crate) fn clear(&self) -> bool {
         self.wake.read().is_ok()
     }

@@ -66,7 +66,7 @@ impl Worker {
         }
     }
 
-    /// Drops a worker that nobody wants any more. A handler that panics then harms nobody else.
+    /// Drops a worker that is not needed any more; a panic of its handler's `drop` ends here.
     fn discard(self) {
         let _ = catch_unwind(AssertUnwindSafe(|| drop(self)));
     }

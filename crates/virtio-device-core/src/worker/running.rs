@@ -64,7 +64,7 @@ enum When {
     At(Instant),
 }
 
-/// Whether a worker goes on after a call.
+/// Whether a worker continues after a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Life {
     GoesOn,
@@ -167,7 +167,7 @@ impl Running {
         self.interrupt.has_ended()
     }
 
-    /// Takes note of an event and serves it.
+    /// Serves an event.
     pub(crate) fn event(
         &mut self,
         poller: &Poller<'_>,

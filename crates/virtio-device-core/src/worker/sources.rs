@@ -16,7 +16,7 @@ const INTERESTS: EventSet = EventSet::IN.union(EventSet::OUT);
 /// What a source that cannot be waited for any more is told.
 pub(crate) const LOST: EventSet = EventSet::HANG_UP;
 
-/// What a handler is told of `events`.
+/// What a handler is told for `events`.
 pub(crate) fn readiness(events: EventSet) -> EventSet {
     let failed = events.intersects(EventSet::HANG_UP | EventSet::ERROR);
     let hang_up = if failed {
