@@ -6,20 +6,27 @@
 //! A byte is read or written without waiting, and under the same lock as the request that it belongs
 //! to is completed: a pause finds both done, or neither.
 
+mod queues;
+
 use std::io::{self, ErrorKind, Read};
 use std::sync::Arc;
 use std::time::Duration;
 
 use virtio_device_core::{
-    ActiveQueue, BadRequest, Chain, Context, DeviceFault, InterruptHandle, Progress, QueueHandler,
-    RingFault, Rings, vmm_sys_util::epoll::EventSet,
+    BadRequest, Chain, Context, DeviceFault, Progress, QueueHandler, vmm_sys_util::epoll::EventSet,
 };
-use vm_memory::{GuestAddressSpace, GuestMemory};
+use vm_memory::GuestAddressSpace;
 
 use crate::control::{Effect, HEADER, Message, PortState, obey};
 use crate::host::HostFd;
 use crate::observer::ConsoleEvent;
 use crate::shared::Shared;
+
+pub(crate) use queues::transmit_queue;
+use queues::{
+    ANNOUNCE, Answer, End, OBEY, WAKE, input_source, nudge, number, output_source, port_of,
+    receive_queue, serve,
+};
 
 /// Most bytes that are moved by one call to the host.
 const PIECE: usize = 16 << 10;
@@ -29,13 +36,6 @@ const TURN: usize = 16 * PIECE;
 const HANGUP_WAIT: Duration = Duration::from_millis(500);
 /// How long until a descriptor that epoll does not take is tried again.
 const NO_POLL_WAIT: Duration = Duration::from_millis(10);
-
-/// The control queues: messages to the driver, and from it.
-const ANNOUNCE: u16 = 2;
-const OBEY: u16 = 3;
-
-/// The number of the descriptor that wakes the worker; those of ports follow.
-const WAKE: u32 = 0;
 
 pub(crate) struct Handler<M> {
     memory: M,
@@ -59,64 +59,6 @@ struct Side {
     no_poll: bool,
     /// It was found to have hung up.
     gone: bool,
-}
-
-/// Why a queue was left.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    /// The driver has made nothing more available. Its next notification comes.
-    Drained,
-    /// The host gives or takes nothing for now.
-    HostBusy,
-    /// The host has hung up.
-    HostGone,
-    /// The device has nothing to say.
-    Silent,
-    /// Others have their turn.
-    Turn,
-    /// The queue is paused or was taken back. It is notified when it is there again.
-    Unavailable,
-}
-
-/// What becomes of a request.
-enum Answer {
-    Done(u32),
-    Wait(End),
-}
-
-const fn receive_queue(port: usize) -> u16 {
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "there are at most 511 ports"
-    )]
-    let port = port as u16;
-    if port == 0 { 0 } else { 2 * (port + 1) }
-}
-
-pub(crate) const fn transmit_queue(port: usize) -> u16 {
-    receive_queue(port) + 1
-}
-
-/// The numbers of the sources of a port.
-const fn input_source(port: usize) -> u32 {
-    receive_queue(port) as u32 + 1
-}
-
-const fn output_source(port: usize) -> u32 {
-    input_source(port) + 1
-}
-
-/// The port of a queue that is not for control, and whether it is for output.
-fn port_of(queue: u16) -> (usize, bool) {
-    (usize::from(queue / 2).saturating_sub(1), queue % 2 == 1)
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "there are at most 511 ports"
-)]
-const fn number(port: usize) -> u32 {
-    port as u32
 }
 
 impl<M> Handler<M> {
@@ -448,56 +390,6 @@ impl<M: GuestAddressSpace> Handler<M> {
     }
 }
 
-impl End {
-    const fn progress(self) -> Progress {
-        match self {
-            Self::Turn => Progress::More,
-            _ => Progress::Idle,
-        }
-    }
-}
-
-/// Serves one queue-length of requests under the queue's lock, and interrupts at most once.
-fn serve<'m, M: GuestMemory>(
-    active: &ActiveQueue,
-    memory: &'m M,
-    chain: &mut Chain,
-    interrupt: &InterruptHandle,
-    mut request: impl FnMut(&Chain, &'m M) -> Result<Answer, BadRequest>,
-) -> Result<End, DeviceFault> {
-    let served = active.lease.with(|queue| {
-        let rings = Rings::new(memory, queue.layout());
-        let mut end = End::Turn;
-        queue.disable_notification(&rings)?;
-        for _ in 0..queue.size() {
-            let Some(head) = queue.take(&rings, chain)? else {
-                if queue.enable_notification(&rings)? {
-                    continue;
-                }
-                end = End::Drained;
-                break;
-            };
-            match chain.check(&rings).and_then(|()| request(chain, memory)) {
-                Ok(Answer::Done(len)) => queue.complete(&rings, head, len)?,
-                Ok(Answer::Wait(why)) => {
-                    queue.put_back(head);
-                    end = why;
-                    break;
-                }
-                Err(error) => {
-                    interrupt.bad_request(active.index, error);
-                    queue.complete(&rings, head, 0)?;
-                }
-            }
-        }
-        if queue.needs_interrupt(&rings)? {
-            active.signal_used();
-        }
-        Ok::<_, RingFault>(end)
-    });
-    Ok(served.unwrap_or(Ok(End::Unavailable))?)
-}
-
 /// Watches a descriptor without interest for now; returns whether that is possible at all.
 fn watch(
     cx: &mut Context<'_>,
@@ -528,14 +420,6 @@ fn send(output: &HostFd, data: &[u8]) -> io::Result<usize> {
     match output.write(data)? {
         0 => Err(ErrorKind::WouldBlock.into()),
         count => Ok(count),
-    }
-}
-
-/// Has the worker look at another one of its queues.
-fn nudge(cx: &Context<'_>, queue: u16) {
-    if let Some(queue) = cx.queue(queue) {
-        // An error means that the counter is full, and then the fd is readable already.
-        let _ = queue.kick.write(1);
     }
 }
 
