@@ -116,7 +116,7 @@ fn a_change_on_the_drivers_way_up_outlives_a_move() {
     for (status, expected) in [(1, INT_CONFIG), (3, INT_CONFIG), (11, INT_CONFIG), (0, 0)] {
         let mut fixture = Fixture::new();
         let steps = [0, 1, 3].into_iter().filter(|step| *step <= status);
-        steps.for_each(|step| fixture.set(0x70, step));
+        steps.for_each(|step| fixture.set(reg::STATUS, step));
         if status == 11 {
             set_up(&mut fixture);
         }
@@ -126,19 +126,23 @@ fn a_change_on_the_drivers_way_up_outlives_a_move() {
         let mut twin = Fixture::in_memory(Probe::default(), fixture.memory.clone());
         twin.transport.restore(&state).unwrap();
         assert_eq!(twin.transport.save().unwrap(), state);
-        assert_eq!((twin.get(0x60), twin.raised()), (0, 0));
+        assert_eq!((twin.get(reg::INTERRUPT_STATUS), twin.raised()), (0, 0));
         if status != 11 {
             for step in [1, 3].into_iter().filter(|step| *step > status) {
-                twin.set(0x70, step);
+                twin.set(reg::STATUS, step);
             }
-            twin.set(0x24, 1);
-            twin.set(0x20, 1);
-            twin.set(0x70, 11);
+            twin.set(reg::DRIVER_FEATURES_SEL, 1);
+            twin.set(reg::DRIVER_FEATURES, 1);
+            twin.set(reg::STATUS, 11);
             twin.enable_queue(0, 0x1000, 16);
         }
-        twin.set(0x70, 15);
+        twin.set(reg::STATUS, 15);
         assert_eq!(twin.status(), 15);
-        assert_eq!(twin.get(0x60), expected, "saved at {status}");
+        assert_eq!(
+            twin.get(reg::INTERRUPT_STATUS),
+            expected,
+            "saved at {status}"
+        );
         // Told by now.
         twin.transport.pause().unwrap();
         let mut state = twin.transport.save().unwrap();
@@ -170,7 +174,7 @@ fn a_driver_hears_after_restore_that_its_device_is_broken_whenever_it_was_saved(
 fn a_driver_that_has_given_up_can_be_saved_without_a_pause() {
     let mut fixture = Fixture::live();
     fixture.transport.save().unwrap_err();
-    fixture.set(0x70, 15 | 128);
+    fixture.set(reg::STATUS, 15 | 128);
     let state = fixture.transport.save().unwrap();
     let mut twin = Fixture::in_memory(Probe::default(), fixture.memory.clone());
     twin.transport.restore(&state).unwrap();
@@ -183,7 +187,7 @@ fn a_change_while_the_device_is_saved_is_told_after_the_move() {
         let mut fixture = Fixture::new();
         set_up(&mut fixture);
         if live {
-            fixture.set(0x70, 15);
+            fixture.set(reg::STATUS, 15);
         }
         fixture.transport.pause().unwrap();
         let notifier = fixture.notifier();
@@ -191,9 +195,16 @@ fn a_change_while_the_device_is_saved_is_told_after_the_move() {
         let state = fixture.transport.save().unwrap();
         let mut twin = Fixture::in_memory(Probe::default(), fixture.memory.clone());
         twin.transport.restore(&state).unwrap();
-        assert_eq!(twin.get(0xfc), fixture.get(0xfc));
-        twin.set(0x70, 15);
+        assert_eq!(
+            twin.get(reg::CONFIG_GENERATION),
+            fixture.get(reg::CONFIG_GENERATION)
+        );
+        twin.set(reg::STATUS, 15);
         assert_eq!(twin.status(), 15);
-        assert_eq!(twin.get(0x60) & INT_CONFIG, INT_CONFIG, "live: {live}");
+        assert_eq!(
+            twin.get(reg::INTERRUPT_STATUS) & INT_CONFIG,
+            INT_CONFIG,
+            "live: {live}"
+        );
     }
 }
