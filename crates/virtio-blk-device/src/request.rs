@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use virtio_bindings::virtio_blk as blk;
 use virtio_device_core::{BadRequest, Chain, ChainStream, RingMemory};
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemory};
+use vm_memory::GuestMemory;
 
 use crate::config::{MAX_DISCARD_SECTORS, MAX_ZEROES_SECTORS};
 use crate::observer::Operation;
@@ -54,37 +54,14 @@ impl From<BadRequest> for Refusal {
     }
 }
 
-/// Where the answer goes: the last byte that the driver lets the device write.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Answer {
-    status: GuestAddress,
-    /// The device-writable bytes before the status.
-    room: u64,
-}
-
-impl Answer {
-    /// The place for the answer, if the chain has one.
-    pub(crate) fn find(chain: &Chain) -> Option<Self> {
-        let (addr, len) = chain.writable().filter(|(_, len)| *len != 0).last()?;
-        Some(Self {
-            status: addr.checked_add(u64::from(len) - 1)?,
-            room: chain.writable_len() - 1,
-        })
-    }
-
-    /// Writes the status, after so many bytes of data, and returns the used length: how much was
-    /// written from the first device-writable byte on.
-    pub(crate) fn give(self, memory: &impl GuestMemory, outcome: Result<u64, Refusal>) -> u32 {
-        let status = match outcome {
-            Ok(_) => blk::VIRTIO_BLK_S_OK,
-            Err(Refusal::Unsupported) => blk::VIRTIO_BLK_S_UNSUPP,
-            Err(_) => blk::VIRTIO_BLK_S_IOERR,
-        };
-        let written = outcome.unwrap_or(0);
-        let answered = memory.write_obj(status.to_le_bytes()[0], self.status);
-        let status = u64::from(answered.is_ok() && written == self.room);
-        u32::try_from(written + status).unwrap_or(u32::MAX)
-    }
+/// The status byte of a request that has ended like this.
+pub(crate) const fn status(outcome: Result<u64, Refusal>) -> u8 {
+    let status = match outcome {
+        Ok(_) => blk::VIRTIO_BLK_S_OK,
+        Err(Refusal::Unsupported) => blk::VIRTIO_BLK_S_UNSUPP,
+        Err(_) => blk::VIRTIO_BLK_S_IOERR,
+    };
+    status.to_le_bytes()[0]
 }
 
 impl Request {
@@ -92,15 +69,15 @@ impl Request {
     pub(crate) fn parse<R: RingMemory>(
         chain: &Chain,
         rings: &R,
-        answer: Option<Answer>,
         disk: Disk,
     ) -> Result<Self, Refusal> {
         chain.check(rings)?;
-        let room = answer.ok_or(BadRequest::Layout)?.room;
-        if !chain.is_ordered() {
-            return Err(BadRequest::Layout.into());
-        }
-        let mut reader = chain.reader(rings.memory());
+        // The last byte is the status.
+        let room = chain.writable_len().checked_sub(1);
+        let room = room
+            .filter(|_| chain.is_ordered())
+            .ok_or(BadRequest::Layout)?;
+        let mut reader = chain.reader(rings);
         let [a, b, c, d, _, _, _, _, sector @ ..] = reader.read_array::<16>()?;
         let sector = u64::from_le_bytes(sector);
         let kind = u32::from_le_bytes([a, b, c, d]);

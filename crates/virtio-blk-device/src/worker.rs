@@ -17,7 +17,7 @@ use crate::backend::Buffers;
 use crate::config::QUEUE_SIZE;
 use crate::observer::Operation;
 use crate::raw;
-use crate::request::{Answer, HEADER, Refusal, Request};
+use crate::request::{HEADER, Refusal, Request, status};
 use crate::shared::Shared;
 
 /// Serves a queue by a back end that is waited for.
@@ -35,7 +35,6 @@ pub(crate) struct Handler<M> {
 pub(crate) struct Job {
     chain: Chain,
     vectors: Vec<iovec>,
-    answer: Option<Answer>,
 }
 
 impl<M> Handler<M> {
@@ -80,7 +79,7 @@ impl<M: GuestAddressSpace> QueueHandler for Handler<M> {
             };
             if let Some(rings) = &rings {
                 let request = self.job.begin(rings, &self.shared, queue, cx);
-                let len = self.job.serve(&*memory, &self.shared, request);
+                let len = self.job.serve(rings, &self.shared, request);
                 served = Some((head, len));
             }
         }
@@ -127,8 +126,7 @@ impl Job {
         queue: u16,
         cx: &Context<'_>,
     ) -> Result<Request, Refusal> {
-        self.answer = Answer::find(&self.chain);
-        let request = Request::parse(&self.chain, rings, self.answer, shared.disk());
+        let request = Request::parse(&self.chain, rings, shared.disk());
         let moved = request.as_ref().map_or(0, Request::moved);
         shared.limits.charge(moved);
         if let Err(Refusal::Bad(error)) = request {
@@ -160,34 +158,39 @@ impl Job {
     /// Does what is asked for, waits for it, and answers; returns how much of the buffers was written.
     pub(crate) fn serve(
         &mut self,
-        memory: &impl GuestMemory,
+        rings: &impl RingMemory,
         shared: &Shared,
         request: Result<Request, Refusal>,
     ) -> u32 {
         let outcome = request.as_ref().map_err(|refusal| *refusal);
-        let outcome = outcome.and_then(|it| shared.run(it, &self.buffers(memory, it)?));
-        self.end(memory, shared, request.ok(), outcome)
+        let outcome = outcome.and_then(|it| shared.run(it, &self.buffers(rings.memory(), it)?));
+        self.end(rings, shared, request.ok(), outcome)
     }
 
-    /// Writes the answer, and returns how much of the buffers was written.
-    pub(crate) fn end<M: GuestMemory>(
+    /// Writes the answer, and returns how much was written from the first device-writable byte on.
+    pub(crate) fn end<R: RingMemory>(
         &self,
-        memory: &M,
+        rings: &R,
         shared: &Shared,
         request: Option<Request>,
         outcome: Result<u64, Refusal>,
     ) -> u32 {
         match request.map(|request| request.operation) {
             // There is room, as was checked.
-            Some(Operation::GetId) => drop(self.chain.write(memory, &shared.id)),
+            Some(Operation::GetId) => drop(self.chain.write(rings, &shared.id)),
             // The host has written pages behind the back of whoever takes notes, if anybody does.
-            Some(Operation::Read) if size_of::<BS<'_, M::Bitmap>>() != 0 => {
-                for slice in self.chain.writable_slices(memory).flatten() {
+            Some(Operation::Read)
+                if size_of::<BS<'_, <R::Memory as GuestMemory>::Bitmap>>() != 0 =>
+            {
+                for slice in self.chain.writable_slices(rings.memory()).flatten() {
                     slice.bitmap().mark_dirty(0, slice.len());
                 }
             }
             _ => {}
         }
-        self.answer.map_or(0, |answer| answer.give(memory, outcome))
+        let answered = self.chain.write_last(rings, status(outcome)).is_ok();
+        let written = outcome.unwrap_or(0);
+        let all = answered && written + 1 == self.chain.writable_len();
+        u32::try_from(written + u64::from(all)).unwrap_or(u32::MAX)
     }
 }

@@ -5,7 +5,7 @@
 
 use virtio_queue::desc::RawDescriptor;
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, Permissions};
+use vm_memory::{Address, Bytes as _, GuestAddress, GuestMemory, Permissions};
 
 use super::layout::QueueLayout;
 use super::memory::{self, Regions, RingMemory};
@@ -151,16 +151,9 @@ impl Chain {
         for (addr, len) in self.writable() {
             let count = data.len().min(len as usize);
             let (now, later) = data.split_at(count);
-            if let Some(slice) = regions.slice(addr, count) {
-                slice.copy_from(now);
-            } else if count != 0 {
-                memory
-                    .memory()
-                    .write_slice(now, addr)
-                    .map_err(|_| BadRequest::BufferMemory {
-                        addr: addr.raw_value(),
-                        len,
-                    })?;
+            if count != 0 && !regions.write(now, addr) {
+                let addr = addr.raw_value();
+                return Err(BadRequest::BufferMemory { addr, len });
             }
             // At most `len`, so it fits; the sum is at most `data.len()`.
             written += u32::try_from(count).unwrap_or(u32::MAX);
@@ -170,6 +163,26 @@ impl Chain {
             }
         }
         Ok(written)
+    }
+
+    /// Writes the last byte that the device may write: the status, as several devices have it.
+    ///
+    /// # Errors
+    ///
+    /// [`BadRequest::Layout`] if there is none, and [`BadRequest::BufferMemory`] if it is not in
+    /// `memory`.
+    pub fn write_last<M: RingMemory>(&self, memory: &M, byte: u8) -> Result<(), BadRequest> {
+        let last = self.writable().filter(|(_, len)| *len != 0).last();
+        let (addr, len) = last.ok_or(BadRequest::Layout)?;
+        let place = addr.checked_add(u64::from(len) - 1);
+        let mut regions = Regions::near(memory);
+        match place.is_some_and(|place| regions.write(&[byte], place)) {
+            true => Ok(()),
+            false => Err(BadRequest::BufferMemory {
+                addr: addr.raw_value(),
+                len,
+            }),
+        }
     }
 
     /// Reads the chain that starts at `head`. Every descriptor is read once; what the driver

@@ -351,6 +351,27 @@ impl<'m, M: GuestMemory> Regions<'m, M> {
             .get_slice(MemoryRegionAddress(start as u64), len)
             .ok()
     }
+
+    /// Reads a range; returns whether all of it is in guest memory.
+    #[inline]
+    pub(crate) fn read(&mut self, data: &mut [u8], addr: GuestAddress) -> bool {
+        match self.slice(addr, data.len()) {
+            Some(slice) => slice.copy_to(data) == data.len(),
+            None => self.memory.read_slice(data, addr).is_ok(),
+        }
+    }
+
+    /// Writes a range, under the same condition.
+    #[inline]
+    pub(crate) fn write(&mut self, data: &[u8], addr: GuestAddress) -> bool {
+        match self.slice(addr, data.len()) {
+            Some(slice) => {
+                slice.copy_from(data);
+                true
+            }
+            None => self.memory.write_slice(data, addr).is_ok(),
+        }
+    }
 }
 
 /// Where a range begins in `region`, if it lies in it as a whole.

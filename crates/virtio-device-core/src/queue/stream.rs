@@ -7,20 +7,21 @@ use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 
 use vm_memory::bitmap::BS;
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, Permissions, VolatileSlice};
+use vm_memory::{Address, GuestAddress, GuestMemory, Permissions, VolatileSlice};
 
 use super::chain::{Buffer, Chain};
+use super::memory::{Regions, RingMemory};
 use crate::fault::BadRequest;
 
 impl Chain {
     /// A stream of the device-readable bytes, in the driver's order. What is read twice may differ,
     /// because the driver can change it meanwhile.
-    pub fn reader<'a, M: GuestMemory>(&'a self, memory: &'a M) -> ChainStream<'a, M, false> {
+    pub fn reader<'a, R: RingMemory>(&'a self, memory: &'a R) -> ChainStream<'a, R::Memory, false> {
         ChainStream(Cursor::new(memory, self.buffers(), false))
     }
 
     /// A stream into the device-writable bytes, in the driver's order.
-    pub fn writer<'a, M: GuestMemory>(&'a self, memory: &'a M) -> ChainStream<'a, M, true> {
+    pub fn writer<'a, R: RingMemory>(&'a self, memory: &'a R) -> ChainStream<'a, R::Memory, true> {
         ChainStream(Cursor::new(memory, self.buffers(), true))
     }
 
@@ -102,7 +103,7 @@ fn slices<'a, M: GuestMemory>(
 ///     Ok(answer.written())
 /// }
 /// ```
-pub struct ChainStream<'a, M, const WRITABLE: bool>(Cursor<'a, M>);
+pub struct ChainStream<'a, M: GuestMemory, const WRITABLE: bool>(Cursor<'a, M>);
 
 impl<M: GuestMemory, const WRITABLE: bool> ChainStream<'_, M, WRITABLE> {
     /// Number of bytes that are left.
@@ -131,9 +132,9 @@ impl<M: GuestMemory> ChainStream<'_, M, false> {
     /// in guest memory.
     pub fn read_array<const N: usize>(&mut self) -> Result<[u8; N], BadRequest> {
         let mut bytes = [0; N];
-        match self.0.transfer(N, |memory, address, done, count| {
+        match self.0.transfer(N, |regions, address, done, count| {
             let part = bytes.get_mut(done..done + count).unwrap_or_default();
-            memory.read_slice(part, address).is_ok()
+            regions.read(part, address)
         })? {
             count if count == N => Ok(bytes),
             _ => Err(BadRequest::Layout),
@@ -152,20 +153,24 @@ impl<M: GuestMemory> ChainStream<'_, M, true> {
 
 impl<M: GuestMemory> Read for ChainStream<'_, M, false> {
     fn read(&mut self, data: &mut [u8]) -> io::Result<usize> {
-        let moved = self.0.transfer(data.len(), |memory, address, done, count| {
-            let part = data.get_mut(done..done + count).unwrap_or_default();
-            memory.read_slice(part, address).is_ok()
-        });
+        let moved = self
+            .0
+            .transfer(data.len(), |regions, address, done, count| {
+                let part = data.get_mut(done..done + count).unwrap_or_default();
+                regions.read(part, address)
+            });
         moved.map_err(|_| ErrorKind::InvalidData.into())
     }
 }
 
 impl<M: GuestMemory> Write for ChainStream<'_, M, true> {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        let moved = self.0.transfer(data.len(), |memory, address, done, count| {
-            let part = data.get(done..done + count).unwrap_or_default();
-            memory.write_slice(part, address).is_ok()
-        });
+        let moved = self
+            .0
+            .transfer(data.len(), |regions, address, done, count| {
+                let part = data.get(done..done + count).unwrap_or_default();
+                regions.write(part, address)
+            });
         moved.map_err(|_| ErrorKind::InvalidData.into())
     }
 
@@ -175,8 +180,8 @@ impl<M: GuestMemory> Write for ChainStream<'_, M, true> {
 }
 
 /// A place in the buffers of one direction.
-struct Cursor<'a, M> {
-    memory: &'a M,
+struct Cursor<'a, M: GuestMemory> {
+    regions: Regions<'a, M>,
     /// The buffers from the present one on, of both directions.
     buffers: &'a [Buffer],
     writable: bool,
@@ -187,9 +192,12 @@ struct Cursor<'a, M> {
 }
 
 impl<'a, M: GuestMemory> Cursor<'a, M> {
-    const fn new(memory: &'a M, buffers: &'a [Buffer], writable: bool) -> Self {
+    fn new<R>(memory: &'a R, buffers: &'a [Buffer], writable: bool) -> Self
+    where
+        R: RingMemory<Memory = M>,
+    {
         Self {
-            memory,
+            regions: Regions::near(memory),
             buffers,
             writable,
             offset: 0,
@@ -220,7 +228,7 @@ impl<'a, M: GuestMemory> Cursor<'a, M> {
     fn transfer(
         &mut self,
         len: usize,
-        mut copy: impl FnMut(&M, GuestAddress, usize, usize) -> bool,
+        mut copy: impl FnMut(&mut Regions<'a, M>, GuestAddress, usize, usize) -> bool,
     ) -> Result<usize, BadRequest> {
         let mut done = 0;
         while done < len {
@@ -230,7 +238,7 @@ impl<'a, M: GuestMemory> Cursor<'a, M> {
             let count = left.min(u32::try_from(len - done).unwrap_or(u32::MAX));
             let copied = addr
                 .checked_add(u64::from(self.offset))
-                .is_some_and(|start| copy(self.memory, start, done, count as usize));
+                .is_some_and(|start| copy(&mut self.regions, start, done, count as usize));
             if !copied {
                 let addr = addr.raw_value();
                 return Err(BadRequest::BufferMemory { addr, len: all });
@@ -252,13 +260,13 @@ impl<'a, M: GuestMemory> Cursor<'a, M> {
     }
 }
 
-impl<M, const WRITABLE: bool> fmt::Debug for ChainStream<'_, M, WRITABLE> {
+impl<M: GuestMemory, const WRITABLE: bool> fmt::Debug for ChainStream<'_, M, WRITABLE> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("ChainStream").field(&self.0).finish()
     }
 }
 
-impl<M> fmt::Debug for Cursor<'_, M> {
+impl<M: GuestMemory> fmt::Debug for Cursor<'_, M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Cursor")
             .field("buffers", &self.buffers)

@@ -145,6 +145,28 @@ fn readers_and_writers_do_not_see_the_seams() {
 }
 
 #[test]
+fn the_last_writable_byte_is_found_behind_empty_buffers_and_only_in_memory() {
+    let memory = memory();
+    let [first, last] = [(BUFFER, 4, true), (BUFFER + 0x100, 3, true)];
+    let chain = chain_of(&memory, &[first, last, (BUFFER + 0x200, 0, true)]);
+    chain.write_last(&memory, 7).unwrap();
+    let mut bytes = [0; 4];
+    memory
+        .read_slice(&mut bytes, GuestAddress(BUFFER + 0x100))
+        .unwrap();
+    assert_eq!(bytes, [0, 0, 7, 0]);
+    for none in [&[(BUFFER, 4, false)][..], &[(BUFFER, 0, true)]] {
+        let chain = chain_of(&memory, none);
+        assert_eq!(chain.write_last(&memory, 7), Err(BadRequest::Layout));
+    }
+    for (addr, len) in [(RAM_END - 1, 2), (u64::MAX, 1), (u64::MAX, 2)] {
+        let chain = chain_of(&memory, &[first, (addr, len, true)]);
+        let error = BadRequest::BufferMemory { addr, len };
+        assert_eq!(chain.write_last(&memory, 7), Err(error));
+    }
+}
+
+#[test]
 fn readers_and_writers_stop_at_what_is_not_memory() {
     let memory = memory();
     for (addr, len) in [(RAM_END - 1, 2), (RAM_END, 4), (u64::MAX, 4)] {
