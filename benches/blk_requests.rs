@@ -25,6 +25,7 @@ mod peers;
 use std::any::Any;
 use std::cell::RefCell;
 use std::fs::File;
+use std::hint::black_box;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
@@ -380,7 +381,7 @@ fn cases(shape: Shape, path: &PathBuf, direct: bool) -> Vec<Case> {
 }
 
 const MACHINERY: &str = "virtio-blk-device on a disk in memory";
-const COPY: &str = "the copy alone";
+const COPY: &str = "the driver and the copy alone";
 
 /// The machinery alone, and the copy that a disk in memory makes.
 fn machinery(shape: Shape) -> Vec<Case> {
@@ -388,7 +389,7 @@ fn machinery(shape: Shape) -> Vec<Case> {
     // So that every page of it is there.
     disk.write_zeroes(0..FILE, false).unwrap();
     let disk: Arc<dyn Backend> = Arc::new(disk);
-    let driver = Driver::new(shape);
+    let mut driver = Driver::new(shape);
     let bytes = vec![0xc3; FILE as usize];
     let places: Vec<usize> = (0..u64::from(REQUESTS))
         .map(|request| {
@@ -396,14 +397,19 @@ fn machinery(shape: Shape) -> Vec<Case> {
             512 * driver.memory.read_obj::<u64>(sector).unwrap() as usize
         })
         .collect();
+    // What the driver does for each notification is on both sides.
     let mut next = 0;
     let copy = Case::new(COPY, move |count| {
-        for _ in 0..count {
-            let at = places[next];
-            let buffer = GuestAddress(BUFFERS + next as u64 * u64::from(shape.len));
-            let piece = &bytes[at..at + shape.len as usize];
-            driver.memory.write_slice(piece, buffer).unwrap();
-            next = (next + 1) % places.len();
+        for _ in 0..count / u64::from(shape.depth) {
+            driver.offer();
+            for _ in 0..shape.depth {
+                let at = places[next];
+                let buffer = GuestAddress(BUFFERS + next as u64 * u64::from(shape.len));
+                let piece = &bytes[at..at + shape.len as usize];
+                driver.memory.write_slice(piece, buffer).unwrap();
+                next = (next + 1) % places.len();
+            }
+            black_box(driver.is_served());
         }
         next as u64
     });
