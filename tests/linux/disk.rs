@@ -6,11 +6,15 @@
 //! * `disk flood DEVICE` writes blocks all over the device for ever, and says each time up to which of
 //!   them it has flushed;
 //! * `disk check IMAGE NUMBER` looks whether all blocks up to that one are there, whole;
-//! * `disk verify DEVICE BYTES` writes that much, flushes, and reads it back from the device.
+//! * `disk verify DEVICE BYTES` writes that much, flushes, and reads it back from the device;
+//! * `disk files FOLDER` writes files for ever, each in the place of an older one, and says each time up to
+//!   which of them it has flushed;
+//! * `disk check-files FOLDER NUMBER` looks whether all files up to that one are there, whole;
+//! * `disk fill FILE BYTES` and `disk same FILE BYTES` write a file and compare it.
 
 use std::error::Error;
 use std::fs::File;
-use std::io::Write;
+use std::io::{BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::process::ExitCode;
 
@@ -60,6 +64,62 @@ fn check(image: &str, last: u64) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+/// Names that files have in turn.
+const NAMES: u64 = 64;
+
+/// What file `number` holds.
+fn content(number: u64) -> Vec<u8> {
+    block(number).repeat(1 + (number % 8) as usize)
+}
+
+fn files(folder: &str) -> Result<(), Box<dyn Error>> {
+    for number in 1.. {
+        let new = format!("{folder}/new");
+        let mut file = File::create(&new)?;
+        file.write_all(&content(number))?;
+        file.sync_all()?;
+        std::fs::rename(new, format!("{folder}/{}", number % NAMES))?;
+        File::open(folder)?.sync_all()?;
+        println!("flushed {number}");
+        std::io::stdout().flush()?;
+    }
+    Ok(())
+}
+
+fn check_files(folder: &str, last: u64) -> Result<(), Box<dyn Error>> {
+    // A name has its last file, or one of those that were on their way.
+    for expected in last.saturating_sub(NAMES - 1).max(1)..=last {
+        let found = std::fs::read(format!("{folder}/{}", expected % NAMES))?;
+        let number = found.first_chunk().map_or(0, |it| u64::from_le_bytes(*it));
+        if number < expected || number % NAMES != expected % NAMES || found != content(number) {
+            return Err(format!("file {expected} is {number}").into());
+        }
+    }
+    println!("files={last} intact");
+    Ok(())
+}
+
+fn fill(path: &str, bytes: u64) -> Result<(), Box<dyn Error>> {
+    let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
+    for number in 0..bytes / BLOCK as u64 {
+        file.write_all(&block(number))?;
+    }
+    Ok(file.into_inner()?.sync_all()?)
+}
+
+fn same(path: &str, bytes: u64) -> Result<(), Box<dyn Error>> {
+    let mut file = BufReader::with_capacity(1 << 20, File::open(path)?);
+    let mut found = [0; BLOCK];
+    for number in 0..bytes / BLOCK as u64 {
+        file.read_exact(&mut found)?;
+        if found[..] != block(number) {
+            return Err(format!("block {number} is another one").into());
+        }
+    }
+    println!("bytes={bytes} are the same");
+    Ok(())
+}
+
 fn verify(device: &str, bytes: u64) -> Result<(), Box<dyn Error>> {
     let file = File::options().write(true).open(device)?;
     let blocks = bytes / BLOCK as u64;
@@ -89,7 +149,11 @@ fn run() -> Result<(), Box<dyn Error>> {
         ["flood", device] => flood(device),
         ["check", image, number] => check(image, number.parse()?),
         ["verify", device, bytes] => verify(device, bytes.parse()?),
-        _ => Err("usage: disk flood DEVICE | check IMAGE NUMBER | verify DEVICE BYTES".into()),
+        ["files", folder] => files(folder),
+        ["check-files", folder, number] => check_files(folder, number.parse()?),
+        ["fill", file, bytes] => fill(file, bytes.parse()?),
+        ["same", file, bytes] => same(file, bytes.parse()?),
+        _ => Err("usage: disk flood|verify|check|files|check-files|fill|same PATH [NUMBER]".into()),
     }
 }
 

@@ -83,18 +83,23 @@ fn emulated(program: &Path, more_files: &str) -> Command {
     for file in ["vmlinux", "vmlinuz", "initrd", "initrd.gz", "disk", "net"] {
         files += &format!(" {}:guest/{file}", kit().join(file).display());
     }
+    for tool in ["mke2fs", "e2fsck", "debugfs"] {
+        files += &format!(" /usr/sbin/{tool}:usr/sbin/{tool}");
+    }
     let mut command = Command::new(root().join(".ci/nested/runner"));
     command.arg(program).env("NESTED_FILES", files);
+    // An emulated guest boots in half a minute, and moves about a megabyte a second.
+    let or = |name: &str, default: &str| env::var(name).unwrap_or_else(|_| default.to_owned());
+    let (cuts, disk) = (or("CUTS", "3"), or("DISK_BYTES", "16777216"));
+    let bytes = or("NETWORK_BYTES", "1048576");
     // Emulated SVM loses the guest's deadline timer now and then, whatever the monitor: the
     // guest then sits idle for ever. The older timer of the local APIC is never lost.
-    let cuts = env::var("CUTS").unwrap_or_else(|_| "10".to_owned());
-    // An emulated guest moves about a megabyte a second.
-    let bytes = env::var("NETWORK_BYTES").unwrap_or_else(|_| "1048576".to_owned());
     command.env(
         "NESTED_ENV",
         format!(
             "MINI_VMM=/guest/mini-vmm GUEST=/guest ENTROPY=/guest/entropy REQUIRE_LINUX=1 \
-             KERNEL_PARAMETERS=lapic=notscdeadline CUTS={cuts} NETWORK_BYTES={bytes}"
+             KERNEL_PARAMETERS=lapic=notscdeadline CUTS={cuts} DISK_BYTES={disk} \
+             NETWORK_BYTES={bytes}"
         ),
     );
     command.env("NESTED_TIMEOUT", "3600");
@@ -239,17 +244,32 @@ fn a_stock_kernel_uses_a_network() {
 }
 
 /// The program is killed in the middle of the guest's writes, by either engine: what the guest has
-/// flushed is there.
+/// flushed is there, and its file system is whole.
 #[test]
 fn what_a_guest_has_flushed_outlives_the_program() {
     if !ready() {
         return;
     }
-    let runs = run(&["power-cut"]);
-    let lines = runs["power-cut"].lines.iter();
-    let cuts: Vec<_> = lines.filter(|line| line.starts_with("cut ")).collect();
-    assert!(!cuts.is_empty(), "{runs:#?}");
-    assert!(cuts.iter().all(|cut| cut.ends_with("intact")), "{cuts:#?}");
+    let runs = run(&["power-cut", "files-cut"]);
+    for (case, file_system) in [("power-cut", ""), ("files-cut", "clean, ")] {
+        let lines = runs[case].lines.iter();
+        let cuts: Vec<_> = lines.filter(|line| line.starts_with("cut ")).collect();
+        println!("{cuts:#?}");
+        assert!(!cuts.is_empty(), "{runs:#?}");
+        let whole = |cut: &&String| cut.contains(file_system) && cut.ends_with("intact");
+        assert!(cuts.iter().all(whole), "{runs:#?}");
+    }
+}
+
+/// A guest fills a file system and switches itself off: what it leaves on the host is clean.
+#[test]
+fn a_file_system_is_clean_after_a_guest_has_filled_it() {
+    if !ready() {
+        return;
+    }
+    let runs = run(&["fill"]);
+    println!("{}", runs["fill"].check("fill"));
+    assert_eq!(runs["fill"].status, Some(0), "{runs:#?}");
 }
 
 /// The other format, boot protocol and kind of archive; and what the guest's end is to the program.
