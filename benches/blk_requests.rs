@@ -439,7 +439,7 @@ of devices that are no crates; they check nothing.";
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut report = Report::new("Block requests", "blk_requests", ABOUT);
-    let rounds = report.rounds(31, 5);
+    let rounds = report.rounds(101, 5);
     raise_priority();
     let path = file()?;
 
@@ -447,7 +447,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let results: Vec<_> = SHAPES
             .map(|shape| {
                 let large = shape.len == LARGE || direct;
-                let count = if large { 128 } else { 1024 };
+                let count = if large { 128 } else { 256 };
                 (
                     shape,
                     interleave(cases(shape, &path, direct), rounds, count),
@@ -490,7 +490,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .into_iter()
         .filter(|it| !it.write && it.queues == 1 && it.len == SMALL)
     {
-        let results = interleave(machinery(shape), report.rounds(61, 11), 4096);
+        let results = interleave(machinery(shape), report.rounds(401, 41), 512);
         let [device, copy] = [MACHINERY, COPY].map(|name| results.median(name));
         let cells = [copy, device, device - copy].map(|nanos| format!("{nanos:.0} ns"));
         rows.row(&[&[shape.name.to_owned()], &cells[..]].concat());

@@ -15,11 +15,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use libc::{c_int, iovec, off_t};
 use virtio_bindings::virtio_blk::virtio_blk_config;
-use virtio_device_core::BadRequest;
-use vm_memory::bitmap::BitmapSlice;
-use vm_memory::{
-    Address as _, GuestAddress, GuestMemory, GuestMemoryBackend as _, Permissions, VolatileSlice,
-};
+use virtio_device_core::{BadRequest, ChainStream};
+use vm_memory::{GuestMemory, VolatileSlice};
 
 use crate::config;
 
@@ -122,49 +119,24 @@ impl fmt::Debug for Buffers<'_> {
     }
 }
 
-/// Makes vectors of `len` bytes of some buffers, after the first `skip` bytes.
-pub(crate) fn gather<'a, M: GuestMemory>(
+/// Makes vectors of the next `len` bytes of a request.
+pub(crate) fn gather<'a, M: GuestMemory, const WRITABLE: bool>(
     vectors: &'a mut Vec<iovec>,
-    memory: &'a M,
-    buffers: impl Iterator<Item = (GuestAddress, u32)>,
-    (access, mut skip, len): (Permissions, u64, u64),
+    mut data: ChainStream<'a, M, WRITABLE>,
+    len: u64,
 ) -> Result<Buffers<'a>, BadRequest> {
     vectors.clear();
-    let mut left = len;
-    for (addr, len) in buffers {
-        let behind = skip.min(len.into());
-        let size = left.min(u64::from(len) - behind);
-        (skip, left) = (skip - behind, left - size);
-        if size == 0 {
-            continue;
-        }
-        let bad = BadRequest::BufferMemory { addr: addr.0, len };
-        let start = addr.checked_add(behind).ok_or(bad)?;
-        // It is no more than the buffer has.
-        let size = usize::try_from(size).unwrap_or(0);
-        // In one region as a rule.
-        let whole = memory.physical_memory().map(|it| it.get_slice(start, size));
-        if let Some(Ok(slice)) = whole {
-            vectors.push(vector(&slice));
-        } else {
-            for slice in memory.get_slices(start, size, access).map_err(|_| bad)? {
-                vectors.push(vector(&slice.map_err(|_| bad)?));
-            }
-        }
-    }
-    let len = len - left;
+    data.pieces(len, |base, len| {
+        vectors.push(iovec {
+            iov_base: base.cast(),
+            iov_len: len,
+        });
+    })?;
     Ok(Buffers {
         vectors,
         len,
         memory: PhantomData,
     })
-}
-
-fn vector<B: BitmapSlice>(slice: &VolatileSlice<'_, B>) -> iovec {
-    iovec {
-        iov_base: slice.ptr_guard_mut().as_ptr().cast(),
-        iov_len: slice.len(),
-    }
 }
 
 /// Locks a whole file, for as long as its open file description lives, or fails at once.

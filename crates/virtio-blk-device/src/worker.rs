@@ -11,7 +11,7 @@ use virtio_device_core::{
     Rings, Virtqueue,
 };
 use vm_memory::bitmap::{BS, Bitmap as _};
-use vm_memory::{GuestAddressSpace, GuestMemory, Permissions};
+use vm_memory::{GuestAddressSpace, GuestMemory};
 
 use crate::backend::Buffers;
 use crate::config::QUEUE_SIZE;
@@ -138,18 +138,16 @@ impl Job {
     /// The buffers of the data that a request moves.
     pub(crate) fn buffers<'a>(
         &'a mut self,
-        memory: &'a impl GuestMemory,
+        rings: &'a impl RingMemory,
         request: &Request,
     ) -> Result<Buffers<'a>, Refusal> {
         let (vectors, len) = (&mut self.vectors, request.moved());
         Ok(match request.operation {
-            Operation::Read => {
-                let way = (Permissions::Write, 0, len);
-                raw::gather(vectors, memory, self.chain.writable(), way)?
-            }
+            Operation::Read => raw::gather(vectors, self.chain.writer(rings), len)?,
             Operation::Write => {
-                let way = (Permissions::Read, HEADER as u64, len);
-                raw::gather(vectors, memory, self.chain.readable(), way)?
+                let mut data = self.chain.reader(rings);
+                data.skip(HEADER as u64);
+                raw::gather(vectors, data, len)?
             }
             _ => Buffers::default(),
         })
@@ -163,7 +161,7 @@ impl Job {
         request: Result<Request, Refusal>,
     ) -> u32 {
         let outcome = request.as_ref().map_err(|refusal| *refusal);
-        let outcome = outcome.and_then(|it| shared.run(it, &self.buffers(rings.memory(), it)?));
+        let outcome = outcome.and_then(|it| shared.run(it, &self.buffers(rings, it)?));
         self.end(rings, shared, request.ok(), outcome)
     }
 

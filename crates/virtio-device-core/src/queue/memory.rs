@@ -11,7 +11,8 @@ use virtio_queue::desc::split::Descriptor;
 use vm_memory::bitmap::{BS, BitmapSlice};
 use vm_memory::{
     Address, AtomicAccess, ByteValued, Bytes, GuestAddress, GuestMemory, GuestMemoryBackend,
-    GuestMemoryRegion, MemoryRegionAddress, VolatileArrayRef, VolatileMemory, VolatileSlice,
+    GuestMemoryRegion, MemoryRegionAddress, Permissions, VolatileArrayRef, VolatileMemory,
+    VolatileSlice,
 };
 
 use super::layout::{QueueLayout, QueuePart};
@@ -350,6 +351,28 @@ impl<'m, M: GuestMemory> Regions<'m, M> {
         region
             .get_slice(MemoryRegionAddress(start as u64), len)
             .ok()
+    }
+
+    /// Names the pieces of a range; returns whether all of it is in guest memory.
+    #[inline]
+    pub(crate) fn pieces(
+        &mut self,
+        addr: GuestAddress,
+        len: usize,
+        access: Permissions,
+        each: &mut impl FnMut(*mut u8, usize),
+    ) -> bool {
+        if let Some(slice) = self.slice(addr, len) {
+            each(slice.ptr_guard_mut().as_ptr(), len);
+            return true;
+        }
+        let Ok(mut slices) = self.memory.get_slices(addr, len, access) else {
+            return false;
+        };
+        slices.all(|slice| {
+            let slice = slice.map(|slice| each(slice.ptr_guard_mut().as_ptr(), slice.len()));
+            slice.is_ok()
+        })
     }
 
     /// Reads a range; returns whether all of it is in guest memory.

@@ -61,11 +61,7 @@ fn slices<'a, M: GuestMemory>(
     memory: &'a M,
     writable: bool,
 ) -> impl Iterator<Item = Result<VolatileSlice<'a, BS<'a, M::Bitmap>>, BadRequest>> {
-    let access = if writable {
-        Permissions::Write
-    } else {
-        Permissions::Read
-    };
+    let access = access(writable);
     let mine =
         (buffers.iter()).filter(move |buffer| buffer.writable == writable && buffer.len != 0);
     mine.flat_map(move |&Buffer { addr, len, .. }| {
@@ -120,6 +116,35 @@ impl<M: GuestMemory, const WRITABLE: bool> ChainStream<'_, M, WRITABLE> {
     /// before.
     pub fn skip(&mut self, count: u64) {
         self.0.skip(count);
+    }
+
+    /// Passes over the next `count` bytes, or as many as are left, and names where they are: `each` is
+    /// called with the address in the host's memory and the length of each piece, in the driver's order,
+    /// for vectored I/O without a copy.
+    ///
+    /// An address is good for as long as guest memory is borrowed, and memory that the driver can change
+    /// at any time. That something was written there is not noted; see [`VolatileSlice::bitmap`].
+    ///
+    /// # Errors
+    ///
+    /// [`BadRequest::BufferMemory`] if some of them are not in guest memory; forget the others then.
+    pub fn pieces(
+        &mut self,
+        count: u64,
+        mut each: impl FnMut(*mut u8, usize),
+    ) -> Result<(), BadRequest> {
+        let count = usize::try_from(count).unwrap_or(usize::MAX);
+        let moved = self.0.transfer(count, |regions, address, _, count| {
+            regions.pieces(address, count, access(WRITABLE), &mut each)
+        });
+        moved.map(|_| ())
+    }
+}
+
+const fn access(writable: bool) -> Permissions {
+    match writable {
+        true => Permissions::Write,
+        false => Permissions::Read,
     }
 }
 
