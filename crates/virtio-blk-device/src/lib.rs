@@ -72,7 +72,8 @@
 //!
 //! # Limits
 //!
-//! * Images are raw: a format such as qcow2 is a `Backend` of your own.
+//! * Images are raw: a format such as qcow2 is a `Backend` of your own, as `docs/guides/src/qcow2.rs` in the
+//!   repository is one by the crate `imago`.
 //! * No `VIRTIO_BLK_F_LIFETIME`, `SECURE_ERASE` or `ZONED`.
 //! * Linux only, and guest memory that is mapped: not that of Xen.
 //!

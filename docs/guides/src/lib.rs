@@ -8,6 +8,7 @@
 
 pub mod pci;
 pub mod pipe;
+pub mod qcow2;
 
 #[cfg(doctest)]
 #[doc = include_str!("../../adopting.md")]

@@ -46,6 +46,17 @@ fn slices_cover_what_streams_cover() {
         })
         .collect();
     assert_eq!(parts, [&b"abc"[..], b"de", b"fgh"]);
+    let (mut pieces, mut stream) = (Vec::new(), chain.reader(&memory));
+    stream.skip(1);
+    stream
+        .pieces(6, |base, len| pieces.push((base.cast_const(), len)))
+        .unwrap();
+    let place = |slice: usize, at: usize| slices[slice].ptr_guard().as_ptr().wrapping_add(at);
+    assert_eq!(
+        pieces,
+        [(place(0, 1), 2), (place(1, 0), 2), (place(2, 0), 2)]
+    );
+    assert_eq!(stream.remaining(), 1);
     let slices = chain.writable_slices(&memory);
     let slices: Vec<_> = slices.collect::<Result<_, _>>().unwrap();
     let lens: Vec<usize> = slices.iter().map(|slice| slice.len()).collect();
@@ -88,6 +99,12 @@ fn slices_outside_of_memory_are_bad_requests() {
                     .collect::<Result<Vec<_>, _>>()
             };
             assert_eq!(slices.err(), Some(bad));
+            let pieces = if writable {
+                chain.writer(&memory).pieces(u64::MAX, |_, _| {})
+            } else {
+                chain.reader(&memory).pieces(u64::MAX, |_, _| {})
+            };
+            assert_eq!(pieces, Err(bad));
         }
     }
 }
