@@ -119,7 +119,7 @@ impl Backend for Host {
     }
 }
 
-type Transport = MmioTransport<Arc<Memory>, Net<Host, LoopHandle>>;
+type Transport = MmioTransport<Arc<Memory>, Net<LoopHandle>>;
 
 fn set(transport: &mut Transport, offset: u64, value: u32) {
     transport.write(offset, &value.to_le_bytes()).unwrap();

@@ -1,38 +1,54 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Features and configuration space (VIRTIO 1.3, sections 5.1.3 and 5.1.4).
+//! Features (VIRTIO 1.3, section 5.1.3).
 
-use std::mem::offset_of;
-
+use libc::{TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4, TUN_F_TSO6, TUN_F_UFO, TUN_F_USO4, TUN_F_USO6};
 use virtio_bindings::virtio_net as net;
 use virtio_device_core::Features;
-
-use crate::settings::Mac;
 
 /// Descriptors of each queue.
 pub(crate) const QUEUE_SIZE: u16 = 256;
 
-/// What packets to the driver may need.
-pub(crate) const GUEST_OFFLOADS: Features = Features::of(&[
-    net::VIRTIO_NET_F_GUEST_CSUM,
-    net::VIRTIO_NET_F_GUEST_TSO4,
-    net::VIRTIO_NET_F_GUEST_TSO6,
-    net::VIRTIO_NET_F_GUEST_ECN,
-    net::VIRTIO_NET_F_GUEST_UFO,
-    net::VIRTIO_NET_F_GUEST_USO4,
-    net::VIRTIO_NET_F_GUEST_USO6,
-]);
-
-/// What packets from the driver may need.
-pub(crate) const HOST_OFFLOADS: Features = Features::of(&[
-    net::VIRTIO_NET_F_CSUM,
-    net::VIRTIO_NET_F_HOST_TSO4,
-    net::VIRTIO_NET_F_HOST_TSO6,
-    net::VIRTIO_NET_F_HOST_ECN,
-    net::VIRTIO_NET_F_HOST_UFO,
-    net::VIRTIO_NET_F_HOST_USO,
-]);
+/// What a packet may need of whoever gets it: the feature that allows it towards the driver, the one
+/// that allows it towards the host, and what a tap calls it.
+const OFFLOADS: [(u32, u32, u32); 7] = [
+    (
+        net::VIRTIO_NET_F_GUEST_CSUM,
+        net::VIRTIO_NET_F_CSUM,
+        TUN_F_CSUM,
+    ),
+    (
+        net::VIRTIO_NET_F_GUEST_TSO4,
+        net::VIRTIO_NET_F_HOST_TSO4,
+        TUN_F_TSO4,
+    ),
+    (
+        net::VIRTIO_NET_F_GUEST_TSO6,
+        net::VIRTIO_NET_F_HOST_TSO6,
+        TUN_F_TSO6,
+    ),
+    (
+        net::VIRTIO_NET_F_GUEST_ECN,
+        net::VIRTIO_NET_F_HOST_ECN,
+        TUN_F_TSO_ECN,
+    ),
+    (
+        net::VIRTIO_NET_F_GUEST_UFO,
+        net::VIRTIO_NET_F_HOST_UFO,
+        TUN_F_UFO,
+    ),
+    (
+        net::VIRTIO_NET_F_GUEST_USO4,
+        net::VIRTIO_NET_F_HOST_USO,
+        TUN_F_USO4,
+    ),
+    (
+        net::VIRTIO_NET_F_GUEST_USO6,
+        net::VIRTIO_NET_F_HOST_USO,
+        TUN_F_USO6,
+    ),
+];
 
 /// What the device can do whatever its back end is.
 pub(crate) const FEATURES: Features = Features::of(&[
@@ -48,37 +64,26 @@ pub(crate) const FEATURES: Features = Features::of(&[
     net::VIRTIO_NET_F_GUEST_ANNOUNCE,
 ]);
 
-/// Bytes of the configuration space: up to the speed.
-pub(crate) const LEN: usize = offset_of!(net::virtio_net_config, speed);
-
-/// What the configuration space tells.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Config {
-    pub(crate) mac: Mac,
-    pub(crate) status: u16,
-    pub(crate) pairs: u16,
-    pub(crate) mtu: u16,
+/// What packets to the driver may need.
+pub(crate) fn guest_offloads() -> Features {
+    Features::of(&OFFLOADS.map(|(guest, _, _)| guest))
 }
 
-impl Config {
-    /// The space as the driver reads it.
-    pub(crate) fn bytes(self) -> [u8; LEN] {
-        let mut space = [0; LEN];
-        let mut put = |at: usize, bytes: &[u8]| {
-            let field = space.get_mut(at..at + bytes.len());
-            field.unwrap_or_default().copy_from_slice(bytes);
-        };
-        put(offset_of!(net::virtio_net_config, mac), &self.mac);
-        for (at, field) in [
-            (offset_of!(net::virtio_net_config, status), self.status),
-            (
-                offset_of!(net::virtio_net_config, max_virtqueue_pairs),
-                self.pairs,
-            ),
-            (offset_of!(net::virtio_net_config, mtu), self.mtu),
-        ] {
-            put(at, &field.to_le_bytes());
-        }
-        space
-    }
+/// What packets from the driver may need.
+pub(crate) fn host_offloads() -> Features {
+    Features::of(&OFFLOADS.map(|(_, host, _)| host))
+}
+
+/// Offloads of packets to the driver, by the names that they have in the other direction.
+pub(crate) fn as_sent(offloads: Features) -> Features {
+    let some = OFFLOADS.iter().filter(|(guest, _, _)| offloads.has(*guest));
+    some.fold(Features::NONE, |all, (_, host, _)| {
+        all | Features::of(&[*host])
+    })
+}
+
+/// Offloads of packets to the driver, as a tap has them.
+pub(crate) fn as_tap(offloads: Features) -> u32 {
+    let some = OFFLOADS.iter().filter(|(guest, _, _)| offloads.has(*guest));
+    some.fold(0, |all, (_, _, tap)| all | tap)
 }

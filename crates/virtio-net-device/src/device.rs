@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::io::{self, ErrorKind};
+use std::mem::offset_of;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -17,7 +18,7 @@ use virtio_device_core::{
 use vm_memory::GuestAddressSpace;
 
 use crate::backend::Backend;
-use crate::config::{self, Config, FEATURES, GUEST_OFFLOADS, HOST_OFFLOADS, QUEUE_SIZE};
+use crate::config::{FEATURES, QUEUE_SIZE, guest_offloads, host_offloads};
 use crate::observer::{NetDrops, NetObserver};
 use crate::settings::{GROUP, Mac, Settings};
 use crate::shared::Shared;
@@ -29,25 +30,33 @@ pub const MAX_PAIRS: usize = 32;
 /// Smallest MTU that a device may advise (VIRTIO 1.3, section 5.1.4.1).
 pub const MIN_MTU: u16 = 68;
 
+/// Bytes of the configuration space (section 5.1.4): the address, and three words in this order.
+#[expect(clippy::cast_possible_truncation, reason = "it is small")]
+const CONFIG_LEN: u32 = offset_of!(net::virtio_net_config, speed) as u32;
+const _: () = assert!(
+    offset_of!(net::virtio_net_config, status) == 6
+        && offset_of!(net::virtio_net_config, max_virtqueue_pairs) == 8
+        && offset_of!(net::virtio_net_config, mtu) == 10
+);
+
 /// A network device (VIRTIO 1.3, section 5.1).
 ///
-/// It serves its pairs of queues where `E` says, each by a worker of its own, and each by a back end
-/// `B`. Nothing that the host fails at ends the device: the link is down until the host is back.
-pub struct Net<B, E> {
-    shared: Arc<Shared<B>>,
+/// It serves its pairs of queues where `E` says, each by a worker and a back end of its own. Nothing that the host fails at ends the device: the link is down until the host is back.
+pub struct Net<E> {
+    shared: Arc<Shared>,
     offloads: Features,
     queue_sizes: Vec<u16>,
     executor: E,
 }
 
-impl<B: Backend, E: Executor> Net<B, E> {
+impl<E: Executor> Net<E> {
     /// Makes a device with a pair of queues for each back end, 1 to [`MAX_PAIRS`] of them. As many pairs
     /// are served at a time as the executor has threads for them.
     ///
     /// # Errors
     ///
     /// If there are too few or too many back ends, or `mac` is not the address of one station.
-    pub fn new(backends: Vec<B>, mac: Mac, executor: E) -> io::Result<Self> {
+    pub fn new<B: Backend>(backends: Vec<B>, mac: Mac, executor: E) -> io::Result<Self> {
         let invalid = |why| Err(io::Error::new(ErrorKind::InvalidInput, why));
         let pairs = backends.len();
         let Some(first) = backends.first().filter(|_| pairs <= MAX_PAIRS) else {
@@ -56,9 +65,13 @@ impl<B: Backend, E: Executor> Net<B, E> {
         if mac[0] & GROUP != 0 || mac == [0; 6] {
             return invalid("a MAC address is that of one station");
         }
+        let offloads = first.offloads() & (guest_offloads() | host_offloads());
+        let boxed = backends
+            .into_iter()
+            .map(|it| Box::new(it) as Box<dyn Backend>);
         Ok(Self {
-            offloads: first.offloads() & (GUEST_OFFLOADS | HOST_OFFLOADS),
-            shared: Arc::new(Shared::new(backends, mac)),
+            offloads,
+            shared: Arc::new(Shared::new(boxed.collect(), mac)),
             // The last one is for control.
             queue_sizes: vec![QUEUE_SIZE; 2 * pairs + 1],
             executor,
@@ -103,17 +116,11 @@ impl<B: Backend, E: Executor> Net<B, E> {
     pub fn send_limits(&self) -> RateLimits {
         self.shared.send_limits.clone()
     }
-
-    fn pairs(&self) -> u16 {
-        // There are few.
-        u16::try_from(self.shared.pairs.len()).unwrap_or(1)
-    }
 }
 
-impl<M, B, E> VirtioDevice<M> for Net<B, E>
+impl<M, E> VirtioDevice<M> for Net<E>
 where
     M: GuestAddressSpace + Clone + Send + 'static,
-    B: Backend,
     E: Executor,
 {
     fn device_type(&self) -> u32 {
@@ -126,7 +133,7 @@ where
 
     fn features(&self) -> Features {
         let mut features = FEATURES | self.offloads;
-        if self.pairs() > 1 {
+        if self.shared.most_pairs() > 1 {
             features = features | Features::of(&[net::VIRTIO_NET_F_MQ]);
         }
         if self.shared.mtu.get().is_some() {
@@ -136,21 +143,16 @@ where
     }
 
     fn config_size(&self) -> u32 {
-        // It is small.
-        u32::try_from(config::LEN).unwrap_or(0)
+        CONFIG_LEN
     }
 
     fn read_config(&self, offset: u32, data: &mut [u8]) {
-        let config = Config {
-            mac: self.shared.settings().mac,
-            status: self.shared.status(),
-            pairs: self.pairs(),
-            mtu: self.shared.mtu.get().copied().unwrap_or(0),
-        };
-        let fields = config.bytes().into_iter().skip(offset as usize);
-        data.iter_mut()
-            .zip(fields)
-            .for_each(|(to, from)| *to = from);
+        let mtu = self.shared.mtu.get().copied().unwrap_or(0);
+        let words = [self.shared.status(), self.shared.most_pairs(), mtu];
+        let space = (self.shared.settings().mac.into_iter())
+            .chain(words.into_iter().flat_map(u16::to_le_bytes))
+            .skip(offset as usize);
+        data.iter_mut().zip(space).for_each(|(to, from)| *to = from);
     }
 
     fn connect(&mut self, config: ConfigNotifier) {
@@ -162,18 +164,12 @@ where
         // Where there are several pairs, the queue for control comes after all of them, and else
         // after the first (section 5.1.2).
         let pairs = match features.has(net::VIRTIO_NET_F_MQ) {
-            true => self.pairs(),
+            true => self.shared.most_pairs(),
             false => 1,
         };
         let control = features.has(net::VIRTIO_NET_F_CTRL_VQ).then_some(2 * pairs);
-        let kicks = |wanted: fn(&ActiveQueue) -> bool| {
-            let queues = activation.queues.iter().filter(|queue| wanted(queue));
-            queues.map(|queue| queue.kick.clone()).collect()
-        };
-        self.shared.set_wakers(kicks(|_| true));
-        let (receive, send) = (&self.shared.receive_limits, &self.shared.send_limits);
-        receive.set_wakers(kicks(|queue| queue.index % 2 == 0));
-        send.set_wakers(kicks(|queue| queue.index % 2 == 1));
+        let kicks = activation.queues.iter().map(|queue| queue.kick.clone());
+        self.shared.set_wakers(&kicks.collect::<Vec<_>>());
         for pair in 0..pairs {
             let control = control.filter(|_| pair == 0);
             let mine =
@@ -182,12 +178,8 @@ where
             if queues.is_empty() {
                 continue;
             }
-            let handler = Handler::new(
-                activation.memory.clone(),
-                self.shared.clone(),
-                (pair, control),
-                features,
-            );
+            let (memory, shared) = (activation.memory.clone(), self.shared.clone());
+            let handler = Handler::new(memory, shared, pair, control, features);
             let worker = Worker::new(handler, queues, activation.interrupt.clone());
             self.executor.start(worker)?;
         }
@@ -199,7 +191,7 @@ where
     }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceFault> {
-        let settings = Settings::restore(state, self.pairs())?;
+        let settings = Settings::restore(state, self.shared.most_pairs())?;
         self.shared.set_settings(settings);
         // The network has to learn where the driver is now.
         self.shared.moved.store(true, Ordering::Release);
@@ -211,7 +203,7 @@ where
     }
 }
 
-impl<B, E> fmt::Debug for Net<B, E> {
+impl<E> fmt::Debug for Net<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Net")
             .field("queues", &self.queue_sizes.len())
@@ -221,35 +213,9 @@ impl<B, E> fmt::Debug for Net<B, E> {
     }
 }
 
-/// What of a device outlives being handed over to a transport.
-trait Cable: Send + Sync {
-    fn set_cable(&self, plugged: bool);
-    fn is_up(&self) -> bool;
-    fn announce(&self);
-    fn drops(&self) -> NetDrops;
-}
-
-impl<B: Backend> Cable for Shared<B> {
-    fn set_cable(&self, plugged: bool) {
-        Self::set_cable(self, plugged);
-    }
-
-    fn is_up(&self) -> bool {
-        Self::is_up(self)
-    }
-
-    fn announce(&self) {
-        self.set_announce(true);
-    }
-
-    fn drops(&self) -> NetDrops {
-        self.drops.snapshot()
-    }
-}
-
 /// The cable of a device, wherever it is in its life; clones are the same.
 #[derive(Clone)]
-pub struct NetHandle(Arc<dyn Cable>);
+pub struct NetHandle(Arc<Shared>);
 
 impl NetHandle {
     /// Pulls the cable out, or plugs it in again, and tells the driver. Packets are lost meanwhile, in
@@ -273,7 +239,10 @@ impl NetHandle {
     /// Packets that were lost so far.
     #[must_use]
     pub fn drops(&self) -> NetDrops {
-        self.0.drops()
+        NetDrops {
+            received: self.0.drops.received.load(Ordering::Relaxed),
+            sent: self.0.drops.sent.load(Ordering::Relaxed),
+        }
     }
 }
 

@@ -4,8 +4,8 @@
 //! A virtio network device (VIRTIO 1.3, section 5.1).
 //!
 //! [`Net`] is the device; it knows no transport and no hypervisor. Its packets go to and come from a
-//! [`Backend`]: a [`Tap`], a [`Stream`] socket (passt, QEMU), another device ([`MemoryLink`]), or
-//! whatever implements that small trait.
+//! [`Backend`]: a [`Tap`], a [`Stream`] socket (passt, QEMU), or whatever implements that small trait,
+//! such as a cable to another device.
 //!
 //! ```console
 //! cargo add virtio-net-device
@@ -86,7 +86,7 @@
 //! # System calls
 //!
 //! On a worker's thread, beside those of its loop (see `WorkerThread`): `readv`, `writev`, and `ioctl` when offloads or
-//! pairs of queues change, for a `Tap`; `recvfrom`, `sendto` for a `Stream`; `read`, `write` of event fds for a `MemoryLink`.
+//! pairs of queues change, for a `Tap`; `recvfrom`, `sendto` for a `Stream`.
 //! `fcntl` at the start, and after a failure also `openat`, `statx` and `close` (`Tap`) or `socket` and `connect` (`Stream`).
 //!
 //! # Threat model
@@ -134,7 +134,7 @@ mod settings;
 mod shared;
 mod worker;
 
-pub use backend::{Backend, MemoryLink, Packet, Stream, Tap};
+pub use backend::{Backend, Packet, Stream, Tap};
 pub use device::{MAX_PAIRS, MIN_MTU, Net, NetHandle};
 pub use observer::{NetDrops, NetEvent, NetObserver};
 pub use settings::Mac;

@@ -61,15 +61,6 @@ pub(crate) struct Drops {
     pub(crate) sent: AtomicU64,
 }
 
-impl Drops {
-    pub(crate) fn snapshot(&self) -> NetDrops {
-        NetDrops {
-            received: self.received.load(Ordering::Relaxed),
-            sent: self.sent.load(Ordering::Relaxed),
-        }
-    }
-}
-
 /// Counts one.
 pub(crate) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);

@@ -12,11 +12,11 @@ use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-use libc::{c_int, c_short, c_ulong, iovec};
+use libc::{Ioctl, c_int, c_short, c_ulong, iovec};
+use vm_memory::VolatileSlice;
 use vm_memory::bitmap::BitmapSlice;
-use vm_memory::{Bytes, VolatileSlice};
 
-use crate::header::HEADER;
+use crate::header::{HEADER, Header};
 
 /// Most vectors that the kernel takes at once (`UIO_MAXIOV`), but for one to spare.
 const MAX_VECTORS: usize = 1023;
@@ -40,25 +40,38 @@ impl<'a> Packet<'a> {
         self.len
     }
 
-    /// All pieces, the header first.
+    /// All pieces: the header, then those of the frame, from its destination address on.
     pub fn slices(&self) -> impl Iterator<Item = VolatileSlice<'a>> {
-        slices(self.vectors)
+        self.vectors.iter().map(|vector| {
+            // SAFETY: the vector was made of memory that is borrowed for `'a`.
+            unsafe { VolatileSlice::new(vector.iov_base.cast(), vector.iov_len) }
+        })
     }
 
-    /// The pieces of the frame, from its destination address on.
-    pub fn frame(&self) -> impl Iterator<Item = VolatileSlice<'a>> {
-        slices(self.vectors.get(1..).unwrap_or_default())
+    pub(crate) fn header(&self) -> Header {
+        let mut header = [0; HEADER];
+        if let Some(slice) = self.slices().next() {
+            slice.copy_to(&mut header);
+        }
+        header
     }
 
     /// Copies the frame to `data`, as much as fits, and returns how much that was.
     pub fn copy_frame_to(&self, data: &mut [u8]) -> usize {
-        copy_to(self.frame(), data)
+        let mut done = 0;
+        for slice in self.slices().skip(1) {
+            done += slice.copy_to(data.get_mut(done..).unwrap_or_default());
+            if done == data.len() {
+                break;
+            }
+        }
+        done
     }
 
     /// Copies `data` to the frame, as much as fits, and returns how much that was.
     pub fn copy_frame_from(&self, data: &[u8]) -> usize {
         let mut rest = data;
-        for slice in self.frame() {
+        for slice in self.slices().skip(1) {
             let (now, later) = rest.split_at(rest.len().min(slice.len()));
             slice.copy_from(now);
             rest = later;
@@ -69,21 +82,16 @@ impl<'a> Packet<'a> {
         data.len() - rest.len()
     }
 
-    /// Copies everything to `data`, as much as fits.
-    pub(crate) fn copy_to(&self, data: &mut [u8]) {
-        copy_to(self.slices(), data);
-    }
-
     /// Fills the pieces, the header included, by one `readv`: for a descriptor that does not block,
     /// and gives one packet a call.
     ///
     /// # Errors
     ///
-    /// Whatever the kernel says, but for interruptions.
+    /// Whatever the kernel says.
     pub fn read_from(&self, fd: impl AsFd) -> io::Result<usize> {
-        let fd = fd.as_fd().as_raw_fd();
+        let (fd, vectors) = (fd.as_fd().as_raw_fd(), self.vectors.as_ptr());
         // SAFETY: the vectors are memory that outlives the call, and may change under anybody's hands.
-        retry(|| unsafe { libc::readv(fd, self.vectors.as_ptr(), count(self.vectors)) })
+        moved(unsafe { libc::readv(fd, vectors, self.count()) })
     }
 
     /// Writes the pieces, the header included, by one `writev`: for a descriptor that does not block,
@@ -93,9 +101,13 @@ impl<'a> Packet<'a> {
     ///
     /// As for [`read_from`](Self::read_from).
     pub fn write_to(&self, fd: impl AsFd) -> io::Result<usize> {
-        let fd = fd.as_fd().as_raw_fd();
+        let (fd, vectors) = (fd.as_fd().as_raw_fd(), self.vectors.as_ptr());
         // SAFETY: as for reading.
-        retry(|| unsafe { libc::writev(fd, self.vectors.as_ptr(), count(self.vectors)) })
+        moved(unsafe { libc::writev(fd, vectors, self.count()) })
+    }
+
+    fn count(&self) -> c_int {
+        c_int::try_from(self.vectors.len()).unwrap_or(c_int::MAX)
     }
 }
 
@@ -107,39 +119,8 @@ impl fmt::Debug for Packet<'_> {
     }
 }
 
-fn slices<'a>(vectors: &'a [iovec]) -> impl Iterator<Item = VolatileSlice<'a>> {
-    vectors.iter().map(|vector| {
-        // SAFETY: the vector was made of memory that is borrowed for `'a`.
-        unsafe { VolatileSlice::new(vector.iov_base.cast(), vector.iov_len) }
-    })
-}
-
-fn copy_to<'a>(slices: impl Iterator<Item = VolatileSlice<'a>>, data: &mut [u8]) -> usize {
-    let mut done = 0;
-    for slice in slices {
-        // A slice that is at its end is read from in vain.
-        match data.get_mut(done..).filter(|rest| !rest.is_empty()) {
-            Some(rest) => done += slice.read(rest, 0).unwrap_or(0),
-            None => break,
-        }
-    }
-    done
-}
-
-fn count(vectors: &[iovec]) -> c_int {
-    c_int::try_from(vectors.len()).unwrap_or(c_int::MAX)
-}
-
-fn retry(call: impl Fn() -> isize) -> io::Result<usize> {
-    loop {
-        let error = match usize::try_from(call()) {
-            Ok(count) => return Ok(count),
-            Err(_) => io::Error::last_os_error(),
-        };
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
-    }
+fn moved(count: isize) -> io::Result<usize> {
+    usize::try_from(count).map_err(|_| io::Error::last_os_error())
 }
 
 /// Room for the vectors of one packet, kept from one to the next.
@@ -150,15 +131,16 @@ pub(crate) struct Vectors(Vec<iovec>);
 unsafe impl Send for Vectors {}
 
 impl Vectors {
-    /// Begins a packet whose header is in the VMM's own memory, where no driver can change it.
-    pub(crate) fn gather<'a>(&'a mut self, header: &'a mut [u8; HEADER]) -> Gather<'a> {
+    /// Begins a packet.
+    pub(crate) fn gather<'a>(&'a mut self) -> Gather<'a> {
         self.0.clear();
         let mut gather = Gather {
             vectors: &mut self.0,
             len: 0,
             memory: PhantomData,
         };
-        gather.own(header);
+        // The place of the header.
+        gather.push(std::ptr::null_mut(), HEADER);
         gather
     }
 }
@@ -176,7 +158,7 @@ impl<'a> Gather<'a> {
         self.push(bytes.as_mut_ptr(), bytes.len());
     }
 
-    /// Adds guest memory, unless there are as many pieces as the kernel takes.
+    /// Adds guest memory from byte `skip` on, unless there are as many pieces as the kernel takes.
     pub(crate) fn guest<B: BitmapSlice>(&mut self, slice: &VolatileSlice<'a, B>, skip: usize) {
         if self.vectors.len() < MAX_VECTORS && skip < slice.len() {
             let base = slice.ptr_guard_mut().as_ptr().wrapping_add(skip);
@@ -192,11 +174,16 @@ impl<'a> Gather<'a> {
         });
     }
 
+    /// Bytes so far, with the header.
     pub(crate) const fn len(&self) -> usize {
         self.len
     }
 
-    pub(crate) fn packet(&self) -> Packet<'_> {
+    /// The packet, with its header in the VMM's own memory, where no driver can change it.
+    pub(crate) fn packet<'b>(&'b mut self, header: &'b mut Header) -> Packet<'b> {
+        if let Some(place) = self.vectors.first_mut() {
+            place.iov_base = header.as_mut_ptr().cast();
+        }
         Packet {
             vectors: self.vectors,
             len: self.len,
@@ -207,49 +194,32 @@ impl<'a> Gather<'a> {
 
 /// Makes `fd`, an open `/dev/net/tun`, a queue of the tap `name`.
 pub(crate) fn tap_attach(fd: BorrowedFd<'_>, name: &str, flags: c_int) -> io::Result<()> {
-    let mut request = no_request();
-    // The last byte stays 0.
-    let room = request.ifr_name.len() - 1;
-    if name.is_empty() || name.len() > room || name.contains('\0') {
-        let reason = "an interface has a name of 1 to 15 bytes";
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
-    }
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = libc::c_char::from_ne_bytes([from]);
-    }
-    request.ifr_ifru.ifru_flags = short(flags);
-    // SAFETY: `request` is what this call reads and writes.
-    checked(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })
+    interface(fd, libc::TUNSETIFF, name, flags).map(drop)
 }
 
 /// The flags of the tap that `fd` belongs to.
 pub(crate) fn tap_flags(fd: BorrowedFd<'_>) -> io::Result<c_int> {
-    let mut request = no_request();
-    // SAFETY: `request` is what this call writes.
-    checked(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNGETIFF, &raw mut request) })?;
-    // SAFETY: the call has written this field; of integers, every value is one.
-    let flags = unsafe { request.ifr_ifru.ifru_flags };
-    Ok(c_int::from(u16::from_ne_bytes(flags.to_ne_bytes())))
+    interface(fd, libc::TUNGETIFF, "-", 0)
 }
 
 /// Has the kernel steer packets to this queue of a tap, or none.
 pub(crate) fn tap_steer(fd: BorrowedFd<'_>, attached: bool) -> io::Result<()> {
-    let mut request = no_request();
-    request.ifr_ifru.ifru_flags = short(match attached {
+    let flags = match attached {
         true => libc::IFF_ATTACH_QUEUE,
         false => libc::IFF_DETACH_QUEUE,
-    });
-    // SAFETY: `request` is what this call reads.
-    checked(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETQUEUE, &raw const request) })
+    };
+    interface(fd, libc::TUNSETQUEUE, "-", flags).map(drop)
 }
 
 /// Sets the length of the header before each packet, and that its fields are little-endian.
-pub(crate) fn tap_header(fd: BorrowedFd<'_>, len: c_int) -> io::Result<()> {
-    let (fd, little) = (fd.as_raw_fd(), 1);
-    // SAFETY: this call reads an integer.
-    checked(unsafe { libc::ioctl(fd, libc::TUNSETVNETHDRSZ, &raw const len) })?;
-    // SAFETY: as before.
-    checked(unsafe { libc::ioctl(fd, libc::TUNSETVNETLE, &raw const little) })
+pub(crate) fn tap_header(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // It is small.
+    let len = c_int::try_from(HEADER).unwrap_or(0);
+    for (request, value) in [(libc::TUNSETVNETHDRSZ, len), (libc::TUNSETVNETLE, 1)] {
+        // SAFETY: these calls read an integer.
+        checked(unsafe { libc::ioctl(fd.as_raw_fd(), request, &raw const value) })?;
+    }
+    Ok(())
 }
 
 /// Sets what packets from the tap may need of their reader.
@@ -258,15 +228,26 @@ pub(crate) fn tap_offloads(fd: BorrowedFd<'_>, offloads: u32) -> io::Result<()> 
     checked(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETOFFLOAD, c_ulong::from(offloads)) })
 }
 
-fn no_request() -> libc::ifreq {
+/// Makes one of the requests that take a `struct ifreq` with a name and flags, and returns the flags.
+fn interface(fd: BorrowedFd<'_>, request: Ioctl, name: &str, flags: c_int) -> io::Result<c_int> {
     // SAFETY: a structure of integers and a union of such, for which 0 is a value.
-    unsafe { std::mem::zeroed() }
-}
-
-/// Flags of 16 bits, as `struct ifreq` has them.
-fn short(flags: c_int) -> c_short {
-    let [a, b, ..] = flags.to_le_bytes();
-    c_short::from_le_bytes([a, b])
+    let mut argument: libc::ifreq = unsafe { std::mem::zeroed() };
+    // The last byte stays 0.
+    let room = argument.ifr_name.len() - 1;
+    if name.is_empty() || name.len() > room || name.contains('\0') {
+        let reason = "an interface has a name of 1 to 15 bytes";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+    }
+    for (to, from) in argument.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = libc::c_char::from_ne_bytes([from]);
+    }
+    let [low, high, ..] = flags.to_le_bytes();
+    argument.ifr_ifru.ifru_flags = c_short::from_le_bytes([low, high]);
+    // SAFETY: `argument` is what these requests read and write.
+    checked(unsafe { libc::ioctl(fd.as_raw_fd(), request, &raw mut argument) })?;
+    // SAFETY: this field was written above, and of integers every value is one.
+    let flags = unsafe { argument.ifr_ifru.ifru_flags };
+    Ok(c_int::from(u16::from_ne_bytes(flags.to_ne_bytes())))
 }
 
 fn checked(result: c_int) -> io::Result<()> {

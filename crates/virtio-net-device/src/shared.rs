@@ -12,17 +12,17 @@ use virtio_device_core::vmm_sys_util::eventfd::EventFd;
 use virtio_device_core::{ConfigNotifier, Features, RateLimits};
 
 use crate::backend::Backend;
-use crate::config::GUEST_OFFLOADS;
+use crate::config::{as_sent, guest_offloads};
 use crate::observer::{Drops, NetEvent, NetObserver};
 use crate::settings::{Mac, Settings};
 
-pub(crate) struct Shared<B> {
-    pub(crate) pairs: Vec<Pair<B>>,
+pub(crate) struct Shared {
+    pub(crate) pairs: Vec<Pair>,
     /// The address that the device has until its driver sets another one.
     pub(crate) mac: Mac,
     pub(crate) mtu: OnceLock<u16>,
     settings: Mutex<Arc<Settings>>,
-    /// What packets to the driver may need at present.
+    /// What packets to the driver may need at present, by the names of the other direction.
     offloads: AtomicU64,
     cable: AtomicBool,
     /// The driver is to tell the network where it is.
@@ -39,25 +39,24 @@ pub(crate) struct Shared<B> {
 }
 
 /// The host's side of a pair of queues.
-pub(crate) struct Pair<B> {
-    backend: Mutex<B>,
+pub(crate) struct Pair {
+    port: Mutex<Port>,
     failed: AtomicBool,
+}
+
+/// What a worker takes for a turn.
+pub(crate) struct Port {
+    pub(crate) backend: Box<dyn Backend>,
+    pub(crate) settings: Arc<Settings>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl<B> Pair<B> {
-    pub(crate) const fn new(backend: B) -> Self {
-        Self {
-            backend: Mutex::new(backend),
-            failed: AtomicBool::new(false),
-        }
-    }
-
-    pub(crate) fn backend(&self) -> MutexGuard<'_, B> {
-        lock(&self.backend)
+impl Pair {
+    pub(crate) fn port(&self) -> MutexGuard<'_, Port> {
+        lock(&self.port)
     }
 
     pub(crate) fn has_failed(&self) -> bool {
@@ -65,13 +64,21 @@ impl<B> Pair<B> {
     }
 }
 
-impl<B: Backend> Shared<B> {
-    pub(crate) fn new(backends: Vec<B>, mac: Mac) -> Self {
+impl Shared {
+    pub(crate) fn new(backends: Vec<Box<dyn Backend>>, mac: Mac) -> Self {
+        let settings = Arc::new(Settings::new(mac));
+        let pair = |backend| Pair {
+            port: Mutex::new(Port {
+                backend,
+                settings: settings.clone(),
+            }),
+            failed: AtomicBool::new(false),
+        };
         Self {
-            pairs: backends.into_iter().map(Pair::new).collect(),
+            pairs: backends.into_iter().map(pair).collect(),
             mac,
             mtu: OnceLock::new(),
-            settings: Mutex::new(Arc::new(Settings::new(mac))),
+            settings: Mutex::new(settings),
             offloads: AtomicU64::new(0),
             cable: AtomicBool::new(true),
             announce: AtomicBool::new(false),
@@ -85,43 +92,50 @@ impl<B: Backend> Shared<B> {
         }
     }
 
+    /// Number of pairs.
+    pub(crate) fn most_pairs(&self) -> u16 {
+        // There are few.
+        u16::try_from(self.pairs.len()).unwrap_or(1)
+    }
+
     pub(crate) fn settings(&self) -> Arc<Settings> {
         lock(&self.settings).clone()
     }
 
     pub(crate) fn set_settings(&self, settings: Settings) {
-        *lock(&self.settings) = Arc::new(settings);
+        let mut present = lock(&self.settings);
+        *present = Arc::new(settings);
+        for pair in &self.pairs {
+            pair.port().settings = present.clone();
+        }
     }
 
+    /// By the names that they have for packets to the host.
     pub(crate) fn offloads(&self) -> Features {
         Features::from(self.offloads.load(Ordering::Acquire))
     }
 
-    /// Has the back ends send no more than `offloads`, and takes no more from them.
-    pub(crate) fn set_offloads(&self, offloads: Features) -> io::Result<()> {
-        let first = self.pairs.first().filter(|pair| !pair.has_failed());
-        let result = first.map_or(Ok(()), |pair| pair.backend().set_offloads(offloads));
-        if result.is_ok() {
-            self.offloads.store(offloads.low(), Ordering::Release);
+    /// Has the first back end, and all others by that, send no more than the driver has `agreed` on and
+    /// set, and takes no more from them. If it has failed, it is told when it is back.
+    pub(crate) fn set_offloads(&self, settings: &Settings, agreed: Features) -> io::Result<()> {
+        let set = settings.offloads.map_or(agreed, Features::from);
+        let wanted = agreed & guest_offloads() & set;
+        if let Some(pair) = self.pairs.first().filter(|pair| !pair.has_failed()) {
+            pair.port().backend.set_offloads(wanted)?;
         }
-        result
-    }
-
-    /// Has the back ends of the first `pairs` pairs take part, and no others: a host spreads what it
-    /// sends over all that do. One that has failed is asked when it is back.
-    pub(crate) fn use_pairs(&self, pairs: u16) -> io::Result<()> {
-        let all = (0..).zip(&self.pairs).filter(|(_, it)| !it.has_failed());
-        for (index, pair) in all {
-            pair.backend().set_active(index < pairs)?;
-        }
+        let allowed = as_sent(wanted).low();
+        self.offloads.store(allowed, Ordering::Release);
         Ok(())
     }
 
-    /// What packets to a driver that has agreed on `features` may need.
-    pub(crate) fn wanted_offloads(&self, features: Features) -> Features {
-        let agreed = features & GUEST_OFFLOADS;
-        let wanted = self.settings().offloads.map(Features::from);
-        wanted.map_or(agreed, |wanted| agreed & wanted)
+    /// Has the back ends of the first pairs take part, and no others: a host spreads what it sends over
+    /// all that do. One that has failed is asked when it is back.
+    pub(crate) fn use_pairs(&self, settings: &Settings) -> io::Result<()> {
+        let all = (0..).zip(&self.pairs).filter(|(_, it)| !it.has_failed());
+        for (index, pair) in all {
+            pair.port().backend.set_active(index < settings.pairs)?;
+        }
+        Ok(())
     }
 
     pub(crate) fn event(&self, event: &NetEvent<'_>) {
@@ -132,15 +146,9 @@ impl<B: Backend> Shared<B> {
 
     /// The field `status` of the configuration space.
     pub(crate) fn status(&self) -> u16 {
-        let up = if self.is_up() {
-            net::VIRTIO_NET_S_LINK_UP
-        } else {
-            0
-        };
-        let announce = match self.announce.load(Ordering::Acquire) {
-            true => net::VIRTIO_NET_S_ANNOUNCE,
-            false => 0,
-        };
+        let up = u32::from(self.is_up()) * net::VIRTIO_NET_S_LINK_UP;
+        let announce = self.announce.load(Ordering::Acquire);
+        let announce = u32::from(announce) * net::VIRTIO_NET_S_ANNOUNCE;
         u16::try_from(up | announce).unwrap_or(0)
     }
 
@@ -157,17 +165,18 @@ impl<B: Backend> Shared<B> {
         self.change(&self.cable, plugged);
     }
 
-    pub(crate) fn set_failed(&self, pair: &Pair<B>, failed: bool) {
+    pub(crate) fn set_failed(&self, pair: &Pair, failed: bool) {
         self.change(&pair.failed, failed);
     }
 
-    /// The driver is to announce itself, or has done so.
-    pub(crate) fn set_announce(&self, wanted: bool) {
-        match wanted {
-            true => self.change(&self.announce, true),
-            // That is no news to the driver.
-            false => self.announce.store(false, Ordering::Release),
-        }
+    /// Has the driver announce itself.
+    pub(crate) fn announce(&self) {
+        self.change(&self.announce, true);
+    }
+
+    /// It has done so, which is no news to it.
+    pub(crate) fn announced(&self) {
+        self.announce.store(false, Ordering::Release);
     }
 
     /// Changes something that the status is made of, tells the driver, and wakes all workers.
@@ -183,8 +192,10 @@ impl<B: Backend> Shared<B> {
         self.wake();
     }
 
-    pub(crate) fn set_wakers(&self, wakers: Vec<Arc<EventFd>>) {
-        *lock(&self.wakers) = wakers;
+    pub(crate) fn set_wakers(&self, wakers: &[Arc<EventFd>]) {
+        self.receive_limits.set_wakers(wakers.to_vec());
+        self.send_limits.set_wakers(wakers.to_vec());
+        *lock(&self.wakers) = wakers.to_vec();
     }
 
     pub(crate) fn wake(&self) {
@@ -196,11 +207,9 @@ impl<B: Backend> Shared<B> {
 
     /// Forgets the driver.
     pub(crate) fn reset(&self) {
-        self.set_wakers(Vec::new());
-        self.receive_limits.set_wakers(Vec::new());
-        self.send_limits.set_wakers(Vec::new());
+        self.set_wakers(&[]);
         self.set_settings(Settings::new(self.mac));
-        self.set_announce(false);
+        self.announced();
         self.moved.store(false, Ordering::Release);
     }
 }

@@ -23,13 +23,13 @@ use vm_memory::{Bytes, GuestAddress};
 const ALL: u64 = !feature::MQ;
 const CSUM: u8 = 1;
 
-fn guest(features: u64) -> (Guest<Host>, Host) {
+fn guest(features: u64) -> (Guest, Host) {
     let host = Host::new();
     (Guest::new(host.clone(), features), host)
 }
 
 /// All of memory behind the rings.
-fn image(guest: &Guest<Host>) -> Vec<u8> {
+fn image(guest: &Guest) -> Vec<u8> {
     let start = support::BUFFERS;
     let mut image = vec![0; (MEMORY - start) as usize];
     guest
@@ -40,7 +40,7 @@ fn image(guest: &Guest<Host>) -> Vec<u8> {
 }
 
 /// A good packet each way.
-fn goes_on(guest: &mut Guest<Host>, host: &Host, name: &str) {
+fn goes_on(guest: &mut Guest, host: &Host, name: &str) {
     assert_eq!(guest.status(), 15, "{name}");
     let good = packet(PLAIN, &frame(3, 100));
     assert_eq!(guest.send(good.clone()), 0, "{name}");

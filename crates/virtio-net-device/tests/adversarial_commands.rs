@@ -13,13 +13,13 @@ use support::{
 /// All features but several pairs.
 const ALL: u64 = !feature::MQ;
 
-fn guest(features: u64) -> (Guest<Host>, Host) {
+fn guest(features: u64) -> (Guest, Host) {
     let host = Host::new();
     (Guest::new(host.clone(), features), host)
 }
 
 /// A good packet each way.
-fn goes_on(guest: &mut Guest<Host>, host: &Host, name: &str) {
+fn goes_on(guest: &mut Guest, host: &Host, name: &str) {
     assert_eq!(guest.status(), 15, "{name}");
     let good = packet(PLAIN, &frame(3, 100));
     assert_eq!(guest.send(good.clone()), 0, "{name}");

@@ -18,9 +18,9 @@ use virtio_device_core::{Executor, WorkerThread};
 use virtio_mmio_transport::MmioTransport;
 use virtio_net_device::{Backend, Net, Stream};
 
-type Port<B, E> = MmioPort<MmioTransport<Memory, Net<B, E>>>;
+type Port<E> = MmioPort<MmioTransport<Memory, Net<E>>>;
 
-fn port<B: Backend, E: Executor + 'static>(backend: B, executor: E, parts: Parts) -> Port<B, E> {
+fn port<B: Backend, E: Executor + 'static>(backend: B, executor: E, parts: Parts) -> Port<E> {
     let device = Net::new(vec![backend], MAC, executor).unwrap();
     let transport = MmioTransport::new(device, parts.memory, parts.line).unwrap();
     MmioPort::new(
@@ -34,7 +34,7 @@ fn port<B: Backend, E: Executor + 'static>(backend: B, executor: E, parts: Parts
 static FRAME: [u8; 60] = [0x5a; 60];
 
 /// A device whose socket has a frame for each request.
-fn on_a_thread(parts: Parts) -> Port<Stream, WorkerThread> {
+fn on_a_thread(parts: Parts) -> Port<WorkerThread> {
     let (mut host, device) = UnixStream::pair().unwrap();
     host.set_nonblocking(true).unwrap();
     parts.host.deliver_by(move || {
@@ -50,7 +50,7 @@ fn on_a_thread(parts: Parts) -> Port<Stream, WorkerThread> {
     )
 }
 
-fn step_by_step(parts: Parts) -> Port<Host, virtio_device_core::LoopHandle> {
+fn step_by_step(parts: Parts) -> Port<virtio_device_core::LoopHandle> {
     let host = Host::new();
     let other = host.clone();
     parts.host.deliver_by(move || {

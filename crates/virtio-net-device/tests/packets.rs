@@ -12,13 +12,13 @@ use virtio_conformance::reg;
 use virtio_device_core::{LoopHandle, RateLimit, WorkerThread};
 use virtio_net_device::Net;
 
-fn guest(features: u64) -> (Guest<Host>, Host) {
+fn guest(features: u64) -> (Guest, Host) {
     let host = Host::new();
     (Guest::new(host.clone(), features), host)
 }
 
 /// The bytes of a packet that lies in these buffers.
-fn received(guest: &Guest<Host>, offered: &[support::Offered], used: &[(u32, u32)]) -> Vec<u8> {
+fn received(guest: &Guest, offered: &[support::Offered], used: &[(u32, u32)]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for ((head, len), offered) in used.iter().zip(offered) {
         assert_eq!(*head, u32::from(offered.head));
@@ -244,7 +244,7 @@ fn the_configuration_space_says_what_there_is() {
     for mac in [[0; 6], [1, 2, 3, 4, 5, 6], [0xff; 6]] {
         Net::new(vec![Host::new()], mac, workers.handle()).unwrap_err();
     }
-    Net::<Host, LoopHandle>::new(vec![], MAC, workers.handle()).unwrap_err();
+    Net::<LoopHandle>::new::<Host>(vec![], MAC, workers.handle()).unwrap_err();
     let too_many = (0..33).map(|_| Host::new()).collect();
     Net::new(too_many, MAC, workers.handle()).unwrap_err();
     let device = Net::new(vec![Host::new(), Host::new()], MAC, workers.handle()).unwrap();

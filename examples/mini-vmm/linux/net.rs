@@ -18,7 +18,7 @@ use super::given_once;
 use crate::devices::NET;
 
 /// The device, whatever its packets go to.
-pub(crate) type Network = Net<Box<dyn Backend>, Vec<WorkerThread>>;
+pub(crate) type Network = Net<Vec<WorkerThread>>;
 
 /// Where packets go to.
 #[derive(Debug, PartialEq, Eq)]
@@ -111,26 +111,19 @@ impl NetOptions {
     }
 
     fn try_open(&self) -> io::Result<Network> {
-        let backends: Vec<Box<dyn Backend>> = match &self.place {
-            Where::Tap(name) => {
-                let taps = Tap::open(name, self.queues)?.into_iter();
-                taps.map(|tap| Box::new(tap) as _).collect()
-            }
-            Where::Socket(path) => vec![Box::new(Stream::connect(path)?)],
+        let device = match &self.place {
+            Where::Tap(name) => self.device(Tap::open(name, self.queues)?),
+            Where::Socket(path) => self.device(vec![Stream::connect(path)?]),
             Where::Fd(fd) => {
                 let program = pidfd_open(getpid(), PidfdFlags::empty())?;
                 let fd = pidfd_getfd(program, *fd, PidfdGetfdFlags::empty())?;
                 match socket_type(&fd) {
-                    Ok(SocketType::STREAM) => vec![Box::new(Stream::new(fd))],
+                    Ok(SocketType::STREAM) => self.device(vec![Stream::new(fd)]),
                     Ok(_) => return Err(io::Error::other("not a stream socket")),
-                    Err(_) => vec![Box::new(Tap::new(fd)?)],
+                    Err(_) => self.device(vec![Tap::new(fd)?]),
                 }
             }
-        };
-        let mac = self.mac.map_or_else(any_address, Ok)?;
-        let threads = backends.iter().map(|_| NET.worker());
-        let pool = threads.collect::<Result<_, _>>()?;
-        let device = Net::new(backends, mac, pool)?;
+        }?;
         for limits in [device.receive_limits(), device.send_limits()] {
             limits.set(self.limit, None);
         }
@@ -138,6 +131,14 @@ impl NetOptions {
             Some(mtu) => device.with_mtu(mtu),
             None => Ok(device),
         }
+    }
+
+    /// A device with a pair of queues, and a thread, for each back end.
+    fn device(&self, backends: Vec<impl Backend>) -> io::Result<Network> {
+        let mac = self.mac.map_or_else(any_address, Ok)?;
+        let threads = backends.iter().map(|_| NET.worker());
+        let pool = threads.collect::<Result<_, _>>()?;
+        Net::new(backends, mac, pool)
     }
 }
 

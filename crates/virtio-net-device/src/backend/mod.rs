@@ -3,7 +3,6 @@
 
 //! Where packets go to and come from.
 
-mod memory;
 mod stream;
 mod tap;
 
@@ -13,7 +12,6 @@ use std::os::fd::BorrowedFd;
 use virtio_device_core::Features;
 
 pub use crate::raw::Packet;
-pub use memory::MemoryLink;
 pub use stream::Stream;
 pub use tap::Tap;
 
@@ -29,39 +27,36 @@ pub use tap::Tap;
 /// Everything else means that the back end does not work any more: the link is down, and
 /// [`reopen`](Self::reopen) is called every now and then.
 ///
-/// A whole back end, of which every packet comes back:
+/// A whole back end, one end of a cable between two devices:
 ///
 /// ```
-/// use std::fs::File;
+/// use std::io;
 /// use std::os::fd::{AsFd, BorrowedFd};
-/// use std::io::{self, ErrorKind};
+/// use std::os::unix::net::UnixDatagram;
 /// use virtio_net_device::{Backend, Packet};
 ///
-/// struct Mirror {
-///     frame: Option<Vec<u8>>,
-///     /// What is always ready.
-///     ready: File,
+/// struct Cable(UnixDatagram);
+///
+/// impl Cable {
+///     fn pair() -> io::Result<(Self, Self)> {
+///         let (a, b) = UnixDatagram::pair()?;
+///         a.set_nonblocking(true)?;
+///         b.set_nonblocking(true)?;
+///         Ok((Self(a), Self(b)))
+///     }
 /// }
 ///
-/// impl Backend for Mirror {
+/// impl Backend for Cable {
 ///     fn receive(&mut self, packet: &Packet<'_>) -> io::Result<usize> {
-///         let frame = self.frame.take().ok_or(ErrorKind::WouldBlock)?;
-///         packet.copy_frame_from(&frame);
-///         Ok(12 + frame.len())
+///         packet.read_from(&self.0)
 ///     }
 ///
 ///     fn send(&mut self, packet: &Packet<'_>) -> io::Result<()> {
-///         if self.frame.is_some() {
-///             return Err(ErrorKind::WouldBlock.into());
-///         }
-///         let mut frame = vec![0; packet.len() - 12];
-///         packet.copy_frame_to(&mut frame);
-///         self.frame = Some(frame);
-///         Ok(())
+///         packet.write_to(&self.0).map(drop)
 ///     }
 ///
 ///     fn readable(&self) -> BorrowedFd<'_> {
-///         self.ready.as_fd()
+///         self.0.as_fd()
 ///     }
 /// }
 /// ```
@@ -136,43 +131,5 @@ pub trait Backend: Send + 'static {
     /// If it still does not work; `Unsupported` if it never will.
     fn reopen(&mut self) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
-    }
-}
-
-impl<B: Backend + ?Sized> Backend for Box<B> {
-    fn receive(&mut self, packet: &Packet<'_>) -> io::Result<usize> {
-        (**self).receive(packet)
-    }
-
-    fn send(&mut self, packet: &Packet<'_>) -> io::Result<()> {
-        (**self).send(packet)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        (**self).flush()
-    }
-
-    fn readable(&self) -> BorrowedFd<'_> {
-        (**self).readable()
-    }
-
-    fn writable(&self) -> BorrowedFd<'_> {
-        (**self).writable()
-    }
-
-    fn offloads(&self) -> Features {
-        (**self).offloads()
-    }
-
-    fn set_offloads(&mut self, offloads: Features) -> io::Result<()> {
-        (**self).set_offloads(offloads)
-    }
-
-    fn set_active(&mut self, active: bool) -> io::Result<()> {
-        (**self).set_active(active)
-    }
-
-    fn reopen(&mut self) -> io::Result<()> {
-        (**self).reopen()
     }
 }

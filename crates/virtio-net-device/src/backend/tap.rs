@@ -9,10 +9,7 @@
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use libc::{
-    IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, TUN_F_CSUM, TUN_F_TSO_ECN, TUN_F_TSO4,
-    TUN_F_TSO6, TUN_F_UFO, TUN_F_USO4, TUN_F_USO6, c_int,
-};
+use libc::{IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, c_int};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::netdevice::name_to_index;
 use rustix::net::{AddressFamily, SocketType, socket};
@@ -20,20 +17,9 @@ use virtio_bindings::virtio_net as net;
 use virtio_device_core::Features;
 
 use crate::backend::{Backend, Packet};
-use crate::config::{GUEST_OFFLOADS, HOST_OFFLOADS};
-use crate::header::HEADER;
+use crate::config::{as_tap, guest_offloads, host_offloads};
 use crate::raw::{tap_attach, tap_flags, tap_header, tap_offloads, tap_steer};
 
-/// What the kernel calls each offload.
-const OFFLOADS: [(u32, u32); 7] = [
-    (net::VIRTIO_NET_F_GUEST_CSUM, TUN_F_CSUM),
-    (net::VIRTIO_NET_F_GUEST_TSO4, TUN_F_TSO4),
-    (net::VIRTIO_NET_F_GUEST_TSO6, TUN_F_TSO6),
-    (net::VIRTIO_NET_F_GUEST_ECN, TUN_F_TSO_ECN),
-    (net::VIRTIO_NET_F_GUEST_UFO, TUN_F_UFO),
-    (net::VIRTIO_NET_F_GUEST_USO4, TUN_F_USO4),
-    (net::VIRTIO_NET_F_GUEST_USO6, TUN_F_USO6),
-];
 /// Features that need Linux 6.2.
 const USO: Features = Features::of(&[
     net::VIRTIO_NET_F_GUEST_USO4,
@@ -93,9 +79,9 @@ impl Tap {
     }
 
     fn set_up(fd: OwnedFd, flags: c_int) -> io::Result<Self> {
-        tap_header(fd.as_fd(), c_int::try_from(HEADER).unwrap_or(0))?;
-        let all = GUEST_OFFLOADS | HOST_OFFLOADS;
-        let can = match tap_offloads(fd.as_fd(), bits(all)) {
+        tap_header(fd.as_fd())?;
+        let all = guest_offloads() | host_offloads();
+        let can = match tap_offloads(fd.as_fd(), as_tap(all)) {
             Ok(()) => all,
             Err(_) => all - USO,
         };
@@ -115,13 +101,6 @@ fn attach(name: &str, flags: c_int) -> io::Result<OwnedFd> {
     let fd = rustix::fs::open("/dev/net/tun", open, Mode::empty())?;
     tap_attach(fd.as_fd(), name, flags)?;
     Ok(fd)
-}
-
-fn bits(offloads: Features) -> u32 {
-    let agreed = OFFLOADS
-        .iter()
-        .filter(|(feature, _)| offloads.has(*feature));
-    agreed.fold(0, |bits, (_, bit)| bits | bit)
 }
 
 impl Backend for Tap {
@@ -151,7 +130,7 @@ impl Backend for Tap {
     }
 
     fn set_offloads(&mut self, offloads: Features) -> io::Result<()> {
-        tap_offloads(self.fd.as_fd(), bits(offloads))
+        tap_offloads(self.fd.as_fd(), as_tap(offloads))
     }
 
     fn set_active(&mut self, active: bool) -> io::Result<()> {
@@ -177,7 +156,7 @@ impl Backend for Tap {
         name_to_index(&socket, name)?;
         // The offloads are the tap's, not this queue's: another one may have set them.
         let fd = attach(name, self.flags)?;
-        tap_header(fd.as_fd(), c_int::try_from(HEADER).unwrap_or(0))?;
+        tap_header(fd.as_fd())?;
         self.fd = fd;
         Ok(())
     }

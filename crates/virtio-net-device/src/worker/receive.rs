@@ -9,223 +9,154 @@
 
 use std::time::{Duration, Instant};
 
-use virtio_device_core::{ActiveQueue, Features, Head, RingFault, RingMemory, Virtqueue};
+use virtio_bindings::virtio_net as net;
+use virtio_device_core::{Features, RingFault, RingMemory, Virtqueue};
 
 use super::stock::Stock;
-use super::{Bad, End, TURN_BYTES, TURN_PACKETS, drained};
-use crate::backend::Backend;
-use crate::config::QUEUE_SIZE;
-use crate::header::{HEADER, MAX_FRAME, MIN_FRAME, to_guest};
+use super::{Done, End};
+use crate::header::{FRAMES, HEADER, MAX_FRAME, TO_DRIVER, clean};
 use crate::observer::count;
 use crate::raw::Vectors;
-use crate::settings::{START, Settings};
-use crate::shared::Shared;
+use crate::settings::START;
+use crate::shared::{Port, Shared};
 
 /// Longest packet.
 const MAX_PACKET: usize = HEADER + MAX_FRAME;
-/// One byte more, so that a packet that is too long is found out.
-const OVERFLOW: usize = MAX_PACKET + 1;
-/// How long a packet is kept for which the driver has too little room at the moment. TCP takes longer
-/// to notice that it has been lost.
+/// How long a packet is kept for which the driver has too little room at the moment. Some drivers make
+/// more available only when they have received what they have room for, so this must end; TCP takes
+/// longer to notice that a packet has been lost.
 const KEEP: Duration = Duration::from_millis(100);
 
 pub(super) struct Receiver {
+    agreed: Features,
     /// Whether a packet may lie in several chains.
     merges: bool,
     stock: Stock,
     vectors: Vectors,
-    /// The header, and what decides who gets a frame: seen before the driver can change it.
-    start: [u8; HEADER + START],
+    /// One byte more than the longest packet, so that one that is too long is found out.
     overflow: Box<[u8]>,
-    /// A packet that the driver has too little room for, and since when.
+    /// A packet that the driver has too little room for, if there is any, and since when.
     kept: Vec<u8>,
     since: Option<Instant>,
     /// How much room the next packet needs, as far as anybody knows.
     expected: usize,
-    done: Vec<(Head, u32)>,
-}
-
-/// What the driver wants of packets, and who is told of those that it does not get.
-pub(super) struct Wishes<'a, B> {
-    pub(super) shared: &'a Shared<B>,
-    pub(super) settings: &'a Settings,
-    pub(super) features: Features,
-    pub(super) active: &'a ActiveQueue,
-    pub(super) bad: Bad<'a>,
 }
 
 impl Receiver {
-    pub(super) fn new(merges: bool) -> Self {
+    pub(super) fn new(agreed: Features) -> Self {
         Self {
-            merges,
+            agreed,
+            merges: agreed.has(net::VIRTIO_NET_F_MRG_RXBUF),
             stock: Stock::default(),
             vectors: Vectors::default(),
-            start: [0; HEADER + START],
-            overflow: vec![0; OVERFLOW].into_boxed_slice(),
+            overflow: vec![0; MAX_PACKET + 1].into_boxed_slice(),
             kept: Vec::with_capacity(MAX_PACKET),
             since: None,
             expected: 1,
-            done: Vec::with_capacity(QUEUE_SIZE.into()),
         }
     }
 
-    /// The chains that are to be given back.
-    pub(super) const fn done(&mut self) -> &mut Vec<(Head, u32)> {
-        &mut self.done
-    }
-
-    /// Receives what there is, under the queue's lock.
-    pub(super) fn turn<B: Backend>(
+    /// Receives one packet, or drops it, and says how long it was; or says why not.
+    pub(super) fn one(
         &mut self,
         ring: &mut Virtqueue,
         rings: &impl RingMemory,
-        backend: &mut B,
-        wishes: &Wishes<'_, B>,
-    ) -> Result<End, RingFault> {
-        self.done.clear();
-        self.stock.forget();
-        ring.disable_notification(rings)?;
-        let mut end = End::Turn;
-        let mut bytes = 0;
-        for _ in 0..TURN_PACKETS {
-            if bytes >= TURN_BYTES {
-                break;
-            }
-            match self.one(ring, rings, backend, wishes)? {
-                Ok(len) => bytes += len,
-                Err(why) => {
-                    end = why;
-                    break;
-                }
-            }
-        }
-        self.stock.put_back(ring);
-        Ok(end)
-    }
-
-    /// Receives one packet, or says why not. What that is charged with, if it is anything, is its
-    /// length.
-    fn one<B: Backend>(
-        &mut self,
-        ring: &mut Virtqueue,
-        rings: &impl RingMemory,
-        backend: &mut B,
-        wishes: &Wishes<'_, B>,
+        port: &mut Port,
+        shared: &Shared,
+        done: &mut Done<'_>,
     ) -> Result<Result<usize, End>, RingFault> {
-        let shared = wishes.shared;
         let has_cable = shared.has_cable();
-        if !has_cable {
-            // What the host sends now is lost, and does not come when there is a cable again.
-            self.forget_kept();
-            self.stock.put_back(ring);
-        } else {
+        if has_cable {
             if let Err(wait) = shared.receive_limits.admit() {
                 return Ok(Err(End::Wait(wait)));
             }
             if self.since.is_some() {
-                return self.deliver_kept(ring, rings, wishes);
+                return self.deliver_kept(ring, rings, shared, done);
             }
             let wanted = if self.merges { self.expected } else { 1 };
-            let (done, bad) = (&mut self.done, wishes.bad);
-            self.stock.fill(ring, rings, wanted, done, bad)?;
-            if self.stock.is_empty() {
-                return drained(ring, rings, &mut self.done, wishes.active, End::Drained);
+            self.stock.fill(ring, rings, wanted, done)?;
+            if self.stock.room() == 0 {
+                return Ok(Err(End::Drained(None)));
             }
+        } else {
+            // What the host sends now is lost, and does not come when there is a cable again.
+            self.since = None;
+            self.stock.put_back(ring);
         }
-        let memory = rings.memory();
-        let Some((header, start)) = self.start.split_first_chunk_mut() else {
-            return Ok(Err(End::Asleep));
-        };
-        *header = [0; HEADER];
-        let mut packet = self.vectors.gather(header);
-        packet.own(start);
-        self.stock.gather(memory, HEADER + START, &mut packet);
+        let mut header = [0; HEADER];
+        let mut packet = self.vectors.gather();
+        self.stock.gather(rings.memory(), &mut packet);
+        let room = packet.len();
         packet.own(&mut self.overflow);
-        let len = match backend.receive(&packet.packet()) {
+        let packet = packet.packet(&mut header);
+        let len = match port.backend.receive(&packet) {
             Ok(len) => len,
             Err(error) => return Ok(Err(End::of(error))),
         };
-        // The room that there was, in front of what is the device's own.
-        let room = packet.len() - OVERFLOW;
-        let fits = len <= room && len <= self.stock.room();
-        if !fits && len <= MAX_PACKET && !self.stock.is_empty() {
-            self.kept.resize(len, 0);
-            packet.packet().copy_to(&mut self.kept);
-        }
         // Also if there is one now: there was no room when there was none.
         if !has_cable || !shared.has_cable() {
             return Ok(Ok(len));
         }
-        let Some((header, start)) = self.start.split_first_chunk_mut() else {
-            return Ok(Err(End::Asleep));
-        };
-        let clean = match len.checked_sub(HEADER) {
-            Some(frame @ MIN_FRAME..=MAX_FRAME) => to_guest(*header, frame, shared.offloads()),
-            _ => None,
-        };
-        let passes = start
-            .first_chunk()
-            .is_some_and(|start| wishes.settings.passes(start, wishes.features));
-        let Some(clean) = clean.filter(|_| passes) else {
-            self.kept.clear();
-            if clean.is_none() {
-                count(&shared.drops.received);
-            }
+        let frame = len.wrapping_sub(HEADER);
+        let header = Some(packet.header()).filter(|_| FRAMES.contains(&frame));
+        let agreed = shared.offloads();
+        let Some(mut header) = header.and_then(|it| clean(it, frame, agreed, TO_DRIVER)) else {
+            count(&shared.drops.received);
             return Ok(Ok(len));
         };
-        *header = clean;
+        if port.settings.filters(self.agreed) {
+            let mut start = [0; START];
+            packet.copy_frame_to(&mut start);
+            if !port.settings.passes(start, self.agreed) {
+                return Ok(Ok(len));
+            }
+        }
         self.expected = len;
-        if fits {
-            let [.., low, high] = header;
+        if len <= room {
+            let [.., low, high] = &mut header;
             [*low, *high] = self.stock.count(len).to_le_bytes();
-            let start = self.start.get(..len).unwrap_or(&self.start);
-            self.stock.write_start(rings, start);
-            self.stock.use_up(memory, len, &mut self.done);
+            self.stock.give(rings, &header, len, done);
             shared.receive_limits.charge(len as u64);
             return Ok(Ok(len));
         }
-        if let Some(place) = self.kept.first_chunk_mut::<HEADER>() {
-            *place = clean;
-        }
+        self.kept.clear();
+        self.kept.extend(header);
+        self.kept.resize(len, 0);
+        packet.copy_frame_to(self.kept.get_mut(HEADER..).unwrap_or_default());
         self.since = Some(Instant::now());
-        self.deliver_kept(ring, rings, wishes)
+        self.deliver_kept(ring, rings, shared, done)
     }
 
     /// Copies the packet that is kept to the driver, if there is room for it now.
-    fn deliver_kept<B: Backend>(
+    fn deliver_kept(
         &mut self,
         ring: &mut Virtqueue,
         rings: &impl RingMemory,
-        wishes: &Wishes<'_, B>,
+        shared: &Shared,
+        done: &mut Done<'_>,
     ) -> Result<Result<usize, End>, RingFault> {
-        let (shared, memory, len) = (wishes.shared, rings.memory(), self.kept.len());
+        let len = self.kept.len();
         let wanted = if self.merges { len } else { 1 };
-        let (done, bad) = (&mut self.done, wishes.bad);
-        self.stock.fill(ring, rings, wanted, done, bad)?;
+        self.stock.fill(ring, rings, wanted, done)?;
+        let age = self.since.map_or(KEEP, |since| since.elapsed());
         if len <= self.stock.room() {
             let chains = self.stock.count(len).to_le_bytes();
             if let Some(place) = self.kept.get_mut(HEADER - 2..HEADER) {
                 place.copy_from_slice(&chains);
             }
-            self.stock.write(memory, 0, &self.kept);
-            self.stock.use_up(memory, len, &mut self.done);
-            self.forget_kept();
+            self.stock.give(rings, &self.kept, len, done);
             shared.receive_limits.charge(len as u64);
-            return Ok(Ok(len));
-        }
-        let age = self.since.map_or(KEEP, |since| since.elapsed());
-        let hopeless = !self.merges || self.stock.buffers() >= usize::from(ring.size());
-        if hopeless || age >= KEEP {
-            self.forget_kept();
+        } else if !self.merges || self.stock.buffers() >= ring.size().into() || age >= KEEP {
             count(&shared.drops.received);
-            return Ok(Ok(len));
+        } else {
+            return Ok(Err(End::Drained(Some(KEEP - age))));
         }
-        let later = End::Wait(KEEP - age);
-        drained(ring, rings, &mut self.done, wishes.active, later)
+        self.since = None;
+        Ok(Ok(len))
     }
 
-    fn forget_kept(&mut self) {
-        self.kept.clear();
-        self.since = None;
+    /// Ends a turn.
+    pub(super) fn put_back(&mut self, ring: &mut Virtqueue) {
+        self.stock.put_back(ring);
     }
 }

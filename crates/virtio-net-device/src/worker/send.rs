@@ -5,145 +5,94 @@
 
 use std::io::ErrorKind;
 
-use virtio_device_core::{
-    ActiveQueue, BadRequest, Chain, Features, Head, RingFault, RingMemory, Virtqueue,
-};
+use virtio_device_core::{BadRequest, Chain, Features, RingFault, RingMemory, Virtqueue};
 
-use super::{Bad, End, TURN_BYTES, TURN_PACKETS, drained};
+use super::{Done, End};
 use crate::backend::Backend;
-use crate::header::{HEADER, MAX_FRAME, MIN_FRAME, to_host};
+use crate::config::QUEUE_SIZE;
+use crate::header::{FRAMES, HEADER, Header, TO_HOST, clean};
 use crate::observer::count;
-use crate::raw::Vectors;
+use crate::raw::{Gather, Vectors};
 use crate::shared::Shared;
 
-#[derive(Default)]
 pub(super) struct Sender {
+    chain: Chain,
     vectors: Vectors,
-    header: [u8; HEADER],
-    done: Vec<(Head, u32)>,
-}
-
-/// What was agreed on, and who is told of packets that cannot be sent.
-pub(super) struct Wishes<'a, B> {
-    pub(super) shared: &'a Shared<B>,
-    /// Whether there is anybody to send to.
-    pub(super) up: bool,
-    pub(super) features: Features,
-    pub(super) active: &'a ActiveQueue,
-    pub(super) bad: Bad<'a>,
+    agreed: Features,
 }
 
 impl Sender {
-    /// The chains that are to be given back.
-    pub(super) const fn done(&mut self) -> &mut Vec<(Head, u32)> {
-        &mut self.done
+    pub(super) fn new(agreed: Features) -> Self {
+        Self {
+            chain: Chain::with_capacity(QUEUE_SIZE),
+            vectors: Vectors::default(),
+            agreed,
+        }
     }
 
-    /// Sends what there is, under the queue's lock.
-    pub(super) fn turn<B: Backend>(
+    /// Sends one packet, or drops it, and says how long it was; or says why not. There may be no back
+    /// end.
+    pub(super) fn one(
         &mut self,
         ring: &mut Virtqueue,
         rings: &impl RingMemory,
-        chain: &mut Chain,
-        backend: &mut B,
-        wishes: &Wishes<'_, B>,
-    ) -> Result<End, RingFault> {
-        self.done.clear();
-        ring.disable_notification(rings)?;
-        let mut end = End::Turn;
-        let mut bytes = 0;
-        for _ in 0..TURN_PACKETS {
-            if bytes >= TURN_BYTES {
-                break;
-            }
-            if let Err(wait) = wishes.shared.send_limits.admit() {
-                end = End::Wait(wait);
-                break;
-            }
-            let Some(head) = ring.take(rings, chain)? else {
-                match drained(ring, rings, &mut self.done, wishes.active, End::Drained)? {
-                    Ok(_) => continue,
-                    Err(why) => end = why,
-                }
-                break;
-            };
-            match self.one(rings, chain, backend, wishes) {
-                Ok(len) => {
-                    bytes += len;
-                    wishes.shared.send_limits.charge(len as u64);
-                    self.done.push((head, 0));
-                }
-                Err(why) => {
-                    ring.put_back(head);
-                    end = why;
-                    break;
-                }
-            }
+        backend: &mut Option<&mut dyn Backend>,
+        shared: &Shared,
+        done: &mut Done<'_>,
+    ) -> Result<Result<usize, End>, RingFault> {
+        if let Err(wait) = shared.send_limits.admit() {
+            return Ok(Err(End::Wait(wait)));
         }
-        if wishes.up && !matches!(end, End::HostBusy | End::Failed(_)) {
-            if let Err(error) = backend.flush() {
-                end = End::of(error);
-            }
-        }
-        Ok(end)
-    }
-
-    /// Sends one packet, or drops it, and says how long it was; or says why it has to wait.
-    fn one<B: Backend>(
-        &mut self,
-        rings: &impl RingMemory,
-        chain: &Chain,
-        backend: &mut B,
-        wishes: &Wishes<'_, B>,
-    ) -> Result<usize, End> {
-        let shared = wishes.shared;
-        let dropped = |len| {
-            count(&shared.drops.sent);
-            Ok(len)
+        let Some(head) = ring.take(rings, &mut self.chain)? else {
+            return Ok(Err(End::Drained(None)));
         };
-        let frame = match self.check(rings, chain, wishes.features) {
-            Ok(frame) => frame,
+        let mut packet = self.vectors.gather();
+        let mut header = match gather(&self.chain, rings, self.agreed, &mut packet) {
+            Ok(header) => header,
             Err(error) => {
-                (wishes.bad)(error);
-                return dropped(0);
+                count(&shared.drops.sent);
+                done.refuse(head, error);
+                return Ok(Ok(0));
             }
         };
-        if !wishes.up {
-            return dropped(HEADER + frame);
-        }
-        let mut packet = self.vectors.gather(&mut self.header);
-        let mut skip = HEADER;
-        for slice in chain.readable_slices(rings.memory()).flatten() {
-            packet.guest(&slice, skip);
-            skip = skip.saturating_sub(slice.len());
-        }
-        match backend.send(&packet.packet()) {
-            Ok(()) => Ok(HEADER + frame),
-            Err(error) if error.kind() == ErrorKind::InvalidInput => dropped(HEADER + frame),
-            Err(error) => Err(End::of(error)),
-        }
-    }
-
-    /// Takes the header of a packet into memory that the driver cannot change, as the host may see it,
-    /// and returns the length of the frame.
-    fn check(
-        &mut self,
-        rings: &impl RingMemory,
-        chain: &Chain,
-        features: Features,
-    ) -> Result<usize, BadRequest> {
-        chain.check(rings)?;
-        if chain.writable().next().is_some() {
-            return Err(BadRequest::Layout);
-        }
-        let len = usize::try_from(chain.readable_len()).map_err(|_| BadRequest::Layout)?;
-        let header = chain.reader(rings.memory()).read_array()?;
-        match len - HEADER {
-            frame @ MIN_FRAME..=MAX_FRAME => {
-                self.header = to_host(header, frame, features).ok_or(BadRequest::Layout)?;
-                Ok(frame)
+        let len = packet.len();
+        let dropped = match backend
+            .as_mut()
+            .map(|it| it.send(&packet.packet(&mut header)))
+        {
+            Some(Ok(())) => false,
+            Some(Err(error)) if error.kind() != ErrorKind::InvalidInput => {
+                ring.put_back(head);
+                return Ok(Err(End::of(error)));
             }
-            _ => Err(BadRequest::Layout),
+            _ => true,
+        };
+        if dropped {
+            count(&shared.drops.sent);
         }
+        shared.send_limits.charge(len as u64);
+        done.push(head, 0);
+        Ok(Ok(len))
     }
+}
+
+/// Collects the pieces of a frame, and returns its header as the host may see it: a copy, which the
+/// driver cannot change.
+fn gather<'a>(
+    chain: &'a Chain,
+    rings: &'a impl RingMemory,
+    agreed: Features,
+    packet: &mut Gather<'a>,
+) -> Result<Header, BadRequest> {
+    let (mut header, mut at) = ([0; HEADER], 0);
+    for slice in chain.readable_slices(rings.memory()) {
+        let slice = slice?;
+        let part = slice.copy_to(header.get_mut(at..).unwrap_or_default());
+        packet.guest(&slice, part);
+        at += part;
+    }
+    let frame = packet.len() - HEADER;
+    let whole = at == HEADER && FRAMES.contains(&frame) && chain.writable().next().is_none();
+    let header = whole.then(|| clean(header, frame, agreed, TO_HOST));
+    header.flatten().ok_or(BadRequest::Layout)
 }

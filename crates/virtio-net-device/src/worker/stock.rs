@@ -3,13 +3,11 @@
 
 //! Chains that were taken to put packets into, and are put back if there is none.
 
-use std::io::Write;
-
 use virtio_device_core::{BadRequest, Chain, Head, RingFault, RingMemory, Virtqueue};
 use vm_memory::GuestMemory;
 use vm_memory::bitmap::{BS, Bitmap as _};
 
-use super::Bad;
+use super::Done;
 use crate::header::HEADER;
 use crate::raw::Gather;
 
@@ -21,8 +19,6 @@ pub(super) struct Stock {
     filled: usize,
     /// Bytes in all of them.
     room: usize,
-    /// Descriptors in all of them.
-    buffers: usize,
 }
 
 #[derive(Default)]
@@ -38,13 +34,14 @@ impl Stock {
         self.room
     }
 
-    pub(super) const fn is_empty(&self) -> bool {
-        self.filled == 0
+    /// Those of the slots that hold a chain.
+    fn chains(&self) -> impl Iterator<Item = &Slot> {
+        self.slots.iter().take(self.filled)
     }
 
     /// Descriptors that the chains are made of.
-    pub(super) const fn buffers(&self) -> usize {
-        self.buffers
+    pub(super) fn buffers(&self) -> usize {
+        self.chains().map(|slot| slot.chain.len()).sum()
     }
 
     /// Takes chains until there is room for `wanted` bytes, or there are no more. Those that no packet
@@ -54,8 +51,7 @@ impl Stock {
         ring: &mut Virtqueue,
         rings: &impl RingMemory,
         wanted: usize,
-        done: &mut Vec<(Head, u32)>,
-        bad: Bad<'_>,
+        done: &mut Done<'_>,
     ) -> Result<(), RingFault> {
         while self.room < wanted {
             if self.filled == self.slots.len() {
@@ -72,102 +68,64 @@ impl Stock {
                     (slot.head, slot.room) = (Some(head), room);
                     self.filled += 1;
                     self.room += room;
-                    self.buffers += slot.chain.len();
                 }
-                Err(error) => {
-                    bad(error);
-                    done.push((head, 0));
-                    // A driver that makes nothing else available must not keep this from ending.
-                    if done.len() >= usize::from(ring.size()) {
-                        break;
-                    }
-                }
+                Err(error) => done.refuse(head, error),
             }
         }
         Ok(())
     }
 
-    /// The room behind the first `skip` bytes, as pieces of a packet.
-    pub(super) fn gather<'a, M: GuestMemory>(
-        &'a self,
-        memory: &'a M,
-        mut skip: usize,
-        packet: &mut Gather<'a>,
-    ) {
-        let slots = self.slots.iter().take(self.filled);
+    /// The room behind the header, as pieces of a packet.
+    pub(super) fn gather<'a, M: GuestMemory>(&'a self, memory: &'a M, packet: &mut Gather<'a>) {
+        let mut skip = HEADER;
         // Each was found to be in memory.
-        for slice in slots.flat_map(|slot| slot.chain.writable_slices(memory).flatten()) {
+        let slices = |slot: &'a Slot| slot.chain.writable_slices(memory).flatten();
+        for slice in self.chains().flat_map(slices) {
             packet.guest(&slice, skip);
             skip = skip.saturating_sub(slice.len());
         }
     }
 
-    /// Writes the first bytes of a packet.
-    pub(super) fn write_start(&self, rings: &impl RingMemory, data: &[u8]) {
-        match self.slots.first() {
-            // Fast path: all of them lie in the first chain, which was found to be in memory.
-            Some(slot) if slot.room >= data.len() => drop(slot.chain.write(rings, data)),
-            _ => self.write(rings.memory(), 0, data),
-        }
-    }
-
-    /// Writes `data` from byte `at` on.
-    pub(super) fn write<M: GuestMemory>(&self, memory: &M, mut at: usize, mut data: &[u8]) {
-        for slot in self.slots.iter().take(self.filled) {
-            if at < slot.room {
-                let (now, later) = data.split_at(data.len().min(slot.room - at));
-                let mut writer = slot.chain.writer(memory);
-                writer.skip(at as u64);
-                // It was found to be in memory, with this much room.
-                let _ = writer.write_all(now);
-                data = later;
-            }
-            if data.is_empty() {
-                break;
-            }
-            at = at.saturating_sub(slot.room);
-        }
-    }
-
     /// How many chains a packet of `len` bytes takes.
     pub(super) fn count(&self, mut len: usize) -> u16 {
-        let mut count = 0;
-        for slot in self.slots.iter().take(self.filled) {
-            count += 1;
+        let mut count = 1;
+        for slot in self.chains() {
             if len <= slot.room {
                 break;
             }
-            len -= slot.room;
+            (count, len) = (count + 1, len - slot.room);
         }
         count
     }
 
-    /// Gives the chains away that a packet of `len` bytes is in.
-    pub(super) fn use_up<M: GuestMemory>(
+    /// Gives the chains away that a packet of `len` bytes is in, with its first bytes from `data`; the
+    /// others are there already.
+    pub(super) fn give(
         &mut self,
-        memory: &M,
+        rings: &impl RingMemory,
+        mut data: &[u8],
         mut len: usize,
-        done: &mut Vec<(Head, u32)>,
+        done: &mut Done<'_>,
     ) {
         let mut used = 0;
         for slot in self.slots.iter_mut().take(self.filled) {
             let part = len.min(slot.room);
+            let (now, later) = data.split_at(part.min(data.len()));
+            // It was found to be in memory, with this much room.
+            let _ = slot.chain.write(rings, now);
+            mark_written(&slot.chain, rings.memory(), part);
             if let Some(head) = slot.head.take() {
-                done.push((head, u32::try_from(part).unwrap_or(u32::MAX)));
+                done.push(head, u32::try_from(part).unwrap_or(u32::MAX));
             }
-            mark_written(&slot.chain, memory, part);
-            self.room -= slot.room;
-            self.buffers -= slot.chain.len();
             used += 1;
-            len -= part;
+            self.room -= slot.room;
+            (data, len) = (later, len - part);
             if len == 0 {
                 break;
             }
         }
-        self.slots
-            .get_mut(..self.filled)
-            .unwrap_or_default()
-            .rotate_left(used);
+        let filled = self.slots.get_mut(..self.filled).unwrap_or_default();
+        filled.rotate_left(used);
         self.filled -= used;
     }
 
@@ -177,12 +135,7 @@ impl Stock {
         for head in slots.iter_mut().rev().filter_map(|slot| slot.head.take()) {
             ring.put_back(head);
         }
-        self.forget();
-    }
-
-    /// Forgets what was left of a ring that is broken.
-    pub(super) const fn forget(&mut self) {
-        (self.filled, self.room, self.buffers) = (0, 0, 0);
+        (self.filled, self.room) = (0, 0);
     }
 }
 

@@ -149,9 +149,9 @@ pub struct Offered {
 }
 
 /// A network device, and its driver.
-pub struct Guest<B: Backend, E: Executor = LoopHandle> {
+pub struct Guest<E: Executor = LoopHandle> {
     pub memory: Memory,
-    pub transport: MmioTransport<Memory, Net<B, E>>,
+    pub transport: MmioTransport<Memory, Net<E>>,
     /// Where the device works, unless on a thread of its own.
     pub workers: Option<StepLoop>,
     pub queues: Vec<Queue>,
@@ -166,15 +166,15 @@ pub fn memory() -> Memory {
     Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).unwrap())
 }
 
-impl<B: Backend> Guest<B> {
+impl Guest {
     /// A started driver of a device that works step by step.
-    pub fn new(backend: B, features: u64) -> Self {
+    pub fn new<B: Backend>(backend: B, features: u64) -> Self {
         let mut guest = Self::idle(vec![backend]);
         guest.start(features);
         guest
     }
 
-    pub fn idle(backends: Vec<B>) -> Self {
+    pub fn idle<B: Backend>(backends: Vec<B>) -> Self {
         let workers = StepLoop::new().unwrap();
         let device = Net::new(backends, MAC, workers.handle()).unwrap();
         let mut guest = Guest::in_memory(memory(), device);
@@ -183,8 +183,8 @@ impl<B: Backend> Guest<B> {
     }
 }
 
-impl<B: Backend, E: Executor + 'static> Guest<B, E> {
-    pub fn in_memory(memory: Memory, device: Net<B, E>) -> Self {
+impl<E: Executor + 'static> Guest<E> {
+    pub fn in_memory(memory: Memory, device: Net<E>) -> Self {
         let events = Arc::new(EventCounters::default());
         let interrupts = Arc::new(AtomicU32::new(0));
         let raised = interrupts.clone();
