@@ -170,15 +170,17 @@ where
         let control = features.has(net::VIRTIO_NET_F_CTRL_VQ).then_some(2 * pairs);
         let kicks = activation.queues.iter().map(|queue| queue.kick.clone());
         self.shared.set_wakers(&kicks.collect::<Vec<_>>());
-        for pair in 0..pairs {
-            let control = control.filter(|_| pair == 0);
+        let all = (0..pairs).zip(&self.shared.pairs);
+        for (index, pair) in all {
+            let control = control.filter(|_| index == 0);
             let mine =
-                |queue: &&ActiveQueue| queue.index / 2 == pair || control == Some(queue.index);
+                |queue: &&ActiveQueue| queue.index / 2 == index || control == Some(queue.index);
             let queues: Vec<_> = activation.queues.iter().filter(mine).cloned().collect();
             if queues.is_empty() {
                 continue;
             }
             let (memory, shared) = (activation.memory.clone(), self.shared.clone());
+            let pair = (index, pair.clone());
             let handler = Handler::new(memory, shared, pair, control, features);
             let worker = Worker::new(handler, queues, activation.interrupt.clone());
             self.executor.start(worker)?;

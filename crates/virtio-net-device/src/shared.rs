@@ -17,7 +17,7 @@ use crate::observer::{Drops, NetEvent, NetObserver};
 use crate::settings::{Mac, Settings};
 
 pub(crate) struct Shared {
-    pub(crate) pairs: Vec<Pair>,
+    pub(crate) pairs: Vec<Arc<Pair>>,
     /// The address that the device has until its driver sets another one.
     pub(crate) mac: Mac,
     pub(crate) mtu: OnceLock<u16>,
@@ -67,12 +67,12 @@ impl Pair {
 impl Shared {
     pub(crate) fn new(backends: Vec<Box<dyn Backend>>, mac: Mac) -> Self {
         let settings = Arc::new(Settings::new(mac));
-        let pair = |backend| Pair {
-            port: Mutex::new(Port {
-                backend,
-                settings: settings.clone(),
-            }),
-            failed: AtomicBool::new(false),
+        let pair = |backend| {
+            let settings = settings.clone();
+            Arc::new(Pair {
+                port: Mutex::new(Port { backend, settings }),
+                failed: AtomicBool::new(false),
+            })
         };
         Self {
             pairs: backends.into_iter().map(pair).collect(),
@@ -154,7 +154,7 @@ impl Shared {
 
     pub(crate) fn is_up(&self) -> bool {
         let used = self.pairs.iter().take(self.settings().pairs.into());
-        self.has_cable() && !used.into_iter().any(Pair::has_failed)
+        self.has_cable() && !used.into_iter().any(|pair| pair.has_failed())
     }
 
     pub(crate) fn has_cable(&self) -> bool {

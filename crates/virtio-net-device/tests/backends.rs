@@ -9,8 +9,10 @@ mod support;
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
-use std::process::Command;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 use support::{Buf, Guest, MAC, PLAIN, RX, TX, feature, frame, header, packet, wait};
 use virtio_device_core::WorkerThread;
@@ -194,6 +196,64 @@ fn a_peer_that_goes_away_takes_the_link_down_until_it_is_back() {
         drop(host);
         offer(&mut guest, 1);
     }
+}
+
+/// Connects to passt at `path`, which ends when nobody uses it any more; none if it cannot run here.
+fn passt(path: &Path) -> Option<Stream> {
+    let mut command = Command::new("passt");
+    command
+        .args(["--foreground", "--one-off", "--socket"])
+        .arg(path);
+    let quiet = command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut passt = match quiet.spawn() {
+        Ok(passt) => passt,
+        Err(error) => {
+            eprintln!("skipped: passt is not installed: {error}");
+            return None;
+        }
+    };
+    let mut stream = None;
+    wait("passt", || {
+        stream = Stream::connect(path).ok();
+        stream.is_some() || passt.try_wait().unwrap().is_some()
+    });
+    if stream.is_none() {
+        eprintln!("skipped: passt does not run here");
+    }
+    stream
+}
+
+#[test]
+fn passt_answers_a_driver_that_asks_for_its_address() {
+    let directory = tempfile::tempdir().unwrap();
+    // passt may be somebody else, and makes its socket as such.
+    let everybody = std::fs::Permissions::from_mode(0o777);
+    std::fs::set_permissions(directory.path(), everybody).unwrap();
+    let Some(stream) = passt(&directory.path().join("socket")) else {
+        return;
+    };
+    let mut guest = device(stream);
+    let offered = offer(&mut guest, 16);
+    // ARP (RFC 826): who has 192.0.2.1? Tell 192.0.2.2.
+    let start = [&[0xff; 6][..], &MAC, &[8, 6, 0, 1, 8, 0, 6, 4]].concat();
+    let us = [&MAC[..], &[192, 0, 2, 2]].concat();
+    let question = [&start, &[0, 1][..], &us, &[0; 6], &[192, 0, 2, 1]].concat();
+    guest.send(packet(PLAIN, &question));
+    let mut answers = Vec::new();
+    wait("an answer", || {
+        for (used, offered) in guest.queues[RX].take_used().iter().zip(&offered) {
+            let bytes = guest.answer(offered, used.1).bytes;
+            answers.push(bytes[12..used.1 as usize].to_vec());
+        }
+        !answers.is_empty()
+    });
+    let answer = &answers[0];
+    assert_eq!((&answer[..6], &answer[12..14]), (&MAC[..], &[8, 6][..]));
+    assert_eq!(answer[20..22], [0, 2], "a reply");
+    assert_eq!(
+        (&answer[28..32], &answer[32..42]),
+        (&[192, 0, 2, 1][..], &us[..])
+    );
 }
 
 #[test]

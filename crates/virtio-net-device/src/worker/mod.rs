@@ -46,6 +46,7 @@ const WRITABLE: u16 = 1;
 pub(crate) struct Handler<M> {
     memory: M,
     shared: Arc<Shared>,
+    pair: Arc<Pair>,
     index: u16,
     control: Option<u16>,
     agreed: Features,
@@ -145,16 +146,18 @@ fn publish(
 }
 
 impl<M> Handler<M> {
+    /// Serves `pair`, which is number `index`.
     pub(crate) fn new(
         memory: M,
         shared: Arc<Shared>,
-        index: u16,
+        (index, pair): (u16, Arc<Pair>),
         control: Option<u16>,
         agreed: Features,
     ) -> Self {
         Self {
             memory,
             shared,
+            pair,
             index,
             control,
             agreed,
@@ -163,18 +166,18 @@ impl<M> Handler<M> {
             command: Chain::with_capacity(QUEUE_SIZE),
             done: Vec::with_capacity(QUEUE_SIZE.into()),
             no_poll: false,
-            retry: None,
+            retry: Some(Instant::now()),
         }
     }
 
     /// Has the back end do what was agreed on, and watches it, without interest for now.
-    fn set_up(&mut self, pair: &Pair, cx: &mut Context<'_>) -> io::Result<()> {
+    fn set_up(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         let settings = self.shared.settings();
         if self.index == 0 {
             self.shared.set_offloads(&settings, self.agreed)?;
             self.shared.use_pairs(&settings)?;
         }
-        let backend = &mut pair.port().backend;
+        let backend = &mut self.pair.port().backend;
         backend.set_active(self.index < settings.pairs)?;
         self.no_poll = false;
         for (source, interest, fd) in [
@@ -196,12 +199,12 @@ impl<M> Handler<M> {
     }
 
     /// Takes the link down.
-    fn fail(&mut self, pair: &Pair, error: &io::Error, cx: &mut Context<'_>) -> Progress {
+    fn fail(&mut self, error: &io::Error, cx: &mut Context<'_>) -> Progress {
         cx.unwatch(READABLE.into());
         cx.unwatch(WRITABLE.into());
         self.retry = Some(Instant::now() + RETRY);
-        if !pair.has_failed() {
-            self.shared.set_failed(pair, true);
+        if !self.pair.has_failed() {
+            self.shared.set_failed(&self.pair, true);
             let pair = self.index.into();
             self.shared.event(&NetEvent::BackendFailed { pair, error });
         }
@@ -209,7 +212,7 @@ impl<M> Handler<M> {
     }
 
     /// Tries again with a back end that does not work; says how long to wait, if that is in vain.
-    fn revive(&mut self, pair: &Pair, cx: &mut Context<'_>) -> Option<Progress> {
+    fn revive(&mut self, cx: &mut Context<'_>) -> Option<Progress> {
         let now = Instant::now();
         match self.retry {
             None => return Some(Progress::Idle),
@@ -217,7 +220,7 @@ impl<M> Handler<M> {
             Some(_) => {}
         }
         // In a statement of its own, so that the lock is held for no longer.
-        let reopened = pair.port().backend.reopen();
+        let reopened = self.pair.port().backend.reopen();
         if let Err(error) = reopened {
             let hopeless = error.kind() == ErrorKind::Unsupported;
             self.retry = (!hopeless).then_some(now + RETRY);
@@ -227,9 +230,9 @@ impl<M> Handler<M> {
             });
         }
         // No longer failed, so that the first pair's offloads are set.
-        self.shared.set_failed(pair, false);
-        if let Err(error) = self.set_up(pair, cx) {
-            return Some(self.fail(pair, &error, cx));
+        self.shared.set_failed(&self.pair, false);
+        if let Err(error) = self.set_up(cx) {
+            return Some(self.fail(&error, cx));
         }
         let pair = self.index.into();
         self.shared.event(&NetEvent::BackendReturned { pair });
@@ -239,18 +242,14 @@ impl<M> Handler<M> {
 
 impl<M: GuestAddressSpace> QueueHandler for Handler<M> {
     fn start(&mut self, cx: &mut Context<'_>) -> Result<(), DeviceFault> {
-        let shared = self.shared.clone();
-        let moved = self.index == 0 && shared.moved.swap(false, Ordering::AcqRel);
+        let moved = self.index == 0 && self.shared.moved.swap(false, Ordering::AcqRel);
         if moved && self.agreed.has(net::VIRTIO_NET_F_GUEST_ANNOUNCE) {
-            shared.announce();
+            self.shared.announce();
         }
-        let Some(pair) = shared.pairs.get(usize::from(self.index)) else {
-            return Ok(());
-        };
-        if pair.has_failed() {
-            self.retry = Some(Instant::now());
-        } else if let Err(error) = self.set_up(pair, cx) {
-            self.fail(pair, &error, cx);
+        if !self.pair.has_failed() {
+            if let Err(error) = self.set_up(cx) {
+                self.fail(&error, cx);
+            }
         }
         Ok(())
     }
@@ -281,12 +280,8 @@ impl<M: GuestAddressSpace> Handler<M> {
         readiness: EventSet,
         cx: &mut Context<'_>,
     ) -> Result<Progress, DeviceFault> {
-        let shared = self.shared.clone();
-        let Some(pair) = shared.pairs.get(usize::from(self.index)) else {
-            return Ok(Progress::Idle);
-        };
-        let waits = match pair.has_failed() {
-            true => self.revive(pair, cx),
+        let waits = match self.pair.has_failed() {
+            true => self.revive(cx),
             false => None,
         };
         let active = cx.queue(2 * self.index + side);
@@ -300,7 +295,8 @@ impl<M: GuestAddressSpace> Handler<M> {
             queue: active.index,
             interrupt: cx.interrupt(),
         };
-        let (receiver, sender, index) = (&mut self.receiver, &mut self.sender, self.index);
+        let (shared, pair, index) = (&*self.shared, &*self.pair, self.index);
+        let (receiver, sender) = (&mut self.receiver, &mut self.sender);
         let looked = active.lease.with(|ring| {
             let rings = Rings::new(&*memory, ring.layout());
             let port = &mut *pair.port();
@@ -310,7 +306,7 @@ impl<M: GuestAddressSpace> Handler<M> {
                     return Ok(End::Drained(None));
                 }
                 end = turn(ring, &rings, &mut done, |ring, done| {
-                    receiver.one(ring, &rings, port, &shared, done)
+                    receiver.one(ring, &rings, port, shared, done)
                 })?;
                 receiver.put_back(ring);
             } else {
@@ -318,7 +314,7 @@ impl<M: GuestAddressSpace> Handler<M> {
                 let up = !pair.has_failed() && shared.has_cable();
                 let mut backend = up.then_some(&mut *port.backend);
                 end = turn(ring, &rings, &mut done, |ring, done| {
-                    sender.one(ring, &rings, &mut backend, &shared, done)
+                    sender.one(ring, &rings, &mut backend, shared, done)
                 })?;
                 if let Some(backend) =
                     backend.filter(|_| !matches!(end, End::HostBusy | End::Failed(_)))
@@ -329,7 +325,7 @@ impl<M: GuestAddressSpace> Handler<M> {
             publish(ring, &rings, done, active)?;
             Ok(end)
         });
-        match self.end(side, looked, readiness, pair, cx)? {
+        match self.end(side, looked, readiness, cx)? {
             Progress::Idle => Ok(waits.unwrap_or(Progress::Idle)),
             progress => Ok(progress),
         }
@@ -341,16 +337,15 @@ impl<M: GuestAddressSpace> Handler<M> {
         side: u16,
         looked: Result<Result<End, RingFault>, Unavailable>,
         readiness: EventSet,
-        pair: &Pair,
         cx: &mut Context<'_>,
     ) -> Result<Progress, DeviceFault> {
         let (interest, progress) = match looked.unwrap_or(Ok(End::Drained(None)))? {
             // Whatever is waited for is waited for still.
             End::Turn => return Ok(Progress::More),
             End::HostBusy if readiness.contains(EventSet::HANG_UP) => {
-                return Ok(self.fail(pair, &ErrorKind::ConnectionReset.into(), cx));
+                return Ok(self.fail(&ErrorKind::ConnectionReset.into(), cx));
             }
-            End::Failed(error) => return Ok(self.fail(pair, &error, cx)),
+            End::Failed(error) => return Ok(self.fail(&error, cx)),
             End::HostBusy if self.no_poll => (EventSet::empty(), Progress::After(NO_POLL)),
             End::HostBusy if side == READABLE => (EventSet::IN, Progress::Idle),
             End::HostBusy => (EventSet::OUT, Progress::Idle),
@@ -362,7 +357,7 @@ impl<M: GuestAddressSpace> Handler<M> {
         };
         match cx.set_interest(side.into(), interest) {
             Ok(()) => Ok(progress),
-            Err(error) => Ok(self.fail(pair, &error, cx)),
+            Err(error) => Ok(self.fail(&error, cx)),
         }
     }
 
