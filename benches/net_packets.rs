@@ -6,7 +6,8 @@
 //! `cargo bench -p vmm-devices-benches --bench net_packets -- [--quick] [--write docs/net-packets.md]`
 //!
 //! All devices sit behind the same split queue of 256 in the same guest memory, and before the same
-//! host: memory that packets are copied to and from, piece by piece, as `readv` and `writev` would.
+//! host: memory that packets are copied to and from, piece by piece, as `readv` and `writev` would; then
+//! a tap.
 
 #![expect(
     clippy::unwrap_used,
@@ -15,12 +16,14 @@
     reason = "a program for the people who change it"
 )]
 
+#[path = "net_packets/host.rs"]
+mod host;
+
 use std::cell::RefCell;
-use std::fs::File;
-use std::io::{self, ErrorKind};
-use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
+
+use host::{Host, Place, enter_namespace};
 
 use virtio_conformance::{DriverQueue, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
 use virtio_device_core::transport::{Interrupt, QueueLayout, QueueSetup, Session};
@@ -28,7 +31,7 @@ use virtio_device_core::{
     Activation, ConfigNotifier, Context, DeviceFault, Executor, Features, LoopHandle, Progress,
     QueueHandler, StepLoop, VirtioDevice, Virtqueue, Worker,
 };
-use virtio_net_device::{Backend, Net, Packet};
+use virtio_net_device::Net;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, VolatileSlice};
 use vmm_devices_benches::{Case, Report, Results, Table, interleave, pin, raise_priority};
@@ -85,6 +88,18 @@ const SHAPES: [Shape; 12] = [
     shape("receive 1500 B, 32", Way::Receive, 1526, 32, 1024),
     shape("receive 64 KiB", Way::Receive, 65_562, 1, 64),
     shape("receive 64 KiB, 8", Way::Receive, 65_562, 8, 64),
+];
+
+/// Packets that lie in one buffer, through a tap.
+const TAP_SHAPES: [Shape; 8] = [
+    shape("tap: send 64 B", Way::Send, 76, 1, 512),
+    shape("tap: send 64 B, 32", Way::Send, 76, 32, 512),
+    shape("tap: send 1500 B", Way::Send, 1526, 1, 512),
+    shape("tap: send 1500 B, 32", Way::Send, 1526, 32, 512),
+    shape("tap: receive 64 B", Way::Receive, 76, 1, 512),
+    shape("tap: receive 64 B, 32", Way::Receive, 76, 32, 512),
+    shape("tap: receive 1500 B", Way::Receive, 1526, 1, 512),
+    shape("tap: receive 1500 B, 32", Way::Receive, 1526, 32, 512),
 ];
 
 impl Shape {
@@ -178,67 +193,6 @@ impl Driver {
     }
 }
 
-/// The host: as many packets to receive as it is told, and room for all.
-#[derive(Clone)]
-struct Host {
-    left: Arc<AtomicU32>,
-    sent: Arc<AtomicU32>,
-    bytes: Vec<u8>,
-    ready: Arc<File>,
-}
-
-impl Host {
-    fn new(shape: Shape) -> Self {
-        Self {
-            left: Arc::default(),
-            sent: Arc::default(),
-            bytes: vec![0; shape.len as usize],
-            ready: Arc::new(File::open("/dev/null").unwrap()),
-        }
-    }
-
-    fn read<'a>(&self, slices: impl Iterator<Item = VolatileSlice<'a>>) -> io::Result<usize> {
-        let left = self.left.load(Ordering::Relaxed);
-        let left = left.checked_sub(1).ok_or(ErrorKind::WouldBlock)?;
-        self.left.store(left, Ordering::Relaxed);
-        let mut rest = &self.bytes[..];
-        for slice in slices {
-            let (now, later) = rest.split_at(rest.len().min(slice.len()));
-            slice.copy_from(now);
-            rest = later;
-            if rest.is_empty() {
-                break;
-            }
-        }
-        Ok(self.bytes.len())
-    }
-
-    fn write<'a>(&mut self, slices: impl Iterator<Item = VolatileSlice<'a>>) {
-        let mut at = 0;
-        for slice in slices {
-            slice.copy_to(&mut self.bytes[at..at + slice.len()]);
-            at += slice.len();
-        }
-        let sent = self.sent.load(Ordering::Relaxed);
-        self.sent.store(sent.wrapping_add(1), Ordering::Relaxed);
-    }
-}
-
-impl Backend for Host {
-    fn receive(&mut self, packet: &Packet<'_>) -> io::Result<usize> {
-        self.read(packet.slices())
-    }
-
-    fn send(&mut self, packet: &Packet<'_>) -> io::Result<()> {
-        self.write(packet.slices());
-        Ok(())
-    }
-
-    fn readable(&self) -> BorrowedFd<'_> {
-        self.ready.as_fd()
-    }
-}
-
 fn case(
     mut driver: Driver,
     name: &str,
@@ -247,9 +201,11 @@ fn case(
 ) -> Case {
     let shape = driver.shape;
     Case::new(name, move |count| {
-        let before = host.sent.load(Ordering::Relaxed);
+        let before = host.sent();
         for _ in 0..count / u64::from(shape.batch) {
-            host.left.store(shape.batch.into(), Ordering::Relaxed);
+            if shape.way == Way::Receive {
+                host.give(shape.batch.into());
+            }
             driver.offer();
             serve();
         }
@@ -257,8 +213,9 @@ fn case(
         if shape.way == Way::Receive {
             assert_eq!(driver.last_len(), shape.len);
         } else {
-            let sent = host.sent.load(Ordering::Relaxed).wrapping_sub(before);
-            assert_eq!(u64::from(sent), count);
+            let sent = host.sent().zip(before);
+            let sent = sent.map(|(after, before)| u64::from(after.wrapping_sub(before)));
+            assert_eq!(sent.unwrap_or(count), count);
         }
         u64::from(driver.index)
     })
@@ -288,14 +245,17 @@ fn on_a_loop(start: impl FnOnce(LoopHandle)) -> impl FnMut() + Send + 'static {
     move || LOOPS.with_borrow_mut(|loops| loops[place].look())
 }
 
-fn ours(memory: &Memory, shape: Shape) -> Case {
+fn ours(memory: &Memory, place: &Place, shape: Shape) -> Case {
     let driver = Driver::new(memory, 1, shape);
     let (session, activation) = driver.lend();
-    let host = Host::new(shape);
-    let backend = host.clone();
+    let host = Host::new(place.clone(), shape.len as usize);
+    let (backend, tap) = (host.clone(), host.tap());
     let mut serve = on_a_loop(|executor| {
         let mac = [2, 0, 0, 0, 0, 1];
-        let mut device = Net::new(vec![backend], mac, executor).unwrap();
+        let mut device = match tap {
+            Some(tap) => Net::new(vec![tap], mac, executor).unwrap(),
+            None => Net::new(vec![backend], mac, executor).unwrap(),
+        };
         device.activate(activation).unwrap();
     });
     case(driver, OURS, host, move || {
@@ -359,9 +319,9 @@ impl QueueHandler for Peer {
                     memory.read_slice(&mut start, self.list[0].0).unwrap();
                     std::hint::black_box(start);
                 }
-                let mut host = self.host.clone_handle();
+                let mut host = self.host.lend();
                 host.write(self.slices());
-                self.host.bytes = host.bytes;
+                self.host.take_back(host);
                 0
             } else {
                 match self.host.read(self.slices()) {
@@ -388,19 +348,12 @@ impl QueueHandler for Peer {
     }
 }
 
-impl Host {
-    /// The same host, with the bytes taken out: for as long as a peer's slices borrow the rest of it.
-    fn clone_handle(&mut self) -> Self {
-        Self {
-            left: self.left.clone(),
-            sent: self.sent.clone(),
-            bytes: std::mem::take(&mut self.bytes),
-            ready: self.ready.clone(),
-        }
-    }
-}
-
-fn peer(name: &str, memory: &Memory, rings: u64, shape: Shape, strategy: Strategy) -> Case {
+fn peer(
+    (name, rings, strategy): (&str, u64, Strategy),
+    memory: &Memory,
+    place: &Place,
+    shape: Shape,
+) -> Case {
     let driver = Driver::new(memory, rings, shape);
     let mut queue = Queue::new(QUEUE_SIZE).unwrap();
     queue.set_size(QUEUE_SIZE);
@@ -408,7 +361,7 @@ fn peer(name: &str, memory: &Memory, rings: u64, shape: Shape, strategy: Strateg
     queue.set_avail_ring_address(Some(driver.setup.avail_ring as u32), None);
     queue.set_used_ring_address(Some(driver.setup.used_ring as u32), None);
     queue.set_ready(true);
-    let host = Host::new(shape);
+    let host = Host::new(place.clone(), shape.len as usize);
     let handler = Peer {
         memory: memory.clone(),
         queue,
@@ -433,11 +386,12 @@ const FC: &str = "stand-in for Firecracker (looks at each packet's start, tells 
 const CH: &str =
     "stand-in for Cloud Hypervisor (asks after each packet whether to tell the driver)";
 
-fn cases(memory: &Memory, shape: Shape) -> Vec<Case> {
+fn cases(memory: &Memory, place: &Place, shape: Shape) -> Vec<Case> {
+    let peer = |what| peer(what, memory, place, shape);
     vec![
-        ours(memory, shape),
-        peer(FC, memory, 2, shape, Strategy::Firecracker),
-        peer(CH, memory, 3, shape, Strategy::CloudHypervisor),
+        ours(memory, place, shape),
+        peer((FC, 2, Strategy::Firecracker)),
+        peer((CH, 3, Strategy::CloudHypervisor)),
     ]
 }
 
@@ -457,24 +411,33 @@ fn table(results: &[(Shape, Results)], cell: impl Fn(&Shape, &Results, &str) -> 
 const ABOUT: &str = "\
 A row is what a driver and its host do at once: `64 B, 32` is 32 packets for one wake-up. Packets of
 64 KiB lie in 17 pages. Medians of rounds in which all competitors take turns. The host is memory for
-all of them, so system calls are left out, and so are event fds and interrupts. Stand-ins are written
+all of them, so system calls are left out, and so are event fds and interrupts. Rows that begin with
+`tap` go through one tap for all of them, in a network namespace of its own; what is received there is
+sent by a socket of the host, in the same time. Stand-ins are written
 for this benchmark after the strategy of devices that are no crates, and leave out everything else:
 offloads, filters, limits, counters, checks of headers. Both use `virtio-queue`; Firecracker has a
 queue of its own, so what is said of it here is said of its strategy alone.";
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    enter_namespace();
     let mut report = Report::new("Network packets", "net_packets", ABOUT);
     let rounds = report.rounds(61, 11);
     raise_priority();
     pin(0);
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM)]).unwrap();
     let memory = Arc::new(memory);
-    let results: Vec<_> = SHAPES
-        .map(|shape| {
-            let cases = cases(&memory, shape);
-            (shape, interleave(cases, rounds, shape.count))
-        })
-        .into();
+    let run = |shapes: &[Shape], place: &Place| -> Vec<_> {
+        let run = |shape: &Shape| {
+            let cases = cases(&memory, place, *shape);
+            (*shape, interleave(cases, rounds, shape.count))
+        };
+        shapes.iter().map(run).collect()
+    };
+    let mut results = run(&SHAPES, &Place::memory());
+    match Place::tap() {
+        Ok(tap) => results.extend(run(&TAP_SHAPES, &tap)),
+        Err(error) => eprintln!("skipped: no tap can be made here: {error}"),
+    }
     report.say("## Times as long as virtio-net-device\n");
     let ratio = |_: &Shape, r: &Results, name: &str| format!("{:.2}", r.ratio(name, OURS));
     report.say(table(&results, ratio));
@@ -482,7 +445,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let nanos = |_: &Shape, r: &Results, name: &str| format!("{:.0}", r.median(name));
     report.say(table(&results, nanos));
     for (shape, result) in &results {
-        let at_most = if shape.name.ends_with("64 B, 32") {
+        let at_most = if ["send 64 B, 32", "receive 64 B, 32"].contains(&shape.name) {
             1.0 / 1.2
         } else {
             1.0
