@@ -2,18 +2,22 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! What packets go to and come from: memory, or a tap.
+#![expect(
+    unsafe_code,
+    reason = "guest memory is handed to the kernel as others do it"
+)]
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::net::UdpSocket;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use virtio_net_device::{Backend, Packet, Tap};
-use vm_memory::{ReadVolatile, VolatileSlice, WriteVolatile};
+use vm_memory::VolatileSlice;
 
 /// The host: as many packets to receive as it is told, and room for all.
 #[derive(Clone)]
@@ -79,7 +83,8 @@ pub(crate) fn enter_namespace() {
                 .arg(how)
                 .arg(program)
                 .args(std::env::args_os().skip(1));
-            panic!("{}", command.env(DONE, "1").exec());
+            let error = command.env(DONE, "1").exec();
+            eprintln!("no network namespace: {error}");
         }
     }
 }
@@ -125,9 +130,10 @@ impl Host {
         mut slices: impl Iterator<Item = VolatileSlice<'a>>,
     ) -> io::Result<usize> {
         if let Place::Tap(tap, _) = &self.place {
-            let mut slice = slices.next().ok_or(ErrorKind::InvalidInput)?;
-            let read = (&**tap).read_volatile(&mut slice);
-            return read.map_err(|_| ErrorKind::WouldBlock.into());
+            let vector = vector(slices.next());
+            // SAFETY: the vector is memory that outlives the call.
+            let count = unsafe { libc::readv(tap.as_raw_fd(), &raw const vector, 1) };
+            return usize::try_from(count).map_err(|_| io::Error::last_os_error());
         }
         let left = self.left.load(Ordering::Relaxed);
         let left = left.checked_sub(1).ok_or(ErrorKind::WouldBlock)?;
@@ -146,8 +152,10 @@ impl Host {
 
     pub(crate) fn write<'a>(&mut self, mut slices: impl Iterator<Item = VolatileSlice<'a>>) {
         if let Place::Tap(tap, _) = &self.place {
-            let written = (&**tap).write_volatile(&slices.next().unwrap());
-            assert_eq!(written.unwrap(), self.bytes.len());
+            let vector = vector(slices.next());
+            // SAFETY: the vector is memory that outlives the call.
+            let count = unsafe { libc::writev(tap.as_raw_fd(), &raw const vector, 1) };
+            assert_eq!(usize::try_from(count).unwrap(), self.bytes.len());
             return;
         }
         let mut at = 0;
@@ -172,6 +180,15 @@ impl Host {
     /// Ends [`lend`](Self::lend).
     pub(crate) fn take_back(&mut self, lent: Self) {
         self.bytes = lent.bytes;
+    }
+}
+
+/// A packet in one piece, as the kernel takes it.
+fn vector(slice: Option<VolatileSlice<'_>>) -> libc::iovec {
+    let slice = slice.unwrap();
+    libc::iovec {
+        iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+        iov_len: slice.len(),
     }
 }
 
