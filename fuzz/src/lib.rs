@@ -18,6 +18,7 @@ pub mod net_bytes;
 pub mod registers;
 pub mod rings;
 pub mod state_bytes;
+pub mod vcpu_exits;
 
 #[cfg(test)]
 mod tests {
@@ -96,5 +97,20 @@ mod tests {
     #[test]
     fn registers_of_noise() {
         on_noise(crate::registers::run);
+    }
+    #[test]
+    fn exits_of_noise() {
+        let kinds = vcpu_runner::ExitKind::ALL;
+        let counts = std::cell::RefCell::new(vec![0; kinds.len()]);
+        on_noise(|program| {
+            let more = crate::vcpu_exits::run(program);
+            let mut counts = counts.borrow_mut();
+            counts.iter_mut().zip(more).for_each(|(sum, it)| *sum += it);
+        });
+        // A run that was interrupted leaves no record.
+        for (kind, count) in kinds.iter().zip(counts.into_inner()) {
+            let is_record = *kind != vcpu_runner::ExitKind::Interrupted;
+            assert_eq!(count > 0, is_record, "{kind:?}: {count}");
+        }
     }
 }
