@@ -9,7 +9,9 @@
 pub mod blk_requests;
 pub mod bus_ops;
 pub mod console_bytes;
+pub mod device_end_to_end;
 pub mod kernel;
+mod life;
 pub mod machine;
 #[path = "../../crates/virtio-blk-device/tests/support/memory_disk.rs"]
 mod memory_disk;
@@ -17,6 +19,7 @@ pub mod model;
 pub mod net_bytes;
 pub mod registers;
 pub mod rings;
+mod source;
 pub mod state_bytes;
 pub mod vcpu_exits;
 
@@ -112,5 +115,26 @@ mod tests {
             let is_record = *kind != vcpu_runner::ExitKind::Interrupted;
             assert_eq!(count > 0, is_record, "{kind:?}: {count}");
         }
+    }
+
+    #[test]
+    fn lives_of_noise() {
+        let reached = std::cell::RefCell::new([0; 4]);
+        on_some_noise(100, |program| {
+            let more = crate::device_end_to_end::run(program);
+            let more = [
+                more.requests,
+                more.breakdowns,
+                more.queue_resets,
+                more.moves,
+            ];
+            let mut reached = reached.borrow_mut();
+            reached
+                .iter_mut()
+                .zip(more)
+                .for_each(|(sum, it)| *sum += it);
+        });
+        let reached = reached.into_inner();
+        assert!(reached.iter().all(|&count| count > 20), "{reached:?}");
     }
 }

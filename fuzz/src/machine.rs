@@ -6,16 +6,17 @@
 use std::io::{self, Read};
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bus::BusDevice as _;
 use virtio_conformance::{CountingLine, MmioPort, Port as _};
 use virtio_device_core::{LoopHandle, StepLoop, transport::QueueSetup};
 use virtio_mmio_transport::MmioTransport;
-use virtio_rng_device::EntropyDevice;
+use virtio_rng_device::{EntropyDevice, SourcePolicy};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 pub type Memory = Arc<GuestMemoryMmap<()>>;
-pub type Transport = MmioTransport<Memory, EntropyDevice<Source, LoopHandle>>;
+pub type Transport<S> = MmioTransport<Memory, EntropyDevice<S, LoopHandle>>;
 
 /// Two regions side by side, then a hole, then a third: small, because all of it is compared often.
 pub const REGIONS: [Range<u64>; 3] = [0..0x3000, 0x3000..0x6000, 0x7000..0x7800];
@@ -79,25 +80,37 @@ impl Read for Source {
     }
 }
 
-/// The machine.
-pub struct Machine {
+/// The machine, with a source of bytes.
+pub struct Machine<S: Read + Send + 'static = Source> {
     pub memory: Memory,
-    pub port: MmioPort<Transport>,
+    pub port: MmioPort<Transport<S>>,
     pub workers: StepLoop,
     pub line: CountingLine,
+}
+
+/// Memory as it is after power-on.
+pub fn new_memory() -> Memory {
+    let ranges = REGIONS.map(|it| (GuestAddress(it.start), (it.end - it.start) as usize));
+    Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap())
 }
 
 impl Machine {
     /// A machine with memory of its own.
     pub fn new(stream: Stream, prompt: bool) -> Self {
-        let ranges = REGIONS.map(|it| (GuestAddress(it.start), (it.end - it.start) as usize));
-        let memory = Arc::new(GuestMemoryMmap::from_ranges(&ranges).unwrap());
-        Self::with_memory(memory, stream, prompt)
+        Self::with_memory(new_memory(), stream, prompt)
     }
 
     pub fn with_memory(memory: Memory, stream: Stream, prompt: bool) -> Self {
+        Self::with_source(memory, Source(stream), prompt)
+    }
+}
+
+impl<S: Read + Send + 'static> Machine<S> {
+    pub fn with_source(memory: Memory, source: S, prompt: bool) -> Self {
         let (workers, line) = (StepLoop::new().unwrap(), CountingLine::default());
-        let mut device = EntropyDevice::new(Source(stream), workers.handle());
+        // No clock decides what comes next.
+        let policy = SourcePolicy::default().with_waits(Duration::ZERO, Duration::ZERO);
+        let mut device = EntropyDevice::new(source, workers.handle()).with_source_policy(policy);
         if prompt {
             device = device.with_prompt_source();
         }

@@ -221,8 +221,7 @@ fn run_record(mut record: Vec<u8>) -> ExitKind {
     let kind = exit.kind();
     let is_at = access.as_ref().map(|it| (it.data.start, it.data.len()));
     assert_eq!(place(&exit, base), is_at, "{exit:?}");
-    assert_eq!(access.as_ref().map(|it| it.kind).unwrap_or(kind), kind);
-    drop(exit);
+    assert_eq!(access.as_ref().map_or(kind, |it| it.kind), kind);
     assert!(record == before, "decoding writes nothing");
 
     let mut devices = Devices {
