@@ -208,3 +208,18 @@ fn the_example_block_device_conforms() {
 fn the_example_block_device_conforms_on_a_thread_of_its_own() {
     disk_suite().check(|parts| port(disk(WorkerThread::named("disk").unwrap()), parts));
 }
+
+/// A device of which nothing else is known.
+trait Any: VirtioDevice<Memory> + fmt::Debug {}
+
+impl<E: Executor> Any for RamDisk<E> {}
+
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no level-triggered epoll")]
+fn a_boxed_device_with_a_boxed_executor_conforms() {
+    disk_suite().check(|parts| {
+        let thread: Box<dyn Executor> = Box::new(WorkerThread::named("disk").unwrap());
+        let disk: Box<dyn Any> = Box::new(disk(thread));
+        port(disk, parts)
+    });
+}

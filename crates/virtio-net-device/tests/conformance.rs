@@ -91,3 +91,13 @@ fn receiving_conforms() {
 fn receiving_conforms_step_by_step() {
     receiving().check(step_by_step);
 }
+
+#[test]
+fn debug_output_of_a_device_shows_queues_and_limits() {
+    let threads = WorkerThread::named("net").unwrap();
+    let device = Net::new(vec![Host::new()], MAC, threads).unwrap();
+    let text = format!("{device:?}");
+    for part in ["Net { queues: ", "receive_limits: ", "send_limits: "] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
