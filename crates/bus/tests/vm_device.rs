@@ -219,3 +219,10 @@ fn device_that_crosses_over_and_back_is_the_same() {
     manager.mmio_read(MmioAddress(0x3007), &mut data).unwrap();
     assert_eq!(data, [7; 4]);
 }
+
+#[test]
+fn a_wrapped_device_can_be_had_back() {
+    assert_eq!(FromMmio::new(7, 0x1000).into_inner(), 7);
+    assert_eq!(FromPio::new(7, 0x60).into_inner(), 7);
+    assert_eq!(IntoVmDevice::new(7).into_inner(), 7);
+}

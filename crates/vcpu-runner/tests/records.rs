@@ -200,3 +200,27 @@ fn the_layout_is_the_kernels() {
     );
     assert_eq!(size_of::<kvm::kvm_coalesced_mmio>(), 24);
 }
+
+#[test]
+fn debug_output_of_a_runner_shows_what_its_script_holds() {
+    let steps = [
+        hlt(),
+        MockStep::mmio_read(0x1000, 4),
+        MockStep::Fail(libc::EINTR),
+        MockStep::Spin,
+    ];
+    let text = format!(
+        "{:?}",
+        VcpuRunner::new(MockVcpu::new(steps), Strict::default())
+    );
+    let parts = [
+        "VcpuRunner",
+        "Exit(Hlt)",
+        "Exit(MmioRead { addr: 4096",
+        "Fail(4)",
+        "Spin",
+    ];
+    for part in parts {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
