@@ -95,22 +95,32 @@ impl Workers {
         round: u64,
         mut call: impl FnMut(&mut Running, &Poller<'_>) -> Life,
     ) {
-        let mut place = 0;
+        let (mut place, mut left) = (0, false);
         while let Some(slot) = self.exchange(place, None) {
             if let Some(mut worker) = slot {
                 let poller = self.poller(worker.key(), round);
                 match call(&mut worker, &poller) {
-                    Life::GoesOn => drop(self.exchange(place, Some(worker))),
-                    // At once: whoever is called next may wait for what it holds.
-                    Life::Ended => worker.end(&poller),
+                    Life::GoesOn => {
+                        self.exchange(place, Some(worker));
+                    }
+                    Life::Ended => {
+                        // At once: whoever is called next may wait for what it holds.
+                        worker.end(&poller);
+                        left = true;
+                    }
                 }
+            } else {
+                left = true;
             }
             place += 1;
         }
-        self.list.borrow_mut().retain(Option::is_some);
+        if left {
+            self.list.borrow_mut().retain(Option::is_some);
+        }
     }
 
     /// Puts a worker into a place; returns what was there, if there is such a place.
+    #[inline]
     fn exchange(&self, place: usize, worker: Option<Box<Running>>) -> Option<Option<Box<Running>>> {
         let mut list = self.list.borrow_mut();
         list.get_mut(place)
