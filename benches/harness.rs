@@ -12,7 +12,7 @@ pub mod chart;
 use std::error::Error;
 use std::fmt::Write as _;
 use std::hint::black_box;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Barrier;
 use std::time::Instant;
 
@@ -207,7 +207,8 @@ impl std::fmt::Display for Table {
 }
 
 /// What a benchmark has to say, and the command line that asked for it: `--quick` for fewer rounds,
-/// `--write <file>` to keep the report, and a picture of it beside it.
+/// `--write <file>` to keep the report, and a picture of it beside it. The file is named as from the
+/// workspace's folder: Cargo runs a benchmark in that of its package.
 #[derive(Debug)]
 pub struct Report {
     quick: bool,
@@ -222,9 +223,11 @@ impl Report {
     #[must_use]
     pub fn new(title: &str, bench: &str, about: &str) -> Self {
         let args: Vec<String> = std::env::args().collect();
+        let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let file = args.iter().skip_while(|arg| *arg != "--write").nth(1);
         let mut report = Self {
             quick: args.iter().any(|arg| arg == "--quick"),
-            file: (args.into_iter().skip_while(|arg| arg != "--write").nth(1)).map(PathBuf::from),
+            file: file.map(|file| workspace.join(file)),
             picture: chart::pages().find(|page| *page == bench.replace('_', "-")),
             text: String::new(),
             targets: Table::new(&["", "at most", "measured", ""]),
@@ -236,7 +239,8 @@ impl Report {
         ));
         if let Some(page) = report.picture {
             report.say(format_args!(
-                "![Bars: part of the tables below]({page}.svg)\n"
+                "![Part of the tables below as bars: what is quicker goes to the left, on a \
+                 logarithmic scale]({page}.svg)\n"
             ));
         }
         report
