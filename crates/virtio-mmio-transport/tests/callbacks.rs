@@ -77,7 +77,8 @@ fn two_queues_raise_an_edge_one_after_the_other() {
         Ok(())
     }));
     let fixture = live(fixture, &Handles::default());
-    let count = if cfg!(miri) { 20 } else { 20_000 };
+    // On a busy machine each turn that is given away comes back after all others had theirs.
+    let count = if cfg!(miri) { 20 } else { 500 };
     std::thread::scope(|scope| {
         for _ in 0..2 {
             let queue = fixture.queue(0);
