@@ -13,8 +13,8 @@ use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use libc::{Ioctl, c_int, c_short, c_ulong, iovec};
-use vm_memory::VolatileSlice;
-use vm_memory::bitmap::BitmapSlice;
+use virtio_device_core::{BadRequest, ChainStream};
+use vm_memory::{GuestMemory, VolatileSlice};
 
 use crate::header::{HEADER, Header};
 
@@ -158,12 +158,16 @@ impl<'a> Gather<'a> {
         self.push(bytes.as_mut_ptr(), bytes.len());
     }
 
-    /// Adds guest memory from byte `skip` on, unless there are as many pieces as the kernel takes.
-    pub(crate) fn guest<B: BitmapSlice>(&mut self, slice: &VolatileSlice<'a, B>, skip: usize) {
-        if self.vectors.len() < MAX_VECTORS && skip < slice.len() {
-            let base = slice.ptr_guard_mut().as_ptr().wrapping_add(skip);
-            self.push(base, slice.len() - skip);
-        }
+    /// Adds the rest of a chain, but for pieces beyond as many as the kernel takes.
+    pub(crate) fn guest<M: GuestMemory, const WRITABLE: bool>(
+        &mut self,
+        mut rest: ChainStream<'a, M, WRITABLE>,
+    ) -> Result<(), BadRequest> {
+        rest.pieces(u64::MAX, |base, len| {
+            if self.vectors.len() < MAX_VECTORS && len != 0 {
+                self.push(base, len);
+            }
+        })
     }
 
     fn push(&mut self, base: *mut u8, len: usize) {

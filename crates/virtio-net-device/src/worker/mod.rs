@@ -180,6 +180,7 @@ impl<M> Handler<M> {
         let backend = &mut self.pair.port().backend;
         backend.set_active(self.index < settings.pairs)?;
         self.no_poll = false;
+        // Watched with interest at first, so that epoll refuses what it cannot wait for.
         for (source, interest, fd) in [
             (READABLE, EventSet::IN, backend.readable()),
             (WRITABLE, EventSet::OUT, backend.writable()),
@@ -410,7 +411,7 @@ impl<M: GuestAddressSpace> Handler<M> {
 fn run(shared: &Shared, agreed: Features, chain: &Chain, rings: &impl RingMemory) -> Option<()> {
     let mut settings = (*shared.settings()).clone();
     let most = shared.most_pairs();
-    let command = &mut chain.reader(rings.memory());
+    let command = &mut chain.reader(rings);
     let class = control::obey(&mut settings, command, agreed, most)?;
     match class {
         net::VIRTIO_NET_CTRL_ANNOUNCE => shared.announced(),

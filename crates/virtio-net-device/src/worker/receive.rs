@@ -85,7 +85,7 @@ impl Receiver {
         }
         let mut header = [0; HEADER];
         let mut packet = self.vectors.gather();
-        self.stock.gather(rings.memory(), &mut packet);
+        self.stock.gather(rings, &mut packet);
         let room = packet.len();
         packet.own(&mut self.overflow);
         let packet = packet.packet(&mut header);

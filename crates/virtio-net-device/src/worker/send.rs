@@ -84,15 +84,11 @@ fn gather<'a>(
     agreed: Features,
     packet: &mut Gather<'a>,
 ) -> Result<Header, BadRequest> {
-    let (mut header, mut at) = ([0; HEADER], 0);
-    for slice in chain.readable_slices(rings.memory()) {
-        let slice = slice?;
-        let part = slice.copy_to(header.get_mut(at..).unwrap_or_default());
-        packet.guest(&slice, part);
-        at += part;
-    }
+    let mut reader = chain.reader(rings);
+    let header = reader.read_array()?;
+    packet.guest(reader)?;
     let frame = packet.len() - HEADER;
-    let whole = at == HEADER && FRAMES.contains(&frame) && chain.writable().next().is_none();
+    let whole = FRAMES.contains(&frame) && chain.writable().next().is_none();
     let header = whole.then(|| clean(header, frame, agreed, TO_HOST));
     header.flatten().ok_or(BadRequest::Layout)
 }

@@ -76,13 +76,14 @@ impl Stock {
     }
 
     /// The room behind the header, as pieces of a packet.
-    pub(super) fn gather<'a, M: GuestMemory>(&'a self, memory: &'a M, packet: &mut Gather<'a>) {
-        let mut skip = HEADER;
-        // Each was found to be in memory.
-        let slices = |slot: &'a Slot| slot.chain.writable_slices(memory).flatten();
-        for slice in self.chains().flat_map(slices) {
-            packet.guest(&slice, skip);
-            skip = skip.saturating_sub(slice.len());
+    pub(super) fn gather<'a>(&'a self, rings: &'a impl RingMemory, packet: &mut Gather<'a>) {
+        // Each has room for the header.
+        let mut skip = HEADER as u64;
+        for slot in self.chains() {
+            let mut writer = slot.chain.writer(rings);
+            writer.skip(std::mem::take(&mut skip));
+            // It was found to be in memory.
+            let _ = packet.guest(writer);
         }
     }
 
