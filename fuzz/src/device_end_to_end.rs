@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
-use virtio_conformance::{Port as _, READABLE};
+use virtio_conformance::{Port as _, READABLE, reg};
 use virtio_device_core::transport::QueueSetup;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -85,7 +85,7 @@ impl Rig {
     }
 
     fn start(&mut self, start: Start) {
-        self.machine.port.set(0x70, 0);
+        self.machine.port.set_status(0);
         self.features = start.features();
         self.renew(start.setup());
         self.machine.start(self.features, &self.setup);
@@ -93,8 +93,8 @@ impl Rig {
     }
 
     fn reset(&mut self) {
-        self.machine.port.set(0x70, 0);
-        for register in [0x70, 0x60, 0x44] {
+        self.machine.port.set_status(0);
+        for register in [reg::STATUS, reg::INTERRUPT_STATUS, reg::QUEUE_READY] {
             assert_eq!(self.machine.port.get(register), 0, "{register:#x}");
         }
         (self.live, self.enabled, self.broken) = (false, false, false);
@@ -186,14 +186,14 @@ impl Rig {
             self.broken = std::mem::take(&mut script.fatal);
             let more = self.requests.iter().any(|it| it.room() > 0);
             // Without a notification, whether it looks is its own affair.
-            let looked = self.notified || self.machine.port.get(0x70) & 64 != 0;
+            let looked = self.notified || self.machine.port.status() & 64 != 0;
             self.broken |= self.lost && more && looked;
             let kept = script.faults.is_empty() && self.notified && !self.broken;
             assert!(!kept || self.requests.is_empty(), "a request is kept");
             self.reached.breakdowns += u32::from(self.broken);
         }
         self.check();
-        let causes = self.machine.port.get(0x60);
+        let causes = self.machine.port.interrupt_status();
         let has_used = self.used != before;
         let is_told = self.machine.line.raised() != raised;
         assert!(is_told || !has_used || !self.wants_interrupts);
@@ -254,7 +254,7 @@ impl Rig {
             .position(|(it, model)| it != model);
         assert_eq!(differs, None, "memory outside of what was offered");
         let status = if self.live { 15 } else { 0 } | if self.broken { 64 } else { 0 };
-        assert_eq!(self.machine.port.get(0x70), status);
+        assert_eq!(self.machine.port.status(), status);
         assert_eq!(self.machine.port.is_enabled(0), self.enabled);
     }
 
@@ -304,8 +304,8 @@ impl Rig {
             }
             Step::Move => self.migrate(),
             Step::Acknowledge => {
-                self.machine.port.set(0x64, 3);
-                assert_eq!(self.machine.port.get(0x60), 0);
+                self.machine.port.acknowledge(3);
+                assert_eq!(self.machine.port.interrupt_status(), 0);
             }
             Step::WantInterrupts(wants) => {
                 self.wants_interrupts = wants;
@@ -320,7 +320,7 @@ impl Rig {
             Step::Write(register, value) => {
                 const FROZEN: [u64; 10] =
                     [0x00, 0x14, 0x20, 0x24, 0x38, 0x80, 0x90, 0x94, 0xa0, 0xac];
-                self.machine.port.set(0x30, 0);
+                self.machine.port.set(reg::QUEUE_SEL, 0);
                 let register = FROZEN[usize::from(register) % FROZEN.len()];
                 self.machine.port.set(register, value);
             }

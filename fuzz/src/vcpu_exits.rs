@@ -249,7 +249,7 @@ fn run_record(mut record: Vec<u8>) -> ExitKind {
         ExitKind::Malformed => {
             let number = number::<4>(&before, 0) as u32;
             assert_eq!(action, Action::Fail(Fault::MalformedExit { number }));
-            // A whole record is refused for its numbers, and for nothing else.
+            // A record of full length is malformed only if the lengths in it are out of range.
             let refused = [MMIO, PORT_IO].contains(&number);
             assert!(refused || before.len() < RECORD_LEN, "{number}");
         }
