@@ -268,7 +268,7 @@ impl Report {
     ///
     /// # Errors
     ///
-    /// When a file cannot be written, or what the picture shows is not in the report.
+    /// If the report or its picture cannot be written, or the report lacks a table that the picture shows.
     pub fn finish(mut self) -> Result<(), Box<dyn Error>> {
         let targets = std::mem::take(&mut self.targets);
         self.say(format_args!("## Targets\n\n{targets}"));

@@ -26,7 +26,7 @@ impl Qcow2Disk {
     ///
     /// # Errors
     ///
-    /// If there is a file of that name, or it cannot be written.
+    /// If `path` exists already, or cannot be written.
     pub fn create(path: &Path, size: u64) -> io::Result<()> {
         let options = StorageCreateOptions::new().filename(path);
         let file = File::create_open(options.overwrite(false))?;
