@@ -279,7 +279,9 @@ impl Running {
             self.sources.suspend(poller, true);
             return Life::GoesOn;
         }
-        self.again.retain(|again| again.reason != reason);
+        if !self.again.is_empty() {
+            self.again.retain(|again| again.reason != reason);
+        }
         self.queues.iter_mut().for_each(ActiveQueue::refresh);
         let mut cx = Context {
             queues: &self.queues,
@@ -294,7 +296,7 @@ impl Running {
             Reason::Source(number) => handler.ready(number, readiness, &mut cx),
         }));
         // Calls that were scheduled for a source which is not watched any more are dropped.
-        for number in self.sources.take_unwatched() {
+        while let Some(number) = self.sources.next_unwatched() {
             let other = |again: &Again| again.reason != Reason::Source(number);
             self.again.retain(other);
             self.calls.retain(other);

@@ -162,9 +162,9 @@ impl Sources {
         }
     }
 
-    /// The sources that were unwatched since this was last asked.
-    pub(crate) fn take_unwatched(&mut self) -> Vec<u32> {
-        std::mem::take(&mut self.unwatched)
+    /// A source that was unwatched and is not yet taken note of.
+    pub(crate) fn next_unwatched(&mut self) -> Option<u32> {
+        self.unwatched.pop()
     }
 
     pub(crate) fn contains(&self, number: u32) -> bool {
