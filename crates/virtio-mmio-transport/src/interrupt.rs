@@ -12,22 +12,25 @@ use virtio_device_core::{Event, InterruptLine, Observer, transport::Interrupt};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::register::{INT_CONFIG, INT_VRING};
-use crate::sync::{AtomicBool, AtomicU32, Mutex, MutexGuard, Ordering, ThreadId, fence, thread};
+use crate::sync::{AtomicU32, Mutex, MutexGuard, Ordering, ThreadId, fence, thread};
 
 /// `InterruptStatus` and `ConfigGeneration`, and the line to the guest. Reading takes no locks:
 /// vCPUs read these registers while a worker raises interrupts.
 pub(crate) struct MmioInterrupt {
+    /// The causes, and `EXTERNAL`.
     status: AtomicU32,
     /// Odd while the configuration space changes.
     generation: AtomicU32,
     line: Box<dyn InterruptLine>,
     trigger: Trigger,
-    /// A foreign server interrupts by the line's event fd, and cannot say so in `status`.
-    external: AtomicBool,
     /// Regions of a bus that the registers are at, and `OWN_BUS` until they were at any.
     regions: AtomicU32,
     observer: OnceLock<Box<dyn Observer>>,
 }
+
+/// A foreign server interrupts by the line's event fd, and cannot say for what: the driver reads
+/// `INT_VRING` whenever it looks.
+const EXTERNAL: u32 = INT_VRING << 31;
 
 /// A VMM that has a bus of its own says nothing of its regions: the registers can always be reached.
 const OWN_BUS: u32 = 1 << 31;
@@ -61,7 +64,6 @@ impl MmioInterrupt {
             status: AtomicU32::new(0),
             generation: AtomicU32::new(0),
             trigger: Trigger::of(&*line),
-            external: AtomicBool::new(false),
             regions: AtomicU32::new(OWN_BUS),
             line,
             observer: OnceLock::new(),
@@ -82,20 +84,20 @@ impl MmioInterrupt {
 
     /// `InterruptStatus`.
     pub(crate) fn status(&self) -> u32 {
-        let external = if self.external.load(Ordering::Acquire) {
-            INT_VRING
-        } else {
-            0
-        };
-        self.causes() | external
+        let status = self.status.load(Ordering::Acquire);
+        (status | status >> 31) & (INT_VRING | INT_CONFIG)
     }
 
     fn causes(&self) -> u32 {
-        self.status.load(Ordering::Acquire)
+        self.status.load(Ordering::Acquire) & !EXTERNAL
     }
 
     /// Clears exactly the causes in `causes`; one that comes up again meanwhile stays.
     pub(crate) fn acknowledge(&self, causes: u32) {
+        self.clear(causes & !EXTERNAL);
+    }
+
+    fn clear(&self, causes: u32) {
         self.status.fetch_and(!causes, Ordering::AcqRel);
         // Pairs with the fence in `raise`: what the driver reads next is at least as new as the cause.
         fence(Ordering::SeqCst);
@@ -104,8 +106,7 @@ impl MmioInterrupt {
 
     /// Forgets all causes, and takes a level-triggered line down.
     pub(crate) fn reset(&self) {
-        self.external.store(false, Ordering::Release);
-        self.acknowledge(u32::MAX);
+        self.clear(u32::MAX);
     }
 
     /// What the driver reads from `ConfigGeneration`: never the same twice while the configuration
@@ -282,7 +283,7 @@ impl Interrupt for MmioInterrupt {
 
     fn event_fd(&self, _queue: u16) -> Option<Arc<EventFd>> {
         let fd = self.line.event_fd()?.try_clone().ok()?;
-        self.external.store(true, Ordering::Release);
+        self.status.fetch_or(EXTERNAL, Ordering::AcqRel);
         Some(Arc::new(fd))
     }
 

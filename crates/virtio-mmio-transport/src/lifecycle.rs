@@ -154,10 +154,10 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
     /// Whether the selected queue was taken back, and the device still has I/O of it in flight.
     pub(crate) fn queue_is_busy(&self) -> bool {
         let index = u16::try_from(self.registers.queue_sel);
-        let enabled = (self.registers.queue()).is_some_and(|queue| queue.ready.is_some());
         let busy = |(session, index): (&Session, u16)| {
             !session.wait_queue_idle(index, Some(Duration::ZERO))
         };
+        let enabled = self.registers.queue_is_enabled();
         !enabled && self.session.as_ref().zip(index.ok()).is_some_and(busy)
     }
 

@@ -61,6 +61,11 @@ impl Registers {
         self.queues.get(usize::try_from(self.queue_sel).ok()?)
     }
 
+    /// Whether the selected queue is enabled.
+    pub(crate) fn queue_is_enabled(&self) -> bool {
+        self.queue().is_some_and(|queue| queue.ready.is_some())
+    }
+
     pub(crate) fn queue_mut(&mut self) -> Option<&mut QueueRegisters> {
         self.queues.get_mut(usize::try_from(self.queue_sel).ok()?)
     }

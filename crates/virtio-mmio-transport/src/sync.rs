@@ -7,7 +7,7 @@
 pub(crate) use loom::{
     sync::{
         Mutex, MutexGuard,
-        atomic::{AtomicBool, AtomicU32, Ordering, fence},
+        atomic::{AtomicU32, Ordering, fence},
     },
     thread::{self, ThreadId},
 };
@@ -15,7 +15,7 @@ pub(crate) use loom::{
 pub(crate) use std::{
     sync::{
         Mutex, MutexGuard,
-        atomic::{AtomicBool, AtomicU32, Ordering, fence},
+        atomic::{AtomicU32, Ordering, fence},
     },
     thread::{self, ThreadId},
 };
