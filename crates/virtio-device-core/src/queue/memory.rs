@@ -113,7 +113,7 @@ pub struct Rings<'m, M: GuestMemory> {
 impl<'m, M: GuestMemory> Rings<'m, M> {
     /// Looks up the queue that lives at `layout`.
     #[must_use]
-    #[inline] // So that it is built where it stays.
+    #[inline(always)] // Built where it stays: a copy, just after it was written in parts, stalls.
     pub fn new(memory: &'m M, layout: &QueueLayout) -> Self {
         let entries = usize::from(layout.size());
         let mut regions = Regions::new(memory);
