@@ -290,10 +290,24 @@ impl Running {
             interrupt: &self.interrupt,
         };
         let handler = &mut self.handler;
+        // What comes of the call is taken apart here and not carried out of `catch_unwind`: a result that
+        // was just written field by field and is copied as a whole stalls the processor.
+        let (mut idle, mut again, mut fault) = (false, None, None);
         // The handler is dropped after a panic and never called again.
-        let served = catch_unwind(AssertUnwindSafe(|| match reason {
-            Reason::Queue(index) => handler.process(index, &mut cx),
-            Reason::Source(number) => handler.ready(number, readiness, &mut cx),
+        let called = catch_unwind(AssertUnwindSafe(|| {
+            let result = match reason {
+                Reason::Queue(index) => handler.process(index, &mut cx),
+                Reason::Source(number) => handler.ready(number, readiness, &mut cx),
+            };
+            match result {
+                Ok(Progress::Idle) => idle = true,
+                Ok(Progress::More) => again = Some(When::Soon),
+                // A time beyond the clock's range never comes.
+                Ok(Progress::After(wait)) => {
+                    again = Instant::now().checked_add(wait).map(When::At);
+                }
+                Err(failed) => fault = Some(failed),
+            }
         }));
         // Calls that were scheduled for a source which is not watched any more are dropped.
         while let Some(number) = self.sources.next_unwatched() {
@@ -301,21 +315,18 @@ impl Running {
             self.again.retain(other);
             self.calls.retain(other);
         }
-        match served {
-            // A pause may have kept it from its queues after it had consumed what woke it: call it again.
-            Ok(Ok(Progress::Idle)) if self.interrupt.pauses() != pauses => {
-                self.call_again(reason, When::Soon);
-            }
-            Ok(Ok(Progress::Idle)) => {}
-            Ok(Ok(Progress::More)) => self.call_again(reason, When::Soon),
-            Ok(Ok(Progress::After(wait))) => {
-                // A time beyond the clock's range never comes.
-                if let Some(at) = Instant::now().checked_add(wait) {
-                    self.call_again(reason, When::At(at));
-                }
-            }
-            Ok(Err(fault)) => return self.fail(&fault),
-            Err(_) => return self.fail(&DeviceFault::Panicked),
+        if called.is_err() {
+            return self.fail(&DeviceFault::Panicked);
+        }
+        if let Some(fault) = fault {
+            return self.fail(&fault);
+        }
+        // A pause may have kept it from its queues after it had consumed what woke it: call it again.
+        if idle && self.interrupt.pauses() != pauses {
+            again = Some(When::Soon);
+        }
+        if let Some(at) = again {
+            self.call_again(reason, at);
         }
         Life::GoesOn
     }
