@@ -10,13 +10,17 @@
 //! * `disk files FOLDER` writes files for ever, each in the place of an older one, and says each time up to
 //!   which of them it has flushed;
 //! * `disk check-files FOLDER NUMBER` looks whether all files up to that one are there, whole;
-//! * `disk fill FILE BYTES` and `disk same FILE BYTES` write a file and compare it.
+//! * `disk fill FILE BYTES` and `disk same FILE BYTES` write a file and compare it;
+//! * `disk read DEVICE BYTES` and `disk jump DEVICE BYTES THREADS` read that much past the guest's cache:
+//!   128 KiB after 128 KiB, and 4 KiB here and there by so many threads.
 
 use std::error::Error;
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Write};
+use std::io::{self, BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 
 const BLOCK: usize = 4096;
 /// Blocks that are written to, on a device of 16 MiB at least.
@@ -120,6 +124,36 @@ fn same(path: &str, bytes: u64) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+/// Reads that much past the guest's cache, in pieces, of which the one with this number is at this place.
+fn read(
+    device: &str,
+    bytes: u64,
+    piece: usize,
+    threads: usize,
+    place: impl Fn(u64) -> u64 + Sync,
+) -> Result<(), Box<dyn Error>> {
+    let mut file = File::options().read(true).custom_flags(O_DIRECT).open(device)?;
+    let places = file.seek(SeekFrom::End(0))? / piece as u64;
+    let next = AtomicU64::new(0);
+    let reader = || -> io::Result<()> {
+        let mut room = vec![1; piece + BLOCK];
+        let start = room.as_ptr().align_offset(BLOCK);
+        let found = &mut room[start..start + piece];
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= bytes / piece as u64 {
+                return Ok(());
+            }
+            file.read_exact_at(found, place(number) % places * piece as u64)?;
+        }
+    };
+    thread::scope(|scope| {
+        let readers: Vec<_> = (0..threads).map(|_| scope.spawn(reader)).collect();
+        readers.into_iter().try_for_each(|it| it.join().unwrap())
+    })?;
+    Ok(())
+}
+
 fn verify(device: &str, bytes: u64) -> Result<(), Box<dyn Error>> {
     let file = File::options().write(true).open(device)?;
     let blocks = bytes / BLOCK as u64;
@@ -153,7 +187,12 @@ fn run() -> Result<(), Box<dyn Error>> {
         ["check-files", folder, number] => check_files(folder, number.parse()?),
         ["fill", file, bytes] => fill(file, bytes.parse()?),
         ["same", file, bytes] => same(file, bytes.parse()?),
-        _ => Err("usage: disk flood|verify|check|files|check-files|fill|same PATH [NUMBER]".into()),
+        ["read", device, bytes] => read(device, bytes.parse()?, 32 * BLOCK, 1, |number| number),
+        ["jump", device, bytes, threads] => {
+            let anywhere = |number: u64| number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+            read(device, bytes.parse()?, BLOCK, threads.parse()?, anywhere)
+        }
+        _ => Err("usage: see the beginning of disk.rs".into()),
     }
 }
 
