@@ -91,7 +91,7 @@ fn emulated(program: &Path, more_files: &str) -> Command {
     // An emulated guest boots in half a minute, and moves about a megabyte a second.
     let or = |name: &str, default: &str| env::var(name).unwrap_or_else(|_| default.to_owned());
     let (cuts, disk) = (or("CUTS", "3"), or("DISK_BYTES", "16777216"));
-    let bytes = or("NETWORK_BYTES", "1048576");
+    let (bytes, seed) = (or("NETWORK_BYTES", "1048576"), or("SEED", ""));
     // Emulated SVM loses the guest's deadline timer now and then, whatever the monitor: the
     // guest then sits idle for ever. The older timer of the local APIC is never lost.
     command.env(
@@ -99,7 +99,7 @@ fn emulated(program: &Path, more_files: &str) -> Command {
         format!(
             "MINI_VMM=/guest/mini-vmm GUEST=/guest ENTROPY=/guest/entropy REQUIRE_LINUX=1 \
              KERNEL_PARAMETERS=lapic=notscdeadline CUTS={cuts} DISK_BYTES={disk} \
-             NETWORK_BYTES={bytes}"
+             NETWORK_BYTES={bytes} SEED={seed}"
         ),
     );
     command.env("NESTED_TIMEOUT", "3600");
@@ -243,8 +243,8 @@ fn a_stock_kernel_uses_a_network() {
     assert_eq!(said("the link is up again"), 1, "{runs:#?}");
 }
 
-/// The program is killed in the middle of the guest's writes, by either engine: what the guest has
-/// flushed is there, and its file system is whole.
+/// The program is killed at random moments in the middle of the guest's writes, by either engine: what
+/// the guest has flushed is there, and its file system is whole.
 #[test]
 fn what_a_guest_has_flushed_outlives_the_program() {
     if !ready() {
@@ -254,7 +254,8 @@ fn what_a_guest_has_flushed_outlives_the_program() {
     for (case, file_system) in [("power-cut", ""), ("files-cut", "clean, ")] {
         let lines = runs[case].lines.iter();
         let cuts: Vec<_> = lines.filter(|line| line.starts_with("cut ")).collect();
-        println!("{cuts:#?}");
+        let seed = runs[case].lines.iter().find(|it| it.starts_with("SEED="));
+        println!("{case}, {}: {cuts:#?}", seed.unwrap());
         assert!(!cuts.is_empty(), "{runs:#?}");
         let whole = |cut: &&String| cut.contains(file_system) && cut.ends_with("intact");
         assert!(cuts.iter().all(whole), "{runs:#?}");
