@@ -76,6 +76,22 @@ fn a_chain_that_was_put_back_is_taken_again() {
 }
 
 #[test]
+fn a_chain_of_another_queue_is_not_put_back() {
+    let memory = memory();
+    let (mut pair, mut other) = (
+        Pair::new(&memory, Features::NONE),
+        Pair::new(&memory, Features::NONE),
+    );
+    pair.driver.offer_writable(3, BUFFER, 8);
+    let foreign = other.take().unwrap().unwrap();
+    pair.device.put_back(foreign);
+    let taken = pair.take().unwrap().unwrap();
+    pair.device.complete(&memory, taken, 8).unwrap();
+    assert_eq!(pair.take(), Ok(None), "the chain is served once");
+    assert_eq!(pair.driver.take_used(), [(3, 8)]);
+}
+
+#[test]
 fn indices_wrap_without_losing_a_chain() {
     let memory = memory();
     for features in [Features::NONE, Features::of(&[VIRTIO_F_EVENT_IDX])] {
