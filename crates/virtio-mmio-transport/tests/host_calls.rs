@@ -8,7 +8,7 @@
 
 mod support;
 
-use std::io;
+use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -35,13 +35,19 @@ fn filter(listed: &[i64], action: SeccompAction, others: SeccompAction) {
     seccompiler::apply_filter(&program).unwrap();
 }
 
-/// Watches a descriptor of the host, and waits for time to pass.
-struct Busy {
-    thread: WorkerThread,
-    watched: Arc<UnixStream>,
+/// Refuses a call to the calling thread.
+fn refuse(call: i64, error: i32) {
+    let refused = SeccompAction::Errno(error.unsigned_abs());
+    filter(&[call], refused, SeccompAction::Allow);
 }
 
-impl VirtioDevice<Memory> for Busy {
+/// Serves its queue by a handler of the test's.
+struct Device<H> {
+    thread: WorkerThread,
+    make: fn() -> H,
+}
+
+impl<H: QueueHandler + Send + 'static> VirtioDevice<Memory> for Device<H> {
     fn device_type(&self) -> u32 {
         42
     }
@@ -51,38 +57,83 @@ impl VirtioDevice<Memory> for Busy {
     }
 
     fn activate(&mut self, activation: Activation<Memory>) -> Result<(), DeviceFault> {
-        activation.serve(&mut self.thread, |_| Handler(self.watched.clone()))
+        activation.serve(&mut self.thread, |_| (self.make)())
     }
 }
 
-struct Handler(Arc<UnixStream>);
+/// Waits for time to pass.
+struct Busy;
 
-impl QueueHandler for Handler {
-    fn start(&mut self, cx: &mut Context<'_>) -> Result<(), DeviceFault> {
-        let watched = cx.watch(0, &*self.0, EventSet::IN);
-        watched.map_err(DeviceFault::Worker)
-    }
-
+impl QueueHandler for Busy {
     fn process(&mut self, _queue: u16, _cx: &mut Context<'_>) -> Result<Progress, DeviceFault> {
         Ok(Progress::After(EVERY_STEP))
     }
 }
 
-struct Machine {
-    port: MmioPort<MmioTransport<Memory, Busy>>,
-    memory: Memory,
-    events: Arc<EventLog>,
-    _host: UnixStream,
+/// Watches a descriptor of the host, and waits for time to pass until it is readable.
+struct Watching {
+    host: UnixStream,
+    watched: UnixStream,
+    fired: bool,
 }
 
-impl Machine {
-    fn new(hook: impl FnOnce() -> io::Result<()> + Send + 'static) -> Self {
+impl Watching {
+    fn new() -> Self {
+        let (host, watched) = UnixStream::pair().unwrap();
+        Self {
+            host,
+            watched,
+            fired: false,
+        }
+    }
+}
+
+impl QueueHandler for Watching {
+    fn start(&mut self, cx: &mut Context<'_>) -> Result<(), DeviceFault> {
+        let watched = cx.watch(0, &self.watched, EventSet::IN);
+        watched.map_err(DeviceFault::Worker)
+    }
+
+    /// Makes it readable before the loop sets its timer.
+    fn process(&mut self, _queue: u16, _cx: &mut Context<'_>) -> Result<Progress, DeviceFault> {
+        if self.fired {
+            return Ok(Progress::Idle);
+        }
+        self.host.write_all(&[1]).unwrap();
+        Ok(Progress::After(EVERY_STEP))
+    }
+
+    /// From now on timers can neither be set nor cleared.
+    fn ready(
+        &mut self,
+        source: u32,
+        _readiness: EventSet,
+        cx: &mut Context<'_>,
+    ) -> Result<Progress, DeviceFault> {
+        self.fired = true;
+        cx.unwatch(source);
+        refuse(libc::SYS_timerfd_settime, libc::EPERM);
+        Ok(Progress::Idle)
+    }
+}
+
+struct Machine<H: QueueHandler + Send + 'static> {
+    port: MmioPort<MmioTransport<Memory, Device<H>>>,
+    memory: Memory,
+    events: Arc<EventLog>,
+}
+
+impl<H: QueueHandler + Send + 'static> Machine<H> {
+    fn new(make: fn() -> H, hook: impl FnOnce() + Send + 'static) -> Self {
         let memory: Memory =
             Arc::new(GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap());
-        let (host, watched) = UnixStream::pair().unwrap();
-        let device = Busy {
+        let hook = || {
+            hook();
+            Ok(())
+        };
+        let device = Device {
             thread: WorkerThread::with_hook("busy", hook).unwrap(),
-            watched: Arc::new(watched),
+            make,
         };
         let events = Arc::new(EventLog::default());
         let transport = MmioTransport::new(device, memory.clone(), edge_line(|| Ok(()))).unwrap();
@@ -90,7 +141,6 @@ impl Machine {
             port: port(transport.with_observer(events.clone())),
             memory,
             events,
-            _host: host,
         }
     }
 
@@ -116,28 +166,33 @@ impl Machine {
     }
 }
 
+/// Starts the device twice, and sees that the driver is told of each failure.
+fn fails_twice<H: QueueHandler + Send + 'static>(mut machine: Machine<H>, why: &str) {
+    for round in 1..=2 {
+        machine.set_up();
+        machine.port.set(reg::STATUS, 15);
+        machine.wait(|machine| machine.port.get(reg::STATUS) == 15 | 64);
+        machine.wait(|machine| machine.port.get(reg::INTERRUPT_STATUS) == 2);
+        assert_eq!(machine.events.counts().device_failed, round);
+        let reason = machine.events.last_failure().unwrap();
+        assert!(reason.starts_with(why), "{reason}");
+    }
+}
+
 #[test]
 fn each_call_that_fails_in_a_workers_start_is_told_as_a_failed_activation() {
-    for call in [libc::SYS_epoll_ctl, libc::SYS_fcntl] {
-        let mut machine = Machine::new(move || {
-            let refused = SeccompAction::Errno(libc::EMFILE.unsigned_abs());
-            filter(&[call], refused, SeccompAction::Allow);
-            Ok(())
-        });
-        for round in 1..=2 {
-            machine.set_up();
-            machine.port.set(reg::STATUS, 15);
-            machine.wait(|machine| machine.port.get(reg::STATUS) == 15 | 64);
-            machine.wait(|machine| machine.port.get(reg::INTERRUPT_STATUS) == 2);
-            let counts = machine.events.counts();
-            assert_eq!((counts.device_failed, counts.activated), (round, 0));
-            let reason = machine.events.last_failure().unwrap();
-            assert!(
-                reason.starts_with("worker could not be started"),
-                "{reason}"
-            );
-        }
-    }
+    let why = "worker could not be started";
+    // The queue is watched, and nothing else; then the descriptor is kept.
+    let hook = || refuse(libc::SYS_epoll_ctl, libc::EMFILE);
+    let machine = Machine::new(|| Busy, hook);
+    let events = machine.events.clone();
+    fails_twice(machine, why);
+    assert_eq!(events.counts().activated, 0);
+    let hook = || refuse(libc::SYS_fcntl, libc::EMFILE);
+    let machine = Machine::new(Watching::new, hook);
+    let events = machine.events.clone();
+    fails_twice(machine, why);
+    assert_eq!(events.counts().activated, 0);
 }
 
 #[test]
@@ -147,24 +202,24 @@ fn each_call_that_fails_in_a_workers_loop_is_told_to_the_driver() {
     #[cfg(not(target_arch = "x86_64"))]
     let wait = libc::SYS_epoll_pwait;
     for call in [libc::SYS_timerfd_settime, wait] {
-        let mut machine = Machine::new(move || {
-            let refused = SeccompAction::Errno(libc::EPERM.unsigned_abs());
-            filter(&[call], refused, SeccompAction::Allow);
-            Ok(())
-        });
-        for _ in 0..2 {
-            machine.set_up();
-            machine.port.set(reg::STATUS, 15);
-            machine.wait(|machine| machine.port.get(reg::STATUS) == 15 | 64);
-            machine.wait(|machine| machine.port.get(reg::INTERRUPT_STATUS) == 2);
-            assert!(machine.events.last_failure().is_some());
-        }
+        let machine = Machine::new(|| Busy, move || refuse(call, libc::EPERM));
+        fails_twice(machine, "");
     }
 }
 
 #[test]
+fn a_timer_that_cannot_be_cleared_is_told_to_the_driver() {
+    let mut machine = Machine::new(Watching::new, || ());
+    machine.set_up();
+    machine.port.set(reg::STATUS, 15);
+    machine.wait(|machine| machine.port.get(reg::STATUS) == 15 | 64);
+    let reason = machine.events.last_failure().unwrap();
+    assert!(reason.starts_with("worker's loop failed"), "{reason}");
+}
+
+#[test]
 fn a_vcpu_that_activates_a_device_makes_no_call_but_writes() {
-    let mut machine = Machine::new(|| Ok(()));
+    let mut machine = Machine::new(|| Busy, || ());
     machine.set_up();
     let vcpu = std::thread::spawn(move || {
         // Beside those of the allocator, and of locks that are contended.
