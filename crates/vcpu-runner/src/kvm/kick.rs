@@ -218,7 +218,9 @@ mod tests {
     use super::*;
     use std::fs::File;
     use std::os::fd::{AsRawFd, FromRawFd};
+    use std::os::unix::fs::FileExt;
     use std::sync::mpsc::channel;
+    use std::time::Instant;
 
     /// How many signals may wait for this user; returns what it was before.
     fn limit(count: libc::rlim_t) -> libc::rlim_t {
@@ -235,8 +237,15 @@ mod tests {
         }
     }
 
+    /// Whether the vCPU with this run area leaves the guest as soon as it enters it.
+    fn leaves_at_once(run: &File) -> bool {
+        let mut header = [0; 8];
+        run.read_exact_at(&mut header, 0).unwrap();
+        header[1] == 1
+    }
+
     #[test]
-    fn a_kick_waits_until_one_more_signal_may_wait() {
+    fn a_kick_keeps_the_vcpu_out_of_the_guest_and_waits_until_one_more_signal_may_wait() {
         // SAFETY: the name is a C string, and the file belongs to nobody else.
         let memory = unsafe { File::from_raw_fd(libc::memfd_create(c"run".as_ptr(), 0)) };
         memory.set_len(1 << 16).unwrap();
@@ -265,10 +274,18 @@ mod tests {
             });
             is_bound.recv().unwrap();
             let kicker = scope.spawn(|| kick.kick());
+            // Before the signal: a vCPU that the signal meets outside of the guest must not enter it.
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while !leaves_at_once(&memory) && Instant::now() < deadline {
+                std::thread::sleep(RETRY);
+            }
+            let left = leaves_at_once(&memory);
             std::thread::sleep(20 * RETRY);
-            assert!(!kicker.is_finished(), "the kick is still to be made");
+            let waits = !kicker.is_finished();
             limit(before);
             assert_eq!(vcpu.join().unwrap(), kick.signal().number());
+            assert!(left, "the guest is not entered any more");
+            assert!(waits, "the signal is still to be sent");
         });
     }
 }
