@@ -177,7 +177,6 @@ impl Shared {
         let mut guarded = self.lock();
         guarded.machine.end();
         guarded.thread = None;
-        guarded.calls = 0;
         drop(guarded);
         self.changed.notify_all();
     }
