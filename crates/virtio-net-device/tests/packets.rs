@@ -285,6 +285,43 @@ fn a_cable_that_is_pulled_out_loses_packets_and_one_that_is_plugged_in_gives_new
 }
 
 #[test]
+fn a_packet_that_comes_while_the_cable_is_pulled_out_is_lost() {
+    let (mut guest, host) = guest(STATUS | MRG_RXBUF);
+    let offered = guest.offer(RX, 4, 1526);
+    let handle = guest.handle.clone();
+    host.state().meanwhile = Some(Box::new(move || handle.set_cable(false)));
+    host.give(PLAIN, &frame(1, 60));
+    guest.notify(RX);
+    guest.work();
+    assert_eq!((guest.link(), guest.queues[RX].take_used()), (0, vec![]));
+    guest.handle.set_cable(true);
+    host.give(PLAIN, &frame(2, 60));
+    let used = guest.used(RX, 1);
+    let bytes = received(&guest, &offered, &used);
+    assert_eq!(bytes, packet(merged(PLAIN, 1), &frame(2, 60)));
+}
+
+#[test]
+fn a_packet_that_waits_for_buffers_is_lost_with_the_cable() {
+    let (mut guest, host) = guest(STATUS | MRG_RXBUF);
+    let mut offered = guest.offer(RX, 1, 1000);
+    host.give(PLAIN, &frame(1, 3000));
+    guest.notify(RX);
+    // A single step: a wait is over at the next.
+    guest.workers.as_mut().unwrap().step();
+    guest.handle.set_cable(false);
+    guest.workers.as_mut().unwrap().step();
+    assert!(host.state().incoming.is_empty());
+    guest.handle.set_cable(true);
+    host.give(PLAIN, &frame(2, 60));
+    offered.extend(guest.offer(RX, 4, 1000));
+    let used = guest.used(RX, 1);
+    let bytes = received(&guest, &offered, &used);
+    assert_eq!(bytes, packet(merged(PLAIN, 1), &frame(2, 60)));
+    assert_eq!(guest.drops(), (0, 0));
+}
+
+#[test]
 fn a_host_that_fails_takes_the_link_down_and_comes_back() {
     for errno in [5, 9, 14, 19, 32, 77, 104] {
         let (mut guest, host) = guest(STATUS | MRG_RXBUF);

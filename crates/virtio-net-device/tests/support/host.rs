@@ -27,6 +27,8 @@ pub struct State {
     pub sent: Vec<Vec<u8>>,
     /// How many more it takes.
     pub room: usize,
+    /// What happens while the next packet comes.
+    pub meanwhile: Option<Box<dyn FnOnce() + Send>>,
     /// What it says to everything.
     pub error: Option<i32>,
     /// What it says to the next packet alone.
@@ -48,6 +50,7 @@ impl Host {
             incoming: VecDeque::new(),
             sent: Vec::new(),
             room: usize::MAX,
+            meanwhile: None,
             error: None,
             refuses: false,
             stubborn: false,
@@ -93,6 +96,8 @@ impl Backend for Host {
         state.mood()?;
         assert!(packet.len() > 65_565, "room for the longest packet");
         let bytes = state.incoming.pop_front().ok_or(ErrorKind::WouldBlock)?;
+        let happens = state.meanwhile.take();
+        happens.into_iter().for_each(|happens| happens());
         let mut rest = &bytes[..];
         for slice in packet.slices() {
             let (now, later) = rest.split_at(rest.len().min(slice.len()));
