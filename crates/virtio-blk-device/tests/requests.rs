@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use support::{
-    Buf, CANARY, DISCARD, FLUSH, GET_ID, Guest, IN, MemoryDisk, OK, OUT, RO, WCE, WRITE_ZEROES,
-    header, pattern, segment,
+    Buf, CANARY, DISCARD, FLUSH, GET_ID, Guest, IN, IOERR, MemoryDisk, OK, OUT, RO, WCE,
+    WRITE_ZEROES, header, pattern, segment,
 };
 use virtio_blk_device::{Backend, Block, Buffers, Geometry};
 use virtio_conformance::reg;
@@ -208,6 +208,39 @@ fn block_sizes_are_told() {
         assert_eq!(u32::from_le_bytes(guest.config(20)), blk_size);
         assert_eq!(guest.config(24), [exponent, 0, 1 << exponent, 0]);
         assert_eq!(u32::from_le_bytes(guest.config(44)), alignment);
+    }
+}
+
+/// Larger than any memory, and full of zeroes.
+struct Huge;
+
+impl Backend for Huge {
+    fn capacity(&self) -> io::Result<u64> {
+        Ok(1 << 50)
+    }
+    fn read(&self, _: u64, _: &Buffers<'_>) -> io::Result<()> {
+        Ok(())
+    }
+    fn write(&self, _: u64, _: &Buffers<'_>) -> io::Result<()> {
+        Ok(())
+    }
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+    fn write_zeroes(&self, _: std::ops::Range<u64>, _: bool) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn as_much_as_the_limits_say_is_done_at_once_and_no_more() {
+    let mut guest = Guest::new(Arc::new(Huge));
+    for (kind, limit) in [(DISCARD, 36), (WRITE_ZEROES, 48)] {
+        let most = u32::from_le_bytes(guest.config(limit));
+        for (count, status) in [(most, OK), (most + 1, IOERR)] {
+            let answer = guest.ask(&[header(kind, 0), segment(0, count, 0), Buf::W(1)]);
+            assert_eq!(answer.status(), status, "{kind}: {count}");
+        }
     }
 }
 
