@@ -14,7 +14,7 @@ use common::{Nothing, SOON, wait_until};
 use kvm_bindings as kvm;
 use vcpu_runner::{
     Control, ControlError, GroupError, JoinError, MockStep, MockVcpu, Outcome, RunningGroup, State,
-    VcpuGroup, VcpuRunner,
+    Vcpu, VcpuGroup, VcpuRunner,
 };
 
 /// Asks for a reset, and then spins.
@@ -157,6 +157,23 @@ fn a_vcpu_that_panicked_does_not_run_again() {
     running.join(SOON).unwrap_err();
     let error = running.into_group().unwrap_err();
     assert!(matches!(error, GroupError::Lost { index: 1 }), "{error}");
+}
+
+#[test]
+fn nothing_is_left_of_a_vcpu_that_could_not_be_added() {
+    let no_cpu = || io::Error::other("no CPU for it");
+    let hook = move |index| if index == 0 { Ok(()) } else { Err(no_cpu()) };
+    let mut running = group([spinning()]).with_hook(hook).start(SOON).unwrap();
+    let added = spinning();
+    let kick = Arc::downgrade(&added.kicker());
+    let error = running.add(VcpuRunner::new(added, Nothing), SOON);
+    assert!(
+        matches!(error, Err(GroupError::Vcpu { index: 1, .. })),
+        "{error:?}"
+    );
+    wait_until("it is gone", || kick.strong_count() == 0);
+    running.stop();
+    assert_eq!(running.join(SOON).unwrap(), Outcome::Stopped);
 }
 
 #[test]
