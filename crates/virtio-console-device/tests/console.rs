@@ -6,12 +6,14 @@
 
 mod support;
 
+use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::net::Shutdown;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use support::{Guest, Memory, RX, TX, available, pattern, port, socket};
+use virtio_conformance::VIRTQ_DESC_F_NEXT;
 use virtio_console_device::{
     Console, Port, Size, VIRTIO_CONSOLE_F_EMERG_WRITE, VIRTIO_CONSOLE_F_MULTIPORT,
     VIRTIO_CONSOLE_F_SIZE,
@@ -24,6 +26,32 @@ fn config(guest: &Guest) -> [u8; 12] {
     let mut bytes = [0; 12];
     VirtioDevice::<Memory>::read_config(&guest.device, 0, &mut bytes);
     bytes
+}
+
+#[test]
+fn a_chain_of_any_length_is_written_in_turns() {
+    let file = || File::options().read(true).write(true).open("/dev/null");
+    let port = Port::new(file().unwrap(), file().unwrap()).unwrap();
+    let mut guest = Guest::new(vec![port], Features::NONE).start();
+    let ring = &mut guest.queues[TX].ring;
+    for (descriptor, more) in [(0, true), (1, true), (2, true), (3, false)] {
+        let flags = if more { VIRTQ_DESC_F_NEXT } else { 0 };
+        ring.descriptor(descriptor, 0x20_0000, 0x2_0000, flags, descriptor + 1);
+    }
+    ring.offer(0);
+    guest.kick(TX);
+    guest.workers.dispatch().unwrap();
+    assert_eq!(guest.queues[TX].ring.take_used(), [], "others have a turn");
+    guest.until("the end", |guest| guest.queues[TX].ring.used_index() == 1);
+    assert_eq!(guest.queues[TX].ring.take_used(), [(0, 0)]);
+}
+
+#[test]
+fn the_emergency_write_alone_may_come_early() {
+    let (port, ..) = socket();
+    let guest = Guest::new(vec![port], Features::NONE);
+    let early = |&offset: &u32| VirtioDevice::<Memory>::takes_early_write(&guest.device, offset);
+    assert_eq!((0..20).filter(early).collect::<Vec<_>>(), [8]);
 }
 
 #[test]

@@ -279,6 +279,36 @@ fn output_of_before_a_port_was_taken_away_is_discarded_though_it_is_back() {
 }
 
 #[test]
+fn output_is_discarded_again_if_a_port_was_taken_away_again_meanwhile() {
+    let (mut guest, [_console, mut channel], _devices) = two_ports(multiport());
+    let handle = guest.device.handle();
+    set_up(&mut guest);
+    // Until the host takes no more, and one chain waits.
+    while guest.queues[TX1].offered.is_empty() {
+        guest.say(TX1, &[0; 4096]);
+        guest.settle();
+        guest.queues[TX1].take();
+    }
+    handle.unplug(1);
+    handle.plug(1);
+    // Behind the last look at the queue, and before the end of what was to be discarded.
+    *guest.told.on_used.lock().unwrap() = Some(Box::new(move || {
+        handle.unplug(1);
+        handle.plug(1);
+    }));
+    guest.until("nobody waits", |guest| {
+        guest.queues[TX1].take();
+        guest.queues[TX1].offered.is_empty()
+    });
+    available(&mut channel, usize::MAX);
+    // The driver has yet to be told.
+    guest.say(TX1, b"nobody hears this");
+    guest.settle();
+    assert!(guest.told.on_used.lock().unwrap().is_none());
+    assert_eq!(available(&mut channel, 100), b"");
+}
+
+#[test]
 fn a_new_size_is_told_to_each_console_once() {
     let (mut guest, ..) = two_ports(multiport());
     let handle = guest.device.handle();

@@ -56,6 +56,8 @@ pub struct Told {
     pub events: Mutex<Vec<String>>,
     /// What happens when the next configuration interrupt is raised.
     pub on_config: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    /// What happens when a queue's interrupt is raised next.
+    pub on_used: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
 impl Told {
@@ -67,6 +69,8 @@ impl Told {
 impl Interrupt for Told {
     fn used_buffers(&self, _queue: u16) {
         self.used.fetch_add(1, Ordering::SeqCst);
+        let happens = self.on_used.lock().unwrap().take();
+        happens.into_iter().for_each(|happens| happens());
     }
 
     fn config_changing(&self) {
