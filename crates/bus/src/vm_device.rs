@@ -1,8 +1,8 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Devices of [vm-device 0.1](::vm_device) on this bus, and devices of this bus in its
-//! [`IoManager`](::vm_device::device_manager::IoManager).
+//! Devices of [vm-device 0.1](https://docs.rs/vm-device/0.1) on this bus, and devices of this bus in its
+//! [`IoManager`](https://docs.rs/vm-device/0.1/vm_device/device_manager/struct.IoManager.html).
 //!
 //! ```
 //! use bus::vm_device::{FromMmio, IntoVmDevice};
