@@ -30,9 +30,9 @@ pub const MAX_QUEUES: u16 = 64;
 
 /// A block device (VIRTIO 1.3, section 5.2).
 ///
-/// It serves its queues where `E` says, each by a worker of its own, and has its sectors in a
-/// [`Backend`]. Nothing that the host fails at ends the device: the request fails, and the guest
-/// decides.
+/// Its sectors are in a [`Backend`]. Each queue has a worker of its own, which the [`Executor`] `E`
+/// runs. No failure of the host ends the device: the request fails, and the guest decides how to go
+/// on.
 pub struct Block<E> {
     pub(crate) shared: Arc<Shared>,
     pub(crate) queue_sizes: Vec<u16>,
@@ -55,7 +55,7 @@ impl<E: Executor> Block<E> {
     ///
     /// # Errors
     ///
-    /// If the back end does not know its capacity.
+    /// If the back end cannot determine its capacity.
     pub fn new(backend: Arc<dyn Backend>, executor: E) -> io::Result<Self> {
         Ok(Self {
             shared: Arc::new(Shared::new(backend)?),
@@ -67,21 +67,22 @@ impl<E: Executor> Block<E> {
         })
     }
 
-    /// Sets the number of queues, from 1 to [`MAX_QUEUES`]; a number beyond is taken for the nearest. As
-    /// many requests are served at a time as the executor has threads for them: give it a
-    /// `Vec` of [`WorkerThread`](virtio_device_core::WorkerThread)s.
+    /// Sets the number of queues (`VIRTIO_BLK_F_MQ`), at most [`MAX_QUEUES`]; a number out of range
+    /// is replaced by the nearest one in it. Queues are served at the same time only if the
+    /// executor has a thread for each, as a `Vec` of
+    /// [`WorkerThread`](virtio_device_core::WorkerThread)s has.
     #[must_use]
     pub fn with_queues(mut self, count: u16) -> Self {
         self.queue_sizes = vec![QUEUE_SIZE; count.clamp(1, MAX_QUEUES).into()];
         self
     }
 
-    /// Sets how the device calls itself: up to 20 characters of printable ASCII, which Linux shows in
-    /// `/sys/block/vda/serial`.
+    /// Sets the device ID (`VIRTIO_BLK_T_GET_ID`): up to 20 characters of printable ASCII, which
+    /// Linux shows in `/sys/block/vda/serial`.
     ///
     /// # Errors
     ///
-    /// If it is something else, or there is a [handle](Self::handle) already.
+    /// If `id` is anything else, or a [handle](Self::handle) was taken before.
     pub fn with_id(mut self, id: &str) -> io::Result<Self> {
         let valid = id.len() <= ID_LEN && id.bytes().all(|byte| matches!(byte, b' '..=b'~'));
         let Some(shared) = Arc::get_mut(&mut self.shared).filter(|_| valid) else {
@@ -92,14 +93,14 @@ impl<E: Executor> Block<E> {
         Ok(self)
     }
 
-    /// Sets who is told what the host fails at. Once: whoever comes later is told nothing.
+    /// Sets the observer of the host's failures. Only the first one that is set is called.
     #[must_use]
     pub fn with_observer(self, observer: impl BlockObserver + 'static) -> Self {
         let _ = self.shared.observer.set(Box::new(observer));
         self
     }
 
-    /// A handle to tell the device of another capacity with.
+    /// A handle that tells the device when its back end's capacity has changed.
     #[must_use]
     pub fn handle(&self) -> BlockHandle {
         BlockHandle(self.shared.clone())
@@ -212,21 +213,21 @@ where
     }
 }
 
-/// Tells a device, wherever it is in its life, that its back end has another capacity; clones are the
-/// same.
+/// Tells a device, at any point of its life cycle, that its back end's capacity has changed. Clones
+/// refer to the same device.
 #[derive(Clone, Debug)]
 pub struct BlockHandle(Arc<Shared>);
 
 impl BlockHandle {
-    /// Takes over the present capacity of the back end and tells the driver, if it is another one;
-    /// returns it in bytes. A driver may be told of a disk that has grown, or has shrunk, while
-    /// requests are on their way: what is beyond the end fails.
+    /// Reads the back end's capacity; if it has changed, updates the configuration space and
+    /// interrupts the driver. Returns the capacity in bytes. A disk may grow or shrink while
+    /// requests are in flight: those beyond its end fail.
     ///
-    /// Restoring the device puts back the capacity that its driver knows: call this afterwards.
+    /// Restoring a saved state puts back the capacity that the driver knows: call this afterwards.
     ///
     /// # Errors
     ///
-    /// If the back end does not know its capacity; the device goes on with the one before.
+    /// If the back end cannot determine its capacity; the device keeps the one it had.
     pub fn refresh(&self) -> io::Result<u64> {
         self.0.refresh()
     }

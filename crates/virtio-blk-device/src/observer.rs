@@ -11,17 +11,17 @@ use std::sync::Arc;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Operation {
-    /// Reading sectors.
+    /// Reading sectors (`VIRTIO_BLK_T_IN`).
     Read,
-    /// Writing sectors.
+    /// Writing sectors (`VIRTIO_BLK_T_OUT`).
     Write,
-    /// Making writes stable.
+    /// Flushing writes to stable storage (`VIRTIO_BLK_T_FLUSH`).
     Flush,
-    /// Asking for the device's id.
+    /// Asking for the device's ID (`VIRTIO_BLK_T_GET_ID`).
     GetId,
-    /// Giving the room of sectors back.
+    /// Deallocating sectors (`VIRTIO_BLK_T_DISCARD`).
     Discard,
-    /// Writing zeroes.
+    /// Writing zeroes (`VIRTIO_BLK_T_WRITE_ZEROES`).
     WriteZeroes,
 }
 
@@ -29,15 +29,15 @@ pub enum Operation {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum BlockEvent<'a> {
-    /// The host has failed at a request about these bytes of the disk. The guest sees that, and decides
-    /// what becomes of it.
+    /// The host has failed to serve a request for these bytes of the disk. The guest sees the
+    /// request fail, and decides how to go on.
     Failed(Operation, &'a Range<u64>, &'a io::Error),
 }
 
 /// Receives [`BlockEvent`]s.
 ///
-/// Called on a worker's thread: it must not wait, and must not call the device. A failing disk has it
-/// called as often as the guest likes.
+/// Called on a worker's thread: it must not wait, and must not call the device. Limit what you log:
+/// on a failing disk the guest decides how often it is called.
 pub trait BlockObserver: Send + Sync {
     /// Takes note of `event`.
     fn event(&self, event: &BlockEvent<'_>);

@@ -60,13 +60,14 @@ fn ring() -> io::Result<IoUring> {
 }
 
 impl<E: Executor> Block<E> {
-    /// Has the kernel work on all requests of a queue at the same time, by a ring for each of the queues
-    /// that there are by now. Its executor must be able to watch descriptors, as all but a
-    /// [`StepLoop`](virtio_device_core::StepLoop) are.
+    /// Serves requests by `io_uring`, all of a queue at the same time. Makes one ring for each
+    /// queue, so set their number before. The executor must be able to watch descriptors, as all
+    /// but a [`StepLoop`](virtio_device_core::StepLoop) are.
     ///
     /// # Errors
     ///
-    /// If the back end is no file, or the kernel refuses.
+    /// If [`Backend::as_file`](crate::Backend::as_file) returns nothing, or the kernel refuses the
+    /// rings.
     #[cfg_attr(docsrs, doc(cfg(feature = "io-uring")))]
     pub fn with_io_uring(mut self) -> io::Result<Self> {
         if self.shared.backend.as_file().is_none() {

@@ -23,23 +23,25 @@ static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 /// How a [`FileBackend`] uses its file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FileOptions {
-    /// The guest cannot write. Any number of those can share a file, but not with a writer.
+    /// The guest cannot write (`VIRTIO_BLK_F_RO`). Any number of read-only back ends can share a
+    /// file, but none of them with one that writes.
     pub read_only: bool,
-    /// Past the host's page cache (`O_DIRECT`), where a request is aligned as that needs. Others,
-    /// which a driver that heeds the block size does not make, go through the cache.
+    /// Bypasses the host's page cache (`O_DIRECT`). A request that is not aligned to the block
+    /// size, which a driver that respects `VIRTIO_BLK_F_BLK_SIZE` does not make, still goes through
+    /// the cache.
     pub direct: bool,
 }
 
-/// A disk that is a file, sector by sector, or a block device.
+/// A raw image file, or a block device.
 ///
-/// Data moves between the file and guest memory without a copy. Holes are punched for what the
-/// driver discards. A file is locked as long as the back end lives (an open file description lock of
-/// all of it), so that two of them never write to one image. Once a flush has failed, the kernel may
-/// have dropped what it could not write: from then on every flush fails.
+/// Data moves between the file and guest memory without a copy. What the driver discards becomes a
+/// hole. The file is locked for as long as the back end lives (an open file description lock of all
+/// of it), so that no two of them write to one image. Once a flush has failed, the kernel may have
+/// dropped data that it could not write: from then on every flush fails.
 ///
-/// A file may become shorter, by the host's hand, at any time: what is beyond its end fails, and the file
-/// is not made longer again. Its length is asked for before each write; so that none is on its way in
-/// between, pause the device while you shorten the file, and call
+/// The file may be truncated on the host at any time: requests beyond its new end fail, and no
+/// write extends it again. For that its length is read before each write; so that no write is in
+/// flight between the two, pause the device while you truncate the file, and call
 /// [`BlockHandle::refresh`](crate::BlockHandle::refresh) afterwards.
 #[derive(Debug)]
 pub struct FileBackend {
@@ -67,12 +69,13 @@ impl FileBackend {
         Self::new(file, options)
     }
 
-    /// Uses a file that is open, as its open mode allows.
+    /// Takes over an open file.
     ///
     /// # Errors
     ///
-    /// If it is neither a file nor a block device, is not open for what the options want, is used by
-    /// somebody else ([`ErrorKind::ResourceBusy`]), or cannot do direct I/O.
+    /// If it is neither a regular file nor a block device, is not open in the mode that the options
+    /// need, is locked by another user ([`ErrorKind::ResourceBusy`]), or does not support direct
+    /// I/O.
     pub fn new(file: File, options: FileOptions) -> io::Result<Self> {
         let metadata = file.metadata()?;
         let is_device = check_type(metadata.file_type())?;

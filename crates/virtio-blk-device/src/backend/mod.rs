@@ -11,11 +11,11 @@ use std::ops::Range;
 pub use crate::raw::Buffers;
 pub use file::{FileBackend, FileOptions};
 
-/// Where the sectors are: a file, memory, an image format, something remote.
+/// Where a disk's sectors are stored: in a file, in memory, in an image format, on another machine.
 ///
-/// The workers of all queues call it at the same time, and whatever it returns, waits for or fails at
-/// is the business of that one request. Offsets and lengths are bytes, in multiples of 512, and lie
-/// within the capacity that was last told, which the back end need not have any more.
+/// The workers of all queues call it concurrently; what one call waits for or fails at affects that
+/// request alone. Offsets and lengths are in bytes, multiples of 512, and within the capacity that
+/// [`capacity`](Self::capacity) returned last, although the back end may have shrunk since.
 ///
 /// A whole back end, a disk in the host's memory:
 ///
@@ -66,27 +66,29 @@ pub use file::{FileBackend, FileOptions};
 /// }
 /// ```
 pub trait Backend: Send + Sync + 'static {
-    /// The present capacity in bytes; what is beyond the last whole sector is not used. Asked when the
-    /// device is made, and when it is told that there is a change.
+    /// The capacity in bytes at present; a partial sector at the end is not used. Called when the
+    /// device is made, and by [`BlockHandle::refresh`](crate::BlockHandle::refresh).
     ///
     /// # Errors
     ///
-    /// If it cannot be found out.
+    /// If it cannot be determined.
     fn capacity(&self) -> io::Result<u64>;
 
     /// Fills `buffers` with what is at `offset`.
     ///
     /// # Errors
     ///
-    /// Anything that kept some of it from being read; the request fails, and the device goes on.
+    /// If not all of it could be read, whatever the reason: the request fails, and the device goes
+    /// on.
     fn read(&self, offset: u64, buffers: &Buffers<'_>) -> io::Result<()>;
 
-    /// Whether nothing can be written: then no other method than these is called.
+    /// Whether the disk is read-only (`VIRTIO_BLK_F_RO`). If so, `write`, `flush`, `write_zeroes`
+    /// and `discard` are never called.
     fn is_read_only(&self) -> bool {
         false
     }
 
-    /// Sizes that I/O should be aligned to.
+    /// The block sizes that the driver is told (`VIRTIO_BLK_F_BLK_SIZE`, `VIRTIO_BLK_F_TOPOLOGY`).
     fn geometry(&self) -> Geometry {
         Geometry::default()
     }
@@ -98,22 +100,22 @@ pub trait Backend: Send + Sync + 'static {
     /// As for [`read`](Self::read).
     fn write(&self, offset: u64, buffers: &Buffers<'_>) -> io::Result<()>;
 
-    /// Makes all writes stable that were complete before.
+    /// Brings all writes that were complete before the call to stable storage.
     ///
     /// # Errors
     ///
-    /// If that cannot be said of one of them.
+    /// If one of them may not be on stable storage.
     fn flush(&self) -> io::Result<()>;
 
-    /// Has a range read as zeroes; `unmap` says that its room may be given back.
+    /// Makes `range` read as zeroes. With `unmap` its blocks may be deallocated.
     ///
     /// # Errors
     ///
-    /// As for [`read`](Self::read); [`Unsupported`](io::ErrorKind::Unsupported) is told to the driver
-    /// as such.
+    /// As for [`read`](Self::read); [`Unsupported`](io::ErrorKind::Unsupported) becomes
+    /// `VIRTIO_BLK_S_UNSUPP`.
     fn write_zeroes(&self, range: Range<u64>, unmap: bool) -> io::Result<()>;
 
-    /// Gives the room of a range back. What is read from there afterwards may be anything.
+    /// Deallocates the blocks of `range`. What it reads as afterwards is not defined.
     ///
     /// # Errors
     ///
@@ -122,14 +124,15 @@ pub trait Backend: Send + Sync + 'static {
         self.write_zeroes(range, true)
     }
 
-    /// The file that all of this comes down to, unchanged: what `io_uring` needs.
+    /// The [`FileBackend`] that serves all of this without a change, if there is one: `io_uring`
+    /// works on its file.
     fn as_file(&self) -> Option<&FileBackend> {
         None
     }
 }
 
-/// The block sizes that I/O should be aligned to, which change nothing of what is served: requests are
-/// in sectors of 512 bytes in any case.
+/// Block sizes that I/O should be aligned to. They are hints: requests are in sectors of 512 bytes,
+/// and are served at any of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Geometry {
     /// Blocks of 512 bytes.
