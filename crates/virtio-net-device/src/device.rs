@@ -24,7 +24,7 @@ use crate::settings::{GROUP, Mac, Settings};
 use crate::shared::Shared;
 use crate::worker::Handler;
 
-/// Most pairs of queues that a device may have.
+/// The most queue pairs (`max_virtqueue_pairs`) that a device may have.
 pub const MAX_PAIRS: usize = 32;
 
 /// Smallest MTU that a device may advise (VIRTIO 1.3, section 5.1.4.1).
@@ -41,7 +41,8 @@ const _: () = assert!(
 
 /// A network device (VIRTIO 1.3, section 5.1).
 ///
-/// It serves its pairs of queues where `E` says, each by a worker and a back end of its own. Nothing that the host fails at ends the device: the link is down until the host is back.
+/// Each queue pair has a [`Backend`] and a worker of its own, which the [`Executor`] `E` runs. No
+/// failure of the host ends the device: the link is down until the back end works again.
 pub struct Net<E> {
     shared: Arc<Shared>,
     offloads: Features,
@@ -50,12 +51,13 @@ pub struct Net<E> {
 }
 
 impl<E: Executor> Net<E> {
-    /// Makes a device with a pair of queues for each back end, 1 to [`MAX_PAIRS`] of them. As many pairs
-    /// are served at a time as the executor has threads for them.
+    /// Makes a device with one queue pair for each back end, of which there are 1 to [`MAX_PAIRS`].
+    /// Pairs are served at the same time only if the executor has a thread for each, as a `Vec` of
+    /// [`WorkerThread`](virtio_device_core::WorkerThread)s has.
     ///
     /// # Errors
     ///
-    /// If there are too few or too many back ends, or `mac` is not the address of one station.
+    /// If there are no or too many back ends, or `mac` is a multicast address or all zeroes.
     pub fn new<B: Backend>(backends: Vec<B>, mac: Mac, executor: E) -> io::Result<Self> {
         let invalid = |why| Err(io::Error::new(ErrorKind::InvalidInput, why));
         let pairs = backends.len();
@@ -91,14 +93,14 @@ impl<E: Executor> Net<E> {
         Ok(self)
     }
 
-    /// Sets who is told what the host does to the link. Once: whoever comes later is told nothing.
+    /// Sets the observer of the link. Only the first one that is set is called.
     #[must_use]
     pub fn with_observer(self, observer: impl NetObserver + 'static) -> Self {
         let _ = self.shared.observer.set(Box::new(observer));
         self
     }
 
-    /// A handle to the device's cable.
+    /// A handle that controls the device's link.
     #[must_use]
     pub fn handle(&self) -> NetHandle {
         NetHandle(self.shared.clone())
@@ -220,25 +222,26 @@ impl<E> fmt::Debug for Net<E> {
 pub struct NetHandle(Arc<Shared>);
 
 impl NetHandle {
-    /// Pulls the cable out, or plugs it in again, and tells the driver. Packets are lost meanwhile, in
-    /// both directions.
+    /// Pulls the cable out or plugs it in, and tells the driver (`VIRTIO_NET_S_LINK_UP`). While it
+    /// is out, packets are dropped in both directions.
     pub fn set_cable(&self, plugged: bool) {
         self.0.set_cable(plugged);
     }
 
-    /// Whether there is a cable, and every back end works.
+    /// Whether the cable is plugged in and every back end in use works: what the driver sees as
+    /// `VIRTIO_NET_S_LINK_UP`.
     #[must_use]
     pub fn is_up(&self) -> bool {
         self.0.is_up()
     }
 
-    /// Asks the driver to tell the network where it is, as it is asked after a restore
-    /// (`VIRTIO_NET_F_GUEST_ANNOUNCE`).
+    /// Asks the driver to announce itself to the network (`VIRTIO_NET_F_GUEST_ANNOUNCE`), as it is
+    /// asked after a restore without this call.
     pub fn announce(&self) {
         self.0.announce();
     }
 
-    /// Packets that were lost so far.
+    /// The packets that were dropped so far.
     #[must_use]
     pub fn drops(&self) -> NetDrops {
         NetDrops {

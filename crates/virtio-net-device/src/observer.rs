@@ -11,14 +11,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum NetEvent<'a> {
-    /// The back end of a pair of queues does not work any more: the link is down.
+    /// The back end of a pair of queues has failed: the link is down.
     BackendFailed {
         /// Number of the pair.
         pair: usize,
-        /// What was said.
+        /// Why it failed.
         error: &'a io::Error,
     },
-    /// It works again.
+    /// A back end that had failed works again.
     BackendReturned {
         /// Number of the pair.
         pair: usize,
@@ -49,7 +49,7 @@ impl<T: NetObserver + ?Sized> NetObserver for Arc<T> {
 #[non_exhaustive]
 pub struct NetDrops {
     /// From the host: too long for the driver's buffers, too short for a frame, or in need of an
-    /// offload that was not agreed on. Packets that the driver has filtered out are not counted.
+    /// offload that was not negotiated. Packets that the driver's own filters drop are not counted.
     pub received: u64,
     /// From the driver: malformed, refused by the host, or sent without a link.
     pub sent: u64,

@@ -61,16 +61,16 @@ pub use tap::Tap;
 /// }
 /// ```
 pub trait Backend: Send + 'static {
-    /// Puts the next packet of the host into `packet`, which has room for the longest there is, and
-    /// returns how long it is with its header of 12 bytes. The header is all zeroes before: that of a
-    /// packet that needs nothing.
+    /// Receives the host's next packet into `packet`, which has room for the longest possible one,
+    /// and returns its length, the header of 12 bytes included. The header is all zeroes before the
+    /// call, which asks for no offload.
     ///
     /// # Errors
     ///
     /// `WouldBlock` if there is none; see the trait.
     fn receive(&mut self, packet: &Packet<'_>) -> io::Result<usize>;
 
-    /// Sends a packet, whose header asks for nothing but what was agreed on of
+    /// Sends a packet. Its header asks for no offload but the negotiated ones of
     /// [`offloads`](Self::offloads).
     ///
     /// # Errors
@@ -78,8 +78,8 @@ pub trait Backend: Send + 'static {
     /// `WouldBlock` if the host does not take it now; see the trait.
     fn send(&mut self, packet: &Packet<'_>) -> io::Result<()>;
 
-    /// Passes on what `send` has kept back, if it does such a thing. Called after a number of packets,
-    /// and when [`writable`](Self::writable) is.
+    /// Sends what `send` has buffered, for a back end that does. Called after a batch of packets,
+    /// and when [`writable`](Self::writable) is ready.
     ///
     /// # Errors
     ///
@@ -96,15 +96,16 @@ pub trait Backend: Send + 'static {
         self.readable()
     }
 
-    /// What the back end can do of checksums and segmentation, in either direction: by the numbers of
-    /// the device's features, `VIRTIO_NET_F_CSUM` for packets to send, say, and
-    /// `VIRTIO_NET_F_GUEST_CSUM` for those received.
+    /// The checksum and segmentation offloads that the back end supports, as feature bits of the
+    /// device: `VIRTIO_NET_F_CSUM` for packets that it is given to send, for example, and
+    /// `VIRTIO_NET_F_GUEST_CSUM` for packets that it receives.
     fn offloads(&self) -> Features {
         Features::NONE
     }
 
-    /// Sets what received packets may need: some of the `VIRTIO_NET_F_GUEST_` features that
-    /// [`offloads`](Self::offloads) has. Called on the back end of the first pair, for all of them.
+    /// Sets the offloads that received packets may ask for: a subset of the `VIRTIO_NET_F_GUEST_`
+    /// features in [`offloads`](Self::offloads). Called on the back end of the first pair, for all
+    /// of them.
     ///
     /// # Errors
     ///
@@ -114,7 +115,8 @@ pub trait Backend: Send + 'static {
         Ok(())
     }
 
-    /// Says whether the driver uses this pair of queues; if not, packets should come by another.
+    /// Tells whether the driver uses this pair of queues (`VIRTIO_NET_CTRL_MQ`). While it does not,
+    /// the host should send its packets through other pairs.
     ///
     /// # Errors
     ///
@@ -124,7 +126,8 @@ pub trait Backend: Send + 'static {
         Ok(())
     }
 
-    /// Tries to go on after a failure, without waiting. Its descriptors may be others afterwards.
+    /// Tries to recover after a failure, without waiting. The descriptors may be different ones
+    /// afterwards.
     ///
     /// # Errors
     ///

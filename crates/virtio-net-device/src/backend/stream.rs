@@ -42,7 +42,7 @@ struct Bytes {
 }
 
 impl Stream {
-    /// Connects to the socket at `path`, and does so again whenever the connection has been lost.
+    /// Connects to the Unix socket at `path`, and does so again whenever the connection is lost.
     ///
     /// # Errors
     ///
@@ -55,7 +55,7 @@ impl Stream {
         })
     }
 
-    /// Takes a socket that is connected. Once the connection is lost, the link is down for good.
+    /// Takes over a connected socket. Once the connection is lost, the link is down for good.
     #[must_use]
     pub fn new(socket: impl Into<OwnedFd>) -> Self {
         Self {

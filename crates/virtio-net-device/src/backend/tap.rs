@@ -38,14 +38,16 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// Opens the tap `name` by this many queues, at least one, for a device with as many pairs. If
-    /// there is no such tap, it is made, for as long as it is open, by a caller that may do so.
+    /// Opens this many queues (at least one) of the tap `name`, for a device with as many pairs. A
+    /// tap that does not exist is created, if the caller has the privilege (`CAP_NET_ADMIN`), and
+    /// exists for as long as it is open.
     ///
-    /// A tap that goes away is opened again once somebody has made it anew.
+    /// A tap that is deleted meanwhile is opened again once it exists again.
     ///
     /// # Errors
     ///
-    /// If the caller may not, if the tap is open already, or is not made for several queues.
+    /// If the caller lacks the privilege, if the tap is in use, or if it was not created with
+    /// several queues (`IFF_MULTI_QUEUE`) and they are asked for.
     pub fn open(name: &str, queues: u16) -> io::Result<Vec<Self>> {
         let several = if queues > 1 { IFF_MULTI_QUEUE } else { 0 };
         let flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | several;
@@ -60,12 +62,12 @@ impl Tap {
             .collect()
     }
 
-    /// Takes a queue of a tap that somebody else has opened, with `IFF_VNET_HDR`. Once the tap has
-    /// gone away, the link is down for good.
+    /// Takes over one queue of a tap that is open with `IFF_VNET_HDR`. Once the tap is deleted, the
+    /// link is down for good.
     ///
     /// # Errors
     ///
-    /// If it is something else.
+    /// If `fd` is not such a queue.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         let flags = tap_flags(fd.as_fd())?;
         let needed = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
