@@ -1,7 +1,7 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! Counting what a device and its transport tell.
+//! An observer that counts the events of a device and its transport.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -32,7 +32,7 @@ macro_rules! counters {
         }
 
         impl EventCounters {
-            /// All counts; each is right, though they may be of slightly different moments.
+            /// All counts. Each is exact, but they are not read at one and the same moment.
             #[must_use]
             pub fn snapshot(&self) -> EventCounts {
                 EventCounts {

@@ -131,7 +131,7 @@ impl<'m, M: GuestMemory> DriverQueue<'m, M> {
         self.set_avail_index(self.avail_index.wrapping_add(1));
     }
 
-    /// Writes `head` where the next available chain is named, without making it available.
+    /// Writes `head` into the next entry of the available ring, without making it available.
     pub fn stage(&self, head: u16) {
         let slot = u64::from(self.avail_index) % u64::from(self.setup.size);
         let addr = GuestAddress(self.setup.avail_ring + 4 + 2 * slot);
@@ -198,7 +198,7 @@ impl<'m, M: GuestMemory> DriverQueue<'m, M> {
         )
     }
 
-    /// The used elements that have come since this was last called, as (head, length).
+    /// Takes the used elements that are new since the last call, as (head, length).
     pub fn take_used(&mut self) -> Vec<(u32, u32)> {
         let mut used = Vec::new();
         while self.used_index != self.used_index() {

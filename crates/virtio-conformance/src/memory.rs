@@ -56,18 +56,18 @@ impl WatchedMemory {
         }
     }
 
-    /// The memory itself: for the driver, whose accesses are nobody's business.
+    /// The memory itself, for the driver: accesses through it are not watched.
     #[must_use]
     pub const fn plain(&self) -> &GuestMemoryMmap<()> {
         &self.plain
     }
 
-    /// Has `watcher` see each access from now on. The device must be at rest.
+    /// Calls `watcher` before each access from now on. No worker may be running meanwhile.
     pub fn watch(&self, watcher: impl FnMut(&GuestMemoryMmap<()>, Access) + Send + 'static) {
         *self.watcher() = Some(Box::new(watcher));
     }
 
-    /// Ends the watch. The device must be at rest.
+    /// Ends the watch. No worker may be running meanwhile.
     pub fn unwatch(&self) {
         *self.watcher() = None;
     }

@@ -26,7 +26,7 @@ pub type Memory = Arc<WatchedMemory>;
 /// use virtio_conformance::{MmioPort, Parts};
 /// use virtio_mmio_transport::MmioTransport;
 ///
-/// /// What is made anew for each scenario of a suite.
+/// /// Makes the device under test, anew for each scenario.
 /// fn disk(parts: Parts) -> MmioPort<MmioTransport<virtio_conformance::Memory, RamDisk<impl virtio_device_core::Executor>>> {
 ///     let device = RamDisk::new(Arc::new(Mutex::new(vec![0; 4096])), parts.executor.clone());
 ///     let transport = MmioTransport::new(device, parts.memory, parts.line).unwrap();
@@ -42,14 +42,15 @@ pub type Memory = Arc<WatchedMemory>;
 pub struct Parts {
     /// Guest memory.
     pub memory: Memory,
-    /// The line to the guest's interrupt controller; it counts.
+    /// The line to the guest's interrupt controller, which counts its interrupts.
     pub line: CountingLine,
     /// An observer for the transport.
     pub events: Arc<EventLog>,
-    /// Runs workers on the thread of the test, step by step. It cannot watch host descriptors. A
-    /// device may as well have a `WorkerThread`; then how much it does in one wake-up is not checked.
+    /// Runs workers on the thread of the test, step by step. It cannot watch host descriptors: a
+    /// device that does needs a `WorkerThread`, and then how much it does in one wake-up is not
+    /// checked.
     pub executor: LoopHandle,
-    /// The host's side, for a device that waits for something from there.
+    /// The host's side, for a device whose requests wait for host input.
     pub host: Host,
 }
 
@@ -72,7 +73,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct CountingLine(Arc<AtomicU32>);
 
 impl CountingLine {
-    /// How often the line was raised.
+    /// The number of interrupts so far.
     #[must_use]
     pub fn raised(&self) -> u32 {
         self.0.load(Ordering::SeqCst)
@@ -103,7 +104,7 @@ pub struct EventLog {
 }
 
 impl EventLog {
-    /// What has been counted.
+    /// The counts so far.
     #[must_use]
     pub fn counts(&self) -> EventCounts {
         self.counters.snapshot()
@@ -141,9 +142,9 @@ type Deliver = Box<dyn FnMut() + Send>;
 pub struct Host(Arc<Mutex<Option<Deliver>>>);
 
 impl Host {
-    /// Has `deliver` called once for each request that the suite makes, valid or not: it has the
-    /// host deliver what answers one request. It must not wait; what does not fit any more it may
-    /// leave out.
+    /// Sets `deliver`, which has the host deliver what completes one request. It is called once for
+    /// each request that the suite makes, valid or not. It must not wait, and may leave out what
+    /// does not fit any more.
     ///
     /// It is called before the request is made available, so a device has to keep what it is given
     /// until there is room. For one that drops it, as some network cards do, `deliver` can only wake a

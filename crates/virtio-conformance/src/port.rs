@@ -5,15 +5,16 @@
 
 use virtio_device_core::transport::QueueSetup;
 
-/// What a driver does to a transport, in the transport's own way.
+/// A driver's access to a transport. Implement it to run the [suite](crate::Suite) on a transport
+/// of your own; [`MmioPort`](crate::MmioPort) is the one for virtio-mmio.
 pub trait Port {
-    /// Reads the status.
+    /// Reads the device status (VIRTIO 1.3, section 2.1).
     fn status(&mut self) -> u32;
-    /// Writes the status; 0 resets.
+    /// Writes the device status; 0 resets the device.
     fn set_status(&mut self, status: u32);
-    /// A word of the offered features.
+    /// Bits `32 * word` and up of the features that the device offers.
     fn offered(&mut self, word: u32) -> u32;
-    /// Accepts a word of features.
+    /// Accepts bits `32 * word` and up of the features.
     fn accept(&mut self, word: u32, features: u32);
     /// The largest size of a queue; 0 if there is none.
     fn max_size(&mut self, queue: u32) -> u32;
@@ -25,17 +26,18 @@ pub trait Port {
     fn reset_queue(&mut self, queue: u32);
     /// Notifies the device of new buffers.
     fn notify(&mut self, queue: u32);
-    /// The causes of the interrupt: 1 for used buffers, 2 for a change.
+    /// The interrupt status: bit 0 for used buffers, bit 1 for a change of the configuration or the
+    /// status.
     fn interrupt_status(&mut self) -> u32;
-    /// Acknowledges causes.
+    /// Acknowledges these bits of the interrupt status.
     fn acknowledge(&mut self, causes: u32);
     /// Reads the configuration space.
     fn read_config(&mut self, offset: u32, data: &mut [u8]);
-    /// The configuration generation.
+    /// The configuration generation (section 2.5).
     fn generation(&mut self) -> u32;
 
-    /// Everything that the transport and its device say of themselves to their VMM, as text: debug
-    /// output, saved state.
+    /// Everything that the transport and its device show their VMM, as text: debug output, saved
+    /// state. The suite looks for [secrets](crate::Suite::with_secret) in it.
     fn visible(&self) -> String {
         String::new()
     }

@@ -26,12 +26,13 @@ const BLOCK_DEVICE: u32 = 2;
 const QUEUE_SIZE: u16 = 128;
 const SECTOR: usize = 512;
 
-/// Types of requests.
+/// Types of requests (`VIRTIO_BLK_T_IN` and so on).
 const IN: u32 = 0;
 const OUT: u32 = 1;
 const FLUSH: u32 = 4;
 
-/// Answers, in the last byte that the driver lets the device write.
+/// Status values (`VIRTIO_BLK_S_OK` and so on), in the last byte that the driver lets the device
+/// write.
 const OK: u8 = 0;
 const IO_ERROR: u8 = 1;
 const UNSUPPORTED: u8 = 2;
@@ -39,7 +40,7 @@ const UNSUPPORTED: u8 = 2;
 /// The sectors, shared with whoever made the disk.
 type Disk = Arc<Mutex<Vec<u8>>>;
 
-/// The half of the device that vCPUs talk to.
+/// A block device whose sectors are in host memory: the half that vCPUs talk to.
 ///
 /// ```
 /// use std::sync::{Arc, Mutex};

@@ -1,7 +1,7 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! What the suite is told of a device.
+//! What the suite knows of a kind of device.
 
 /// A request that the device under test serves, alone in its queue.
 ///
@@ -69,16 +69,16 @@ impl Request {
     }
 }
 
-/// How much host memory a piece of work has taken, as a test's global allocator saw it.
+/// How much host memory a piece of work has allocated, as a test's global allocator counts it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HeapGrowth {
-    /// The most bytes that were allocated at one time, above what there was at the start.
+    /// The most bytes that were allocated at any time, beyond those at the start.
     pub peak: u64,
-    /// How many bytes are allocated at the end that were not at the start.
+    /// The bytes allocated at the end minus those at the start.
     pub left: i64,
 }
 
-/// Measures the work that it is given.
+/// Runs the work that it is given, and measures it.
 pub type MeasureHeap = fn(&mut dyn FnMut()) -> HeapGrowth;
 
 /// Everything that the suite knows of a kind of device.

@@ -1,7 +1,7 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The suite: every scenario, over and over, on a device and on one beside it.
+//! The suite: every scenario, on a device under test and on a second device beside it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -22,7 +22,7 @@ use crate::subject::{MeasureHeap, Request, Subject};
 /// use virtio_conformance::{MmioPort, Parts, Request, Suite};
 /// use virtio_mmio_transport::MmioTransport;
 ///
-/// /// What is made anew for each scenario of a suite.
+/// /// Makes the device under test, anew for each scenario.
 /// fn disk(parts: Parts) -> MmioPort<MmioTransport<virtio_conformance::Memory, RamDisk<impl virtio_device_core::Executor>>> {
 ///     let device = RamDisk::new(Arc::new(Mutex::new(vec![0; 4096])), parts.executor.clone());
 ///     let transport = MmioTransport::new(device, parts.memory, parts.line).unwrap();
@@ -54,25 +54,26 @@ impl Suite {
         }
     }
 
-    /// Has the suite look for `secret`: bytes that the test has put where the device has them in
-    /// reach and must keep them from its driver, such as the rest of a buffer that a backend has
-    /// filled in part. They should be printable, so that they are found in text as well.
+    /// Has the suite check that `secret` never reaches guest memory or debug output: bytes that the
+    /// test has put into host memory that the device can reach, such as the rest of a buffer that a
+    /// back end has filled in part. They should be printable, so that they are found in text as
+    /// well.
     #[must_use]
     pub const fn with_secret(mut self, secret: &'static [u8]) -> Self {
         self.subject.secret = secret;
         self
     }
 
-    /// Has the suite check by `measure` that the device takes no more host memory than at its
-    /// start. It sees one thread, or all, as the test's allocator does.
+    /// Has the suite check that the device's use of host memory does not grow, as `measure` sees
+    /// it: on one thread or on all, as the test's global allocator counts.
     #[must_use]
     pub const fn with_heap(mut self, measure: MeasureHeap) -> Self {
         self.subject.heap = Some(measure);
         self
     }
 
-    /// Puts devices made by `make` through every scenario. It puts a fresh device of one kind
-    /// behind a transport, from the given parts.
+    /// Runs every scenario. For each of them `make` puts a fresh device behind a transport, both
+    /// made of the [`Parts`] that it is given.
     ///
     /// # Panics
     ///

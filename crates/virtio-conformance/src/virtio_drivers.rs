@@ -55,7 +55,7 @@ static NEXT_PAGE: AtomicU64 = AtomicU64::new(PAGE_SIZE as u64);
 /// Guest memory as a driver in this process sees it: one for all drivers, because a `Hal` has no
 /// state of its own. Shared buffers are copied, so that the device works on guest memory alone.
 ///
-/// There are 256 MiB, and none is used twice.
+/// There are 256 MiB, and no page is allocated twice.
 #[derive(Clone, Copy, Debug)]
 pub struct GuestHal;
 
@@ -66,7 +66,7 @@ impl GuestHal {
         MEMORY.clone()
     }
 
-    /// Takes `len` bytes of guest memory, in whole pages, for good.
+    /// Allocates `len` bytes of guest memory, in whole pages, which are never freed.
     pub fn allocate(len: usize) -> GuestAddress {
         let len = len.next_multiple_of(PAGE_SIZE) as u64;
         GuestAddress(NEXT_PAGE.fetch_add(len, Ordering::SeqCst))
@@ -118,7 +118,7 @@ unsafe impl Hal for GuestHal {
     }
 }
 
-/// A virtio-mmio device by its registers.
+/// A [`Transport`] over the registers of virtio-mmio.
 #[derive(Debug)]
 pub struct RegisterTransport<T> {
     port: RefCell<MmioPort<T>>,
