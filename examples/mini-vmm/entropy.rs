@@ -58,7 +58,7 @@ impl Source {
         }
     }
 
-    /// Puts what has befallen the source into words, when `bytes` bytes were wanted of it.
+    /// Describes the trouble with the source, of which `bytes` bytes were wanted.
     pub(crate) fn explain(&self, trouble: &Trouble, bytes: u64) -> String {
         match trouble {
             Trouble::Ended { given } => self.too_short(*given, bytes),
@@ -66,7 +66,7 @@ impl Source {
         }
     }
 
-    /// Puts what has befallen the source into words.
+    /// Describes the trouble with the source.
     pub(crate) fn describe(&self, trouble: &Trouble) -> String {
         match trouble {
             Trouble::Ended { given } => {
@@ -137,8 +137,7 @@ pub(crate) enum Trouble {
     Failed(io::Error),
 }
 
-/// A source that remembers what went wrong, because a device can only tell its guest that something
-/// did.
+/// A source that remembers what went wrong: a device can tell its guest only that something did.
 pub(crate) struct Entropy {
     reader: Box<dyn Read + Send>,
     given: u64,

@@ -62,9 +62,10 @@ pub(crate) use terminal::Terminal;
 
 /// How long the vCPUs may take to start, on however busy a host.
 const START: Duration = Duration::from_secs(60);
-/// How long they may take to stop. One that takes longer waits for a device, and is left alone.
+/// How long they may take to stop. A vCPU that takes longer is waiting for a device, and is
+/// abandoned.
 const STOP: Duration = Duration::from_secs(5);
-/// How long until a vCPU that waits for a device is looked at again.
+/// How often a vCPU that waits for a device is checked.
 const GLANCE: Duration = Duration::from_millis(100);
 /// A guest that has not exited once in this time may be one that KVM cannot run.
 const SILENCE: Duration = Duration::from_secs(10);

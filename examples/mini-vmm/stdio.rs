@@ -3,8 +3,8 @@
 
 //! Standard output and standard error.
 //!
-//! The standard library takes a closed standard output for one that takes everything, so results
-//! would be lost without a word: here they are written by system calls.
+//! The standard library treats writes to a closed standard output as successful, so results would
+//! be lost without a word: here they are written by system calls.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -52,13 +52,13 @@ pub(crate) fn failed_stdout(error: &io::Error) -> String {
     format!("standard output: {error}")
 }
 
-/// Writes one line to standard error, whatever the message is made of; if nobody can read it,
-/// nobody does.
+/// Writes one line to standard error, whatever characters the message has. Failures are ignored:
+/// there is nowhere left to report them.
 pub(crate) fn complain(message: &str) {
     let _ = write_all(stderr(), complaint(message).as_bytes());
 }
 
-/// A message as a line.
+/// A message as one printable line.
 pub(crate) fn complaint(message: &str) -> String {
     format!("mini-vmm: {}\n", message.replace(char::is_control, " "))
 }

@@ -22,7 +22,7 @@ const QUEUE: RGBColor = RGBColor(0x2f, 0x6f, 0xa8);
 ///
 /// # Errors
 ///
-/// None that is known of: it is drawn into memory.
+/// If plotters fails, for which a picture in memory gives no reason.
 pub(crate) fn svg(comparisons: &[Comparison]) -> Result<String, Box<dyn Error>> {
     let mut svg = String::new();
     {

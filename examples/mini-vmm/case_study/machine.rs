@@ -24,16 +24,16 @@ use crate::layout::{RAM_SIZE, RAM_START};
 use crate::memory::{self, Memory};
 use crate::with_causes;
 
-/// A guest that exits not once in this time hangs: it has lost an interrupt, for one.
+/// A guest that has not exited once in this time hangs; it may have lost an interrupt.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How often a guest that is silent is looked at.
+/// How often a silent guest is checked.
 const GLANCE: Duration = Duration::from_millis(200);
 
-/// What has befallen an entropy source, if anything.
+/// The first trouble with an entropy source, if there was any.
 type Noted = Arc<Mutex<Option<Trouble>>>;
 
-/// What came of one run of the guest.
+/// The results of one run of the guest.
 pub(crate) struct Run {
     /// What each device took, in the order of the guest's phases.
     pub(crate) phases: Vec<Phase>,
@@ -155,7 +155,7 @@ impl Progress {
     }
 }
 
-/// Looks after a guest that has announced nothing for a while; says what is wrong with it.
+/// Checks a guest that has announced nothing for a while, and returns what is wrong with it.
 fn silence(
     vcpu: &mut VcpuHandle,
     progress: &mut Progress,
@@ -178,7 +178,7 @@ fn ended(vcpu: &mut VcpuHandle) -> String {
     }
 }
 
-/// What an entropy source's trouble was, if there was any: whatever the guest says, this is why.
+/// The trouble with an entropy source, if there was any: it explains whatever the guest reports.
 fn explain(source: &Source, troubles: &[Noted], bytes: u64) -> Option<String> {
     troubles.iter().find_map(|noted| {
         let trouble = noted.lock().unwrap_or_else(PoisonError::into_inner);

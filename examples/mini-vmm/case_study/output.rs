@@ -22,7 +22,7 @@ pub(crate) struct Comparison {
 }
 
 impl Comparison {
-    /// Sorts a run's phases; `None` unless there is one for each device.
+    /// Compares a run's phases; `None` unless there is exactly one for each device.
     pub(crate) fn new(bytes: u64, phases: Vec<Phase>) -> Option<Self> {
         let (mut legacy, mut virtio) = (None, None);
         for phase in phases {
@@ -82,7 +82,7 @@ impl Comparison {
     }
 }
 
-/// Which device is faster, and how many times, as far as that can be told apart.
+/// Which device is faster, and by what factor, unless they are too close to tell.
 enum Faster {
     Queue(String),
     Register(String),
@@ -108,7 +108,7 @@ struct JsonResult {
 ///
 /// # Errors
 ///
-/// None that is known of.
+/// If `serde_json` fails, for which these values give no reason.
 pub(crate) fn json(comparisons: &[Comparison]) -> serde_json::Result<String> {
     let result = |bytes, phase: &Phase| JsonResult {
         device: phase.device.to_string(),

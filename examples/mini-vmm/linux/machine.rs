@@ -38,7 +38,7 @@ use crate::layout::SERIAL_GSI;
 use crate::memory::{self, Memory};
 use crate::stdio::{complaint, failed_stdout};
 
-/// What has befallen an entropy source, if anything.
+/// The first trouble with an entropy source, if there was any.
 type Noted = Arc<Mutex<Option<Trouble>>>;
 
 /// Everything but the virtual machine itself.
@@ -68,7 +68,7 @@ pub(crate) struct Machine {
     reboots: Option<Cell<u64>>,
 }
 
-/// How long until a device is asked again whether it has been reset.
+/// How often a device is asked whether its reset is complete.
 const GLANCE: Duration = Duration::from_millis(10);
 
 /// What connects devices with a virtual machine.
@@ -291,7 +291,7 @@ impl Machine {
         self.errors.push(complaint(message).as_bytes());
     }
 
-    /// What has befallen the entropy sources, each thing once.
+    /// The troubles with the entropy sources, each one once.
     pub(crate) fn troubles(&self, source: &Source) -> Vec<String> {
         let mut troubles = Vec::new();
         for noted in &self.troubles {

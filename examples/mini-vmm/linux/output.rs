@@ -16,13 +16,14 @@ use std::time::Duration;
 use super::bell::Bell;
 use crate::stdio::write_all;
 
-/// With more bytes than this waiting, a vCPU waits, too, unless [`Output::allow`] says otherwise.
+/// With more bytes than this in the buffer, a vCPU that writes waits, unless [`Output::allow`] says
+/// otherwise.
 const ENOUGH: usize = 64 << 10;
 
 /// Most bytes in one system call, so that it can be seen whether they get on.
 const PIECE: usize = 4 << 10;
 
-/// A stream in which nothing has moved for this long is left alone by a program that is to end.
+/// When the program is to end, it gives up a stream in which nothing has moved for this long.
 const STUCK: Duration = Duration::from_millis(500);
 
 /// A stream, and what waits to be written to it.
@@ -39,9 +40,9 @@ struct Inner {
 #[derive(Debug)]
 struct State {
     waiting: Vec<u8>,
-    /// With more bytes than this waiting, whoever can wait does.
+    /// With more bytes than this in the buffer, writers that can wait do.
     most: usize,
-    /// Whether the thread has something to write in its hands.
+    /// Whether the thread is in the middle of a write.
     writing: bool,
     /// How many pieces have been written.
     pieces: u64,
@@ -89,7 +90,7 @@ impl Output {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Leaves something to be written; does not wait.
+    /// Puts `data` into the buffer, without waiting.
     pub(crate) fn push(&self, data: &[u8]) {
         let mut state = self.state();
         if let Some(last) = data.last() {
@@ -206,7 +207,7 @@ impl Output {
     }
 }
 
-/// What is written here waits in the buffer.
+/// Writes to the buffer, without waiting.
 impl Write for Output {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         self.push(data);

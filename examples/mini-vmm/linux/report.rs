@@ -1,7 +1,7 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! What can be said of a machine: its maps before, its statistics afterwards.
+//! What is reported of a machine: its maps before it runs, its statistics afterwards.
 
 use std::collections::BTreeMap;
 use std::error::Error;

@@ -18,7 +18,7 @@ use crate::stdio::complaint;
 
 /// The port as the bus and the user's side share it.
 ///
-/// The lock is held for a register access at a time, and never while anything waits.
+/// The lock is held for one register access at a time, and never while something blocks.
 #[derive(Clone)]
 pub(crate) struct SerialPort(Arc<Inner>);
 

@@ -86,8 +86,8 @@ pub(crate) fn watch(
     Ok(())
 }
 
-/// Starts a thread that tells disks of their size whenever it is asked to. To find the size out can
-/// take for ever, for instance of a file that another host has.
+/// Starts a thread that tells disks their size whenever it is asked to: finding the size can block
+/// without bound, for instance on a network file system.
 fn refresher(disks: Vec<BlockHandle>) -> io::Result<SyncSender<()>> {
     let (asks, asked) = mpsc::sync_channel(1);
     let refresh = move || {

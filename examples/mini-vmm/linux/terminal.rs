@@ -1,7 +1,7 @@
 // Copyright 2026 The vmm-devices authors
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
-//! The user's terminal: every key goes to the guest, and in the end all is as it was.
+//! The user's terminal: every key goes to the guest, and in the end its modes are restored.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -52,7 +52,7 @@ struct State {
     phase: Phase,
 }
 
-/// What has become of the terminal.
+/// Which modes the terminal has, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// It has its own modes still.
