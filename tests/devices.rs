@@ -15,9 +15,7 @@ use virtio_conformance::{
     CountingLine, DriverQueue, EventCounters, MmioPort, Port, VIRTQ_DESC_F_NEXT,
     VIRTQ_DESC_F_WRITE, WatchedMemory, reg,
 };
-use virtio_device_core::{
-    Features, LoopHandle, StepLoop, VIRTIO_F_EVENT_IDX, VIRTIO_F_VERSION_1, VirtioDevice,
-};
+use virtio_device_core::{Features, LoopHandle, StepLoop, VIRTIO_F_EVENT_IDX, VirtioDevice};
 use virtio_mmio_transport::{MmioTransport, REGION_SIZE, TransportState};
 use virtio_rng_device::EntropyDevice;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
@@ -130,21 +128,9 @@ impl Rig {
 
     fn start<'m>(&mut self, memory: &'m Plain, features: Features) -> Queue<'m> {
         let queue = Queue::new(memory, QUEUE, 8);
-        let features = features | Features::of(&[VIRTIO_F_VERSION_1]);
-        for (offset, value) in [
-            (reg::STATUS, 0),
-            (reg::STATUS, 3),
-            (reg::DRIVER_FEATURES_SEL, 0),
-            (reg::DRIVER_FEATURES, features.word(0)),
-            (reg::DRIVER_FEATURES_SEL, 1),
-            (reg::DRIVER_FEATURES, features.word(1)),
-            (reg::STATUS, 11),
-        ] {
-            self.port.set(offset, value);
-        }
+        assert!(self.port.negotiate(features));
         assert!(self.port.enable(0, queue.setup()));
-        self.port.set(reg::STATUS, 15);
-        assert_eq!(self.port.status(), 15);
+        assert_eq!(self.port.set_driver_ok(), 15);
         queue
     }
 
@@ -256,11 +242,8 @@ fn memory_that_is_taken_away_is_a_fault() {
         assert_eq!(rig.events.snapshot().ring_fault, 1);
         assert_eq!((rig.port.interrupt_status(), rig.line.raised()), (2, 1));
         assert!(image(&memory) == before);
-        rig.port.set_status(0);
         // And a queue there cannot be enabled any more.
-        rig.port.set(reg::STATUS, 3);
-        rig.port.accept(1, 1);
-        rig.port.set(reg::STATUS, 11);
+        assert!(rig.port.negotiate(Features::NONE));
         assert!(!rig.port.enable(0, queue.setup()));
     }
 }
@@ -368,14 +351,11 @@ fn a_device_that_was_removed_is_gone() {
         let line = CountingLine::default();
         let transport = MmioTransport::new(device, space, line.clone()).unwrap();
         let mut port = port(transport);
-        port.set_status(0);
         // Started here, and put on the bus with a request in its queue.
         let queue = Queue::new(&memory, QUEUE, 8);
-        port.set(reg::STATUS, 3);
-        port.accept(1, 1);
-        port.set(reg::STATUS, 11);
+        assert!(port.negotiate(Features::NONE));
         assert!(port.enable(0, queue.setup()));
-        port.set(reg::STATUS, 15);
+        port.set_driver_ok();
         let (_, kick) = port.device_mut().kicks().next().unwrap();
         let kick = kick.try_clone().unwrap();
         let bus = MmioBus::new();

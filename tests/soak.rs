@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use bus::{MmioBus, MmioView};
 use virtio_conformance::{DriverQueue, MmioPort, Port, reg};
-use virtio_device_core::{WorkerThread, edge_line};
+use virtio_device_core::{Features, WorkerThread, edge_line};
 use virtio_mmio_transport::{MmioTransport, REGION_SIZE};
 use virtio_rng_device::EntropyDevice;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -70,24 +70,11 @@ fn registers(bus: &MmioBus) -> Registers {
 
 /// Resets the device and starts it.
 fn start<'m>(port: &mut Registers, memory: &'m Memory) -> DriverQueue<'m, GuestMemoryMmap<()>> {
-    port.set(reg::STATUS, 0);
-    let deadline = Instant::now() + SOON;
-    while port.get(reg::STATUS) != 0 {
-        assert!(Instant::now() < deadline, "the reset does not end");
-        std::thread::yield_now();
-    }
-    // Not before: until then, the rings of the last driver are the device's to write to.
+    assert!(port.negotiate(Features::NONE));
+    // Not before: until the reset is complete, the rings of the last driver are the device's to write to.
     let queue = DriverQueue::new(&**memory, 0x1000, 8);
-    for (offset, value) in [
-        (reg::STATUS, 3),
-        (reg::DRIVER_FEATURES_SEL, 1),
-        (reg::DRIVER_FEATURES, 1),
-        (reg::STATUS, 11),
-    ] {
-        port.set(offset, value);
-    }
     assert!(port.enable(0, queue.setup()));
-    port.set(reg::STATUS, 15);
+    port.set_driver_ok();
     queue
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bus::BusDevice as _;
 use virtio_conformance::{CountingLine, MmioPort, Port as _};
-use virtio_device_core::{LoopHandle, StepLoop, transport::QueueSetup};
+use virtio_device_core::{Features, LoopHandle, StepLoop, transport::QueueSetup};
 use virtio_mmio_transport::MmioTransport;
 use virtio_rng_device::{EntropyDevice, SourcePolicy};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -129,22 +129,15 @@ impl<S: Read + Send + 'static> Machine<S> {
 
     /// Resets the device and agrees on `features`.
     pub fn negotiate(&mut self, features: u64) {
-        self.port.set(0x70, 0);
-        assert_eq!(self.port.get(0x70), 0);
-        self.port.set(0x70, 3);
-        for (word, features) in [(0, features & 0xffff_ffff), (1, features >> 32 | 1)] {
-            self.port.accept(word, features as u32);
-        }
-        self.port.set(0x70, 11);
-        assert_eq!(self.port.get(0x70), 11);
+        let words = [features as u32, (features >> 32) as u32, 0, 0];
+        assert!(self.port.negotiate(Features::from_words(words)));
     }
 
     /// Starts the device, which must take `setup`.
     pub fn start(&mut self, features: u64, setup: &QueueSetup) {
         self.negotiate(features);
         assert!(self.port.enable(0, setup), "{setup:x?}");
-        self.port.set(0x70, 15);
-        assert_eq!(self.port.get(0x70), 15);
+        assert_eq!(self.port.set_driver_ok(), 15);
     }
 
     /// All of memory; zeros where there is none.

@@ -15,7 +15,8 @@ use virtio_conformance::{
     DriverQueue, EventLog, MmioPort, Port, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE, reg,
 };
 use virtio_device_core::{
-    Activation, Context, DeviceFault, Progress, QueueHandler, VirtioDevice, WorkerThread, edge_line,
+    Activation, Context, DeviceFault, Features, Progress, QueueHandler, VirtioDevice, WorkerThread,
+    edge_line,
 };
 use virtio_mmio_transport::MmioTransport;
 use virtio_rng_device::{EntropyDevice, KernelEntropy};
@@ -92,19 +93,9 @@ impl Machine {
         let queue = Queue::new(memory, 0x1000, 8);
         // A disk whose driver can flush does not flush by itself.
         let flush = self.port.offered(0) & FLUSH;
-        for (offset, value) in [
-            (reg::STATUS, 0),
-            (reg::STATUS, 3),
-            (reg::DRIVER_FEATURES_SEL, 0),
-            (reg::DRIVER_FEATURES, flush),
-            (reg::DRIVER_FEATURES_SEL, 1),
-            (reg::DRIVER_FEATURES, 1),
-            (reg::STATUS, 11),
-        ] {
-            self.port.set(offset, value);
-        }
+        assert!(self.port.negotiate(Features::from_words([flush, 0, 0, 0])));
         assert!(self.port.enable(0, queue.setup()));
-        self.port.set(reg::STATUS, 15);
+        self.port.set_driver_ok();
         queue
     }
 }
@@ -246,14 +237,12 @@ fn a_loop_that_fails_in_the_middle_of_its_work_says_why() {
         let refused = Refused::always(call, libc::EPERM);
         let device = Waiting(Machine::worker(Vec::new()), refused);
         let mut machine = Machine::new(Box::new(device), &memory);
-        machine.port.set(reg::STATUS, 3);
-        machine.port.accept(1, 1);
-        machine.port.set(reg::STATUS, 11);
+        assert!(machine.port.negotiate(Features::NONE));
         for queue in 0..2_u32 {
             let rings = Queue::new(&*memory, 0x1000 * u64::from(1 + queue), 8);
             assert!(machine.port.enable(queue, rings.setup()));
         }
-        machine.port.set(reg::STATUS, 15);
+        machine.port.set_driver_ok();
         let reason = failure(&mut machine);
         assert!(reason.contains("Operation not permitted"), "{reason}");
     }

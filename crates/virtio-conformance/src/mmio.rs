@@ -4,9 +4,13 @@
 //! A driver's hands on the registers of virtio-mmio (VIRTIO 1.3, section 4.2.2), whoever shows them.
 
 use std::fmt;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use virtio_device_core::transport::{DEVICE_NEEDS_RESET, QueueSetup};
+use virtio_device_core::transport::{
+    ACKNOWLEDGE, DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, FEATURES_OK, QueueSetup,
+};
+use virtio_device_core::{Features, VIRTIO_F_VERSION_1};
 
 use crate::port::Port;
 use crate::reg;
@@ -93,14 +97,14 @@ impl<T> MmioPort<T> {
         }
     }
 
-    /// Sets what the transport says of itself: see [`Port::visible`].
+    /// Sets what [`Port::visible`] returns.
     #[must_use]
     pub const fn showing(mut self, visible: fn(&T) -> String) -> Self {
         self.visible = visible;
         self
     }
 
-    /// What is driven.
+    /// The transport, or whatever `T` is.
     pub const fn device_mut(&mut self) -> &mut T {
         &mut self.device
     }
@@ -125,6 +129,70 @@ impl<T> MmioPort<T> {
     /// Writes the word at `offset`.
     pub fn set(&mut self, offset: u64, value: u32) {
         self.write(offset, &value.to_le_bytes());
+    }
+
+    /// Does a driver's first steps (VIRTIO 1.3, section 3.1.1): resets the device, waits until that is
+    /// complete, and goes up to `FEATURES_OK` with `features` and `VIRTIO_F_VERSION_1`. Returns whether
+    /// the device has accepted them.
+    ///
+    /// The queues are next ([`Port::enable`]), and then [`set_driver_ok`](Self::set_driver_ok).
+    ///
+    /// ```
+    /// # use std::sync::{Arc, Mutex};
+    /// # use bus::BusDevice;
+    /// # use virtio_conformance::ramdisk::RamDisk;
+    /// # use virtio_conformance::CountingLine;
+    /// # use virtio_device_core::WorkerLoop;
+    /// # use virtio_mmio_transport::MmioTransport;
+    /// use virtio_conformance::{DriverQueue, MmioPort, Port};
+    /// use virtio_device_core::Features;
+    /// use vm_memory::{GuestAddress, GuestMemoryMmap};
+    ///
+    /// # let worker = WorkerLoop::new().unwrap();
+    /// # let disk = RamDisk::new(Arc::new(Mutex::new(vec![0; 512])), worker.handle());
+    /// let memory = Arc::new(GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x8000)]).unwrap());
+    /// # let transport = MmioTransport::new(disk, memory.clone(), CountingLine::default()).unwrap();
+    /// # let mut port = MmioPort::new(
+    /// #     transport,
+    /// #     |it, offset, data| it.read(offset, data).unwrap(),
+    /// #     |it, offset, data| it.write(offset, data).unwrap(),
+    /// # );
+    /// // With `port`, which drives a device by its registers:
+    /// assert!(port.negotiate(Features::NONE));
+    /// let queue = DriverQueue::new(&*memory, 0x1000, 8);
+    /// assert!(port.enable(0, queue.setup()));
+    /// assert_eq!(port.set_driver_ok(), 0xf);
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If the reset takes longer than a minute. A device whose worker runs on the caller's thread may
+    /// need that: run the worker, and reset the device, before.
+    pub fn negotiate(&mut self, features: Features) -> bool {
+        self.set(reg::STATUS, 0);
+        let deadline = Instant::now() + SOON;
+        while self.get(reg::STATUS) != 0 {
+            assert!(Instant::now() < deadline, "the reset does not end");
+            thread::yield_now();
+        }
+        let features = features | Features::of(&[VIRTIO_F_VERSION_1]);
+        let mut status = ACKNOWLEDGE;
+        self.set(reg::STATUS, status.into());
+        status |= DRIVER;
+        self.set(reg::STATUS, status.into());
+        for word in 0..4 {
+            self.accept(word, features.word(word));
+        }
+        status |= FEATURES_OK;
+        self.set(reg::STATUS, status.into());
+        self.get(reg::STATUS) == u32::from(status)
+    }
+
+    /// Sets `DRIVER_OK`, once the queues are enabled, and returns the status afterwards.
+    pub fn set_driver_ok(&mut self) -> u32 {
+        let status = self.get(reg::STATUS) | u32::from(DRIVER_OK);
+        self.set(reg::STATUS, status);
+        self.get(reg::STATUS)
     }
 
     /// Checks every control register at every width and alignment in the present state: only

@@ -18,7 +18,7 @@ use support::{Memory, port};
 use virtio_conformance::ramdisk::RamDisk;
 use virtio_conformance::{DriverQueue, EventLog, MmioPort, Port, reg};
 use virtio_device_core::{
-    Activation, Context, DeviceFault, Progress, QueueHandler, VirtioDevice, WorkerThread,
+    Activation, Context, DeviceFault, Features, Progress, QueueHandler, VirtioDevice, WorkerThread,
     edge_line, vmm_sys_util::epoll::EventSet,
 };
 use virtio_mmio_transport::MmioTransport;
@@ -85,19 +85,10 @@ impl QueueHandler for Handler {
 }
 
 fn start<T>(port: &mut MmioPort<T>, memory: &Memory) -> u32 {
-    for (offset, value) in [
-        (reg::STATUS, 0),
-        (reg::STATUS, 3),
-        (reg::DRIVER_FEATURES_SEL, 1),
-        (reg::DRIVER_FEATURES, 1),
-        (reg::STATUS, 11),
-    ] {
-        port.set(offset, value);
-    }
+    assert!(port.negotiate(Features::NONE));
     let setup = *DriverQueue::new(&**memory, 0x1000, 8).setup();
     assert!(port.enable(0, &setup));
-    port.set(reg::STATUS, 15);
-    port.get(reg::STATUS)
+    port.set_driver_ok()
 }
 
 /// Waits until the device has started, or has failed.

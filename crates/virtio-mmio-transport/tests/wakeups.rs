@@ -15,7 +15,10 @@ use virtio_conformance::ramdisk::RamDisk;
 use virtio_conformance::{
     DriverQueue, EventCounters, MmioPort, Port, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE, reg,
 };
-use virtio_device_core::{Executor, LoopHandle, StepLoop, VirtioDevice, WorkerThread, edge_line};
+use virtio_device_core::{
+    Executor, Features, LoopHandle, StepLoop, VIRTIO_F_RING_RESET, VirtioDevice, WorkerThread,
+    edge_line,
+};
 use virtio_mmio_transport::{MmioTransport, TransportState};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -44,17 +47,7 @@ fn negotiate<E>(port: &mut Disk<E>)
 where
     E: Executor,
 {
-    let ring_reset = 1 << (40 - 32);
-    for (offset, value) in [
-        (reg::STATUS, 0),
-        (reg::STATUS, 3),
-        (reg::DRIVER_FEATURES_SEL, 1),
-        (reg::DRIVER_FEATURES, 1 | ring_reset),
-        (reg::STATUS, 11),
-    ] {
-        port.set(offset, value);
-    }
-    assert_eq!(port.get(reg::STATUS), 11);
+    assert!(port.negotiate(Features::of(&[VIRTIO_F_RING_RESET])));
 }
 
 /// Makes a request available: read sector 0.
