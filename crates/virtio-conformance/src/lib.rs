@@ -16,6 +16,7 @@
 //! * the device's memory in the host does not grow ([`Suite::with_heap`]);
 //! * one wake-up does a bounded amount of work, and each descriptor is read once;
 //! * every accepted request comes back once, with a length that its buffers have;
+//! * no request waits for a notification that the device has not asked for (section 2.7.10);
 //! * no interrupt is raised without a used buffer or a change to tell of;
 //! * each fault is counted as what it is, and told to the driver by exactly one interrupt;
 //! * what the host keeps to itself reaches neither guest memory nor debug output

@@ -4,13 +4,18 @@
 //! What the suite finds.
 #![expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 
 use bus::BusDevice;
 use virtio_conformance::ramdisk::RamDisk;
 use virtio_conformance::{Memory, MmioPort, Parts, Port, Request, Suite};
-use virtio_device_core::{InterruptLine, LoopHandle, VirtioDevice, edge_line};
+use virtio_device_core::{
+    Activation, Chain, Context, DeviceFault, InterruptLine, LoopHandle, Progress, QueueHandler,
+    VirtioDevice, edge_line,
+};
 use virtio_mmio_transport::MmioTransport;
+use vm_memory::GuestAddressSpace as _;
 
 const REQUEST: Request = Request::new(|bytes| bytes.len() == 513)
     .readable(&[0; 16])
@@ -34,6 +39,65 @@ where
     )
 }
 
+/// Gives every request back, and waits for the next one without asking to be notified of it.
+struct Silent(LoopHandle);
+
+impl VirtioDevice<Memory> for Silent {
+    fn device_type(&self) -> u32 {
+        63
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &[8]
+    }
+
+    fn activate(&mut self, activation: Activation<Memory>) -> Result<(), DeviceFault> {
+        activation.queue(0)?;
+        let chain = Chain::with_capacity(8);
+        activation.serve(&mut self.0, |memory| Requests(memory, chain))
+    }
+}
+
+struct Requests(Memory, Chain);
+
+impl QueueHandler for Requests {
+    fn process(&mut self, queue: u16, cx: &mut Context<'_>) -> Result<Progress, DeviceFault> {
+        let memory = self.0.memory();
+        let Some(active) = cx.queue(queue) else {
+            return Ok(Progress::Idle);
+        };
+        let looked = active.lease.with(|ring| {
+            let Some(head) = ring.take(&*memory, &mut self.1)? else {
+                return Ok(Progress::Idle);
+            };
+            ring.complete(&*memory, head, 0)?;
+            if ring.needs_interrupt(&*memory)? {
+                active.signal_used();
+            }
+            Ok(Progress::More)
+        });
+        looked.unwrap_or(Ok(Progress::Idle))
+    }
+}
+
+/// The scenario that fails.
+fn fails<P: Port>(request: Request, make: impl Fn(Parts) -> P) -> String {
+    let check = AssertUnwindSafe(|| Suite::new(request).check(make));
+    let failed = catch_unwind(check).unwrap_err();
+    *failed.downcast::<String>().unwrap()
+}
+
+#[test]
+fn a_device_asks_to_be_notified_before_it_waits() {
+    let request = Request::new(|bytes| bytes.is_empty()).readable(b"request");
+    let silent = |parts: Parts| {
+        let (device, line) = (Silent(parts.executor.clone()), parts.line.clone());
+        port(device, parts, line)
+    };
+    let scenario = "scenario failed: notifications that the device asks for";
+    assert_eq!(fails(request, silent), scenario);
+}
+
 #[test]
 fn each_request_has_an_interrupt_of_its_own() {
     let once = |parts: Parts| {
@@ -44,7 +108,5 @@ fn each_request_has_an_interrupt_of_its_own() {
         });
         port(disk(&parts), parts, line)
     };
-    let failed = std::panic::catch_unwind(|| Suite::new(REQUEST).check(once)).unwrap_err();
-    let message = failed.downcast::<String>().unwrap();
-    assert_eq!(*message, "scenario failed: valid requests");
+    assert_eq!(fails(REQUEST, once), "scenario failed: valid requests");
 }

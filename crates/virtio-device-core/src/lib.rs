@@ -5,6 +5,8 @@
 //!
 //! ```console
 //! cargo add virtio-device-core
+//! # Which the first example uses as well:
+//! cargo add vm-memory
 //! ```
 //!
 #![doc = include_str!("../picture.svg")]
@@ -60,7 +62,9 @@
 //!         let Some(active) = cx.queue(queue) else { return Ok(Progress::Idle) };
 //!         let served = active.lease.with(|queue| {
 //!             let Some(head) = queue.take(&*memory, &mut self.chain)? else {
-//!                 return Ok(Progress::Idle);
+//!                 // Have the driver notify of the next request, which may be there by now.
+//!                 let more = queue.enable_notification(&*memory)?;
+//!                 return Ok(if more { Progress::More } else { Progress::Idle });
 //!             };
 //!             // A buffer outside of memory spoils the request, not the ring.
 //!             let len = match self.chain.check(&*memory) {

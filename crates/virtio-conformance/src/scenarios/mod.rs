@@ -16,10 +16,14 @@ use crate::port::Port;
 
 type Scenario<P> = (&'static str, fn(&mut Machine<P>));
 
-pub(super) fn all<P: Port>() -> [Scenario<P>; 20] {
+pub(super) fn all<P: Port>() -> [Scenario<P>; 21] {
     [
         ("valid requests", rings::valid_requests),
         ("requests with event indices", rings::event_indices),
+        (
+            "notifications that the device asks for",
+            rings::wanted_notifications,
+        ),
         ("broken rings", rings::broken_rings),
         ("bad requests", rings::bad_requests),
         ("a request in a table", rings::indirect_request),

@@ -7,6 +7,8 @@
     reason = "a device that does not conform fails the test"
 )]
 
+use std::sync::atomic::{Ordering, fence};
+
 use virtio_device_core::{
     Features, VIRTIO_F_EVENT_IDX, VIRTIO_F_INDIRECT_DESC, VIRTIO_F_RING_RESET,
 };
@@ -14,6 +16,9 @@ use virtio_device_core::{
 use crate::driver::{VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
 use crate::machine::{BUFFERS, MEMORY_END, Machine, QUEUE, Queue};
 use crate::port::Port;
+
+/// Flag of the used ring: the device wants no notifications.
+const VIRTQ_USED_F_NO_NOTIFY: u16 = 1;
 
 pub(super) fn valid_requests<P: Port>(machine: &mut Machine<P>) {
     let mut queue = machine.start(Features::NONE);
@@ -40,6 +45,36 @@ pub(super) fn event_indices<P: Port>(machine: &mut Machine<P>) {
     machine.nothing_is_used(&mut queue);
     let raised = machine.line.raised() - raised;
     assert_eq!(raised, 5, "interrupts for 5 requests");
+}
+
+/// A driver that notifies only when the device asks for it (section 2.7.10), as real ones do: no request
+/// is left lying by a device that rests and has not asked.
+pub(super) fn wanted_notifications<P: Port>(machine: &mut Machine<P>) {
+    for features in [Features::NONE, Features::of(&[VIRTIO_F_EVENT_IDX])] {
+        let mut queue = machine.start(features);
+        let event_idx = features != Features::NONE && machine.offers(VIRTIO_F_EVENT_IDX);
+        for _ in 0..if cfg!(miri) { 2 } else { 5 } {
+            machine.settle();
+            machine.prepare(&queue);
+            machine.host.deliver();
+            let next = queue.avail_index();
+            queue.offer(0);
+            // The offer is visible before it is looked at what the device asks for.
+            fence(Ordering::SeqCst);
+            let is_wanted = if event_idx {
+                queue.avail_event() == next
+            } else {
+                queue.used_flags() & VIRTQ_USED_F_NO_NOTIFY == 0
+            };
+            if is_wanted {
+                machine.notify();
+            }
+            let what =
+                "a request, notified of as the device asks: see Virtqueue::enable_notification";
+            machine.wait(what, |_| queue.used_index() == next.wrapping_add(1));
+            assert_eq!(queue.take_used().first().unwrap().0, 0);
+        }
+    }
 }
 
 pub(super) fn broken_rings<P: Port>(machine: &mut Machine<P>) {

@@ -84,7 +84,8 @@ impl Virtqueue {
     }
 
     /// Takes the next chain that the driver has made available into `chain`; `None` if there is
-    /// none, and `chain` is empty then.
+    /// none, and `chain` is empty then. Before it waits for the next one, a device calls
+    /// [`enable_notification`](Self::enable_notification).
     ///
     /// # Errors
     ///
@@ -217,8 +218,13 @@ impl Virtqueue {
         })
     }
 
-    /// Asks the driver to notify again. Returns `true` if the ring is not empty: the driver may have
-    /// added a chain without a notification, so the device must look once more before it sleeps.
+    /// Asks the driver to notify of the next chain (section 2.7.10). Returns `true` if the ring is not
+    /// empty: the driver may have added a chain without a notification, so the device must look once
+    /// more before it sleeps.
+    ///
+    /// To be called whenever [`take`](Self::take) has found nothing, also by a device that never
+    /// [disables](Self::disable_notification) notifications: with `VIRTIO_F_EVENT_IDX` each call asks
+    /// for one, and a driver that is not asked again sends no more.
     ///
     /// # Errors
     ///

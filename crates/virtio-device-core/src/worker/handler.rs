@@ -34,6 +34,8 @@ use crate::worker::sources::{Poller, Sources};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// Nothing: the queue is empty, paused or gone. The next notification or event wakes the handler.
+    /// After an empty queue a driver may notify only if
+    /// [`enable_notification`](crate::Virtqueue::enable_notification) has asked it to.
     Idle,
     /// The handler has used up its share, and is called again without a notification, after whatever
     /// else its loop has to do.
@@ -67,7 +69,9 @@ pub enum Progress {
 ///         let Some(active) = cx.queue(queue) else { return Ok(Progress::Idle) };
 ///         let looked = active.lease.with(|ring| {
 ///             let Some(head) = ring.take(&*memory, &mut self.chain)? else {
-///                 return Ok(Progress::Idle);
+///                 // The driver is to notify of the next one, which may have come meanwhile.
+///                 let more = ring.enable_notification(&*memory)?;
+///                 return Ok(if more { Progress::More } else { Progress::Idle });
 ///             };
 ///             ring.complete(&*memory, head, 0)?;
 ///             if ring.needs_interrupt(&*memory)? {
