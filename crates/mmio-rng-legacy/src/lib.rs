@@ -10,6 +10,8 @@
 //!
 //! ```console
 //! cargo add mmio-rng-legacy
+//! # Which the first example uses as well:
+//! cargo add vmm-bus
 //! ```
 //!
 #![doc = include_str!("../picture.svg")]

@@ -11,6 +11,9 @@
 //!
 //! ```console
 //! cargo add vcpu-runner
+//! # Which the first example uses as well:
+//! cargo add vmm-bus kvm-ioctls kvm-bindings
+//! cargo add vm-memory --features backend-mmap
 //! ```
 //!
 #![doc = include_str!("../picture.svg")]

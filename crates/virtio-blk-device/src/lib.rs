@@ -9,6 +9,8 @@
 //!
 //! ```console
 //! cargo add virtio-blk-device
+//! # Which the first example uses as well:
+//! cargo add virtio-device-core
 //! ```
 //!
 #![doc = include_str!("../picture.svg")]

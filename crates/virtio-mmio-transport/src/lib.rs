@@ -5,6 +5,9 @@
 //!
 //! ```console
 //! cargo add virtio-mmio-transport
+//! # Which the first example uses as well:
+//! cargo add vmm-bus virtio-device-core virtio-conformance
+//! cargo add vm-memory --features backend-mmap
 //! ```
 //!
 #![doc = include_str!("../picture.svg")]

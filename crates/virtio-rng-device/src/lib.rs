@@ -10,6 +10,9 @@
 //!
 //! ```console
 //! cargo add virtio-rng-device
+//! # Which the first example uses as well:
+//! cargo add vmm-bus virtio-device-core virtio-mmio-transport
+//! cargo add vm-memory --features backend-mmap
 //! ```
 //!
 #![doc = include_str!("../picture.svg")]
