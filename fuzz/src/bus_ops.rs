@@ -4,204 +4,20 @@
 //! A bus that changes while several vCPUs access it, against a list that is searched from end to
 //! end.
 
-use std::mem;
-use std::sync::{Arc, Mutex, Weak};
+mod model;
+mod program;
 
-use arbitrary::{Arbitrary, Unstructured};
+use std::mem;
+use std::sync::{Arc, Weak};
+
 use bus::{
     AccessError, Address, Bus, BusBuilder, BusDeviceSync, BusError, BusView, Region, RegionId,
     Width,
 };
 
-#[derive(Debug)]
-pub struct Program {
-    ports: bool,
-    steps: Vec<Step>,
-}
-
-/// As many steps as there are bytes for: programs are long.
-impl<'a> Arbitrary<'a> for Program {
-    fn arbitrary(bytes: &mut Unstructured<'a>) -> Result<Self, arbitrary::Error> {
-        let ports = bytes.arbitrary()?;
-        let mut steps = Vec::new();
-        while !bytes.is_empty() {
-            steps.push(bytes.arbitrary()?);
-        }
-        Ok(Self { ports, steps })
-    }
-}
-
-#[derive(Arbitrary, Debug)]
-enum Step {
-    /// A read or a write of one of the vCPUs.
-    Access(u8, Place, u8, Option<u64>),
-    /// The same of a region that there is, near its start.
-    Touch(u8, u8, u8, u8, Option<u64>),
-    /// The same access again, which then goes the fast way.
-    Again,
-    /// Changes that come one by one, or all at once or not at all.
-    Change([Option<Change>; 3], bool),
-    RemoveAt(Place),
-    RemoveDevice(u8),
-    /// The VMM lets go of a device; those that the bus holds weakly are gone then.
-    Drop(u8),
-    NewView(u8),
-    Refresh(u8),
-}
-
-#[derive(Arbitrary, Debug)]
-enum Change {
-    Insert(Place, Len, u8, Rules),
-    Remove(u8),
-    Relocate(u8, Place),
-}
-
-/// An address: near the start, near the end, or anywhere.
-#[derive(Arbitrary, Clone, Copy, Debug)]
-enum Place {
-    Low(u8),
-    Page(u8, u8),
-    High(u8),
-    Any(u64),
-}
-
-#[derive(Arbitrary, Clone, Copy, Debug)]
-enum Len {
-    Short(u8),
-    Any(u64),
-}
-
-#[derive(Arbitrary, Clone, Copy, Debug)]
-struct Rules {
-    /// Which widths are let through, if not all.
-    widths: Option<u8>,
-    aligned: bool,
-    counted: bool,
-    weak: bool,
-}
-
-/// One call of a device.
-#[derive(Clone, Debug, PartialEq)]
-struct Call {
-    device: usize,
-    initiator: Option<u32>,
-    offset: u64,
-    /// What was written, or how many bytes were to be read.
-    data: Result<Vec<u8>, usize>,
-}
-
-type Calls = Arc<Mutex<Vec<Call>>>;
-
-struct Device {
-    number: usize,
-    calls: Calls,
-}
-
-/// What a device reads at an offset, for the device and its model.
-fn content(device: usize, offset: u64) -> u8 {
-    (offset as u8).wrapping_mul(7).wrapping_add(device as u8)
-}
-
-/// Where the devices fail.
-fn fails(offset: u64) -> bool {
-    offset % 16 == 13
-}
-
-impl Device {
-    fn call(
-        &self,
-        initiator: Option<u32>,
-        offset: u64,
-        data: Result<Vec<u8>, usize>,
-    ) -> Result<u64, AccessError> {
-        self.calls.lock().unwrap().push(Call {
-            device: self.number,
-            initiator,
-            offset,
-            data,
-        });
-        match fails(offset) {
-            true => Err(AccessError::Failed),
-            false => Ok(offset),
-        }
-    }
-}
-
-impl BusDeviceSync<u64> for Device {
-    fn read_by(
-        &self,
-        initiator: Option<u32>,
-        offset: u64,
-        data: &mut [u8],
-    ) -> Result<u64, AccessError> {
-        for (at, byte) in (offset..).zip(&mut *data) {
-            *byte = content(self.number, at);
-        }
-        self.call(initiator, offset, Err(data.len()))
-    }
-
-    fn write_by(
-        &self,
-        initiator: Option<u32>,
-        offset: u64,
-        data: &[u8],
-    ) -> Result<u64, AccessError> {
-        self.call(initiator, offset, Ok(data.to_vec()))
-    }
-}
-
-/// A region of the model; its arithmetic has room to spare.
-#[derive(Clone)]
-struct Interval {
-    id: RegionId,
-    base: u128,
-    len: u64,
-    device: usize,
-    rules: Rules,
-    /// Reads, writes, and those of both that failed.
-    counts: [u64; 3],
-}
-
-impl Interval {
-    fn end(&self) -> u128 {
-        self.base + u128::from(self.len)
-    }
-
-    fn takes(&self, width: usize) -> bool {
-        let mask = self.rules.widths.unwrap_or(0xf);
-        (0..4).any(|log| width == 1 << log && mask & 1 << log != 0)
-    }
-
-    /// Where in the region an access is, if the region takes it.
-    fn route(&self, addr: u128, width: usize) -> Result<u64, AccessError> {
-        let offset = u64::try_from(addr - self.base).unwrap();
-        let whole = width.is_power_of_two();
-        if !(1..=8).contains(&width) || !pieces(offset, width).iter().all(|it| self.takes(it.1)) {
-            Err(AccessError::Width)
-        } else if addr + width as u128 > self.end() {
-            Err(AccessError::CrossesEnd)
-        } else if self.rules.aligned && whole && offset % width as u64 != 0 {
-            Err(AccessError::Misaligned)
-        } else {
-            Ok(offset)
-        }
-    }
-}
-
-/// The accesses of a device, offset and width, that an access is made of.
-fn pieces(offset: u64, width: usize) -> Vec<(u64, usize)> {
-    if width.is_power_of_two() {
-        return vec![(offset, width)];
-    }
-    let (mut at, mut left, mut all) = (offset, width, Vec::new());
-    while left > 0 {
-        let fits = |len: &usize| *len <= left && at % *len as u64 == 0;
-        let len = [4, 2, 1].into_iter().find(fits).unwrap();
-        all.push((at, len));
-        (at, left) = (at.wrapping_add(len as u64), left - len);
-    }
-    all
-}
+use model::{Call, Calls, Device, Interval, content, fails, pieces};
+pub use program::Program;
+use program::{Change, Len, Place, Rules, Step};
 
 const WIDTHS: [Width; 4] = [Width::U8, Width::U16, Width::U32, Width::U64];
 /// How many vCPUs there are. All but the first say who they are.
@@ -520,7 +336,8 @@ impl<K: Address + TryFrom<u64>> Rig<K> {
                     .filter(|it| is_of(it))
                     .map(|it| it.id)
                     .collect();
-                (removed.sort(), expected.sort());
+                removed.sort();
+                expected.sort();
                 assert_eq!(removed, expected);
                 self.list.retain(|it| !is_of(it));
             }

@@ -5,63 +5,25 @@
 //! likes, while queues are reset and machines paused, moved and restarted: every byte arrives once, in
 //! order.
 
+mod program;
+
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use arbitrary::{Arbitrary, Unstructured};
 use bus::BusDevice as _;
 use rustix::net::sockopt::set_socket_send_buffer_size;
 use virtio_conformance::{
-    CountingLine, DriverQueue, MmioPort, Port as _, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE,
+    CountingLine, DriverQueue, MmioPort, Port as _, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE, reg,
 };
 use virtio_console_device::{Console, ConsoleHandle, Port, Size};
-use virtio_device_core::{LoopHandle, WorkerLoop};
+use virtio_device_core::{Features, LoopHandle, WorkerLoop};
 use virtio_mmio_transport::MmioTransport;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-#[derive(Debug)]
-pub struct Program {
-    event_idx: bool,
-    steps: Vec<Step>,
-}
-
-impl<'a> Arbitrary<'a> for Program {
-    fn arbitrary(bytes: &mut Unstructured<'a>) -> Result<Self, arbitrary::Error> {
-        let event_idx = bytes.arbitrary()?;
-        let mut steps = Vec::new();
-        while !bytes.is_empty() {
-            steps.push(bytes.arbitrary()?);
-        }
-        Ok(Self { event_idx, steps })
-    }
-}
-
-#[derive(Arbitrary, Debug)]
-enum Step {
-    /// A chain for input or output, and whether the device is notified.
-    Offer(bool, [Piece; 3], bool),
-    Notify(bool),
-    HostGives(u16),
-    HostTakes(u16),
-    Resize(u16, u16),
-    Emergency(u8),
-    Pause,
-    Resume,
-    ResetQueue(bool),
-    /// Goes on in another machine, with the same memory and host.
-    Move,
-    /// The driver starts anew.
-    Restart,
-}
-
-/// A buffer of a chain, for the device to write or to read, not in memory, or not there.
-#[derive(Arbitrary, Clone, Copy, Debug)]
-struct Piece {
-    len: u16,
-    kind: u8,
-}
+pub use program::Program;
+use program::{Piece, Step};
 
 /// Descriptors of each queue, each with a buffer of its own.
 const SIZE: u16 = 16;
@@ -72,11 +34,9 @@ const RX: usize = 0;
 const TX: usize = 1;
 
 /// In the first word: the size, the emergency write, and `VIRTIO_F_EVENT_IDX`. In the second:
-/// `VIRTIO_F_VERSION_1` and `VIRTIO_F_RING_RESET`.
-const FEATURES: [u32; 2] = [1 | 4, 1 | 1 << 8];
+/// `VIRTIO_F_RING_RESET`.
+const FEATURES: [u32; 2] = [1 | 4, 1 << 8];
 const EVENT_IDX: u32 = 1 << 29;
-
-const STATUS: u64 = 0x70;
 
 type Memory = Arc<GuestMemoryMmap<()>>;
 type Transport = MmioTransport<Memory, Console<LoopHandle>>;
@@ -212,18 +172,13 @@ impl<'m> Rig<'m> {
     fn start(&mut self) {
         self.queues = [RX, TX].map(|index| Queue::new(self.memory, index));
         let port = &mut self.machine.port;
-        port.set(STATUS, 0);
-        assert_eq!(port.get(STATUS), 0);
-        port.set(STATUS, 3);
         let [low, high] = FEATURES;
-        port.accept(0, low | if self.event_idx { EVENT_IDX } else { 0 });
-        port.accept(1, high);
-        port.set(STATUS, 11);
-        assert_eq!(port.get(STATUS), 11);
+        let event_idx = if self.event_idx { EVENT_IDX } else { 0 };
+        assert!(port.negotiate(Features::from_words([low | event_idx, high, 0, 0])));
         for (index, queue) in (0..).zip(&self.queues) {
             assert!(port.enable(index, queue.ring.setup()));
         }
-        port.set(STATUS, 15);
+        port.set_driver_ok();
     }
 
     fn image(&self) -> Vec<u8> {
@@ -293,7 +248,7 @@ impl<'m> Rig<'m> {
         for _ in 0..4 {
             self.machine.workers.dispatch().unwrap();
         }
-        assert_eq!(self.machine.port.get(STATUS), 15);
+        assert_eq!(self.machine.port.status(), 15);
         let before = self.completed;
         for index in [RX, TX] {
             for (head, len) in self.queues[index].ring.take_used() {
@@ -455,7 +410,7 @@ impl<'m> Rig<'m> {
                 self.machine = twin;
             }
             Step::Restart => {
-                self.machine.port.set(STATUS, 0);
+                self.machine.port.set(reg::STATUS, 0);
                 let old = std::mem::take(&mut self.queues[TX].offered);
                 self.forget_output(&old);
                 self.start();
