@@ -113,20 +113,30 @@ impl Change {
                 }
             }
             Self::Ready(index, is_ready) => {
-                (state.queues.get_mut(queue(index))).map(|it| it.ready = *is_ready);
+                if let Some(queue) = state.queues.get_mut(queue(index)) {
+                    queue.ready = *is_ready;
+                }
             }
             Self::Reset(index, is_reset) => {
-                (state.queues.get_mut(queue(index))).map(|it| it.reset = *is_reset);
+                if let Some(queue) = state.queues.get_mut(queue(index)) {
+                    queue.reset = *is_reset;
+                }
             }
             Self::Active(index, is_active) => {
-                (state.queues.get_mut(queue(index))).map(|it| it.active = *is_active);
+                if let Some(queue) = state.queues.get_mut(queue(index)) {
+                    queue.active = *is_active;
+                }
             }
             Self::NoProgress(index) => {
-                (state.queues.get_mut(queue(index))).map(|it| it.progress = None);
+                if let Some(queue) = state.queues.get_mut(queue(index)) {
+                    queue.progress = None;
+                }
             }
             Self::Progress(index, next_avail, next_used, taken) => {
                 let progress = QueueProgress::new(*next_avail, *next_used, taken.clone());
-                (state.queues.get_mut(queue(index))).map(|it| it.progress = Some(progress));
+                if let Some(queue) = state.queues.get_mut(queue(index)) {
+                    queue.progress = Some(progress);
+                }
             }
         }
     }
