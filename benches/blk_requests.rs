@@ -17,6 +17,8 @@
     reason = "a program for the people who change it"
 )]
 
+#[path = "blk_requests/driver.rs"]
+mod driver;
 #[path = "../crates/virtio-blk-device/examples/memory_disk.rs"]
 mod memory_disk;
 #[path = "blk_requests/peers.rs"]
@@ -30,172 +32,16 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
+use driver::{BUFFERS, Driver, FILE, HEADERS, LARGE, Memory, REQUESTS, SHAPES, SMALL, Shape};
 use memory_disk::MemoryDisk;
 use virtio_blk_device::{Backend, Block, FileBackend, FileOptions};
-use virtio_conformance::{DriverQueue, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
-use virtio_device_core::transport::{Interrupt, QueueLayout, QueueSetup, Session};
+use virtio_device_core::transport::QueueLayout;
 use virtio_device_core::{
-    Activation, ConfigNotifier, Executor, Features, QueueHandler, StepLoop, VirtioDevice,
-    Virtqueue, Worker, WorkerLoop, WorkerThread,
+    Activation, Executor, QueueHandler, StepLoop, VirtioDevice, Worker, WorkerLoop, WorkerThread,
 };
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 use vmm_devices_benches::{Case, Report, Results, Table, interleave, raise_priority};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-
-type Memory = Arc<GuestMemoryMmap<()>>;
-
-const QUEUE_SIZE: u16 = 256;
-/// Requests that the driver has prepared, and the descriptors of each.
-const REQUESTS: u16 = 64;
-const DESCRIPTORS: u16 = 3;
-const RINGS: u64 = 0x1000;
-const HEADERS: u64 = 0x8000;
-const BUFFERS: u64 = 0x10_0000;
-/// Length of the file: more than most processors' caches.
-const FILE: u64 = 64 << 20;
-/// The driver can flush, so writes need not be stable at once.
-const CAN_FLUSH: u32 = 9;
-
-/// What a driver asks for.
-#[derive(Clone, Copy)]
-struct Shape {
-    name: &'static str,
-    write: bool,
-    /// Bytes.
-    len: u32,
-    /// Requests for each notification.
-    depth: u16,
-    /// Queues, each with a thread of its own if there are several.
-    queues: u16,
-}
-
-const fn shape(name: &'static str, write: bool, len: u32, depth: u16, queues: u16) -> Shape {
-    Shape {
-        name,
-        write,
-        len,
-        depth,
-        queues,
-    }
-}
-
-const SMALL: u32 = 4 << 10;
-const LARGE: u32 = 128 << 10;
-
-const SHAPES: [Shape; 10] = [
-    shape("read 4 KiB", false, SMALL, 1, 1),
-    shape("read 4 KiB, 32", false, SMALL, 32, 1),
-    shape("read 4 KiB, 32, 4 queues", false, SMALL, 32, 4),
-    shape("write 4 KiB", true, SMALL, 1, 1),
-    shape("write 4 KiB, 32", true, SMALL, 32, 1),
-    shape("write 4 KiB, 32, 4 queues", true, SMALL, 32, 4),
-    shape("read 128 KiB", false, LARGE, 1, 1),
-    shape("read 128 KiB, 32", false, LARGE, 32, 1),
-    shape("write 128 KiB", true, LARGE, 1, 1),
-    shape("write 128 KiB, 32", true, LARGE, 32, 1),
-];
-
-/// A driver whose requests never change.
-struct Driver {
-    memory: Memory,
-    setup: QueueSetup,
-    kick: EventFd,
-    index: u16,
-    shape: Shape,
-}
-
-impl Driver {
-    fn new(shape: Shape) -> Self {
-        let ram = BUFFERS as usize + usize::from(REQUESTS) * shape.len as usize;
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), ram)]).unwrap();
-        let memory: Memory = Arc::new(memory);
-        // Touched before, so that no page is met for the first time while the clock runs.
-        memory
-            .write_slice(&vec![0x5a; ram], GuestAddress(0))
-            .unwrap();
-        let mut queue = DriverQueue::new(&*memory, RINGS, QUEUE_SIZE);
-        let mut noise = 1_u64;
-        for request in 0..u64::from(REQUESTS) {
-            noise = noise
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1);
-            let blocks = FILE / u64::from(shape.len);
-            // Small requests are anywhere, large ones follow each other.
-            let block = if shape.len == SMALL {
-                noise >> 33
-            } else {
-                request
-            };
-            let sector = block % blocks * u64::from(shape.len) / 512;
-            let header = HEADERS + 32 * request;
-            let kind = u64::from(shape.write);
-            let bytes = [kind.to_le_bytes(), sector.to_le_bytes()].concat();
-            memory.write_slice(&bytes, GuestAddress(header)).unwrap();
-            let first = DESCRIPTORS * request as u16;
-            let (next, write) = (VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE);
-            let data = if shape.write { next } else { next | write };
-            let buffer = BUFFERS + request * u64::from(shape.len);
-            queue.descriptor(first, header, 16, next, first + 1);
-            queue.descriptor(first + 1, buffer, shape.len, data, first + 2);
-            queue.descriptor(first + 2, header + 16, 1, write, 0);
-        }
-        (0..QUEUE_SIZE).for_each(|slot| queue.offer(slot % REQUESTS * DESCRIPTORS));
-        queue.set_avail_index(0);
-        // No interrupts.
-        queue.set_avail_flags(1);
-        let setup = *queue.setup();
-        Self {
-            setup,
-            memory,
-            kick: EventFd::new(EFD_NONBLOCK).unwrap(),
-            index: 0,
-            shape,
-        }
-    }
-
-    /// Lends the queue to a device.
-    fn lend(&self) -> (Session, Activation<Memory>) {
-        let layout = QueueLayout::check(&self.setup, QUEUE_SIZE, &*self.memory).unwrap();
-        let features = Features::of(&[CAN_FLUSH]);
-        let queue = (
-            0,
-            Arc::new(self.kick.try_clone().unwrap()),
-            Some(Virtqueue::new(layout, features)),
-        );
-        let config = ConfigNotifier::new(Arc::new(Nobody));
-        Session::new(&config, self.memory.clone(), features, [queue], false)
-    }
-
-    /// Makes the next requests available.
-    fn offer(&mut self) {
-        self.index = self.index.wrapping_add(self.shape.depth);
-        let addr = GuestAddress(self.setup.avail_ring + 2);
-        self.memory
-            .store(self.index, addr, Ordering::Release)
-            .unwrap();
-    }
-
-    fn is_served(&self) -> bool {
-        let addr = GuestAddress(self.setup.used_ring + 2);
-        let used: u16 = self.memory.load(addr, Ordering::Acquire).unwrap();
-        used == self.index
-    }
-
-    fn check(&self) {
-        let status: u8 = self.memory.read_obj(GuestAddress(HEADERS + 16)).unwrap();
-        assert_eq!(status, 0, "a request has failed");
-    }
-}
-
-struct Nobody;
-
-impl Interrupt for Nobody {
-    fn used_buffers(&self, _queue: u16) {}
-
-    fn config_interrupt(&self) {}
-}
 
 /// Where a case's workers are.
 enum Loop {
