@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use arbitrary::Arbitrary;
 use bus::BusDevice as _;
 use virtio_blk_device::{Backend, Block, BlockHandle, Buffers};
-use virtio_conformance::{CountingLine, DriverQueue};
+use virtio_conformance::{CountingLine, DriverQueue, reg};
 use virtio_device_core::{LoopHandle, StepLoop};
 use virtio_mmio_transport::MmioTransport;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -306,23 +306,23 @@ impl Rig<'_> {
     /// Starts the driver, with one queue.
     fn start(&mut self, features: u32) {
         for status in [0, 1, 3] {
-            self.set(0x70, status);
+            self.set(reg::STATUS, status);
         }
         for (word, bits) in [(0, features), (1, 1)] {
-            self.set(0x24, word);
-            self.set(0x20, bits);
+            self.set(reg::DRIVER_FEATURES_SEL, word);
+            self.set(reg::DRIVER_FEATURES, bits);
         }
-        self.set(0x70, 11);
+        self.set(reg::STATUS, 11);
         let setup = *self.queue.setup();
-        self.set(0x38, setup.size);
+        self.set(reg::QUEUE_SIZE, setup.size);
         let parts = [setup.desc_table, setup.avail_ring, setup.used_ring];
-        for (offset, address) in (0x80..).step_by(16).zip(parts) {
+        for (offset, address) in (reg::QUEUE_DESC_LOW..).step_by(16).zip(parts) {
             self.set(offset, address as u32);
         }
-        self.set(0x44, 1);
-        assert_eq!(self.get(0x44), 1);
-        self.set(0x70, 15);
-        assert_eq!(self.get(0x70), 15);
+        self.set(reg::QUEUE_READY, 1);
+        assert_eq!(self.get(reg::QUEUE_READY), 1);
+        self.set(reg::STATUS, 15);
+        assert_eq!(self.get(reg::STATUS), 15);
     }
 
     fn write(&mut self, addr: u64, bytes: &[u8]) {
@@ -338,11 +338,11 @@ impl Rig<'_> {
             self.queue.descriptor(index, addr, len, flags, index + 1);
         }
         self.queue.offer(0);
-        self.set(0x50, 0);
+        self.set(reg::QUEUE_NOTIFY, 0);
         let _ = (0..4).all(|_| self.workers.step());
         let expected = self.model.serve(pieces, fails);
         assert_eq!(self.queue.take_used(), [(0, expected)], "{pieces:x?}");
-        assert_eq!(self.get(0x70), 15);
+        assert_eq!(self.get(reg::STATUS), 15);
         let mut memory = vec![0; (END - BUFFERS) as usize];
         self.memory
             .read_slice(&mut memory, GuestAddress(BUFFERS))
@@ -426,7 +426,7 @@ impl Rig<'_> {
                 self.model.disk.resize(len, 7);
                 let capacity = len as u64 / SECTOR * SECTOR;
                 assert_eq!(self.handle.refresh().unwrap(), capacity);
-                let (low, high) = (self.get(0x100), self.get(0x104));
+                let (low, high) = (self.get(reg::CONFIG), self.get(reg::CONFIG + 4));
                 assert_eq!(u64::from(low) | u64::from(high) << 32, capacity / SECTOR);
             }
         }

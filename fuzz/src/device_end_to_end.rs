@@ -318,8 +318,18 @@ impl Rig {
                 assert!(is_register || data.iter().all(|&byte| byte == 0));
             }
             Step::Write(register, value) => {
-                const FROZEN: [u64; 10] =
-                    [0x00, 0x14, 0x20, 0x24, 0x38, 0x80, 0x90, 0x94, 0xa0, 0xac];
+                const FROZEN: [u64; 10] = [
+                    reg::MAGIC_VALUE,
+                    reg::DEVICE_FEATURES_SEL,
+                    reg::DRIVER_FEATURES,
+                    reg::DRIVER_FEATURES_SEL,
+                    reg::QUEUE_SIZE,
+                    reg::QUEUE_DESC_LOW,
+                    reg::QUEUE_DRIVER_LOW,
+                    reg::QUEUE_DRIVER_HIGH,
+                    reg::QUEUE_DEVICE_LOW,
+                    reg::SHM_SEL,
+                ];
                 self.machine.port.set(reg::QUEUE_SEL, 0);
                 let register = FROZEN[usize::from(register) % FROZEN.len()];
                 self.machine.port.set(register, value);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bus::BusDevice as _;
-use virtio_conformance::{CountingLine, MmioPort, Port as _};
+use virtio_conformance::{CountingLine, MmioPort, Port as _, reg};
 use virtio_device_core::{Features, LoopHandle, StepLoop, transport::QueueSetup};
 use virtio_mmio_transport::MmioTransport;
 use virtio_rng_device::{EntropyDevice, SourcePolicy};
@@ -173,13 +173,13 @@ impl<S: Read + Send + 'static> Machine<S> {
         let given = stream.take(3);
         let image = self.image();
         if given.is_empty() {
-            assert_eq!(self.port.get(0x70), 15 | 64);
+            assert_eq!(self.port.get(reg::STATUS), 15 | 64);
             assert_eq!(image[0x302], 0);
             return;
         }
-        assert_eq!(self.port.get(0x70), 15);
+        assert_eq!(self.port.get(reg::STATUS), 15);
         assert_eq!(self.line.raised(), raised + 1);
-        assert_eq!(self.port.get(0x60), 1);
+        assert_eq!(self.port.get(reg::INTERRUPT_STATUS), 1);
         assert_eq!(image[0x800..][..given.len()], given);
         assert_eq!(image[0x800 + given.len()], 0xc5);
         let len = given.len() as u8;

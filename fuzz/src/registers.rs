@@ -5,7 +5,7 @@
 
 use arbitrary::Arbitrary;
 use bus::BusDevice as _;
-use virtio_conformance::{Port as _, READABLE};
+use virtio_conformance::{Port as _, READABLE, reg};
 use virtio_device_core::transport::QueueSetup;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -42,8 +42,6 @@ const SETUP: QueueSetup = QueueSetup::new(8)
     .with_desc_table(0x1000)
     .with_avail_ring(0x1100)
     .with_used_ring(0x1200);
-const QUEUE_SEL: u64 = 0x30;
-const INTERRUPT_STATUS: u64 = 0x60;
 
 /// What a driver and a VMM can see of a machine that must not act.
 #[derive(PartialEq)]
@@ -72,7 +70,7 @@ impl Rig {
         Sight {
             image: self.machine.image(),
             raised: self.machine.line.raised(),
-            causes: self.machine.port.get(INTERRUPT_STATUS),
+            causes: self.machine.port.get(reg::INTERRUPT_STATUS),
         }
     }
 
@@ -102,14 +100,14 @@ impl Rig {
             }
             Step::Word(register, value) => self.machine.port.set(u64::from(register) & !3, value),
             Step::Status(status) => {
-                self.machine.port.set(0x70, status.into());
+                self.machine.port.set(reg::STATUS, status.into());
                 if status == 0 {
-                    let registers = [0x70, INTERRUPT_STATUS, 0x44];
+                    let registers = [reg::STATUS, reg::INTERRUPT_STATUS, reg::QUEUE_READY];
                     assert_eq!(registers.map(|it| self.machine.port.get(it)), [0; 3]);
                 }
             }
             Step::Agree(features) => {
-                self.machine.port.set(0x70, 0);
+                self.machine.port.set(reg::STATUS, 0);
                 // EVENT_IDX, INDIRECT_DESC and RING_RESET.
                 let ring_reset = u64::from(features >> 2 & 1) << 40;
                 self.machine
@@ -181,10 +179,10 @@ impl Rig {
         for register in READABLE {
             let (before, after) = (self.machine.port.get(register), twin.port.get(register));
             // Whoever works is told to look, because it may have missed something.
-            let told = register == INTERRUPT_STATUS && after == before | 1;
+            let told = register == reg::INTERRUPT_STATUS && after == before | 1;
             assert!(after == before || told, "{register:#x}");
         }
-        let raised = u32::from(twin.port.get(INTERRUPT_STATUS) != 0);
+        let raised = u32::from(twin.port.get(reg::INTERRUPT_STATUS) != 0);
         assert_eq!(twin.line.raised(), raised);
         self.machine = twin;
     }
@@ -192,16 +190,17 @@ impl Rig {
     /// Runs a program to its end, after which the device still serves.
     pub(crate) fn run(&mut self, prompt: bool, steps: &[Step]) {
         for step in steps {
-            let status = self.machine.port.get(0x70);
+            let status = self.machine.port.get(reg::STATUS);
             let before = self.sight();
             self.step(prompt, step);
             let after = self.sight();
             let port = &mut self.machine.port;
-            let identity = [0x00, 0x04, 0x08].map(|register| port.get(register));
+            let identity =
+                [reg::MAGIC_VALUE, reg::VERSION, reg::DEVICE_ID].map(|register| port.get(register));
             assert_eq!(identity, [0x7472_6976, 2, 4]);
-            assert_eq!(port.get(0x70) & !0xcf, 0, "status");
+            assert_eq!(port.get(reg::STATUS) & !0xcf, 0, "status");
             assert_eq!(after.causes & !3, 0, "causes");
-            let selected = port.get(QUEUE_SEL + 4);
+            let selected = port.get(reg::QUEUE_SIZE_MAX);
             assert!(selected == 0 || selected == 256, "queue size");
             // The device's own doing: with the driver not ready, with nobody working, or paused.
             let at_rest = status & DRIVER_OK == 0 || self.paused;

@@ -4,7 +4,7 @@
 //! Rings and requests as a driver without any sense writes them, against the model.
 
 use arbitrary::Arbitrary;
-use virtio_conformance::Port as _;
+use virtio_conformance::{Port as _, reg};
 use virtio_device_core::transport::QueueSetup;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -172,7 +172,7 @@ impl Pair {
     /// Starts the device, after a reset.
     fn start(&mut self, start: Start) {
         self.setup = start.setup();
-        self.machine.port.set(0x70, 0);
+        self.machine.port.set(reg::STATUS, 0);
         let QueueSetup {
             avail_ring,
             used_ring,
@@ -224,8 +224,11 @@ impl Pair {
 
     fn compare(&mut self) {
         let status = if self.model.broken { 15 | 64 } else { 15 };
-        assert_eq!(self.machine.port.get(0x70), status);
-        assert_eq!(self.machine.port.get(0x60), self.model.causes);
+        assert_eq!(self.machine.port.get(reg::STATUS), status);
+        assert_eq!(
+            self.machine.port.get(reg::INTERRUPT_STATUS),
+            self.model.causes
+        );
         assert_eq!(self.machine.line.raised(), self.model.raised);
         let image = self.machine.image();
         // As a whole first, which is quick.
@@ -271,7 +274,7 @@ impl Pair {
                 self.work();
             }
             Step::Acknowledge(causes) => {
-                self.machine.port.set(0x64, (*causes).into());
+                self.machine.port.set(reg::INTERRUPT_ACK, (*causes).into());
                 self.model.causes &= !u32::from(*causes);
                 self.compare();
             }

@@ -5,6 +5,7 @@
 //! refused, and harms nothing either way.
 
 use arbitrary::{Arbitrary, Unstructured};
+use virtio_conformance::reg;
 use virtio_device_core::DeviceState;
 use virtio_device_core::transport::{QueueProgress, QueueSetup};
 use virtio_mmio_transport::TransportState;
@@ -179,13 +180,18 @@ pub fn run(program: &Program) -> bool {
         let last = third.port.device_mut().save().unwrap();
         assert_eq!(last, again);
     } else {
-        let registers = [0x70, 0x60, 0x44, 0xfc];
+        let registers = [
+            reg::STATUS,
+            reg::INTERRUPT_STATUS,
+            reg::QUEUE_READY,
+            reg::CONFIG_GENERATION,
+        ];
         assert_eq!(registers.map(|it| twin.port.get(it)), [0; 4]);
         assert_eq!(twin.line.raised(), 0);
     }
     rig.machine = twin;
     rig.resume();
-    let is_live = is_taken && rig.machine.port.get(0x70) == 15;
+    let is_live = is_taken && rig.machine.port.get(reg::STATUS) == 15;
     rig.run(program.prompt, &program.after);
     is_live
 }
