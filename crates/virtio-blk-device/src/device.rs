@@ -101,6 +101,21 @@ impl<E: Executor> Block<E> {
     }
 
     /// A handle that tells the device when its back end's capacity has changed.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use virtio_blk_device::{Block, FileBackend, FileOptions};
+    /// use virtio_device_core::WorkerThread;
+    ///
+    /// # fn grow(path: &std::path::Path) -> std::io::Result<()> {
+    /// let file = FileBackend::open(path, FileOptions::default())?;
+    /// let device = Block::new(Arc::new(file), WorkerThread::named("disk")?)?;
+    /// let handle = device.handle();
+    /// // The device goes behind a transport. Later, when the image has grown:
+    /// let bytes = handle.refresh()?;
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn handle(&self) -> BlockHandle {
         BlockHandle(self.shared.clone())

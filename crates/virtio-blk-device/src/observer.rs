@@ -38,6 +38,24 @@ pub enum BlockEvent<'a> {
 ///
 /// Called on a worker's thread: it must not wait, and must not call the device. Limit what you log:
 /// on a failing disk the guest decides how often it is called.
+///
+/// ```
+/// use std::sync::atomic::{AtomicU64, Ordering};
+/// use virtio_blk_device::{BlockEvent, BlockObserver};
+///
+/// /// Counts, and says the first failure.
+/// #[derive(Default)]
+/// struct Health(AtomicU64);
+///
+/// impl BlockObserver for Health {
+///     fn event(&self, event: &BlockEvent<'_>) {
+///         let BlockEvent::Failed(operation, range, error) = event else { return };
+///         if self.0.fetch_add(1, Ordering::Relaxed) == 0 {
+///             eprintln!("{operation:?} of bytes {range:?}: {error}");
+///         }
+///     }
+/// }
+/// ```
 pub trait BlockObserver: Send + Sync {
     /// Takes note of `event`.
     fn event(&self, event: &BlockEvent<'_>);

@@ -224,6 +224,21 @@ pub struct NetHandle(Arc<Shared>);
 impl NetHandle {
     /// Pulls the cable out or plugs it in, and tells the driver (`VIRTIO_NET_S_LINK_UP`). While it
     /// is out, packets are dropped in both directions.
+    ///
+    /// ```
+    /// # use std::os::unix::net::UnixStream;
+    /// use virtio_device_core::WorkerThread;
+    /// use virtio_net_device::{Net, Stream};
+    ///
+    /// # let (_peer, socket) = UnixStream::pair()?;
+    /// let mac = [0x52, 0x54, 0, 0, 0, 1];
+    /// let device = Net::new(vec![Stream::new(socket)], mac, WorkerThread::named("net")?)?;
+    /// let handle = device.handle();
+    /// handle.set_cable(false);
+    /// assert!(!handle.is_up());
+    /// assert_eq!(handle.drops().sent, 0);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn set_cable(&self, plugged: bool) {
         self.0.set_cable(plugged);
     }

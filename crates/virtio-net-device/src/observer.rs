@@ -29,6 +29,22 @@ pub enum NetEvent<'a> {
 ///
 /// Called on a worker's thread: it must not wait, and must not call the device. `()` ignores all
 /// events.
+///
+/// ```
+/// use virtio_net_device::{NetEvent, NetObserver};
+///
+/// struct Log;
+///
+/// impl NetObserver for Log {
+///     fn event(&self, event: &NetEvent<'_>) {
+///         match event {
+///             NetEvent::BackendFailed { pair, error } => eprintln!("queue pair {pair}: {error}"),
+///             NetEvent::BackendReturned { pair } => eprintln!("queue pair {pair} is back"),
+///             _ => {}
+///         }
+///     }
+/// }
+/// ```
 pub trait NetObserver: Send + Sync {
     /// Takes note of `event`.
     fn event(&self, event: &NetEvent<'_>);

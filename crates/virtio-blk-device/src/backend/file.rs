@@ -43,6 +43,20 @@ pub struct FileOptions {
 /// write extends it again. For that its length is read before each write; so that no write is in
 /// flight between the two, pause the device while you truncate the file, and call
 /// [`BlockHandle::refresh`](crate::BlockHandle::refresh) afterwards.
+///
+/// ```
+/// use virtio_blk_device::{Backend, FileBackend, FileOptions};
+///
+/// # fn size(path: &std::path::Path) -> std::io::Result<u64> {
+/// let options = FileOptions { read_only: true, ..FileOptions::default() };
+/// let image = FileBackend::open(path, options)?;
+/// # assert!(image.is_read_only());
+/// image.capacity()
+/// # }
+/// # let path = std::env::current_exe()?;
+/// # assert_eq!(size(&path)?, std::fs::metadata(&path)?.len());
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct FileBackend {
     file: File,

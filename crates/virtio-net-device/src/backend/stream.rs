@@ -24,6 +24,19 @@ const ROOM: usize = 2 * (PREFIX + MAX_FRAME);
 /// speak. It needs no privilege, and offloads nothing.
 ///
 /// Up to 128 KiB are read ahead, and sent as a whole, so that a system call moves many packets.
+///
+/// ```
+/// use std::os::unix::net::UnixStream;
+/// use virtio_device_core::WorkerThread;
+/// use virtio_net_device::{Net, Stream};
+///
+/// // A cable between two guests.
+/// let (one, other) = UnixStream::pair()?;
+/// let mac = |last| [0x52, 0x54, 0, 0, 0, last];
+/// let one = Net::new(vec![Stream::new(one)], mac(1), WorkerThread::named("net0")?)?;
+/// let other = Net::new(vec![Stream::new(other)], mac(2), WorkerThread::named("net1")?)?;
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Stream {
     socket: OwnedFd,

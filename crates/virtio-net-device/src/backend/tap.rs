@@ -28,6 +28,18 @@ const USO: Features = Features::of(&[
 ]);
 
 /// One queue of a tap.
+///
+/// ```no_run
+/// use virtio_device_core::WorkerThread;
+/// use virtio_net_device::{Net, Tap};
+///
+/// // Two queues, for two vCPUs, each served by a thread.
+/// let taps = Tap::open("tap0", 2)?;
+/// let threads = (0..2).map(|n| WorkerThread::named(format!("net{n}")));
+/// let threads = threads.collect::<Result<Vec<_>, _>>()?;
+/// let device = Net::new(taps, [0x52, 0x54, 0, 0x12, 0x34, 0x56], threads)?;
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Debug)]
 pub struct Tap {
     fd: OwnedFd,
