@@ -112,6 +112,12 @@
 //! |---|---|
 //! | `virtio-queue` | queues are lent to devices that are written against the crate of that name |
 //! | `serde` | saved state can be serialised |
+//! | `vectored-io` | `Buffers`: the kernel moves data between descriptors and guest memory |
+//!
+//! # Unsafe code
+//!
+//! There is none but with the feature `vectored-io`, in the one module that hands guest memory to the kernel
+//! by its address. Guest memory must be mapped for as long as it is guest memory, as all but that of Xen is.
 //!
 //! # Limits
 //!
@@ -155,7 +161,8 @@
 //! | [virtio-net-device](https://docs.rs/virtio-net-device) | a virtio network device |
 //! | [virtio-blk-device](https://docs.rs/virtio-blk-device) | a virtio block device |
 
-#![forbid(unsafe_code)]
+#![cfg_attr(not(feature = "vectored-io"), forbid(unsafe_code))]
+#![cfg_attr(feature = "vectored-io", deny(unsafe_code))]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod device;
@@ -184,6 +191,9 @@ pub use negotiation::{
     VIRTIO_F_VERSION_1,
 };
 pub use observer::{Event, Observer};
+#[cfg(feature = "vectored-io")]
+#[cfg_attr(docsrs, doc(cfg(feature = "vectored-io")))]
+pub use queue::{Buffers, Vectors};
 pub use queue::{
     Chain, ChainStream, Head, InFlight, Lease, MAX_QUEUE_SIZE, RingMemory, Rings, Unavailable,
     Virtqueue,

@@ -18,6 +18,8 @@ mod memory;
 mod progress;
 mod stream;
 mod taken;
+#[cfg(feature = "vectored-io")]
+mod vectors;
 mod virtqueue;
 
 pub use chain::{Chain, Head};
@@ -34,4 +36,6 @@ pub use memory::RingCache;
 pub use memory::{RingMemory, Rings};
 pub use progress::QueueProgress;
 pub use stream::ChainStream;
+#[cfg(feature = "vectored-io")]
+pub use vectors::{Buffers, Vectors};
 pub use virtqueue::Virtqueue;

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 
-use vm_memory::bitmap::BS;
+use vm_memory::bitmap::{BS, Bitmap as _};
 use vm_memory::{Address, GuestAddress, GuestMemory, Permissions, VolatileSlice};
 
 use super::chain::{Buffer, Chain};
@@ -53,6 +53,21 @@ impl Chain {
         memory: &'a M,
     ) -> impl Iterator<Item = Result<VolatileSlice<'a, BS<'a, M::Bitmap>>, BadRequest>> {
         slices(self.buffers(), memory, true)
+    }
+
+    /// Notes that the first `len` device-writable bytes were written behind the back of whoever takes
+    /// notes, if anybody does: by the kernel, by address.
+    pub fn mark_written<M: GuestMemory>(&self, memory: &M, len: u64) {
+        // Fast path: notes have no place to be in.
+        if size_of::<BS<'_, M::Bitmap>>() == 0 {
+            return;
+        }
+        let mut left = usize::try_from(len).unwrap_or(usize::MAX);
+        for slice in self.writable_slices(memory).flatten() {
+            let part = left.min(slice.len());
+            slice.bitmap().mark_dirty(0, part);
+            left -= part;
+        }
     }
 }
 
@@ -123,7 +138,7 @@ impl<M: GuestMemory, const WRITABLE: bool> ChainStream<'_, M, WRITABLE> {
     /// for vectored I/O without a copy.
     ///
     /// An address is good for as long as guest memory is borrowed, and memory that the driver can change
-    /// at any time. That something was written there is not noted; see [`VolatileSlice::bitmap`].
+    /// at any time. That something was written there is not noted; see [`Chain::mark_written`].
     ///
     /// # Errors
     ///

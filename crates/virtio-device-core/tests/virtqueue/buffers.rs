@@ -4,9 +4,11 @@
 //! A chain's buffers as slices and as streams.
 
 use super::*;
+use vm_memory::bitmap::{AtomicBitmap, Bitmap as _};
+use vm_memory::{GuestMemoryBackend as _, GuestMemoryRegion as _};
 
 /// A chain of (address, length, writable) buffers.
-fn chain_of(memory: &Memory, buffers: &[(u64, u32, bool)]) -> Chain {
+pub(super) fn chain_of(memory: &Memory, buffers: &[(u64, u32, bool)]) -> Chain {
     let mut pair = Pair::new(memory, Features::NONE);
     for (index, &(addr, len, writable)) in (0u16..).zip(buffers) {
         let last = usize::from(index) + 1 == buffers.len();
@@ -73,6 +75,37 @@ fn slices_cover_what_streams_cover() {
         .read_slice(&mut bytes[..2], GuestAddress(RAM - 1))
         .unwrap();
     assert_eq!(&bytes[..2], b"12");
+}
+
+/// What the kernel writes by address is dirty once the device has said so, and nothing else is.
+#[test]
+fn bytes_are_noted_as_written() {
+    let ranges = [(GuestAddress(0), 0x1_0000), (GuestAddress(RAM), 0x1_0000)];
+    let memory = GuestMemoryMmap::<AtomicBitmap>::from_ranges(&ranges).unwrap();
+    let plain = super::memory();
+    let chain = chain_of(
+        &plain,
+        &[
+            (BUFFER, 8, false),
+            (RAM - 4, 8, true),
+            (RAM + 0x3000, 8, true),
+        ],
+    );
+    let dirty = |at: u64| {
+        let region = memory.find_region(GuestAddress(at)).unwrap();
+        region
+            .bitmap()
+            .dirty_at(usize::try_from(at - region.start_addr().0).unwrap())
+    };
+    for (len, pages) in [
+        (0, [false; 4]),
+        (5, [false, true, true, false]),
+        (9, [false, true, true, true]),
+    ] {
+        chain.mark_written(&memory, len);
+        let places = [BUFFER, RAM - 4, RAM, RAM + 0x3000];
+        assert_eq!(places.map(dirty), pages, "{len} bytes");
+    }
 }
 
 #[test]

@@ -9,6 +9,8 @@ mod buffers;
 mod chains;
 mod notifications;
 mod progress;
+#[cfg(feature = "vectored-io")]
+mod vectors;
 
 use std::io::{Read, Write};
 
