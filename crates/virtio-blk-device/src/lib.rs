@@ -57,9 +57,9 @@
 //!
 //! # Unsafe code
 //!
-//! The modules have it that hand guest memory to the kernel by its address: one, and another with the
-//! feature `io-uring`. Guest memory must be mapped
-//! for as long as it is guest memory, as all but that of Xen is.
+//! One module has it, for structures of C, and another with the feature `io-uring`, which hands guest memory to
+//! the kernel by its address, as [`Buffers`] of virtio-device-core do. Guest memory must be mapped for as long
+//! as it is guest memory, as all but that of Xen is.
 //!
 //! # Features
 //!

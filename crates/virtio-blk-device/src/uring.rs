@@ -16,8 +16,8 @@ use io_uring::types::{Fd, FsyncFlags};
 use io_uring::{IoUring, Probe, opcode, squeue};
 use rustix::fs::FallocateFlags;
 use virtio_device_core::{
-    ActiveQueue, Context, DeviceFault, Executor, Head, InFlight, Progress, QueueHandler, RingFault,
-    Rings, Virtqueue, vmm_sys_util::epoll::EventSet,
+    ActiveQueue, Buffers, Context, DeviceFault, Executor, Head, InFlight, Progress, QueueHandler,
+    RingFault, Rings, Virtqueue, vmm_sys_util::epoll::EventSet,
 };
 use vm_memory::GuestAddressSpace;
 
@@ -367,11 +367,15 @@ fn entry(
         Operation::Read | Operation::Write => {
             let buffers = job.buffers(memory, request).ok()?;
             let fd = Fd(file.descriptor(start, &buffers).as_raw_fd());
-            let (vectors, count) = buffers.vectors().filter(|_| len != 0)?;
+            let vectors = buffers.vectors();
+            let count = u32::try_from(vectors.len()).ok();
+            let count = count.filter(|_| (1..=Buffers::MAX_PIECES).contains(&vectors.len()))?;
             if request.operation == Operation::Read {
-                opcode::Readv::new(fd, vectors, count).offset(start).build()
+                opcode::Readv::new(fd, vectors.as_ptr(), count)
+                    .offset(start)
+                    .build()
             } else {
-                opcode::Writev::new(fd, vectors, count)
+                opcode::Writev::new(fd, vectors.as_ptr(), count)
                     .offset(start)
                     .build()
             }

@@ -5,18 +5,15 @@
 
 use std::sync::Arc;
 
-use libc::iovec;
 use virtio_device_core::{
     ActiveQueue, Chain, Context, DeviceFault, Head, Progress, QueueHandler, RingFault, RingMemory,
-    Rings, Virtqueue,
+    Rings, Vectors, Virtqueue,
 };
-use vm_memory::bitmap::{BS, Bitmap as _};
-use vm_memory::{GuestAddressSpace, GuestMemory};
+use vm_memory::GuestAddressSpace;
 
 use crate::backend::Buffers;
 use crate::config::QUEUE_SIZE;
 use crate::observer::Operation;
-use crate::raw;
 use crate::request::{HEADER, Refusal, Request, status};
 use crate::shared::Shared;
 
@@ -34,7 +31,7 @@ pub(crate) struct Handler<M> {
 #[derive(Default)]
 pub(crate) struct Job {
     chain: Chain,
-    vectors: Vec<iovec>,
+    vectors: Vectors,
 }
 
 impl<M> Handler<M> {
@@ -141,16 +138,17 @@ impl Job {
         rings: &'a impl RingMemory,
         request: &Request,
     ) -> Result<Buffers<'a>, Refusal> {
-        let (vectors, len) = (&mut self.vectors, request.moved());
-        Ok(match request.operation {
-            Operation::Read => raw::gather(vectors, self.chain.writer(rings), len)?,
+        let mut buffers = self.vectors.begin();
+        match request.operation {
+            Operation::Read => buffers.add(self.chain.writer(rings), request.moved())?,
             Operation::Write => {
                 let mut data = self.chain.reader(rings);
                 data.skip(HEADER as u64);
-                raw::gather(vectors, data, len)?
+                buffers.add(data, request.moved())?;
             }
-            _ => Buffers::default(),
-        })
+            _ => {}
+        }
+        Ok(buffers)
     }
 
     /// Does what is asked for, waits for it, and answers; returns how much of the buffers was written.
@@ -166,9 +164,9 @@ impl Job {
     }
 
     /// Writes the answer, and returns how much was written from the first device-writable byte on.
-    pub(crate) fn end<R: RingMemory>(
+    pub(crate) fn end(
         &self,
-        rings: &R,
+        rings: &impl RingMemory,
         shared: &Shared,
         request: Option<Request>,
         outcome: Result<u64, Refusal>,
@@ -176,14 +174,8 @@ impl Job {
         match request.map(|request| request.operation) {
             // There is room, as was checked.
             Some(Operation::GetId) => drop(self.chain.write(rings, &shared.id)),
-            // The host has written pages behind the back of whoever takes notes, if anybody does.
-            Some(Operation::Read)
-                if size_of::<BS<'_, <R::Memory as GuestMemory>::Bitmap>>() != 0 =>
-            {
-                for slice in self.chain.writable_slices(rings.memory()).flatten() {
-                    slice.bitmap().mark_dirty(0, slice.len());
-                }
-            }
+            // Also of one that has failed half-way.
+            Some(Operation::Read) => self.chain.mark_written(rings.memory(), u64::MAX),
             _ => {}
         }
         let answered = self.chain.write_last(rings, status(outcome)).is_ok();

@@ -119,7 +119,7 @@ impl FileBackend {
     /// The descriptor that a transfer goes through.
     pub(crate) fn descriptor(&self, offset: u64, buffers: &Buffers<'_>) -> BorrowedFd<'_> {
         match &self.direct {
-            Some((file, align)) if buffers.is_aligned(offset, *align) => file.as_fd(),
+            Some((file, align)) if is_aligned(offset, buffers, *align) => file.as_fd(),
             _ => self.file.as_fd(),
         }
     }
@@ -155,6 +155,13 @@ impl FileBackend {
             fs::fallocate(&self.file, flags, range.start, len)
         })?)
     }
+}
+
+/// Whether the place on the disk and every piece are aligned to `align`, a power of two.
+fn is_aligned(offset: u64, buffers: &Buffers<'_>, align: u32) -> bool {
+    let mut pieces = buffers.vectors().iter();
+    let unaligned = |it: usize| it & (align as usize - 1) != 0;
+    offset % u64::from(align) == 0 && !pieces.any(|it| unaligned(it.iov_base.addr() | it.iov_len))
 }
 
 /// Whether something may be lost that was written before a sync that has ended like this. The kernel
@@ -211,12 +218,12 @@ impl Backend for FileBackend {
     }
 
     fn read(&self, offset: u64, buffers: &Buffers<'_>) -> io::Result<()> {
-        buffers.transfer(self.descriptor(offset, buffers), false, offset)
+        buffers.read_exact_at(self.descriptor(offset, buffers), offset)
     }
 
     fn write(&self, offset: u64, buffers: &Buffers<'_>) -> io::Result<()> {
         self.check_end(&(offset..offset + buffers.bytes()))?;
-        buffers.transfer(self.descriptor(offset, buffers), true, offset)
+        buffers.write_all_at(self.descriptor(offset, buffers), offset)
     }
 
     fn flush(&self) -> io::Result<()> {

@@ -8,8 +8,8 @@ mod file;
 use std::io::{self, ErrorKind};
 use std::ops::Range;
 
-pub use crate::raw::Buffers;
 pub use file::{FileBackend, FileOptions};
+pub use virtio_device_core::Buffers;
 
 /// Where a disk's sectors are stored: in a file, in memory, in an image format, on another machine.
 ///
@@ -33,24 +33,16 @@ pub use file::{FileBackend, FileOptions};
 ///     }
 ///
 ///     fn read(&self, offset: u64, buffers: &Buffers<'_>) -> io::Result<()> {
+///         let place = offset as usize..(offset + buffers.bytes()) as usize;
 ///         let bytes = self.0.read().unwrap();
-///         let mut at = offset as usize;
-///         for slice in buffers.slices() {
-///             let bytes = bytes.get(at..at + slice.len()).ok_or(ErrorKind::UnexpectedEof)?;
-///             slice.copy_from(bytes);
-///             at += slice.len();
-///         }
+///         buffers.copy_from(0, bytes.get(place).ok_or(ErrorKind::UnexpectedEof)?);
 ///         Ok(())
 ///     }
 ///
 ///     fn write(&self, offset: u64, buffers: &Buffers<'_>) -> io::Result<()> {
+///         let place = offset as usize..(offset + buffers.bytes()) as usize;
 ///         let mut bytes = self.0.write().unwrap();
-///         let mut at = offset as usize;
-///         for slice in buffers.slices() {
-///             let bytes = bytes.get_mut(at..at + slice.len()).ok_or(ErrorKind::WriteZero)?;
-///             slice.copy_to(bytes);
-///             at += slice.len();
-///         }
+///         buffers.copy_to(0, bytes.get_mut(place).ok_or(ErrorKind::WriteZero)?);
 ///         Ok(())
 ///     }
 ///
@@ -74,7 +66,8 @@ pub trait Backend: Send + Sync + 'static {
     /// If it cannot be determined.
     fn capacity(&self) -> io::Result<u64>;
 
-    /// Fills `buffers` with what is at `offset`.
+    /// Fills all of `buffers` with what is at `offset`: guest memory, in the driver's order, which the
+    /// driver can change at any time.
     ///
     /// # Errors
     ///
@@ -93,7 +86,7 @@ pub trait Backend: Send + Sync + 'static {
         Geometry::default()
     }
 
-    /// Writes `buffers` to `offset`; it need not be stable before a [`flush`](Self::flush).
+    /// Writes all of `buffers` to `offset`; it need not be stable before a [`flush`](Self::flush).
     ///
     /// # Errors
     ///

@@ -51,22 +51,14 @@ impl Backend for MemoryDisk {
     fn read(&self, offset: u64, buffers: &Buffers<'_>) -> io::Result<()> {
         let bytes = self.bytes();
         let place = place(offset, buffers.bytes()).and_then(|place| bytes.get(place));
-        let mut rest = place.ok_or(ErrorKind::UnexpectedEof)?;
-        for slice in buffers.slices() {
-            slice.copy_from(rest);
-            rest = rest.get(slice.len()..).unwrap_or_default();
-        }
+        buffers.copy_from(0, place.ok_or(ErrorKind::UnexpectedEof)?);
         Ok(())
     }
 
     fn write(&self, offset: u64, buffers: &Buffers<'_>) -> io::Result<()> {
         let mut bytes = self.bytes_mut();
         let place = place(offset, buffers.bytes()).and_then(|place| bytes.get_mut(place));
-        let mut rest = place.ok_or(ErrorKind::WriteZero)?;
-        for slice in buffers.slices() {
-            slice.copy_to(rest);
-            rest = rest.get_mut(slice.len()..).unwrap_or_default();
-        }
+        buffers.copy_to(0, place.ok_or(ErrorKind::WriteZero)?);
         Ok(())
     }
 
