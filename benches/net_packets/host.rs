@@ -16,7 +16,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use virtio_net_device::{Backend, Packet, Tap};
+use virtio_net_device::{Backend, Buffers, Tap};
 use vm_memory::VolatileSlice;
 
 /// The host: as many packets to receive as it is told, and room for all.
@@ -193,11 +193,11 @@ fn vector(slice: Option<VolatileSlice<'_>>) -> libc::iovec {
 }
 
 impl Backend for Host {
-    fn receive(&mut self, packet: &Packet<'_>) -> io::Result<usize> {
+    fn receive(&mut self, packet: &Buffers<'_>) -> io::Result<usize> {
         self.read(packet.slices())
     }
 
-    fn send(&mut self, packet: &Packet<'_>) -> io::Result<()> {
+    fn send(&mut self, packet: &Buffers<'_>) -> io::Result<()> {
         self.write(packet.slices());
         Ok(())
     }

@@ -15,7 +15,7 @@ use bus::BusDevice as _;
 use virtio_conformance::{CountingLine, DriverQueue, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
 use virtio_device_core::{Features, LoopHandle, StepLoop};
 use virtio_mmio_transport::MmioTransport;
-use virtio_net_device::{Backend, Net, NetHandle, Packet};
+use virtio_net_device::{Backend, Buffers, Net, NetHandle};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 type Memory = GuestMemoryMmap<()>;
@@ -70,35 +70,26 @@ struct State {
 struct Host(Arc<Mutex<State>>, Arc<File>);
 
 impl Backend for Host {
-    fn receive(&mut self, packet: &Packet<'_>) -> io::Result<usize> {
+    fn receive(&mut self, packet: &Buffers<'_>) -> io::Result<usize> {
         let mut state = self.0.lock().unwrap();
         if state.broken {
             return Err(ErrorKind::BrokenPipe.into());
         }
         let bytes = state.incoming.pop_front().ok_or(ErrorKind::WouldBlock)?;
-        let mut rest = &bytes[..];
-        for slice in packet.slices() {
-            let (now, later) = rest.split_at(rest.len().min(slice.len()));
-            slice.copy_from(now);
-            rest = later;
-        }
-        assert!(rest.is_empty(), "there is room for every packet");
-        Ok(bytes.len())
+        let len = packet.copy_from(0, &bytes);
+        assert_eq!(len, bytes.len(), "there is room for every packet");
+        Ok(len)
     }
 
-    fn send(&mut self, packet: &Packet<'_>) -> io::Result<()> {
+    fn send(&mut self, packet: &Buffers<'_>) -> io::Result<()> {
         let mut state = self.0.lock().unwrap();
         match (state.broken, state.busy) {
             (true, _) => return Err(ErrorKind::BrokenPipe.into()),
             (_, true) => return Err(ErrorKind::WouldBlock.into()),
             _ => {}
         }
-        let mut bytes = Vec::new();
-        for slice in packet.slices() {
-            let at = bytes.len();
-            bytes.resize(at + slice.len(), 0);
-            slice.copy_to(&mut bytes[at..]);
-        }
+        let mut bytes = vec![0; usize::try_from(packet.bytes()).unwrap()];
+        packet.copy_to(0, &mut bytes);
         state.sent.push(bytes);
         Ok(())
     }

@@ -50,8 +50,9 @@
 //!
 //! # Unsafe code
 //!
-//! One module has it: what hands guest memory to the kernel by its address. Guest memory must be mapped
-//! for as long as it is guest memory, as all but that of Xen is.
+//! One module has it, for the system calls of a tap. Guest memory is handed to the kernel by its address, by
+//! [`Buffers`] of virtio-device-core, so it must be mapped for as long as it is guest memory, as all but that of
+//! Xen is.
 //!
 //! # Features
 //!
@@ -136,7 +137,7 @@ mod settings;
 mod shared;
 mod worker;
 
-pub use backend::{Backend, Packet, Stream, Tap};
+pub use backend::{Backend, Buffers, Stream, Tap};
 pub use device::{MAX_PAIRS, MIN_MTU, Net, NetHandle};
 pub use observer::{NetDrops, NetEvent, NetObserver};
 pub use settings::Mac;

@@ -16,7 +16,7 @@ use std::process::{Command, Stdio};
 
 use support::{Buf, Guest, MAC, PLAIN, RX, TX, feature, frame, header, packet, wait};
 use virtio_device_core::WorkerThread;
-use virtio_net_device::{Backend, Net, Packet, Stream, Tap};
+use virtio_net_device::{Backend, Buffers, Net, Stream, Tap};
 
 type Device = Guest<WorkerThread>;
 
@@ -49,11 +49,11 @@ impl Cable {
 }
 
 impl Backend for Cable {
-    fn receive(&mut self, packet: &Packet<'_>) -> io::Result<usize> {
+    fn receive(&mut self, packet: &Buffers<'_>) -> io::Result<usize> {
         packet.read_from(&self.0)
     }
 
-    fn send(&mut self, packet: &Packet<'_>) -> io::Result<()> {
+    fn send(&mut self, packet: &Buffers<'_>) -> io::Result<()> {
         packet.write_to(&self.0).map(drop)
     }
 

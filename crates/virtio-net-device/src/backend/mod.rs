@@ -11,11 +11,14 @@ use std::os::fd::BorrowedFd;
 
 use virtio_device_core::Features;
 
-pub use crate::raw::Packet;
 pub use stream::Stream;
 pub use tap::Tap;
+pub use virtio_device_core::Buffers;
 
 /// The host's side of one pair of queues: a tap's queue, a socket, another device.
+///
+/// A packet is a header of 12 bytes (`struct virtio_net_hdr` with `num_buffers`), and then the frame from
+/// its destination address on. The driver can change the frame at any time, but not the header.
 ///
 /// It never waits. It is called by one thread at a time, under a lock, when there is room for a packet
 /// or a packet to send; its descriptors say when to call again.
@@ -33,7 +36,7 @@ pub use tap::Tap;
 /// use std::io;
 /// use std::os::fd::{AsFd, BorrowedFd};
 /// use std::os::unix::net::UnixDatagram;
-/// use virtio_net_device::{Backend, Packet};
+/// use virtio_net_device::{Backend, Buffers};
 ///
 /// struct Cable(UnixDatagram);
 ///
@@ -47,11 +50,11 @@ pub use tap::Tap;
 /// }
 ///
 /// impl Backend for Cable {
-///     fn receive(&mut self, packet: &Packet<'_>) -> io::Result<usize> {
+///     fn receive(&mut self, packet: &Buffers<'_>) -> io::Result<usize> {
 ///         packet.read_from(&self.0)
 ///     }
 ///
-///     fn send(&mut self, packet: &Packet<'_>) -> io::Result<()> {
+///     fn send(&mut self, packet: &Buffers<'_>) -> io::Result<()> {
 ///         packet.write_to(&self.0).map(drop)
 ///     }
 ///
@@ -68,7 +71,7 @@ pub trait Backend: Send + 'static {
     /// # Errors
     ///
     /// `WouldBlock` if there is none; see the trait.
-    fn receive(&mut self, packet: &Packet<'_>) -> io::Result<usize>;
+    fn receive(&mut self, packet: &Buffers<'_>) -> io::Result<usize>;
 
     /// Sends a packet. Its header asks for no offload but the negotiated ones of
     /// [`offloads`](Self::offloads).
@@ -76,7 +79,7 @@ pub trait Backend: Send + 'static {
     /// # Errors
     ///
     /// `WouldBlock` if the host does not take it now; see the trait.
-    fn send(&mut self, packet: &Packet<'_>) -> io::Result<()>;
+    fn send(&mut self, packet: &Buffers<'_>) -> io::Result<()>;
 
     /// Sends what `send` has buffered, for a back end that does. Called after a batch of packets,
     /// and when [`writable`](Self::writable) is ready.

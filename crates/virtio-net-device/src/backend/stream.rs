@@ -12,7 +12,7 @@ use rustix::net::{
     send, socket_with,
 };
 
-use crate::backend::{Backend, Packet};
+use crate::backend::{Backend, Buffers};
 use crate::header::{HEADER, MAX_FRAME};
 
 /// The length before each frame: 32 bits, the highest first.
@@ -131,10 +131,10 @@ fn open(path: &Path) -> io::Result<OwnedFd> {
 }
 
 impl Backend for Stream {
-    fn receive(&mut self, packet: &Packet<'_>) -> io::Result<usize> {
+    fn receive(&mut self, packet: &Buffers<'_>) -> io::Result<usize> {
         loop {
             if let Some(frame) = self.incoming.frame()? {
-                packet.copy_frame_from(frame);
+                packet.copy_from(HEADER, frame);
                 let len = frame.len();
                 self.incoming.start += PREFIX + len;
                 return Ok(HEADER + len);
@@ -147,19 +147,20 @@ impl Backend for Stream {
         }
     }
 
-    fn send(&mut self, packet: &Packet<'_>) -> io::Result<()> {
-        let len = packet.len() - HEADER;
+    fn send(&mut self, packet: &Buffers<'_>) -> io::Result<()> {
+        let prefix = u32::try_from(packet.bytes() - HEADER as u64);
+        let prefix = prefix.map_err(|_| ErrorKind::InvalidInput)?;
+        let len = prefix as usize;
         if self.outgoing.end + PREFIX + len > ROOM {
             self.flush()?;
         }
-        let prefix = u32::try_from(len).map_err(|_| ErrorKind::InvalidInput)?;
         let room = self.outgoing.data.get_mut(self.outgoing.end..);
         let room = room.and_then(|room| room.get_mut(..PREFIX + len));
         let (place, frame) = room
             .and_then(|room| room.split_first_chunk_mut())
             .ok_or(ErrorKind::InvalidInput)?;
         *place = prefix.to_be_bytes();
-        packet.copy_frame_to(frame);
+        packet.copy_to(HEADER, frame);
         self.outgoing.end += PREFIX + len;
         Ok(())
     }

@@ -16,7 +16,7 @@ use rustix::net::{AddressFamily, SocketType, socket};
 use virtio_bindings::virtio_net as net;
 use virtio_device_core::Features;
 
-use crate::backend::{Backend, Packet};
+use crate::backend::{Backend, Buffers};
 use crate::config::{as_tap, guest_offloads, host_offloads};
 use crate::raw::{tap_attach, tap_flags, tap_header, tap_offloads, tap_steer};
 
@@ -118,11 +118,11 @@ fn attach(name: &str, flags: c_int) -> io::Result<OwnedFd> {
 }
 
 impl Backend for Tap {
-    fn receive(&mut self, packet: &Packet<'_>) -> io::Result<usize> {
+    fn receive(&mut self, packet: &Buffers<'_>) -> io::Result<usize> {
         packet.read_from(&self.fd)
     }
 
-    fn send(&mut self, packet: &Packet<'_>) -> io::Result<()> {
+    fn send(&mut self, packet: &Buffers<'_>) -> io::Result<()> {
         match packet.write_to(&self.fd) {
             Ok(_) => Ok(()),
             Err(error) => Err(match error.raw_os_error() {

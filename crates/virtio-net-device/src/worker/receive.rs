@@ -10,13 +10,12 @@
 use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_net as net;
-use virtio_device_core::{Features, RingFault, RingMemory, Virtqueue};
+use virtio_device_core::{Features, RingFault, RingMemory, Vectors, Virtqueue};
 
 use super::stock::Stock;
 use super::{Done, End};
 use crate::header::{FRAMES, HEADER, MAX_FRAME, TO_DRIVER, clean};
 use crate::observer::count;
-use crate::raw::Vectors;
 use crate::settings::START;
 use crate::shared::{Port, Shared};
 
@@ -84,11 +83,11 @@ impl Receiver {
             self.stock.put_back(ring);
         }
         let mut header = [0; HEADER];
-        let mut packet = self.vectors.gather();
+        let mut packet = self.vectors.begin();
+        packet.add_own(&mut header);
         self.stock.gather(rings, &mut packet);
-        let room = packet.len();
-        packet.own(&mut self.overflow);
-        let packet = packet.packet(&mut header);
+        let room = packet.bytes();
+        packet.add_own(&mut self.overflow);
         let len = match port.backend.receive(&packet) {
             Ok(len) => len,
             Err(error) => return Ok(Err(End::of(error))),
@@ -98,7 +97,9 @@ impl Receiver {
             return Ok(Ok(len));
         }
         let frame = len.wrapping_sub(HEADER);
-        let header = Some(packet.header()).filter(|_| FRAMES.contains(&frame));
+        let mut header = [0; HEADER];
+        packet.copy_to(0, &mut header);
+        let header = Some(header).filter(|_| FRAMES.contains(&frame));
         let agreed = shared.offloads();
         let Some(mut header) = header.and_then(|it| clean(it, frame, agreed, TO_DRIVER)) else {
             count(&shared.drops.received);
@@ -106,13 +107,13 @@ impl Receiver {
         };
         if port.settings.filters(self.agreed) {
             let mut start = [0; START];
-            packet.copy_frame_to(&mut start);
+            packet.copy_to(HEADER, &mut start);
             if !port.settings.passes(start, self.agreed) {
                 return Ok(Ok(len));
             }
         }
         self.expected = len;
-        if len <= room {
+        if len as u64 <= room {
             let [.., low, high] = &mut header;
             [*low, *high] = self.stock.count(len).to_le_bytes();
             self.stock.give(rings, &header, len, done);
@@ -122,7 +123,7 @@ impl Receiver {
         self.kept.clear();
         self.kept.extend(header);
         self.kept.resize(len, 0);
-        packet.copy_frame_to(self.kept.get_mut(HEADER..).unwrap_or_default());
+        packet.copy_to(HEADER, self.kept.get_mut(HEADER..).unwrap_or_default());
         self.since = Some(Instant::now());
         self.deliver_kept(ring, rings, shared, done)
     }

@@ -5,14 +5,13 @@
 
 use std::io::ErrorKind;
 
-use virtio_device_core::{BadRequest, Chain, Features, RingFault, RingMemory, Virtqueue};
+use virtio_device_core::{BadRequest, Chain, Features, RingFault, RingMemory, Vectors, Virtqueue};
 
 use super::{Done, End};
-use crate::backend::Backend;
+use crate::backend::{Backend, Buffers};
 use crate::config::QUEUE_SIZE;
 use crate::header::{FRAMES, HEADER, Header, TO_HOST, clean};
 use crate::observer::count;
-use crate::raw::{Gather, Vectors};
 use crate::shared::Shared;
 
 pub(super) struct Sender {
@@ -46,20 +45,17 @@ impl Sender {
         let Some(head) = ring.take(rings, &mut self.chain)? else {
             return Ok(Err(End::Drained(None)));
         };
-        let mut packet = self.vectors.gather();
-        let mut header = match gather(&self.chain, rings, self.agreed, &mut packet) {
-            Ok(header) => header,
+        let mut header = [0; HEADER];
+        let vectors = &mut self.vectors;
+        let packet = match packet(&self.chain, rings, self.agreed, vectors, &mut header) {
+            Ok(packet) => packet,
             Err(error) => {
                 count(&shared.drops.sent);
                 done.refuse(head, error);
                 return Ok(Ok(0));
             }
         };
-        let len = packet.len();
-        let dropped = match backend
-            .as_mut()
-            .map(|it| it.send(&packet.packet(&mut header)))
-        {
+        let dropped = match backend.as_mut().map(|it| it.send(&packet)) {
             Some(Ok(())) => false,
             Some(Err(error)) if error.kind() != ErrorKind::InvalidInput => {
                 ring.put_back(head);
@@ -70,25 +66,32 @@ impl Sender {
         if dropped {
             count(&shared.drops.sent);
         }
-        shared.send_limits.charge(len as u64);
+        shared.send_limits.charge(packet.bytes());
+        let len = usize::try_from(packet.bytes());
         done.push(head, 0);
-        Ok(Ok(len))
+        Ok(Ok(len.unwrap_or(usize::MAX)))
     }
 }
 
-/// Collects the pieces of a frame, and returns its header as the host may see it: a copy, which the
-/// driver cannot change.
-fn gather<'a>(
+/// The packet in a chain, with a header as the host may see it: a copy, which the driver cannot change.
+fn packet<'a>(
     chain: &'a Chain,
     rings: &'a impl RingMemory,
     agreed: Features,
-    packet: &mut Gather<'a>,
-) -> Result<Header, BadRequest> {
+    vectors: &'a mut Vectors,
+    header: &'a mut Header,
+) -> Result<Buffers<'a>, BadRequest> {
     let mut reader = chain.reader(rings);
-    let header = reader.read_array()?;
-    packet.guest(reader)?;
-    let frame = packet.len() - HEADER;
+    *header = reader.read_array()?;
+    let frame = usize::try_from(reader.remaining()).unwrap_or(usize::MAX);
     let whole = FRAMES.contains(&frame) && chain.writable().next().is_none();
-    let header = whole.then(|| clean(header, frame, agreed, TO_HOST));
-    header.flatten().ok_or(BadRequest::Layout)
+    let clean = clean(*header, frame, agreed, TO_HOST).filter(|_| whole);
+    *header = clean.ok_or(BadRequest::Layout)?;
+    let mut packet = vectors.begin();
+    packet.add_own(header);
+    packet.add(reader, u64::MAX)?;
+    match packet.vectors().len() <= Buffers::MAX_PIECES {
+        true => Ok(packet),
+        false => Err(BadRequest::Layout),
+    }
 }

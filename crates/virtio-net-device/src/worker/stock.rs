@@ -3,13 +3,10 @@
 
 //! Chains that were taken to put packets into, and are put back if there is none.
 
-use virtio_device_core::{BadRequest, Chain, Head, RingFault, RingMemory, Virtqueue};
-use vm_memory::GuestMemory;
-use vm_memory::bitmap::{BS, Bitmap as _};
+use virtio_device_core::{BadRequest, Buffers, Chain, Head, RingFault, RingMemory, Virtqueue};
 
 use super::Done;
 use crate::header::HEADER;
-use crate::raw::Gather;
 
 /// Chains in the driver's order, in places that are used again and again.
 #[derive(Default)]
@@ -75,16 +72,21 @@ impl Stock {
         Ok(())
     }
 
-    /// The room behind the header, as pieces of a packet.
-    pub(super) fn gather<'a>(&'a self, rings: &'a impl RingMemory, packet: &mut Gather<'a>) {
+    /// The room behind the header, as pieces of a packet: as many as the kernel takes, but for one.
+    pub(super) fn gather<'a>(&'a self, rings: &'a impl RingMemory, packet: &mut Buffers<'a>) {
+        const MOST: usize = Buffers::MAX_PIECES - 1;
         // Each has room for the header.
         let mut skip = HEADER as u64;
         for slot in self.chains() {
+            if packet.vectors().len() >= MOST {
+                break;
+            }
             let mut writer = slot.chain.writer(rings);
             writer.skip(std::mem::take(&mut skip));
             // It was found to be in memory.
-            let _ = packet.guest(writer);
+            let _ = packet.add(writer, u64::MAX);
         }
+        packet.truncate(MOST);
     }
 
     /// How many chains a packet of `len` bytes takes.
@@ -114,7 +116,7 @@ impl Stock {
             let (now, later) = data.split_at(part.min(data.len()));
             // It was found to be in memory, with this much room.
             let _ = slot.chain.write(rings, now);
-            mark_written(&slot.chain, rings.memory(), part);
+            slot.chain.mark_written(rings.memory(), part as u64);
             if let Some(head) = slot.head.take() {
                 done.push(head, u32::try_from(part).unwrap_or(u32::MAX));
             }
@@ -148,17 +150,5 @@ fn room(chain: &Chain, rings: &impl RingMemory) -> Result<usize, BadRequest> {
     match room >= HEADER && chain.readable().next().is_none() {
         true => Ok(room),
         false => Err(BadRequest::Layout),
-    }
-}
-
-/// Notes that the kernel has written the first `len` bytes of a chain, if anybody keeps such notes.
-fn mark_written<M: GuestMemory>(chain: &Chain, memory: &M, mut len: usize) {
-    if size_of::<BS<'_, M::Bitmap>>() == 0 {
-        return;
-    }
-    for slice in chain.writable_slices(memory).flatten() {
-        let part = len.min(slice.len());
-        slice.bitmap().mark_dirty(0, part);
-        len -= part;
     }
 }

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use virtio_device_core::Features;
-use virtio_net_device::{Backend, Packet};
+use virtio_net_device::{Backend, Buffers};
 
 /// The back end of one pair of queues; clones are the same.
 #[derive(Clone)]
@@ -90,36 +90,26 @@ impl State {
 }
 
 impl Backend for Host {
-    fn receive(&mut self, packet: &Packet<'_>) -> io::Result<usize> {
+    fn receive(&mut self, packet: &Buffers<'_>) -> io::Result<usize> {
         let mut state = self.state();
         state.asked += 1;
         state.mood()?;
-        assert!(packet.len() > 65_565, "room for the longest packet");
+        assert!(packet.bytes() > 65_565, "room for the longest packet");
         let bytes = state.incoming.pop_front().ok_or(ErrorKind::WouldBlock)?;
         let happens = state.meanwhile.take();
         happens.into_iter().for_each(|happens| happens());
-        let mut rest = &bytes[..];
-        for slice in packet.slices() {
-            let (now, later) = rest.split_at(rest.len().min(slice.len()));
-            slice.copy_from(now);
-            rest = later;
-        }
-        Ok(bytes.len().min(packet.len()))
+        Ok(packet.copy_from(0, &bytes))
     }
 
-    fn send(&mut self, packet: &Packet<'_>) -> io::Result<()> {
+    fn send(&mut self, packet: &Buffers<'_>) -> io::Result<()> {
         let mut state = self.state();
         state.mood()?;
         if std::mem::take(&mut state.refuses) {
             return Err(ErrorKind::InvalidInput.into());
         }
         state.room = state.room.checked_sub(1).ok_or(ErrorKind::WouldBlock)?;
-        let mut bytes = vec![0; packet.len()];
-        let mut at = 0;
-        for slice in packet.slices() {
-            slice.copy_to(&mut bytes[at..at + slice.len()]);
-            at += slice.len();
-        }
+        let mut bytes = vec![0; packet.bytes() as usize];
+        packet.copy_to(0, &mut bytes);
         state.sent.push(bytes);
         Ok(())
     }
