@@ -4,48 +4,14 @@
 //! Commands of the control queue (VIRTIO 1.3, section 5.1.6.5): what each changes of the settings.
 //! Without I/O.
 
-use std::ops::RangeInclusive;
-
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
-use virtio_bindings::virtio_net as net;
+use virtio_bindings::virtio_net::*;
 use virtio_device_core::transport::Negotiation;
 use virtio_device_core::{ChainStream, Features};
 use vm_memory::GuestMemory;
 
 use crate::config::guest_offloads;
 use crate::settings::{GROUP, MAX_MACS, Mac, Settings, TOO_LONG};
-
-/// The commands that there are: class, numbers, and the feature that they need.
-const COMMANDS: [(u32, RangeInclusive<u32>, u32); 8] = [
-    (net::VIRTIO_NET_CTRL_RX, 0..=1, net::VIRTIO_NET_F_CTRL_RX),
-    (
-        net::VIRTIO_NET_CTRL_RX,
-        2..=5,
-        net::VIRTIO_NET_F_CTRL_RX_EXTRA,
-    ),
-    (net::VIRTIO_NET_CTRL_MAC, 0..=0, net::VIRTIO_NET_F_CTRL_RX),
-    (
-        net::VIRTIO_NET_CTRL_MAC,
-        1..=1,
-        net::VIRTIO_NET_F_CTRL_MAC_ADDR,
-    ),
-    (
-        net::VIRTIO_NET_CTRL_VLAN,
-        0..=1,
-        net::VIRTIO_NET_F_CTRL_VLAN,
-    ),
-    (
-        net::VIRTIO_NET_CTRL_ANNOUNCE,
-        0..=0,
-        net::VIRTIO_NET_F_GUEST_ANNOUNCE,
-    ),
-    (net::VIRTIO_NET_CTRL_MQ, 0..=0, net::VIRTIO_NET_F_MQ),
-    (
-        net::VIRTIO_NET_CTRL_GUEST_OFFLOADS,
-        0..=0,
-        net::VIRTIO_NET_F_CTRL_GUEST_OFFLOADS,
-    ),
-];
 
 /// Makes the change that a command asks for, and returns the command's class. `None` if the driver has no
 /// right to it, or it makes no sense: the settings are not to be used then.
@@ -56,46 +22,54 @@ pub(crate) fn obey<M: GuestMemory>(
     most_pairs: u16,
 ) -> Option<u32> {
     let [class, number] = command.read_array().ok()?.map(u32::from);
-    let mut known = COMMANDS.iter();
-    let (_, _, feature) = known.find(|it| it.0 == class && it.1.contains(&number))?;
-    let mut valid = agreed.has(*feature);
-    match (class, number) {
-        (net::VIRTIO_NET_CTRL_RX, mode) => {
+    let mut valid = true;
+    let needed = match (class, number) {
+        (VIRTIO_NET_CTRL_RX, mode @ VIRTIO_NET_CTRL_RX_PROMISC..=VIRTIO_NET_CTRL_RX_NOBCAST) => {
             let [on] = command.read_array().ok()?;
-            valid &= on <= 1;
+            valid = on <= 1;
             settings.set_mode(mode, on == 1);
+            match mode {
+                VIRTIO_NET_CTRL_RX_PROMISC | VIRTIO_NET_CTRL_RX_ALLMULTI => VIRTIO_NET_F_CTRL_RX,
+                _ => VIRTIO_NET_F_CTRL_RX_EXTRA,
+            }
         }
-        (net::VIRTIO_NET_CTRL_MAC, net::VIRTIO_NET_CTRL_MAC_TABLE_SET) => {
+        (VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_TABLE_SET) => {
             for (kind, mode) in TOO_LONG.into_iter().enumerate() {
                 let (macs, too_long) = table(command)?;
                 settings.set_mode(mode, too_long);
                 *settings.macs.get_mut(kind)? = macs;
             }
+            VIRTIO_NET_F_CTRL_RX
         }
-        (net::VIRTIO_NET_CTRL_MAC, _) => {
+        (VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_ADDR_SET) => {
             settings.mac = command.read_array().ok()?;
-            valid &= settings.mac[0] & GROUP == 0;
+            valid = settings.mac[0] & GROUP == 0;
+            VIRTIO_NET_F_CTRL_MAC_ADDR
         }
-        (net::VIRTIO_NET_CTRL_VLAN, number) => {
+        (VIRTIO_NET_CTRL_VLAN, VIRTIO_NET_CTRL_VLAN_ADD | VIRTIO_NET_CTRL_VLAN_DEL) => {
             let id = u16::from_le_bytes(command.read_array().ok()?);
-            valid &= settings.set_vlan(id, number == net::VIRTIO_NET_CTRL_VLAN_ADD);
+            valid = settings.set_vlan(id, number == VIRTIO_NET_CTRL_VLAN_ADD);
+            VIRTIO_NET_F_CTRL_VLAN
         }
-        (net::VIRTIO_NET_CTRL_MQ, _) => {
+        (VIRTIO_NET_CTRL_ANNOUNCE, VIRTIO_NET_CTRL_ANNOUNCE_ACK) => VIRTIO_NET_F_GUEST_ANNOUNCE,
+        (VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET) => {
             settings.pairs = u16::from_le_bytes(command.read_array().ok()?);
-            valid &= (1..=most_pairs).contains(&settings.pairs);
+            valid = (1..=most_pairs).contains(&settings.pairs);
+            VIRTIO_NET_F_MQ
         }
-        (net::VIRTIO_NET_CTRL_GUEST_OFFLOADS, _) => {
+        (VIRTIO_NET_CTRL_GUEST_OFFLOADS, VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET) => {
             let offloads = u64::from_le_bytes(command.read_array().ok()?);
             let wanted = Features::from(offloads);
             // Offloads depend on each other as the features do that they are called after.
             let whole = Negotiation::new(VIRTIO_ID_NET, wanted).offered();
-            valid &= (wanted - (agreed & guest_offloads() & whole)).is_empty();
+            valid = (wanted - (agreed & guest_offloads() & whole)).is_empty();
             settings.offloads = Some(offloads);
+            VIRTIO_NET_F_CTRL_GUEST_OFFLOADS
         }
-        _ => {}
-    }
+        _ => return None,
+    };
     // Whatever comes after a command is none.
-    (valid && command.remaining() == 0).then_some(class)
+    (valid && agreed.has(needed) && command.remaining() == 0).then_some(class)
 }
 
 /// One of the two tables of addresses, and whether it is too long: then nothing of it is read.
