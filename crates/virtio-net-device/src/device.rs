@@ -12,8 +12,8 @@ use std::sync::atomic::Ordering;
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net as net;
 use virtio_device_core::{
-    Activation, ActiveQueue, ConfigNotifier, DeviceFault, DeviceState, Executor, Features,
-    RateLimits, VirtioDevice, Worker,
+    Activation, ConfigNotifier, DeviceFault, DeviceState, Executor, Features, RateLimits,
+    VirtioDevice, Worker,
 };
 use vm_memory::GuestAddressSpace;
 
@@ -164,26 +164,23 @@ where
     fn activate(&mut self, activation: Activation<M>) -> Result<(), DeviceFault> {
         let features = activation.features;
         // Where there are several pairs, the queue for control comes after all of them, and else
-        // after the first (section 5.1.2).
+        // after the first (section 5.1.2). The first pair's worker serves it.
         let pairs = match features.has(net::VIRTIO_NET_F_MQ) {
             true => self.shared.most_pairs(),
             false => 1,
         };
-        let control = features.has(net::VIRTIO_NET_F_CTRL_VQ).then_some(2 * pairs);
+        let served = 2 * pairs + u16::from(features.has(net::VIRTIO_NET_F_CTRL_VQ));
         let kicks = activation.queues.iter().map(|queue| queue.kick.clone());
-        self.shared.set_wakers(&kicks.collect::<Vec<_>>());
-        let all = (0..pairs).zip(&self.shared.pairs);
-        for (index, pair) in all {
-            let control = control.filter(|_| index == 0);
-            let mine =
-                |queue: &&ActiveQueue| queue.index / 2 == index || control == Some(queue.index);
-            let queues: Vec<_> = activation.queues.iter().filter(mine).cloned().collect();
+        self.shared.set_wakers(kicks.collect());
+        for pair in self.shared.pairs.iter().take(pairs.into()) {
+            let queues = activation.queues.iter().filter(|it| it.index < served);
+            let mine = queues.filter(|it| it.index / 2 % pairs == pair.index);
+            let queues: Vec<_> = mine.cloned().collect();
             if queues.is_empty() {
                 continue;
             }
             let (memory, shared) = (activation.memory.clone(), self.shared.clone());
-            let pair = (index, pair.clone());
-            let handler = Handler::new(memory, shared, pair, control, features);
+            let handler = Handler::new(memory, shared, pair.clone(), features);
             let worker = Worker::new(handler, queues, activation.interrupt.clone());
             self.executor.start(worker)?;
         }

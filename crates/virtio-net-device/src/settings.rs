@@ -4,8 +4,10 @@
 //! What the driver has set by its control queue, which packets it wants to get by that, and how both
 //! are saved.
 
-use virtio_bindings::virtio_net as net;
+use virtio_bindings::virtio_net::*;
 use virtio_device_core::{DeviceFault, DeviceState, Features};
+
+use crate::config::guest_offloads;
 
 /// A MAC address.
 pub type Mac = [u8; 6];
@@ -45,7 +47,7 @@ impl Settings {
     pub(crate) const fn new(mac: Mac) -> Self {
         Self {
             mac,
-            modes: 1 << net::VIRTIO_NET_CTRL_RX_PROMISC,
+            modes: 1 << VIRTIO_NET_CTRL_RX_PROMISC,
             pairs: 1,
             offloads: None,
             macs: [Vec::new(), Vec::new()],
@@ -64,16 +66,22 @@ impl Settings {
         set.is_some()
     }
 
+    /// What packets to the driver may need: no more than it has `agreed` on and set.
+    pub(crate) fn wanted(&self, agreed: Features) -> Features {
+        let set = self.offloads.map_or(agreed, Features::from);
+        agreed & guest_offloads() & set
+    }
+
     /// Whether any frames do not pass.
     #[inline]
     pub(crate) const fn filters(&self, agreed: Features) -> bool {
-        agreed.has(net::VIRTIO_NET_F_CTRL_RX) && !self.has(net::VIRTIO_NET_CTRL_RX_PROMISC)
+        agreed.has(VIRTIO_NET_F_CTRL_RX) && !self.has(VIRTIO_NET_CTRL_RX_PROMISC)
     }
 
     /// Whether a frame that begins like this is for the driver, if it filters any.
     pub(crate) fn passes(&self, start: [u8; START], agreed: Features) -> bool {
         let [to @ .., _, _, _, _, _, _, t0, t1, v0, v1, _, _] = start;
-        if agreed.has(net::VIRTIO_NET_F_CTRL_VLAN) && [t0, t1] == [0x81, 0] {
+        if agreed.has(VIRTIO_NET_F_CTRL_VLAN) && [t0, t1] == [0x81, 0] {
             let id = usize::from(u16::from_be_bytes([v0, v1]) & 0xfff);
             let byte = self.vlans.get(id / 8).copied().unwrap_or(0);
             if byte & 1 << (id % 8) == 0 {
@@ -84,17 +92,17 @@ impl Settings {
         let [single_too_long, groups_too_long] = TOO_LONG;
         let (none, all, table, too_long) = match to {
             [0xff, 0xff, 0xff, 0xff, 0xff, 0xff] => {
-                return !self.has(net::VIRTIO_NET_CTRL_RX_NOBCAST);
+                return !self.has(VIRTIO_NET_CTRL_RX_NOBCAST);
             }
             [first, ..] if first & GROUP == 0 => (
-                net::VIRTIO_NET_CTRL_RX_NOUNI,
-                net::VIRTIO_NET_CTRL_RX_ALLUNI,
+                VIRTIO_NET_CTRL_RX_NOUNI,
+                VIRTIO_NET_CTRL_RX_ALLUNI,
                 single,
                 single_too_long,
             ),
             _ => (
-                net::VIRTIO_NET_CTRL_RX_NOMULTI,
-                net::VIRTIO_NET_CTRL_RX_ALLMULTI,
+                VIRTIO_NET_CTRL_RX_NOMULTI,
+                VIRTIO_NET_CTRL_RX_ALLMULTI,
                 groups,
                 groups_too_long,
             ),

@@ -4,7 +4,7 @@
 //! What the halves of the device share: vCPUs configure it, workers serve it, the VMM pulls its cable.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use virtio_bindings::virtio_net as net;
@@ -12,7 +12,6 @@ use virtio_device_core::vmm_sys_util::eventfd::EventFd;
 use virtio_device_core::{ConfigNotifier, Features, RateLimits};
 
 use crate::backend::Backend;
-use crate::config::{as_sent, guest_offloads};
 use crate::observer::{Drops, NetEvent, NetObserver};
 use crate::settings::{Mac, Settings};
 
@@ -22,8 +21,6 @@ pub(crate) struct Shared {
     pub(crate) mac: Mac,
     pub(crate) mtu: OnceLock<u16>,
     settings: Mutex<Arc<Settings>>,
-    /// What packets to the driver may need at present, by the names of the other direction.
-    offloads: AtomicU64,
     cable: AtomicBool,
     /// The driver is to tell the network where it is.
     announce: AtomicBool,
@@ -40,6 +37,7 @@ pub(crate) struct Shared {
 
 /// The host's side of a pair of queues.
 pub(crate) struct Pair {
+    pub(crate) index: u16,
     port: Mutex<Port>,
     failed: AtomicBool,
 }
@@ -67,19 +65,19 @@ impl Pair {
 impl Shared {
     pub(crate) fn new(backends: Vec<Box<dyn Backend>>, mac: Mac) -> Self {
         let settings = Arc::new(Settings::new(mac));
-        let pair = |backend| {
+        let pair = |(index, backend)| {
             let settings = settings.clone();
             Arc::new(Pair {
+                index,
                 port: Mutex::new(Port { backend, settings }),
                 failed: AtomicBool::new(false),
             })
         };
         Self {
-            pairs: backends.into_iter().map(pair).collect(),
+            pairs: (0..).zip(backends).map(pair).collect(),
             mac,
             mtu: OnceLock::new(),
             settings: Mutex::new(settings),
-            offloads: AtomicU64::new(0),
             cable: AtomicBool::new(true),
             announce: AtomicBool::new(false),
             moved: AtomicBool::new(false),
@@ -110,30 +108,21 @@ impl Shared {
         }
     }
 
-    /// By the names that they have for packets to the host.
-    pub(crate) fn offloads(&self) -> Features {
-        Features::from(self.offloads.load(Ordering::Acquire))
-    }
-
-    /// Has the first back end, and all others by that, send no more than the driver has `agreed` on and
-    /// set, and takes no more from them. If it has failed, it is told when it is back.
+    /// Has the first back end, and all others by that, send no more than the driver wants. If it has
+    /// failed, it is told when it is back.
     pub(crate) fn set_offloads(&self, settings: &Settings, agreed: Features) -> io::Result<()> {
-        let set = settings.offloads.map_or(agreed, Features::from);
-        let wanted = agreed & guest_offloads() & set;
-        if let Some(pair) = self.pairs.first().filter(|pair| !pair.has_failed()) {
-            pair.port().backend.set_offloads(wanted)?;
-        }
-        let allowed = as_sent(wanted).low();
-        self.offloads.store(allowed, Ordering::Release);
-        Ok(())
+        let first = self.pairs.first().filter(|pair| !pair.has_failed());
+        first.map_or(Ok(()), |pair| {
+            pair.port().backend.set_offloads(settings.wanted(agreed))
+        })
     }
 
     /// Has the back ends of the first pairs take part, and no others: a host spreads what it sends over
     /// all that do. One that has failed is asked when it is back.
     pub(crate) fn use_pairs(&self, settings: &Settings) -> io::Result<()> {
-        let all = (0..).zip(&self.pairs).filter(|(_, it)| !it.has_failed());
-        for (index, pair) in all {
-            pair.port().backend.set_active(index < settings.pairs)?;
+        for pair in self.pairs.iter().filter(|pair| !pair.has_failed()) {
+            let active = pair.index < settings.pairs;
+            pair.port().backend.set_active(active)?;
         }
         Ok(())
     }
@@ -192,10 +181,10 @@ impl Shared {
         self.wake();
     }
 
-    pub(crate) fn set_wakers(&self, wakers: &[Arc<EventFd>]) {
-        self.receive_limits.set_wakers(wakers.to_vec());
-        self.send_limits.set_wakers(wakers.to_vec());
-        *lock(&self.wakers) = wakers.to_vec();
+    pub(crate) fn set_wakers(&self, wakers: Vec<Arc<EventFd>>) {
+        self.receive_limits.set_wakers(wakers.clone());
+        self.send_limits.set_wakers(wakers.clone());
+        *lock(&self.wakers) = wakers;
     }
 
     pub(crate) fn wake(&self) {
@@ -207,7 +196,7 @@ impl Shared {
 
     /// Forgets the driver.
     pub(crate) fn reset(&self) {
-        self.set_wakers(&[]);
+        self.set_wakers(Vec::new());
         self.set_settings(Settings::new(self.mac));
         self.announced();
         self.moved.store(false, Ordering::Release);

@@ -10,14 +10,16 @@
 use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_net as net;
-use virtio_device_core::{Features, RingFault, RingMemory, Vectors, Virtqueue};
+use virtio_device_core::{Features, Vectors};
+use vm_memory::GuestMemory;
 
 use super::stock::Stock;
-use super::{Done, End};
-use crate::header::{FRAMES, HEADER, MAX_FRAME, TO_DRIVER, clean};
+use super::turn::{End, Turn};
+use crate::config::as_sent;
+use crate::header::{HEADER, MAX_FRAME, TO_DRIVER, clean};
 use crate::observer::count;
 use crate::settings::START;
-use crate::shared::{Port, Shared};
+use crate::shared::{Pair, Port, Shared};
 
 /// Longest packet.
 const MAX_PACKET: usize = HEADER + MAX_FRAME;
@@ -55,109 +57,103 @@ impl Receiver {
         }
     }
 
-    /// Receives one packet, or drops it, and says how long it was; or says why not.
-    pub(super) fn one(
+    pub(super) fn serve<M: GuestMemory>(
         &mut self,
-        ring: &mut Virtqueue,
-        rings: &impl RingMemory,
+        turn: &mut Turn<'_, M>,
+        pair: &Pair,
+        shared: &Shared,
+    ) -> Result<(), End> {
+        let port = &mut *pair.port();
+        if pair.index >= port.settings.pairs {
+            return Err(End::Drained(None));
+        }
+        let served = turn.serve(|turn| self.one(turn, port, shared));
+        self.stock.put_back(turn.queue);
+        served
+    }
+
+    /// Receives one packet, or drops it, and says how long it was; or says why not.
+    fn one<M: GuestMemory>(
+        &mut self,
+        turn: &mut Turn<'_, M>,
         port: &mut Port,
         shared: &Shared,
-        done: &mut Done<'_>,
-    ) -> Result<Result<usize, End>, RingFault> {
+    ) -> Result<u64, End> {
         let has_cable = shared.has_cable();
         if has_cable {
-            if let Err(wait) = shared.receive_limits.admit() {
-                return Ok(Err(End::Wait(wait)));
-            }
+            shared.receive_limits.admit().map_err(End::Wait)?;
             if self.since.is_some() {
-                return self.deliver_kept(ring, rings, shared, done);
+                return self.deliver_kept(turn, shared);
             }
             let wanted = if self.merges { self.expected } else { 1 };
-            self.stock.fill(ring, rings, wanted, done)?;
+            self.stock.fill(turn, wanted)?;
             if self.stock.room() == 0 {
-                return Ok(Err(End::Drained(None)));
+                return Err(End::Drained(None));
             }
         } else {
             // What the host sends now is lost, and does not come when there is a cable again.
             self.since = None;
-            self.stock.put_back(ring);
+            self.stock.put_back(turn.queue);
         }
         let mut header = [0; HEADER];
         let mut packet = self.vectors.begin();
         packet.add_own(&mut header);
-        self.stock.gather(rings, &mut packet);
+        self.stock.gather(&turn.rings, &mut packet);
         let room = packet.bytes();
         packet.add_own(&mut self.overflow);
-        let len = match port.backend.receive(&packet) {
-            Ok(len) => len,
-            Err(error) => return Ok(Err(End::of(error))),
-        };
+        let len = port.backend.receive(&packet)?;
+        let bytes = len as u64;
         // Also if there is one now: there was no room when there was none.
         if !has_cable || !shared.has_cable() {
-            return Ok(Ok(len));
+            return Ok(bytes);
         }
-        let frame = len.wrapping_sub(HEADER);
         let mut header = [0; HEADER];
         packet.copy_to(0, &mut header);
-        let header = Some(header).filter(|_| FRAMES.contains(&frame));
-        let agreed = shared.offloads();
-        let Some(mut header) = header.and_then(|it| clean(it, frame, agreed, TO_DRIVER)) else {
+        let allowed = || as_sent(port.settings.wanted(self.agreed));
+        let frame = bytes.wrapping_sub(HEADER as u64);
+        let Some(mut header) = clean(header, frame, TO_DRIVER, allowed) else {
             count(&shared.drops.received);
-            return Ok(Ok(len));
+            return Ok(bytes);
         };
         if port.settings.filters(self.agreed) {
             let mut start = [0; START];
             packet.copy_to(HEADER, &mut start);
             if !port.settings.passes(start, self.agreed) {
-                return Ok(Ok(len));
+                return Ok(bytes);
             }
         }
         self.expected = len;
-        if len as u64 <= room {
-            let [.., low, high] = &mut header;
-            [*low, *high] = self.stock.count(len).to_le_bytes();
-            self.stock.give(rings, &header, len, done);
-            shared.receive_limits.charge(len as u64);
-            return Ok(Ok(len));
+        if bytes <= room {
+            self.stock.give(turn, &mut header, len);
+            shared.receive_limits.charge(bytes);
+            return Ok(bytes);
         }
         self.kept.clear();
         self.kept.extend(header);
         self.kept.resize(len, 0);
         packet.copy_to(HEADER, self.kept.get_mut(HEADER..).unwrap_or_default());
         self.since = Some(Instant::now());
-        self.deliver_kept(ring, rings, shared, done)
+        self.deliver_kept(turn, shared)
     }
 
     /// Copies the packet that is kept to the driver, if there is room for it now.
-    fn deliver_kept(
+    fn deliver_kept<M: GuestMemory>(
         &mut self,
-        ring: &mut Virtqueue,
-        rings: &impl RingMemory,
+        turn: &mut Turn<'_, M>,
         shared: &Shared,
-        done: &mut Done<'_>,
-    ) -> Result<Result<usize, End>, RingFault> {
+    ) -> Result<u64, End> {
         let len = self.kept.len();
-        let wanted = if self.merges { len } else { 1 };
-        self.stock.fill(ring, rings, wanted, done)?;
+        self.stock.fill(turn, if self.merges { len } else { 1 })?;
         let age = self.since.map_or(KEEP, |since| since.elapsed());
         if len <= self.stock.room() {
-            let chains = self.stock.count(len).to_le_bytes();
-            if let Some(place) = self.kept.get_mut(HEADER - 2..HEADER) {
-                place.copy_from_slice(&chains);
-            }
-            self.stock.give(rings, &self.kept, len, done);
+            self.stock.give(turn, &mut self.kept, len);
             shared.receive_limits.charge(len as u64);
-        } else if !self.merges || self.stock.buffers() >= ring.size().into() || age >= KEEP {
-            count(&shared.drops.received);
+        } else if self.merges && self.stock.buffers() < turn.queue.size().into() && age < KEEP {
+            return Err(End::Drained(Some(KEEP - age)));
         } else {
-            return Ok(Err(End::Drained(Some(KEEP - age))));
+            count(&shared.drops.received);
         }
         self.since = None;
-        Ok(Ok(len))
-    }
-
-    /// Ends a turn.
-    pub(super) fn put_back(&mut self, ring: &mut Virtqueue) {
-        self.stock.put_back(ring);
+        Ok(len as u64)
     }
 }

@@ -5,14 +5,15 @@
 
 use std::io::ErrorKind;
 
-use virtio_device_core::{BadRequest, Chain, Features, RingFault, RingMemory, Vectors, Virtqueue};
+use virtio_device_core::{BadRequest, Chain, Features, RingMemory, Vectors};
+use vm_memory::GuestMemory;
 
-use super::{Done, End};
+use super::turn::{End, Turn};
 use crate::backend::{Backend, Buffers};
 use crate::config::QUEUE_SIZE;
-use crate::header::{FRAMES, HEADER, Header, TO_HOST, clean};
+use crate::header::{HEADER, Header, TO_HOST, clean};
 use crate::observer::count;
-use crate::shared::Shared;
+use crate::shared::{Pair, Shared};
 
 pub(super) struct Sender {
     chain: Chain,
@@ -29,69 +30,74 @@ impl Sender {
         }
     }
 
+    pub(super) fn serve<M: GuestMemory>(
+        &mut self,
+        turn: &mut Turn<'_, M>,
+        pair: &Pair,
+        shared: &Shared,
+    ) -> Result<(), End> {
+        let port = &mut *pair.port();
+        // Without a back end there is nothing to wait for.
+        let up = !pair.has_failed() && shared.has_cable();
+        let mut backend = up.then_some(&mut *port.backend);
+        let served = turn.serve(|turn| self.one(turn, &mut backend, shared));
+        if let (Some(backend), Ok(()) | Err(End::Drained(_) | End::Wait(_))) = (backend, &served) {
+            backend.flush()?;
+        }
+        served
+    }
+
     /// Sends one packet, or drops it, and says how long it was; or says why not. There may be no back
     /// end.
-    pub(super) fn one(
+    fn one<M: GuestMemory>(
         &mut self,
-        ring: &mut Virtqueue,
-        rings: &impl RingMemory,
+        turn: &mut Turn<'_, M>,
         backend: &mut Option<&mut dyn Backend>,
         shared: &Shared,
-        done: &mut Done<'_>,
-    ) -> Result<Result<usize, End>, RingFault> {
-        if let Err(wait) = shared.send_limits.admit() {
-            return Ok(Err(End::Wait(wait)));
-        }
-        let Some(head) = ring.take(rings, &mut self.chain)? else {
-            return Ok(Err(End::Drained(None)));
-        };
+    ) -> Result<u64, End> {
+        shared.send_limits.admit().map_err(End::Wait)?;
+        let head = turn.take(&mut self.chain)?.ok_or(End::Drained(None))?;
         let mut header = [0; HEADER];
-        let vectors = &mut self.vectors;
-        let packet = match packet(&self.chain, rings, self.agreed, vectors, &mut header) {
+        let packet = match self.packet(&turn.rings, &mut header) {
             Ok(packet) => packet,
             Err(error) => {
                 count(&shared.drops.sent);
-                done.refuse(head, error);
-                return Ok(Ok(0));
+                turn.end(head, Err(error));
+                return Ok(0);
             }
         };
-        let dropped = match backend.as_mut().map(|it| it.send(&packet)) {
-            Some(Ok(())) => false,
+        let len = packet.bytes();
+        match backend.as_mut().map(|it| it.send(&packet)) {
+            Some(Ok(())) => {}
             Some(Err(error)) if error.kind() != ErrorKind::InvalidInput => {
-                ring.put_back(head);
-                return Ok(Err(End::of(error)));
+                turn.queue.put_back(head);
+                return Err(error.into());
             }
-            _ => true,
-        };
-        if dropped {
-            count(&shared.drops.sent);
+            _ => count(&shared.drops.sent),
         }
-        shared.send_limits.charge(packet.bytes());
-        let len = usize::try_from(packet.bytes());
-        done.push(head, 0);
-        Ok(Ok(len.unwrap_or(usize::MAX)))
+        shared.send_limits.charge(len);
+        turn.end(head, Ok(0));
+        Ok(len)
     }
-}
 
-/// The packet in a chain, with a header as the host may see it: a copy, which the driver cannot change.
-fn packet<'a>(
-    chain: &'a Chain,
-    rings: &'a impl RingMemory,
-    agreed: Features,
-    vectors: &'a mut Vectors,
-    header: &'a mut Header,
-) -> Result<Buffers<'a>, BadRequest> {
-    let mut reader = chain.reader(rings);
-    *header = reader.read_array()?;
-    let frame = usize::try_from(reader.remaining()).unwrap_or(usize::MAX);
-    let whole = FRAMES.contains(&frame) && chain.writable().next().is_none();
-    let clean = clean(*header, frame, agreed, TO_HOST).filter(|_| whole);
-    *header = clean.ok_or(BadRequest::Layout)?;
-    let mut packet = vectors.begin();
-    packet.add_own(header);
-    packet.add(reader, u64::MAX)?;
-    match packet.vectors().len() <= Buffers::MAX_PIECES {
-        true => Ok(packet),
-        false => Err(BadRequest::Layout),
+    /// The packet that was taken, with a header as the host may see it: a copy, which the driver cannot
+    /// change.
+    fn packet<'a>(
+        &'a mut self,
+        rings: &'a impl RingMemory,
+        header: &'a mut Header,
+    ) -> Result<Buffers<'a>, BadRequest> {
+        let mut reader = self.chain.reader(rings);
+        *header = reader.read_array()?;
+        let clean = clean(*header, reader.remaining(), TO_HOST, || self.agreed);
+        *header = clean.ok_or(BadRequest::Layout)?;
+        let mut packet = self.vectors.begin();
+        packet.add_own(header);
+        packet.add(reader, u64::MAX)?;
+        let one_call = packet.vectors().len() <= Buffers::MAX_PIECES;
+        match one_call && self.chain.writable().next().is_none() {
+            true => Ok(packet),
+            false => Err(BadRequest::Layout),
+        }
     }
 }

@@ -3,25 +3,27 @@
 
 //! Chains that were taken to put packets into, and are put back if there is none.
 
-use virtio_device_core::{BadRequest, Buffers, Chain, Head, RingFault, RingMemory, Virtqueue};
+use std::collections::VecDeque;
 
-use super::Done;
+use virtio_device_core::{BadRequest, Buffers, Chain, Head, RingFault, RingMemory, Virtqueue};
+use vm_memory::GuestMemory;
+
+use super::turn::Turn;
 use crate::header::HEADER;
 
-/// Chains in the driver's order, in places that are used again and again.
+/// Chains in the driver's order.
 #[derive(Default)]
 pub(super) struct Stock {
-    slots: Vec<Slot>,
-    /// How many of the slots hold a chain.
-    filled: usize,
+    slots: VecDeque<Slot>,
     /// Bytes in all of them.
     room: usize,
+    /// Places for chains, to be used again.
+    spare: Vec<Chain>,
 }
 
-#[derive(Default)]
 struct Slot {
     chain: Chain,
-    head: Option<Head>,
+    head: Head,
     room: usize,
 }
 
@@ -31,42 +33,33 @@ impl Stock {
         self.room
     }
 
-    /// Those of the slots that hold a chain.
-    fn chains(&self) -> impl Iterator<Item = &Slot> {
-        self.slots.iter().take(self.filled)
-    }
-
     /// Descriptors that the chains are made of.
     pub(super) fn buffers(&self) -> usize {
-        self.chains().map(|slot| slot.chain.len()).sum()
+        self.slots.iter().map(|slot| slot.chain.len()).sum()
     }
 
     /// Takes chains until there is room for `wanted` bytes, or there are no more. Those that no packet
-    /// can be put into go straight to `done`.
-    pub(super) fn fill(
+    /// can be put into are refused.
+    pub(super) fn fill<M: GuestMemory>(
         &mut self,
-        ring: &mut Virtqueue,
-        rings: &impl RingMemory,
+        turn: &mut Turn<'_, M>,
         wanted: usize,
-        done: &mut Done<'_>,
     ) -> Result<(), RingFault> {
         while self.room < wanted {
-            if self.filled == self.slots.len() {
-                self.slots.push(Slot::default());
-            }
-            let Some(slot) = self.slots.get_mut(self.filled) else {
+            let mut chain = self.spare.pop().unwrap_or_default();
+            let Some(head) = turn.take(&mut chain)? else {
+                self.spare.push(chain);
                 break;
             };
-            let Some(head) = ring.take(rings, &mut slot.chain)? else {
-                break;
-            };
-            match room(&slot.chain, rings) {
+            match room(&chain, &turn.rings) {
                 Ok(room) => {
-                    (slot.head, slot.room) = (Some(head), room);
-                    self.filled += 1;
                     self.room += room;
+                    self.slots.push_back(Slot { chain, head, room });
                 }
-                Err(error) => done.refuse(head, error),
+                Err(error) => {
+                    turn.end(head, Err(error));
+                    self.spare.push(chain);
+                }
             }
         }
         Ok(())
@@ -77,7 +70,7 @@ impl Stock {
         const MOST: usize = Buffers::MAX_PIECES - 1;
         // Each has room for the header.
         let mut skip = HEADER as u64;
-        for slot in self.chains() {
+        for slot in &self.slots {
             if packet.vectors().len() >= MOST {
                 break;
             }
@@ -90,9 +83,9 @@ impl Stock {
     }
 
     /// How many chains a packet of `len` bytes takes.
-    pub(super) fn count(&self, mut len: usize) -> u16 {
+    fn count(&self, mut len: usize) -> u16 {
         let mut count = 1;
-        for slot in self.chains() {
+        for slot in &self.slots {
             if len <= slot.room {
                 break;
             }
@@ -101,44 +94,41 @@ impl Stock {
         count
     }
 
-    /// Gives the chains away that a packet of `len` bytes is in, with its first bytes from `data`; the
-    /// others are there already.
-    pub(super) fn give(
+    /// Gives the chains away that a packet of `len` bytes is in, which begins with `data`, a header at
+    /// least; what comes after that is there already.
+    pub(super) fn give<M: GuestMemory>(
         &mut self,
-        rings: &impl RingMemory,
-        mut data: &[u8],
+        turn: &mut Turn<'_, M>,
+        data: &mut [u8],
         mut len: usize,
-        done: &mut Done<'_>,
     ) {
-        let mut used = 0;
-        for slot in self.slots.iter_mut().take(self.filled) {
+        if let Some(place) = data.get_mut(HEADER - 2..HEADER) {
+            place.copy_from_slice(&self.count(len).to_le_bytes());
+        }
+        let mut data = &*data;
+        while let Some(slot) = self.slots.pop_front() {
             let part = len.min(slot.room);
             let (now, later) = data.split_at(part.min(data.len()));
             // It was found to be in memory, with this much room.
-            let _ = slot.chain.write(rings, now);
-            slot.chain.mark_written(rings.memory(), part as u64);
-            if let Some(head) = slot.head.take() {
-                done.push(head, u32::try_from(part).unwrap_or(u32::MAX));
-            }
-            used += 1;
+            let _ = slot.chain.write(&turn.rings, now);
+            slot.chain.mark_written(turn.rings.memory(), part as u64);
+            turn.end(slot.head, Ok(u32::try_from(part).unwrap_or(u32::MAX)));
             self.room -= slot.room;
+            self.spare.push(slot.chain);
             (data, len) = (later, len - part);
             if len == 0 {
                 break;
             }
         }
-        let filled = self.slots.get_mut(..self.filled).unwrap_or_default();
-        filled.rotate_left(used);
-        self.filled -= used;
     }
 
     /// Puts all chains back, the last one first.
-    pub(super) fn put_back(&mut self, ring: &mut Virtqueue) {
-        let slots = self.slots.get_mut(..self.filled).unwrap_or_default();
-        for head in slots.iter_mut().rev().filter_map(|slot| slot.head.take()) {
-            ring.put_back(head);
+    pub(super) fn put_back(&mut self, queue: &mut Virtqueue) {
+        while let Some(slot) = self.slots.pop_back() {
+            queue.put_back(slot.head);
+            self.spare.push(slot.chain);
         }
-        (self.filled, self.room) = (0, 0);
+        self.room = 0;
     }
 }
 
