@@ -11,25 +11,6 @@ use libc::{Ioctl, c_int, c_short, c_ulong};
 
 use crate::header::HEADER;
 
-/// Makes `fd`, an open `/dev/net/tun`, a queue of the tap `name`.
-pub(crate) fn tap_attach(fd: BorrowedFd<'_>, name: &str, flags: c_int) -> io::Result<()> {
-    interface(fd, libc::TUNSETIFF, name, flags).map(drop)
-}
-
-/// The flags of the tap that `fd` belongs to.
-pub(crate) fn tap_flags(fd: BorrowedFd<'_>) -> io::Result<c_int> {
-    interface(fd, libc::TUNGETIFF, "-", 0)
-}
-
-/// Has the kernel steer packets to this queue of a tap, or none.
-pub(crate) fn tap_steer(fd: BorrowedFd<'_>, attached: bool) -> io::Result<()> {
-    let flags = match attached {
-        true => libc::IFF_ATTACH_QUEUE,
-        false => libc::IFF_DETACH_QUEUE,
-    };
-    interface(fd, libc::TUNSETQUEUE, "-", flags).map(drop)
-}
-
 /// Sets the length of the header before each packet, and that its fields are little-endian.
 pub(crate) fn tap_header(fd: BorrowedFd<'_>) -> io::Result<()> {
     // It is small.
@@ -48,7 +29,12 @@ pub(crate) fn tap_offloads(fd: BorrowedFd<'_>, offloads: u32) -> io::Result<()> 
 }
 
 /// Makes one of the requests that take a `struct ifreq` with a name and flags, and returns the flags.
-fn interface(fd: BorrowedFd<'_>, request: Ioctl, name: &str, flags: c_int) -> io::Result<c_int> {
+pub(crate) fn interface(
+    fd: BorrowedFd<'_>,
+    request: Ioctl,
+    name: &str,
+    flags: c_int,
+) -> io::Result<c_int> {
     // SAFETY: a structure of integers and a union of such, for which 0 is a value.
     let mut argument: libc::ifreq = unsafe { std::mem::zeroed() };
     // The last byte stays 0.

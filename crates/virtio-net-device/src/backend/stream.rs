@@ -7,6 +7,7 @@ use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use rustix::buffer::spare_capacity;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recv,
     send, socket_with,
@@ -42,16 +43,10 @@ pub struct Stream {
     socket: OwnedFd,
     /// Where to connect to again.
     path: Option<PathBuf>,
-    incoming: Bytes,
-    outgoing: Bytes,
-}
-
-/// Bytes on their way: those of `data` from `start` to `end`.
-#[derive(Debug)]
-struct Bytes {
-    data: Box<[u8]>,
-    start: usize,
-    end: usize,
+    /// What was read ahead, and how much of it has been received.
+    incoming: Vec<u8>,
+    received: usize,
+    outgoing: Vec<u8>,
 }
 
 impl Stream {
@@ -74,30 +69,10 @@ impl Stream {
         Self {
             socket: socket.into(),
             path: None,
-            incoming: Bytes::new(),
-            outgoing: Bytes::new(),
+            incoming: Vec::with_capacity(ROOM),
+            received: 0,
+            outgoing: Vec::with_capacity(ROOM),
         }
-    }
-}
-
-impl Bytes {
-    fn new() -> Self {
-        Self {
-            data: vec![0; ROOM].into_boxed_slice(),
-            start: 0,
-            end: 0,
-        }
-    }
-
-    fn get(&self) -> &[u8] {
-        self.data.get(self.start..self.end).unwrap_or_default()
-    }
-
-    /// The room behind, with what there is moved to the front.
-    fn room(&mut self) -> &mut [u8] {
-        self.data.copy_within(self.start..self.end, 0);
-        (self.start, self.end) = (0, self.end - self.start);
-        self.data.get_mut(self.end..).unwrap_or_default()
     }
 
     /// The next frame, once all of it is there.
@@ -106,7 +81,8 @@ impl Bytes {
     ///
     /// A length that no frame has: what follows means nothing.
     fn frame(&self) -> io::Result<Option<&[u8]>> {
-        let Some((len, rest)) = self.get().split_first_chunk::<PREFIX>() else {
+        let next = self.incoming.get(self.received..).unwrap_or_default();
+        let Some((len, rest)) = next.split_first_chunk::<PREFIX>() else {
             return Ok(None);
         };
         match usize::try_from(u32::from_be_bytes(*len)) {
@@ -133,44 +109,43 @@ fn open(path: &Path) -> io::Result<OwnedFd> {
 impl Backend for Stream {
     fn receive(&mut self, packet: &Buffers<'_>) -> io::Result<usize> {
         loop {
-            if let Some(frame) = self.incoming.frame()? {
+            if let Some(frame) = self.frame()? {
                 packet.copy_from(HEADER, frame);
                 let len = frame.len();
-                self.incoming.start += PREFIX + len;
+                self.received += PREFIX + len;
                 return Ok(HEADER + len);
             }
-            let room = self.incoming.room();
-            match recv(&self.socket, room, RecvFlags::DONTWAIT)? {
-                (0, _) => return Err(ErrorKind::UnexpectedEof.into()),
-                (count, _) => self.incoming.end += count,
+            // What is left is less than a frame, so there is room behind it.
+            self.incoming.drain(..self.received);
+            self.received = 0;
+            let room = spare_capacity(&mut self.incoming);
+            if recv(&self.socket, room, RecvFlags::DONTWAIT)?.0 == 0 {
+                return Err(ErrorKind::UnexpectedEof.into());
             }
         }
     }
 
     fn send(&mut self, packet: &Buffers<'_>) -> io::Result<()> {
-        let prefix = u32::try_from(packet.bytes() - HEADER as u64);
-        let prefix = prefix.map_err(|_| ErrorKind::InvalidInput)?;
+        let len = packet.bytes().checked_sub(HEADER as u64);
+        let prefix = len.and_then(|len| u32::try_from(len).ok());
+        let prefix = prefix.ok_or(ErrorKind::InvalidInput)?;
         let len = prefix as usize;
-        if self.outgoing.end + PREFIX + len > ROOM {
+        if self.outgoing.len() + PREFIX + len > ROOM {
             self.flush()?;
         }
-        let room = self.outgoing.data.get_mut(self.outgoing.end..);
-        let room = room.and_then(|room| room.get_mut(..PREFIX + len));
-        let (place, frame) = room
-            .and_then(|room| room.split_first_chunk_mut())
-            .ok_or(ErrorKind::InvalidInput)?;
-        *place = prefix.to_be_bytes();
-        packet.copy_to(HEADER, frame);
-        self.outgoing.end += PREFIX + len;
+        self.outgoing.extend(prefix.to_be_bytes());
+        let start = self.outgoing.len();
+        self.outgoing.resize(start + len, 0);
+        packet.copy_to(HEADER, self.outgoing.get_mut(start..).unwrap_or_default());
         Ok(())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        while !self.outgoing.get().is_empty() {
-            self.outgoing.start += send(&self.socket, self.outgoing.get(), flags)?;
+        while !self.outgoing.is_empty() {
+            let sent = send(&self.socket, &self.outgoing, flags)?;
+            self.outgoing.drain(..sent);
         }
-        (self.outgoing.start, self.outgoing.end) = (0, 0);
         Ok(())
     }
 
@@ -182,9 +157,9 @@ impl Backend for Stream {
         let path = self.path.as_ref().ok_or(ErrorKind::Unsupported)?;
         self.socket = open(path)?;
         // Half a frame belongs to the connection that was lost.
-        for bytes in [&mut self.incoming, &mut self.outgoing] {
-            (bytes.start, bytes.end) = (0, 0);
-        }
+        self.incoming.clear();
+        self.received = 0;
+        self.outgoing.clear();
         Ok(())
     }
 }

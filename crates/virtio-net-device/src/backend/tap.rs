@@ -9,6 +9,7 @@
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use libc::{IFF_ATTACH_QUEUE, IFF_DETACH_QUEUE, TUNGETIFF, TUNSETIFF, TUNSETQUEUE};
 use libc::{IFF_MULTI_QUEUE, IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, c_int};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::netdevice::name_to_index;
@@ -18,7 +19,7 @@ use virtio_device_core::Features;
 
 use crate::backend::{Backend, Buffers};
 use crate::config::{as_tap, guest_offloads, host_offloads};
-use crate::raw::{tap_attach, tap_flags, tap_header, tap_offloads, tap_steer};
+use crate::raw::{interface, tap_header, tap_offloads};
 
 /// Features that need Linux 6.2.
 const USO: Features = Features::of(&[
@@ -26,6 +27,9 @@ const USO: Features = Features::of(&[
     net::VIRTIO_NET_F_GUEST_USO6,
     net::VIRTIO_NET_F_HOST_USO,
 ]);
+
+/// A name where the descriptor says which tap is meant.
+const THIS: &str = "-";
 
 /// One queue of a tap.
 ///
@@ -64,13 +68,7 @@ impl Tap {
         let several = if queues > 1 { IFF_MULTI_QUEUE } else { 0 };
         let flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | several;
         (0..queues.max(1))
-            .map(|_| {
-                let tap = Self::set_up(attach(name, flags)?, flags)?;
-                Ok(Self {
-                    name: Some(name.to_owned()),
-                    ..tap
-                })
-            })
+            .map(|_| Self::set_up(attach(name, flags)?, Some(name.to_owned()), flags))
             .collect()
     }
 
@@ -81,7 +79,7 @@ impl Tap {
     ///
     /// If `fd` is not such a queue.
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
-        let flags = tap_flags(fd.as_fd())?;
+        let flags = interface(fd.as_fd(), TUNGETIFF, THIS, 0)?;
         let needed = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
         if flags & needed != needed {
             let reason = "a tap needs IFF_TAP, IFF_NO_PI and IFF_VNET_HDR";
@@ -89,10 +87,10 @@ impl Tap {
         }
         let status = rustix::fs::fcntl_getfl(&fd)?;
         rustix::fs::fcntl_setfl(&fd, status | OFlags::NONBLOCK)?;
-        Self::set_up(fd, flags)
+        Self::set_up(fd, None, flags)
     }
 
-    fn set_up(fd: OwnedFd, flags: c_int) -> io::Result<Self> {
+    fn set_up(fd: OwnedFd, name: Option<String>, flags: c_int) -> io::Result<Self> {
         tap_header(fd.as_fd())?;
         let all = guest_offloads() | host_offloads();
         let can = match tap_offloads(fd.as_fd(), as_tap(all)) {
@@ -103,7 +101,7 @@ impl Tap {
         tap_offloads(fd.as_fd(), 0)?;
         Ok(Self {
             fd,
-            name: None,
+            name,
             flags,
             can,
         })
@@ -113,7 +111,7 @@ impl Tap {
 fn attach(name: &str, flags: c_int) -> io::Result<OwnedFd> {
     let open = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let fd = rustix::fs::open("/dev/net/tun", open, Mode::empty())?;
-    tap_attach(fd.as_fd(), name, flags)?;
+    interface(fd.as_fd(), TUNSETIFF, name, flags)?;
     Ok(fd)
 }
 
@@ -148,19 +146,23 @@ impl Backend for Tap {
     }
 
     fn set_active(&mut self, active: bool) -> io::Result<()> {
-        match self.flags & IFF_MULTI_QUEUE {
-            0 => Ok(()),
-            _ => match tap_steer(self.fd.as_fd(), active) {
-                // It is so already.
-                Err(error) if error.kind() == ErrorKind::InvalidInput => Ok(()),
-                result => result,
-            },
+        if self.flags & IFF_MULTI_QUEUE == 0 {
+            return Ok(());
+        }
+        let steer = match active {
+            true => IFF_ATTACH_QUEUE,
+            false => IFF_DETACH_QUEUE,
+        };
+        match interface(self.fd.as_fd(), TUNSETQUEUE, THIS, steer) {
+            Err(error) if error.kind() != ErrorKind::InvalidInput => Err(error),
+            // Or it was so already.
+            _ => Ok(()),
         }
     }
 
     fn reopen(&mut self) -> io::Result<()> {
         // It may have failed for another reason than that the tap is gone.
-        if tap_flags(self.fd.as_fd()).is_ok() {
+        if interface(self.fd.as_fd(), TUNGETIFF, THIS, 0).is_ok() {
             return Ok(());
         }
         let name = self.name.as_ref().ok_or(ErrorKind::Unsupported)?;
