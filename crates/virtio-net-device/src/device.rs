@@ -46,8 +46,15 @@ const _: () = assert!(
 pub struct Net<E> {
     shared: Arc<Shared>,
     offloads: Features,
+    mtu: Option<u16>,
     queue_sizes: Vec<u16>,
     executor: E,
+}
+
+impl<E> fmt::Debug for Net<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.shared.fmt(f)
+    }
 }
 
 impl<E: Executor> Net<E> {
@@ -59,7 +66,6 @@ impl<E: Executor> Net<E> {
     ///
     /// If there are no or too many back ends, or `mac` is a multicast address or all zeroes.
     pub fn new<B: Backend>(backends: Vec<B>, mac: Mac, executor: E) -> io::Result<Self> {
-        let invalid = |why| Err(io::Error::new(ErrorKind::InvalidInput, why));
         let pairs = backends.len();
         let Some(first) = backends.first().filter(|_| pairs <= MAX_PAIRS) else {
             return invalid("a network device has 1 to 32 pairs of queues");
@@ -73,6 +79,7 @@ impl<E: Executor> Net<E> {
             .map(|it| Box::new(it) as Box<dyn Backend>);
         Ok(Self {
             offloads,
+            mtu: None,
             shared: Arc::new(Shared::new(boxed.collect(), mac)),
             // The last one is for control.
             queue_sizes: vec![QUEUE_SIZE; 2 * pairs + 1],
@@ -80,16 +87,16 @@ impl<E: Executor> Net<E> {
         })
     }
 
-    /// Sets the MTU that the driver is advised to use: [`MIN_MTU`] at least, and once.
+    /// Sets the MTU that the driver is advised to use: [`MIN_MTU`] at least.
     ///
     /// # Errors
     ///
-    /// If it is less, or was set before.
-    pub fn with_mtu(self, mtu: u16) -> io::Result<Self> {
-        if mtu < MIN_MTU || self.shared.mtu.set(mtu).is_err() {
-            let reason = "an MTU is 68 at least, and set once";
-            return Err(io::Error::new(ErrorKind::InvalidInput, reason));
+    /// If it is less.
+    pub fn with_mtu(mut self, mtu: u16) -> io::Result<Self> {
+        if mtu < MIN_MTU {
+            return invalid("an MTU is 68 at least");
         }
+        self.mtu = Some(mtu);
         Ok(self)
     }
 
@@ -138,7 +145,7 @@ where
         if self.shared.most_pairs() > 1 {
             features = features | Features::of(&[net::VIRTIO_NET_F_MQ]);
         }
-        if self.shared.mtu.get().is_some() {
+        if self.mtu.is_some() {
             features = features | Features::of(&[net::VIRTIO_NET_F_MTU]);
         }
         features
@@ -149,8 +156,8 @@ where
     }
 
     fn read_config(&self, offset: u32, data: &mut [u8]) {
-        let mtu = self.shared.mtu.get().copied().unwrap_or(0);
-        let words = [self.shared.status(), self.shared.most_pairs(), mtu];
+        let (pairs, mtu) = (self.shared.most_pairs(), self.mtu.unwrap_or(0));
+        let words = [self.shared.status(), pairs, mtu];
         let space = (self.shared.settings().mac.into_iter())
             .chain(words.into_iter().flat_map(u16::to_le_bytes))
             .skip(offset as usize);
@@ -204,18 +211,8 @@ where
     }
 }
 
-impl<E> fmt::Debug for Net<E> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Net")
-            .field("queues", &self.queue_sizes.len())
-            .field("receive_limits", &self.shared.receive_limits)
-            .field("send_limits", &self.shared.send_limits)
-            .finish_non_exhaustive()
-    }
-}
-
 /// The cable of a device, wherever it is in its life; clones are the same.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct NetHandle(Arc<Shared>);
 
 impl NetHandle {
@@ -263,10 +260,6 @@ impl NetHandle {
     }
 }
 
-impl fmt::Debug for NetHandle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("NetHandle")
-            .field("is_up", &self.is_up())
-            .finish_non_exhaustive()
-    }
+fn invalid<T>(why: &str) -> io::Result<T> {
+    Err(io::Error::new(ErrorKind::InvalidInput, why))
 }

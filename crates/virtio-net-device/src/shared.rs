@@ -3,6 +3,7 @@
 
 //! What the halves of the device share: vCPUs configure it, workers serve it, the VMM pulls its cable.
 
+use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -19,7 +20,6 @@ pub(crate) struct Shared {
     pub(crate) pairs: Vec<Arc<Pair>>,
     /// The address that the device has until its driver sets another one.
     pub(crate) mac: Mac,
-    pub(crate) mtu: OnceLock<u16>,
     settings: Mutex<Arc<Settings>>,
     cable: AtomicBool,
     /// The driver is to tell the network where it is.
@@ -46,6 +46,17 @@ pub(crate) struct Pair {
 pub(crate) struct Port {
     pub(crate) backend: Box<dyn Backend>,
     pub(crate) settings: Arc<Settings>,
+}
+
+/// Says nothing of who the driver talks to.
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Net")
+            .field("queues", &(2 * self.pairs.len() + 1))
+            .field("receive_limits", &self.receive_limits)
+            .field("send_limits", &self.send_limits)
+            .finish_non_exhaustive()
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -76,7 +87,6 @@ impl Shared {
         Self {
             pairs: (0..).zip(backends).map(pair).collect(),
             mac,
-            mtu: OnceLock::new(),
             settings: Mutex::new(settings),
             cable: AtomicBool::new(true),
             announce: AtomicBool::new(false),
