@@ -11,7 +11,7 @@ use virtio_device_core::{ChainStream, Features};
 use vm_memory::GuestMemory;
 
 use crate::config::guest_offloads;
-use crate::settings::{GROUP, MAX_MACS, Mac, Settings, TOO_LONG};
+use crate::settings::{GROUP, MAX_MACS, Mac, Settings};
 
 /// Makes the change that a command asks for, and returns the command's class. `None` if the driver has no
 /// right to it, or it makes no sense: the settings are not to be used then.
@@ -34,10 +34,8 @@ pub(crate) fn obey<M: GuestMemory>(
             }
         }
         (VIRTIO_NET_CTRL_MAC, VIRTIO_NET_CTRL_MAC_TABLE_SET) => {
-            for (kind, mode) in TOO_LONG.into_iter().enumerate() {
-                let (macs, too_long) = table(command)?;
-                settings.set_mode(mode, too_long);
-                *settings.macs.get_mut(kind)? = macs;
+            for macs in &mut settings.macs {
+                set_table(macs, command)?;
             }
             VIRTIO_NET_F_CTRL_RX
         }
@@ -58,12 +56,11 @@ pub(crate) fn obey<M: GuestMemory>(
             VIRTIO_NET_F_MQ
         }
         (VIRTIO_NET_CTRL_GUEST_OFFLOADS, VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET) => {
-            let offloads = u64::from_le_bytes(command.read_array().ok()?);
-            let wanted = Features::from(offloads);
+            let wanted = Features::from(u64::from_le_bytes(command.read_array().ok()?));
             // Offloads depend on each other as the features do that they are called after.
             let whole = Negotiation::new(VIRTIO_ID_NET, wanted).offered();
             valid = (wanted - (agreed & guest_offloads() & whole)).is_empty();
-            settings.offloads = Some(offloads);
+            settings.offloads = wanted;
             VIRTIO_NET_F_CTRL_GUEST_OFFLOADS
         }
         _ => return None,
@@ -72,17 +69,22 @@ pub(crate) fn obey<M: GuestMemory>(
     (valid && agreed.has(needed) && command.remaining() == 0).then_some(class)
 }
 
-/// One of the two tables of addresses, and whether it is too long: then nothing of it is read.
-fn table<M: GuestMemory>(command: &mut ChainStream<'_, M, false>) -> Option<(Vec<Mac>, bool)> {
+/// Reads one of the two tables of addresses; nothing of one that is too long.
+fn set_table<M: GuestMemory>(
+    macs: &mut Option<Vec<Mac>>,
+    command: &mut ChainStream<'_, M, false>,
+) -> Option<()> {
     let count = u32::from_le_bytes(command.read_array().ok()?);
     let len = 6 * u64::from(count);
     if len > command.remaining() {
         return None;
     }
+    *macs = None;
     if count as usize > MAX_MACS {
         command.skip(len);
-        return Some((Vec::new(), true));
+    } else {
+        let all = (0..count).map(|_| command.read_array());
+        *macs = Some(all.collect::<Result<_, _>>().ok()?);
     }
-    let macs = (0..count).map(|_| command.read_array());
-    Some((macs.collect::<Result<_, _>>().ok()?, false))
+    Some(())
 }

@@ -19,38 +19,36 @@ pub(crate) const GROUP: u8 = 1;
 /// The first bytes of a frame that decide who gets it: addresses, type, VLAN tag.
 pub(crate) const START: usize = 18;
 
-/// Modes beside those of `VIRTIO_NET_CTRL_RX`, which are numbered by its commands: that a table, the one
-/// of single stations or the one of groups, was too long.
-pub(crate) const TOO_LONG: [u32; 2] = [6, 7];
-
 /// Version of the saved state.
 const VERSION: u32 = 1;
+/// What is saved instead of the length of a table that was too long.
+const TOO_LONG: u8 = u8::MAX;
 
 /// What the driver has set. A clone is made for each change, so that a worker that looks at packets
 /// needs no lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Settings {
     pub(crate) mac: Mac,
-    /// A bit for each mode that is on.
+    /// A bit for each mode that is on, by the number of its command.
     modes: u8,
     pub(crate) pairs: u16,
-    /// What packets to the driver may need, once it was set; what was negotiated before.
-    pub(crate) offloads: Option<u64>,
-    /// The tables of single stations and of groups.
-    pub(crate) macs: [Vec<Mac>; 2],
+    /// What packets to the driver may need of what was negotiated.
+    pub(crate) offloads: Features,
+    /// The tables of single stations and of groups, unless they were too long.
+    pub(crate) macs: [Option<Vec<Mac>>; 2],
     /// A bit for each VLAN that passes.
     vlans: [u8; 512],
 }
 
 impl Settings {
     /// What holds until the driver says something else: everything passes, by one pair of queues.
-    pub(crate) const fn new(mac: Mac) -> Self {
+    pub(crate) fn new(mac: Mac) -> Self {
         Self {
             mac,
             modes: 1 << VIRTIO_NET_CTRL_RX_PROMISC,
             pairs: 1,
-            offloads: None,
-            macs: [Vec::new(), Vec::new()],
+            offloads: Features::from(u64::MAX),
+            macs: [Some(Vec::new()), Some(Vec::new())],
             vlans: [0; 512],
         }
     }
@@ -68,8 +66,7 @@ impl Settings {
 
     /// What packets to the driver may need: no more than it has `agreed` on and set.
     pub(crate) fn wanted(&self, agreed: Features) -> Features {
-        let set = self.offloads.map_or(agreed, Features::from);
-        agreed & guest_offloads() & set
+        agreed & guest_offloads() & self.offloads
     }
 
     /// Whether any frames do not pass.
@@ -89,26 +86,21 @@ impl Settings {
             }
         }
         let [single, groups] = &self.macs;
-        let [single_too_long, groups_too_long] = TOO_LONG;
-        let (none, all, table, too_long) = match to {
+        let (none, all, table) = match to {
             [0xff, 0xff, 0xff, 0xff, 0xff, 0xff] => {
                 return !self.has(VIRTIO_NET_CTRL_RX_NOBCAST);
             }
-            [first, ..] if first & GROUP == 0 => (
-                VIRTIO_NET_CTRL_RX_NOUNI,
-                VIRTIO_NET_CTRL_RX_ALLUNI,
-                single,
-                single_too_long,
-            ),
+            [first, ..] if first & GROUP == 0 => {
+                (VIRTIO_NET_CTRL_RX_NOUNI, VIRTIO_NET_CTRL_RX_ALLUNI, single)
+            }
             _ => (
                 VIRTIO_NET_CTRL_RX_NOMULTI,
                 VIRTIO_NET_CTRL_RX_ALLMULTI,
                 groups,
-                groups_too_long,
             ),
         };
-        let passes = self.has(all) || self.has(too_long) || to == self.mac || table.contains(&to);
-        !self.has(none) && passes
+        let listed = table.as_ref().is_none_or(|macs| macs.contains(&to));
+        !self.has(none) && (self.has(all) || to == self.mac || listed)
     }
 
     const fn has(&self, mode: u32) -> bool {
@@ -119,13 +111,12 @@ impl Settings {
         let mut data = self.mac.to_vec();
         data.push(self.modes);
         data.extend(self.pairs.to_le_bytes());
-        data.push(self.offloads.is_some().into());
-        data.extend(self.offloads.unwrap_or(0).to_le_bytes());
+        data.extend(self.offloads.low().to_le_bytes());
         data.extend(self.vlans);
         for macs in &self.macs {
-            // There are no more than 64.
-            data.push(u8::try_from(macs.len()).unwrap_or(u8::MAX));
-            data.extend(macs.as_flattened());
+            let count = macs.as_ref().map(|macs| u8::try_from(macs.len()));
+            data.push(count.and_then(Result::ok).unwrap_or(TOO_LONG));
+            data.extend(macs.iter().flatten().flatten());
         }
         DeviceState::new(VERSION, data).unwrap_or_default()
     }
@@ -137,21 +128,20 @@ impl Settings {
         let mut settings = Self::new(take(rest)?);
         [settings.modes] = take(rest)?;
         settings.pairs = u16::from_le_bytes(take(rest)?);
-        settings.offloads = match (take(rest)?, u64::from_le_bytes(take(rest)?)) {
-            ([0], 0) => None,
-            ([1], offloads) => Some(offloads),
-            _ => return Err(wrong("its offloads")),
-        };
+        settings.offloads = Features::from(u64::from_le_bytes(take(rest)?));
         settings.vlans = take(rest)?;
         for macs in &mut settings.macs {
-            let [count] = take(rest)?;
-            if usize::from(count) > MAX_MACS {
-                return Err(wrong("its tables"));
-            }
-            *macs = (0..count).map(|_| take(rest)).collect::<Result<_, _>>()?;
+            *macs = match take(rest)? {
+                [TOO_LONG] => None,
+                [count] if usize::from(count) <= MAX_MACS => {
+                    Some((0..count).map(|_| take(rest)).collect::<Result<_, _>>()?)
+                }
+                _ => return Err(wrong("its tables")),
+            };
         }
         match settings {
             _ if !rest.is_empty() => Err(wrong("its length")),
+            _ if settings.modes >> (VIRTIO_NET_CTRL_RX_NOBCAST + 1) != 0 => Err(wrong("its modes")),
             _ if settings.mac[0] & GROUP != 0 => Err(wrong("its address")),
             _ if !(1..=most).contains(&settings.pairs) => Err(wrong("its number of queues")),
             settings => Ok(settings),
