@@ -92,8 +92,9 @@ fn device(disk: &Arc<Slow>, queues: u16) -> Block<Vec<WorkerThread>> {
 
 /// A started driver whose transport waits for next to nothing.
 fn guest(disk: &Arc<Slow>, queues: u16) -> Device {
-    let mut guest = Guest::in_memory(memory(), device(disk, queues));
-    guest.transport = guest.transport.with_reset_bound(Duration::from_millis(1));
+    let mut guest = Guest::behind(memory(), device(disk, queues), |transport| {
+        transport.with_reset_bound(Duration::from_millis(1))
+    });
     guest.start(u64::MAX);
     guest
 }
@@ -119,7 +120,7 @@ fn a_reset_waits_for_the_request_in_flight_and_drops_the_others() {
     wait("the first request", || disk.begun() == 1);
     guest.set(reg::STATUS, 0);
     assert_eq!(guest.status(), PENDING);
-    guest.transport.save().unwrap_err();
+    guest.transport().save().unwrap_err();
     for status in [1, 3, 15, 128, 0] {
         guest.set(reg::STATUS, status);
         assert_eq!(guest.status(), PENDING);
@@ -172,15 +173,15 @@ fn a_pause_completes_the_request_in_flight_and_keeps_the_others() {
     let offered: Vec<_> = (0..5).map(|sector| guest.put(0, &read(sector))).collect();
     guest.notify(0);
     wait("the first request", || disk.begun() == 1);
-    assert!(guest.transport.pause().is_err());
+    assert!(guest.transport().pause().is_err());
     disk.open(100);
-    wait("the pause", || guest.transport.pause().is_ok());
+    wait("the pause", || guest.transport().pause().is_ok());
     let used = guest.queues[0].take_used();
     assert_eq!(used.len(), 1);
     is_sector(&guest.answer(&offered[0], used[0].1), 0);
     std::thread::sleep(Duration::from_millis(5));
     assert_eq!((disk.begun(), guest.queues[0].take_used().len()), (1, 0));
-    guest.transport.resume();
+    guest.transport().resume();
     let used = guest.used(0, 4);
     for (sector, (offered, used)) in (1..).zip(offered[1..].iter().zip(&used)) {
         assert_eq!(used.0, u32::from(offered.head));
@@ -193,7 +194,7 @@ fn a_pause_completes_the_request_in_flight_and_keeps_the_others() {
 fn a_saved_disk_goes_on_where_it_was_and_does_nothing_twice() {
     let disk = Slow::new(64);
     let mut here = guest(&disk, 2);
-    bus::BusDevice::write(&mut here.transport, 0x120, &[0]).unwrap();
+    here.set_config(0x20, &[0]);
     let writes: Vec<_> = (0..6u8)
         .map(|n| {
             let data = Buf::R(pattern(100 + n, 512));
@@ -205,10 +206,10 @@ fn a_saved_disk_goes_on_where_it_was_and_does_nothing_twice() {
         .collect();
     (0..2).for_each(|queue| here.notify(queue));
     wait("both queues", || disk.begun() == 2);
-    assert!(here.transport.pause().is_err());
+    assert!(here.transport().pause().is_err());
     disk.open(2);
-    wait("the pause", || here.transport.pause().is_ok());
-    let state = here.transport.save().unwrap();
+    wait("the pause", || here.transport().pause().is_ok());
+    let state = here.transport().save().unwrap();
     let mut there = Guest::in_memory(here.memory.clone(), device(&disk, 2));
     there.restore(&mut here, &state);
     drop(here);
@@ -231,8 +232,8 @@ fn a_saved_disk_goes_on_where_it_was_and_does_nothing_twice() {
 fn a_restored_disk_has_the_capacity_its_driver_knows_until_it_is_told() {
     let disk = Slow::new(64);
     let mut here = guest(&disk, 1);
-    here.transport.pause().unwrap();
-    let state = here.transport.save().unwrap();
+    here.transport().pause().unwrap();
+    let state = here.transport().save().unwrap();
     disk.disk.bytes_mut().resize(512 * 80, 0);
     let device = device(&disk, 1);
     let handle = device.handle();
@@ -288,12 +289,8 @@ fn a_device_that_is_gone_leaves_memory_alone() {
         opener.open(1);
     });
     // Waits for the request, which is not completed any more.
-    let Guest {
-        transport,
-        mut queues,
-        ..
-    } = guest;
-    drop(transport);
+    let mut queues = std::mem::take(&mut guest.queues);
+    drop(guest);
     let rest = Guest::in_memory(memory, device(&disk, 1));
     let before = rest.answer(&offered, 0);
     std::thread::sleep(Duration::from_millis(40));

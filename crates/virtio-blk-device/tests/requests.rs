@@ -286,7 +286,7 @@ fn the_cache_reads_as_it_is_from_the_agreement_on_features_on() {
         guest.negotiate(features);
         assert_eq!(guest.config(32), [expected], "{features:#x}");
         // What a driver that can switch it has said before it starts holds afterwards.
-        bus::BusDevice::write(&mut guest.transport, 0x120, &[0]).unwrap();
+        guest.set_config(0x20, &[0]);
         let now = if features == flush { 1 } else { 0 };
         assert_eq!(guest.config(32), [now], "{features:#x}");
         guest.drive();
@@ -311,7 +311,7 @@ fn a_write_is_stable_when_the_driver_may_think_so() {
     guest.start(flush | wce);
     assert_eq!((guest.config(32), flushes(&mut guest)), ([1], 0));
     for (value, now, expected) in [(0, 0, 2), (1, 1, 0), (0, 0, 2), (2, 0, 2), (255, 0, 2)] {
-        bus::BusDevice::write(&mut guest.transport, 0x120, &[value]).unwrap();
+        guest.set_config(0x20, &[value]);
         assert_eq!(
             (guest.config(32), flushes(&mut guest)),
             ([now], expected),

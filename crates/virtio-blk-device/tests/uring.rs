@@ -103,7 +103,7 @@ fn every_kind_of_request_is_served() {
     let data = pattern(99, 2048);
     for off in [false, true] {
         // Without a cache every write is stable at once.
-        guest.transport.write(0x120, &[u8::from(!off)]).unwrap();
+        guest.set_config(0x20, &[u8::from(!off)]);
         assert_eq!(guest.write(7, &data), OK);
         assert_eq!(guest.read(7, 4).data(), data);
         assert_eq!(guest.flush(), OK);
@@ -178,15 +178,15 @@ fn a_pause_completes_what_is_in_flight() {
     };
     for _ in 0..30 {
         let offered = flood(&mut guest, 0, 80);
-        wait("the pause", || guest.transport.pause().is_ok());
+        wait("the pause", || guest.transport().pause().is_ok());
         let mut used = guest.queues[0].take_used();
-        let state = guest.transport.save().unwrap();
+        let state = guest.transport().save().unwrap();
         let progress = state.queues[0].progress.as_ref().unwrap();
         // One that was taken and met the pause before it was on its way is put back, for later.
         assert!(progress.taken.len() <= 1, "nothing is on its way");
         std::thread::sleep(Duration::from_millis(1));
         assert_eq!(guest.queues[0].take_used(), []);
-        guest.transport.resume();
+        guest.transport().resume();
         used.extend(guest.used(0, 80 - used.len()));
         check(&guest, &offered, &used);
     }
@@ -240,9 +240,9 @@ fn a_saved_disk_goes_on_elsewhere() {
         })
         .collect();
     here.notify(0);
-    wait("the pause", || here.transport.pause().is_ok());
+    wait("the pause", || here.transport().pause().is_ok());
     let done = here.queues[0].take_used().len();
-    let state = here.transport.save().unwrap();
+    let state = here.transport().save().unwrap();
     let queues = std::mem::take(&mut here.queues);
     let memory = here.memory.clone();
     drop(here);
@@ -253,7 +253,7 @@ fn a_saved_disk_goes_on_elsewhere() {
     });
     let mut there = Guest::in_memory(memory, device(&file, 1, FileOptions::default()).unwrap());
     there.queues = queues;
-    there.transport.restore(&state).unwrap();
+    there.transport().restore(&state).unwrap();
     there.used(0, 60 - done);
     for (n, write) in (0..).zip(&writes) {
         assert_eq!(there.answer(write, 1).status(), OK);
@@ -302,7 +302,7 @@ fn without_a_cache_writes_in_flight_together_come_back_once() {
     let Some(mut guest) = guest(&file, 1) else {
         return;
     };
-    guest.transport.write(0x120, &[0]).unwrap();
+    guest.set_config(0x20, &[0]);
     for round in 0..10u8 {
         let writes: Vec<_> = (0..60u8)
             .map(|n| {
@@ -312,8 +312,8 @@ fn without_a_cache_writes_in_flight_together_come_back_once() {
             .collect();
         guest.notify(0);
         if round % 2 == 1 {
-            wait("the pause", || guest.transport.pause().is_ok());
-            guest.transport.resume();
+            wait("the pause", || guest.transport().pause().is_ok());
+            guest.transport().resume();
         }
         guest.used(0, 60);
         for (n, write) in (0..).zip(&writes) {
@@ -330,7 +330,7 @@ fn a_ring_that_breaks_while_syncs_are_waited_for_can_be_reset() {
         return;
     };
     for _ in 0..10 {
-        guest.transport.write(0x120, &[0]).unwrap();
+        guest.set_config(0x20, &[0]);
         for n in 0..60u8 {
             let data = Buf::R(pattern(n, 512));
             guest.put(0, &[header(OUT, n.into()), data, Buf::W(1)]);

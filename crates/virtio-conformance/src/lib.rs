@@ -64,9 +64,9 @@
 //!
 //! # For tests of your own
 //!
-//! [`DriverQueue`] is the driver's side of a virtqueue, and writes whatever it is told to;
-//! [`WatchedMemory`] shows each access of a device to guest memory, and can change memory before it
-//! happens. With the feature `virtio-drivers`, which needs a newer Rust than the rest, the crate of that
+//! [`Guest`] starts a device and makes requests of whatever buffers it is told to; [`DriverQueue`] is the
+//! driver's side of one virtqueue. [`WatchedMemory`] shows each access of a device to guest memory, and can
+//! change memory before it happens. With the feature `virtio-drivers`, which needs a newer Rust than the rest, the crate of that
 //! name is a driver to test with.
 //!
 //! # Features
@@ -118,6 +118,7 @@
 mod checks;
 mod counters;
 mod driver;
+mod guest;
 mod machine;
 mod memory;
 mod mmio;
@@ -135,6 +136,7 @@ pub mod virtio_drivers;
 
 pub use counters::{EventCounters, EventCounts};
 pub use driver::{DriverQueue, VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
+pub use guest::{Answer, Buf, Guest, Offered};
 pub use memory::{Access, WatchedMemory};
 pub use mmio::{MmioPort, READABLE};
 pub use parts::{CountingLine, EventLog, Host, Memory, Parts};

@@ -46,7 +46,7 @@ fn goes_on(guest: &mut Guest, host: &Host, name: &str) {
     assert_eq!(guest.send(good.clone()), 0, "{name}");
     assert_eq!(host.take(), [good], "{name}");
     host.give(PLAIN, &frame(4, 100));
-    let answer = guest.ask_on(RX, &[Buf::W(1526)]);
+    let answer = guest.ask(RX, &[Buf::W(1526)]);
     assert_eq!(
         (answer.len, &answer.bytes[12..112]),
         (112, &frame(4, 100)[..]),
@@ -337,7 +337,7 @@ fn headers_of_the_hosts_that_were_not_agreed_on_do_not_reach_the_driver() {
     for (features, flags) in [(feature::MRG_RXBUF, 0), (agreed, 2)] {
         let (mut guest, host) = guest(features);
         host.give(header(2, 0, [0; 4]), &frame(1, 100));
-        assert_eq!(guest.ask_on(RX, &[Buf::W(1526)]).bytes[0], flags);
+        assert_eq!(guest.ask(RX, &[Buf::W(1526)]).bytes[0], flags);
     }
 }
 

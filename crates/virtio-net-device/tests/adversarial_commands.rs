@@ -25,7 +25,7 @@ fn goes_on(guest: &mut Guest, host: &Host, name: &str) {
     assert_eq!(guest.send(good.clone()), 0, "{name}");
     assert_eq!(host.take(), [good], "{name}");
     host.give(PLAIN, &frame(4, 100));
-    let answer = guest.ask_on(RX, &[Buf::W(1526)]);
+    let answer = guest.ask(RX, &[Buf::W(1526)]);
     assert_eq!(
         (answer.len, &answer.bytes[12..112]),
         (112, &frame(4, 100)[..]),
@@ -149,7 +149,7 @@ fn commands_that_make_no_sense_fail_and_change_nothing() {
     let state = guest.saved();
     for (name, bytes) in cases {
         let queue = [Buf::R(bytes), Buf::W(1)];
-        let answer = guest.ask_on(CONTROL, &queue);
+        let answer = guest.ask(CONTROL, &queue);
         assert_eq!((answer.len, answer.bytes), (1, vec![ERR]), "{name}");
         assert_eq!(guest.saved(), state, "{name}");
     }
@@ -178,13 +178,13 @@ fn commands_without_a_place_for_the_answer_do_nothing() {
     ] {
         let (mut guest, host) = guest(ALL);
         let state = guest.saved();
-        assert_eq!(guest.ask_on(CONTROL, &buffers).len, 0, "{name}");
+        assert_eq!(guest.ask(CONTROL, &buffers).len, 0, "{name}");
         assert_eq!(guest.saved(), state, "{name}");
         goes_on(&mut guest, &host, name);
     }
     // More room than an answer needs is no error.
     let (mut guest, _) = guest(ALL);
-    let answer = guest.ask_on(CONTROL, &[promiscuous_off, Buf::W(8)]);
+    let answer = guest.ask(CONTROL, &[promiscuous_off, Buf::W(8)]);
     assert_eq!((answer.len, answer.bytes[0]), (1, OK));
 }
 

@@ -269,14 +269,14 @@ fn a_queue_is_reset_by_itself_and_a_pause_keeps_packets_where_they_are() {
     guest.restart_queue(RX);
     offer(&mut guest, 2);
     assert_eq!(guest.used(RX, 1)[0].1, 72);
-    guest.transport.pause().unwrap();
+    guest.transport().pause().unwrap();
     host.write_all(&frames(&[frame(3, 80)])).unwrap();
     guest.put(TX, &[Buf::R(packet(PLAIN, &frame(4, 60)))]);
     guest.notify(TX);
     std::thread::sleep(std::time::Duration::from_millis(5));
     assert_eq!(guest.queues[RX].take_used(), []);
     assert_eq!(guest.queues[TX].take_used(), []);
-    guest.transport.resume();
+    guest.transport().resume();
     assert_eq!(guest.used(RX, 1)[0].1, 92);
     guest.used(TX, 1);
     host.read_exact(&mut got).unwrap();
@@ -350,7 +350,7 @@ fn a_tap_of_several_queues_serves_as_many_pairs() {
     guest.start(u64::MAX);
     assert_eq!(guest.command(4, 0, &[2, 0]), 0);
     for queue in [TX, 3] {
-        guest.ask_on(queue, &[Buf::R(packet(PLAIN, &frame(1, 60)))]);
+        guest.ask(queue, &[Buf::R(packet(PLAIN, &frame(1, 60)))]);
     }
     assert_eq!(guest.command(4, 0, &[1, 0]), 0);
     assert_eq!(guest.command(5, 0, &[0; 8]), 0);

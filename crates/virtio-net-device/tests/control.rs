@@ -172,7 +172,7 @@ fn pairs_of_queues_are_used_as_far_as_the_driver_says() {
     for (pair, host) in hosts.iter().enumerate() {
         host.give(PLAIN, &frame(1, 60));
         guest.offer(2 * pair, 1, 1526);
-        guest.ask_on(2 * pair + 1, &[Buf::R(packet(PLAIN, &frame(2, 60)))]);
+        guest.ask(2 * pair + 1, &[Buf::R(packet(PLAIN, &frame(2, 60)))]);
         assert_eq!(host.take().len(), 1);
         assert_eq!(
             guest.queues[2 * pair].take_used().len(),
@@ -220,10 +220,10 @@ fn what_the_driver_has_set_goes_with_it() {
     here.put(TX, &[Buf::R(packet(PLAIN, &frame(2, 60)))]);
     here.put(RX, &[Buf::W(1526)]);
     here.put(2, &[Buf::W(1526)]);
-    here.transport.pause().unwrap();
+    here.transport().pause().unwrap();
     here.notify(TX);
     here.notify(RX);
-    let state = here.transport.save().unwrap();
+    let state = here.transport().save().unwrap();
     let there = (0..2).map(|_| Host::new()).collect::<Vec<_>>();
     let mut guest = Guest::idle(there.clone());
     let workers = guest.workers.take();
@@ -326,7 +326,7 @@ proptest! {
         cuts.sort_unstable();
         let [a, b, c] = cuts;
         let pieces = [&bytes[..a], &bytes[a..b], &bytes[b..c], &bytes[c..]];
-        guest.ask_on(TX, &pieces.map(|piece| Buf::R(piece.to_vec())));
+        guest.ask(TX, &pieces.map(|piece| Buf::R(piece.to_vec())));
         let expected = model(flags, kind, words, len, features)
             .map(|header| packet(header, &frame(1, len)));
         prop_assert_eq!(host.take(), expected.into_iter().collect::<Vec<_>>());

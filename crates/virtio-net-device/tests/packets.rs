@@ -399,11 +399,11 @@ fn a_packet_in_pieces_is_the_same_packet() {
             &whole[cuts[1]..],
         ];
         let buffers = pieces.map(|piece| Buf::R(piece.to_vec()));
-        assert_eq!(guest.ask_on(TX, &buffers).len, 0);
+        assert_eq!(guest.ask(TX, &buffers).len, 0);
         assert_eq!(host.take(), [&whole[..]]);
         let room = [cuts[0], cuts[1] - cuts[0], 400].map(|len| Buf::W(u32::try_from(len).unwrap()));
         host.give(PLAIN, &frame(7, 300));
-        let answer = guest.ask_on(RX, &room);
+        let answer = guest.ask(RX, &room);
         assert_eq!(answer.len, 312);
         assert_eq!(
             answer.bytes[..312],
