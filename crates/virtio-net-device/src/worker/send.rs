@@ -82,6 +82,7 @@ impl Sender {
 
     /// The packet that was taken, with a header as the host may see it: a copy, which the driver cannot
     /// change.
+    #[inline]
     fn packet<'a>(
         &'a mut self,
         rings: &'a impl RingMemory,

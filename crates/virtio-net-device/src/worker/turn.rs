@@ -57,11 +57,13 @@ pub(super) struct Turn<'a, M: GuestMemory> {
 
 impl<M: GuestMemory> Turn<'_, M> {
     /// Takes the next chain, if there is one.
+    #[inline]
     pub(super) fn take(&mut self, chain: &mut Chain) -> Result<Option<Head>, RingFault> {
         self.queue.take(&self.rings, chain)
     }
 
     /// Has a chain given back, with its length; one that is not served with none.
+    #[inline]
     pub(super) fn end(&mut self, head: Head, served: Result<u32, BadRequest>) {
         if let Err(error) = served {
             self.interrupt.bad_request(self.active.index, error);
