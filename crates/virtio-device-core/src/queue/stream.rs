@@ -119,6 +119,7 @@ pub struct ChainStream<'a, M: GuestMemory, const WRITABLE: bool>(Cursor<'a, M>);
 impl<M: GuestMemory, const WRITABLE: bool> ChainStream<'_, M, WRITABLE> {
     /// Number of bytes that are left.
     #[must_use]
+    #[inline]
     pub fn remaining(&self) -> u64 {
         self.0.remaining()
     }
@@ -245,6 +246,7 @@ impl<'a, M: GuestMemory> Cursor<'a, M> {
         }
     }
 
+    #[inline]
     fn remaining(&self) -> u64 {
         let buffers = self.buffers.iter();
         let mine = buffers.filter(|buffer| buffer.writable == self.writable);

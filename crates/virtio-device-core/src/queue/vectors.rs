@@ -28,6 +28,7 @@ unsafe impl Send for Vectors {}
 
 impl Vectors {
     /// Begins a request: there are no buffers so far.
+    #[inline]
     pub fn begin(&mut self) -> Buffers<'_> {
         self.0.clear();
         Buffers {
@@ -77,6 +78,7 @@ impl<'a> Buffers<'a> {
     /// # Errors
     ///
     /// [`BadRequest::BufferMemory`] if some of them are not in guest memory: forget the request then.
+    #[inline]
     pub fn add<M: GuestMemory, const WRITABLE: bool>(
         &mut self,
         mut stream: ChainStream<'a, M, WRITABLE>,
@@ -86,10 +88,12 @@ impl<'a> Buffers<'a> {
     }
 
     /// Adds memory of the device's own, which no driver can change.
+    #[inline]
     pub fn add_own(&mut self, bytes: &'a mut [u8]) {
         self.push(bytes.as_mut_ptr(), bytes.len());
     }
 
+    #[inline]
     fn push(&mut self, base: *mut u8, len: usize) {
         self.bytes += len as u64;
         self.vectors.push(iovec {
@@ -117,6 +121,7 @@ impl<'a> Buffers<'a> {
     }
 
     /// The pieces, none of them empty.
+    #[inline]
     pub fn slices(&self) -> impl Iterator<Item = VolatileSlice<'a>> {
         self.vectors.iter().map(|vector| {
             // SAFETY: the vector was made of memory that is borrowed for `'a`.
@@ -125,6 +130,7 @@ impl<'a> Buffers<'a> {
     }
 
     /// The pieces of what comes after the first `offset` bytes.
+    #[inline]
     fn slices_from(&self, mut offset: usize) -> impl Iterator<Item = VolatileSlice<'a>> {
         self.slices().filter_map(move |slice| {
             let behind = offset.min(slice.len());
@@ -135,6 +141,7 @@ impl<'a> Buffers<'a> {
 
     /// Copies what comes after the first `offset` bytes to `data`, as much as fits, and returns how much
     /// that was.
+    #[inline]
     pub fn copy_to(&self, offset: usize, data: &mut [u8]) -> usize {
         let mut done = 0;
         for slice in self.slices_from(offset) {
@@ -148,6 +155,7 @@ impl<'a> Buffers<'a> {
 
     /// Copies `data` to what comes after the first `offset` bytes, as much as fits, and returns how much
     /// that was.
+    #[inline]
     pub fn copy_from(&self, offset: usize, data: &[u8]) -> usize {
         let mut rest = data;
         for slice in self.slices_from(offset) {
