@@ -12,6 +12,7 @@ use crate::control;
 use crate::shared::Shared;
 
 /// Does what the driver asks for by its control queue.
+#[inline(never)] // So that each loop has the registers to itself.
 pub(super) fn serve<M: GuestMemory>(
     turn: &mut Turn<'_, M>,
     command: &mut Chain,

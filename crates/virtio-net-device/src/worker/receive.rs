@@ -57,6 +57,7 @@ impl Receiver {
         }
     }
 
+    #[inline(never)] // So that each loop has the registers to itself.
     pub(super) fn serve<M: GuestMemory>(
         &mut self,
         turn: &mut Turn<'_, M>,

@@ -30,6 +30,7 @@ impl Sender {
         }
     }
 
+    #[inline(never)] // So that each loop has the registers to itself.
     pub(super) fn serve<M: GuestMemory>(
         &mut self,
         turn: &mut Turn<'_, M>,
