@@ -92,6 +92,7 @@
 //! | waits for time to pass, or keeps a rate limit | [`Progress::After`], [`RateLimits`] |
 //! | has a thread for each queue | several [`Worker`]s, a `Vec` of [`WorkerThread`]s |
 //! | has requests in flight, or I/O straight into guest memory | [`Lease::hold`], [`Context::watch_in_flight`] |
+//! | has the kernel move data between a descriptor and guest memory | `Buffers`, with the feature `vectored-io` |
 //! | touches guest memory outside of its queues | [`Activation::lease`] |
 //! | has its queues served elsewhere (vhost) | [`VirtioDevice::pause`], [`ActiveQueue::interrupt_fd`], [`Virtqueue::handed_back`] |
 //! | has its configuration changed by the host | [`ConfigNotifier`] |

@@ -169,7 +169,8 @@ impl<'a> Buffers<'a> {
         data.len() - rest.len()
     }
 
-    /// Fills the buffers by one `readv`, and returns how much was read.
+    /// Fills the buffers, or as many pieces as the kernel takes at once, by one `readv`, and returns how
+    /// much was read.
     ///
     /// # Errors
     ///
@@ -180,7 +181,8 @@ impl<'a> Buffers<'a> {
         moved(unsafe { libc::readv(fd, vectors, count(self.vectors)) })
     }
 
-    /// Writes the buffers by one `writev`, and returns how much was written.
+    /// Writes the buffers, or as many pieces as the kernel takes at once, by one `writev`, and returns how
+    /// much was written.
     ///
     /// # Errors
     ///
@@ -213,7 +215,8 @@ impl<'a> Buffers<'a> {
         let (fd, mut done) = (fd.as_raw_fd(), 0);
         while done < self.bytes {
             let vectors = self.rest(done);
-            let at = off_t::try_from(offset + done).map_err(io::Error::other)?;
+            let at = offset.checked_add(done).map(off_t::try_from);
+            let at = at.and_then(Result::ok).ok_or(ErrorKind::InvalidInput)?;
             // SAFETY: as for `read_from`.
             let result = moved(unsafe {
                 match (&*vectors, write) {
