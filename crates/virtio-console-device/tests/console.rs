@@ -18,7 +18,7 @@ use virtio_console_device::{
     Console, Port, Size, VIRTIO_CONSOLE_F_EMERG_WRITE, VIRTIO_CONSOLE_F_MULTIPORT,
     VIRTIO_CONSOLE_F_SIZE,
 };
-use virtio_device_core::{DeviceState, Features, VirtioDevice};
+use virtio_device_core::{Features, VirtioDevice};
 
 const A_WHILE: Duration = Duration::from_millis(60);
 
@@ -253,32 +253,6 @@ fn a_chain_half_sent_is_gone_with_its_queue_and_the_next_is_sent_whole() {
 }
 
 #[test]
-fn half_a_chain_is_sent_before_and_the_other_half_after_a_move() {
-    let (port, mut host, device) = socket();
-    let mut guest = Guest::new(vec![port], Features::NONE).start();
-    let mut offered = 0;
-    while guest.queues[TX].offer_bytes(&[&pattern(offered, 4096)]) {
-        guest.kick(TX);
-        guest.settle();
-        guest.queues[TX].take();
-        offered += 4096;
-    }
-    let mut got = available(&mut host, 10_000);
-    guest.settle();
-    guest.pause();
-    let saved = guest.save();
-    let mut guest = guest.move_to(vec![support::port(&device)], &saved);
-    guest.settle();
-    guest.resume();
-    guest.until("output", |guest| {
-        got.extend(available(&mut host, 3000));
-        guest.queues[TX].take();
-        got.len() == offered
-    });
-    assert_eq!(got, pattern(0, offered));
-}
-
-#[test]
 fn the_size_changes_before_while_and_after_the_device_is_live() {
     let (port, _host, device) = socket();
     let size = |cols, rows| Size { cols, rows };
@@ -419,78 +393,6 @@ fn a_broken_ring_is_told_once() {
     guest.restart();
     guest.say(TX, b"again");
     guest.until("output", |guest| guest.queues[TX].ring.used_index() == 1);
-}
-
-#[test]
-fn a_saved_state_that_makes_no_sense_is_refused() {
-    let (port, ..) = socket();
-    let mut guest = Guest::new(vec![port], Features::NONE);
-    let console: &mut dyn VirtioDevice<Memory> = &mut guest.device;
-    let good = console.save();
-    let bytes = good.data(1).unwrap().to_vec();
-    let refused = |console: &mut dyn VirtioDevice<Memory>, version, bytes: &[u8]| {
-        let state = DeviceState::new(version, bytes.to_vec()).unwrap();
-        assert!(console.restore(&state).is_err(), "{bytes:?}");
-        assert_eq!(console.save(), good);
-    };
-    refused(console, 2, &bytes);
-    refused(console, 1, &[]);
-    refused(console, 1, &bytes[1..]);
-    refused(console, 1, &bytes.repeat(2));
-    for (place, value) in [(4, 128), (4, 8 | 2), (4, 0xff), (5, 64), (5, 0xff)] {
-        let mut wrong = bytes.clone();
-        wrong[place] = value;
-        refused(console, 1, &wrong);
-    }
-    // Bytes that are nearly right, or not at all, are refused or taken as a whole.
-    let mut random = 1_u64;
-    for _ in 0..if cfg!(miri) { 50 } else { 5_000 } {
-        let mut next = || {
-            random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
-            (random >> 33) as usize
-        };
-        let mut wrong = bytes.clone();
-        wrong.resize(next() % (2 * bytes.len()), 0xa5);
-        for _ in 0..next() % 4 {
-            let (place, value) = (next(), next().to_le_bytes()[0]);
-            let len = wrong.len().max(1);
-            wrong
-                .get_mut(place % len)
-                .into_iter()
-                .for_each(|byte| *byte = value);
-        }
-        let before = console.save();
-        match console.restore(&DeviceState::new(1, wrong.clone()).unwrap()) {
-            Ok(()) => {
-                // The host's side is another one now, and a driver that is ready hears of that.
-                if wrong[4] & 4 == 0 {
-                    wrong[5] |= 32 * (wrong[4] & 1);
-                    wrong[4] |= 4;
-                }
-                assert_eq!(console.save().data(1).unwrap(), wrong);
-            }
-            Err(_) => assert_eq!(console.save(), before, "{wrong:?}"),
-        }
-    }
-    console.restore(&good).unwrap();
-}
-
-#[test]
-fn a_restored_count_beyond_the_chain_ends_the_chain_and_no_other() {
-    let (port, mut host, device) = socket();
-    let mut guest = Guest::new(vec![port], Features::NONE).start();
-    guest.pause();
-    guest.say(TX, b"a chain");
-    let mut saved = guest.save();
-    let mut bytes = saved.state.data(1).unwrap().to_vec();
-    bytes[6..].fill(0xff);
-    saved.state = DeviceState::new(1, bytes).unwrap();
-    let mut guest = guest.move_to(vec![support::port(&device)], &saved);
-    guest.resume();
-    guest.until("output", |guest| guest.queues[TX].ring.used_index() == 1);
-    guest.say(TX, b"the next");
-    guest.until("output", |guest| guest.queues[TX].ring.used_index() == 2);
-    assert_eq!(available(&mut host, 100), b"the next");
 }
 
 #[test]
