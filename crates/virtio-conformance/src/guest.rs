@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use virtio_device_core::StepLoop;
+use virtio_device_core::{Features, StepLoop};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::driver::{DriverQueue, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE};
@@ -194,14 +194,10 @@ impl<T> Guest<T> {
 
     /// Goes up to `FEATURES_OK`, with those of `features` that are offered, and `VIRTIO_F_VERSION_1`.
     pub fn negotiate(&mut self, features: u64) {
-        for status in [0, 1, 3] {
-            self.set(reg::STATUS, status);
-        }
-        let features = self.offered() & features | 1 << 32;
-        self.port.accept(0, features as u32);
-        self.port.accept(1, (features >> 32) as u32);
-        self.set(reg::STATUS, 11);
-        assert_eq!(self.status(), 11, "the features are refused");
+        let features = self.offered() & features;
+        let words = [features as u32, (features >> 32) as u32, 0, 0];
+        let is_accepted = self.port.negotiate(Features::from_words(words));
+        assert!(is_accepted, "the features are refused");
     }
 
     /// Goes up to `DRIVER_OK`, with all queues.
@@ -217,8 +213,8 @@ impl<T> Guest<T> {
             let queue = self.enable(self.queues.len());
             self.queues.push(queue);
         }
-        self.set(reg::STATUS, 15);
-        assert_eq!(self.status(), 15, "the device does not start");
+        let status = self.port.set_driver_ok();
+        assert_eq!(status, 15, "the device does not start");
     }
 
     fn enable(&mut self, index: usize) -> DriverQueue<'static, GuestMemoryMmap<()>> {
