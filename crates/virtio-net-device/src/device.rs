@@ -87,11 +87,11 @@ impl<E: Executor> Net<E> {
         })
     }
 
-    /// Sets the MTU that the driver is advised to use: [`MIN_MTU`] at least.
+    /// Sets the MTU that the driver is advised to use (`VIRTIO_NET_F_MTU`): [`MIN_MTU`] or more.
     ///
     /// # Errors
     ///
-    /// If it is less.
+    /// If `mtu` is less than that.
     pub fn with_mtu(mut self, mtu: u16) -> io::Result<Self> {
         if mtu < MIN_MTU {
             return invalid("an MTU is 68 at least");
@@ -211,7 +211,7 @@ where
     }
 }
 
-/// The cable of a device, wherever it is in its life; clones are the same.
+/// Controls a device's link, at any point of its life cycle. Clones refer to the same device.
 #[derive(Clone, Debug)]
 pub struct NetHandle(Arc<Shared>);
 

@@ -86,7 +86,8 @@ pub trait Backend: Send + Sync + 'static {
         Geometry::default()
     }
 
-    /// Writes all of `buffers` to `offset`; it need not be stable before a [`flush`](Self::flush).
+    /// Writes all of `buffers` at `offset`. The data need not be on stable storage before a
+    /// [`flush`](Self::flush).
     ///
     /// # Errors
     ///
