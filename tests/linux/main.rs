@@ -102,7 +102,7 @@ fn emulated(program: &Path, more_files: &str) -> Command {
              NETWORK_BYTES={bytes} SEED={seed}"
         ),
     );
-    command.env("NESTED_TIMEOUT", "3600");
+    command.env("NESTED_TIMEOUT", "7200");
     command
 }
 
