@@ -177,6 +177,8 @@ where
             false => 1,
         };
         let served = 2 * pairs + u16::from(features.has(net::VIRTIO_NET_F_CTRL_VQ));
+        let announces = features.has(net::VIRTIO_NET_F_GUEST_ANNOUNCE);
+        self.shared.announces.store(announces, Ordering::Release);
         let kicks = activation.queues.iter().map(|queue| queue.kick.clone());
         self.shared.set_wakers(kicks.collect());
         for pair in self.shared.pairs.iter().take(pairs.into()) {
@@ -244,8 +246,8 @@ impl NetHandle {
         self.0.is_up()
     }
 
-    /// Asks the driver to announce itself to the network (`VIRTIO_NET_F_GUEST_ANNOUNCE`), as it is
-    /// asked after a restore without this call.
+    /// Asks the driver to announce itself to the network, as it is asked after a restore without this
+    /// call. One that has not agreed on `VIRTIO_NET_F_GUEST_ANNOUNCE` (section 5.1.4) is not asked.
     pub fn announce(&self) {
         self.0.announce();
     }

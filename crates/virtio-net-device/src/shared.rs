@@ -22,7 +22,9 @@ pub(crate) struct Shared {
     pub(crate) mac: Mac,
     settings: Mutex<Arc<Settings>>,
     cable: AtomicBool,
-    /// The driver is to tell the network where it is.
+    /// The driver can be asked to tell the network where it is.
+    pub(crate) announces: AtomicBool,
+    /// It is to do so.
     announce: AtomicBool,
     /// The settings are those of a driver that was somewhere else before.
     pub(crate) moved: AtomicBool,
@@ -89,6 +91,7 @@ impl Shared {
             mac,
             settings: Mutex::new(settings),
             cable: AtomicBool::new(true),
+            announces: AtomicBool::new(false),
             announce: AtomicBool::new(false),
             moved: AtomicBool::new(false),
             receive_limits: RateLimits::none(),
@@ -168,9 +171,11 @@ impl Shared {
         self.change(&pair.failed, failed);
     }
 
-    /// Has the driver announce itself.
+    /// Has the driver announce itself, if it can.
     pub(crate) fn announce(&self) {
-        self.change(&self.announce, true);
+        if self.announces.load(Ordering::Acquire) {
+            self.change(&self.announce, true);
+        }
     }
 
     /// It has done so, which is no news to it.
@@ -208,6 +213,7 @@ impl Shared {
     pub(crate) fn reset(&self) {
         self.set_wakers(Vec::new());
         self.set_settings(Settings::new(self.mac));
+        self.announces.store(false, Ordering::Release);
         self.announced();
         self.moved.store(false, Ordering::Release);
     }

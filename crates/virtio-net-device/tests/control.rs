@@ -207,6 +207,13 @@ fn the_driver_is_asked_to_announce_itself_until_it_has_done_so() {
 }
 
 #[test]
+fn a_driver_that_has_not_agreed_to_announce_itself_is_not_asked() {
+    let (mut guest, _) = guest(ALL & !feature::ANNOUNCE);
+    guest.handle.announce();
+    assert_eq!((guest.link(), guest.get(reg::INTERRUPT_STATUS) & 2), (1, 0));
+}
+
+#[test]
 fn what_the_driver_has_set_goes_with_it() {
     let (mut here, mut hosts) = pairs(2);
     here.command(0, 0, &[0]);

@@ -17,7 +17,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use virtio_bindings::virtio_net as net;
 use virtio_device_core::vmm_sys_util::epoll::EventSet;
 use virtio_device_core::{
     Chain, Context, DeviceFault, Features, Head, Progress, QueueHandler, Rings,
@@ -149,7 +148,7 @@ impl<M> Handler<M> {
 impl<M: GuestAddressSpace> QueueHandler for Handler<M> {
     fn start(&mut self, cx: &mut Context<'_>) -> Result<(), DeviceFault> {
         let moved = self.pair.index == 0 && self.shared.moved.swap(false, Ordering::AcqRel);
-        if moved && self.agreed.has(net::VIRTIO_NET_F_GUEST_ANNOUNCE) {
+        if moved {
             self.shared.announce();
         }
         if !self.pair.has_failed() {
