@@ -56,6 +56,18 @@ fn install(allowed: &[i64]) {
     seccompiler::apply_filter(&program).unwrap();
 }
 
+/// Refuses a call to the calling thread.
+fn refuse(call: i64) {
+    let filter = SeccompFilter::new(
+        [(call, Vec::new())].into(),
+        SeccompAction::Allow,
+        SeccompAction::Errno(libc::EMFILE.unsigned_abs()),
+        std::env::consts::ARCH.try_into().unwrap(),
+    );
+    let program: BpfProgram = filter.unwrap().try_into().unwrap();
+    seccompiler::apply_filter(&program).unwrap();
+}
+
 /// A source that puts the thread that reads it under the filter first, and fails now and then.
 struct Filtered<S> {
     source: S,
@@ -252,6 +264,32 @@ fn a_worker_owes_nothing_to_the_vcpu_that_activates_which_only_writes_event_fds(
         "a_worker_owes_nothing_to_the_vcpu_that_activates_which_only_writes_event_fds",
     );
     assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn a_source_whose_descriptor_cannot_be_watched_ends_the_device() {
+    let memory = memory();
+    let driver = DriverQueue::new(&*memory, 0, QUEUE_SIZE);
+    // A descriptor that is watched is duplicated.
+    let hook = || {
+        refuse(libc::SYS_fcntl);
+        Ok(())
+    };
+    let executor = WorkerThread::with_hook("rng", hook).unwrap();
+    let (_host, source) = UnixStream::pair().unwrap();
+    let readiness = source.try_clone().unwrap();
+    let device = EntropyDevice::new(source, executor);
+    let mut device = device.with_readiness(readiness).unwrap();
+    let (session, activation, _irq) = lend(&memory, &driver);
+    device.activate(activation).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while !session.is_broken() {
+        assert!(
+            Instant::now() < deadline,
+            "it waits for what never wakes it"
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Runs the test `name` again, as a child.
