@@ -289,23 +289,37 @@ fn ip(arguments: &str) -> bool {
     status.is_ok_and(|output| output.status.success())
 }
 
-/// Makes a tap that stays; says whether this machine lets us.
-fn tap(name: &str, more: &str) -> bool {
-    ip(&format!("link del {name}"));
-    let made = ip(&format!("tuntap add {name} mode tap vnet_hdr{more}"))
-        && ip(&format!("link set {name} up"));
-    if !made {
+fn make_tap(name: &str, more: &str) -> bool {
+    ip(&format!("tuntap add {name} mode tap vnet_hdr{more}")) && ip(&format!("link set {name} up"))
+}
+
+/// A tap of this process' own, until it is dropped.
+struct HostTap(String);
+
+impl HostTap {
+    /// `None` where this machine does not let us.
+    fn new(kind: &str, more: &str) -> Option<Self> {
+        let tap = Self(format!("{kind}{}", std::process::id()));
+        if make_tap(&tap.0, more) {
+            return Some(tap);
+        }
         eprintln!("skipped: no tap can be made here");
+        None
     }
-    made
+}
+
+impl Drop for HostTap {
+    fn drop(&mut self) {
+        ip(&format!("link del {}", self.0));
+    }
 }
 
 #[test]
 fn a_tap_takes_and_gives_packets_and_goes_and_comes() {
-    let name = "vnetdev0";
-    if !tap(name, "") {
+    let Some(tap) = HostTap::new("one", "") else {
         return;
-    }
+    };
+    let name = &tap.0;
     let mut guest = device(Tap::open(name, 1).unwrap().remove(0));
     let offered = offer(&mut guest, 64);
     // The host's own stack has something to say to an interface that is new to it.
@@ -330,21 +344,19 @@ fn a_tap_takes_and_gives_packets_and_goes_and_comes() {
     wait("the loss of the link", || guest.link() == 0);
     guest.send(packet(PLAIN, &frame(1, 60)));
     assert_eq!(guest.status(), 15);
-    assert!(tap(name, ""));
+    assert!(make_tap(name, ""));
     wait("the link", || guest.link() == 1);
     let before = guest.drops();
     guest.send(packet(PLAIN, &frame(1, 60)));
     assert_eq!(guest.drops(), before);
-    drop(guest);
-    ip(&format!("link del {name}"));
 }
 
 #[test]
 fn a_tap_of_several_queues_serves_as_many_pairs() {
-    let name = "vnetdev1";
-    if !tap(name, " multi_queue") {
+    let Some(tap) = HostTap::new("two", " multi_queue") else {
         return;
-    }
+    };
+    let name = &tap.0;
     let taps = Tap::open(name, 2).unwrap();
     let mut guest = idle(taps);
     guest.start(u64::MAX);
@@ -355,8 +367,6 @@ fn a_tap_of_several_queues_serves_as_many_pairs() {
     assert_eq!(guest.command(4, 0, &[1, 0]), 0);
     assert_eq!(guest.command(5, 0, &[0; 8]), 0);
     assert_eq!((guest.link(), guest.drops().1), (1, 0));
-    drop(guest);
-    ip(&format!("link del {name}"));
 }
 
 #[test]
