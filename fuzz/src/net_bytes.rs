@@ -440,7 +440,6 @@ pub fn run(program: &Program) -> (u32, u32) {
     // With a host that works again, everything but room for packets comes back, once.
     *machine.host.lock().unwrap() = State::default();
     machine.handle.set_cable(true);
-    machine.given.clear();
     let before = machine.received;
     machine.work();
     // A buffer that is left may be too small, and a driver with a control queue may have said that it
