@@ -279,9 +279,7 @@ impl Running {
             self.sources.suspend(poller, true);
             return Life::GoesOn;
         }
-        if !self.again.is_empty() {
-            self.again.retain(|again| again.reason != reason);
-        }
+        self.again.retain(|again| again.reason != reason);
         self.queues.iter_mut().for_each(ActiveQueue::refresh);
         let mut cx = Context {
             queues: &self.queues,
