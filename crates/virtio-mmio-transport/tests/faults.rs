@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use bus::BusDevice;
 use support::{Fixture, Memory, Probe, port};
-use virtio_conformance::{DriverQueue, EventCounters, MmioPort, VIRTQ_DESC_F_NEXT, reg};
+use virtio_conformance::{DriverQueue, EventCounters, MmioPort, Port as _, VIRTQ_DESC_F_NEXT, reg};
 use virtio_device_core::{
     Activation, Chain, Context, DeviceFault, Features, Lease, Progress, QueueHandler, VirtioDevice,
     WorkerThread, edge_line,
@@ -87,23 +87,9 @@ impl<F: FnMut(&Lease) -> Look + Clone + Send + 'static> Scene<F> {
 
     fn start(&mut self) {
         let setup = *DriverQueue::new(&*self.memory, 0x1000, 16).setup();
-        let half = |address: u64| u32::try_from(address).unwrap();
-        for (offset, value) in [
-            (reg::STATUS, 0),
-            (reg::STATUS, 1),
-            (reg::STATUS, 3),
-            (reg::DRIVER_FEATURES_SEL, 1),
-            (reg::DRIVER_FEATURES, 1),
-            (reg::STATUS, 11),
-            (reg::QUEUE_SIZE, 16),
-            (reg::QUEUE_DESC_LOW, half(setup.desc_table)),
-            (reg::QUEUE_DRIVER_LOW, half(setup.avail_ring)),
-            (reg::QUEUE_DEVICE_LOW, half(setup.used_ring)),
-            (reg::QUEUE_READY, 1),
-            (reg::STATUS, 15),
-        ] {
-            self.port.set(offset, value);
-        }
+        assert!(self.port.negotiate(Features::NONE));
+        assert!(self.port.enable(0, &setup));
+        self.port.set_driver_ok();
     }
 
     fn wait_for_status(&mut self, status: u32) {
@@ -399,17 +385,9 @@ fn every_failure_of_an_activation_is_told_and_undone_by_a_reset() {
         let transport = transport.unwrap().with_observer(events.clone());
         let mut port = port(transport);
         for round in 1..=2 {
-            for (offset, value) in [
-                (reg::STATUS, 3),
-                (reg::DRIVER_FEATURES_SEL, 1),
-                (reg::DRIVER_FEATURES, 1),
-                (reg::STATUS, 11),
-                (reg::STATUS, 15),
-            ] {
-                port.set(offset, value);
-            }
+            assert!(port.negotiate(Features::NONE));
             assert_eq!(
-                (port.get(reg::STATUS), port.get(reg::INTERRUPT_STATUS)),
+                (port.set_driver_ok(), port.get(reg::INTERRUPT_STATUS)),
                 (15 | 64, INT_CONFIG)
             );
             assert_eq!(line.read().unwrap(), 1);

@@ -17,7 +17,7 @@ use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use support::{Memory, port};
 use virtio_conformance::{DriverQueue, EventLog, MmioPort, Port, reg};
 use virtio_device_core::{
-    Activation, Context, DeviceFault, Progress, QueueHandler, VirtioDevice, WorkerThread,
+    Activation, Context, DeviceFault, Features, Progress, QueueHandler, VirtioDevice, WorkerThread,
     edge_line, vmm_sys_util::epoll::EventSet,
 };
 use virtio_mmio_transport::MmioTransport;
@@ -145,15 +145,7 @@ impl<H: QueueHandler + Send + 'static> Machine<H> {
     }
 
     fn set_up(&mut self) {
-        for (offset, value) in [
-            (reg::STATUS, 0),
-            (reg::STATUS, 3),
-            (reg::DRIVER_FEATURES_SEL, 1),
-            (reg::DRIVER_FEATURES, 1),
-            (reg::STATUS, 11),
-        ] {
-            self.port.set(offset, value);
-        }
+        assert!(self.port.negotiate(Features::NONE));
         let setup = *DriverQueue::new(&*self.memory, 0x1000, 16).setup();
         assert!(self.port.enable(0, &setup));
     }
