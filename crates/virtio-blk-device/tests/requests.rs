@@ -336,10 +336,7 @@ fn the_driver_is_told_of_another_capacity() {
         device
     });
     let handle = handle.unwrap();
-    let (generation, raised) = (
-        guest.get(reg::CONFIG_GENERATION),
-        guest.interrupts.load(Ordering::SeqCst),
-    );
+    let (generation, raised) = (guest.get(reg::CONFIG_GENERATION), guest.line.raised());
     assert_eq!(handle.refresh().unwrap(), 8 * 512);
     assert_eq!(
         (
@@ -356,10 +353,7 @@ fn the_driver_is_told_of_another_capacity() {
     assert_eq!(guest.capacity(), 16);
     assert_ne!(guest.get(reg::CONFIG_GENERATION), generation);
     assert_eq!(
-        (
-            guest.get(reg::INTERRUPT_STATUS) & 2,
-            guest.interrupts.load(Ordering::SeqCst)
-        ),
+        (guest.get(reg::INTERRUPT_STATUS) & 2, guest.line.raised()),
         (2, raised + 2)
     );
     assert_eq!(guest.read(15, 1).status(), OK);

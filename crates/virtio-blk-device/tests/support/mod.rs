@@ -18,13 +18,12 @@ mod memory_disk;
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use bus::BusDevice;
 use virtio_blk_device::{Backend, Block};
-use virtio_conformance::{EventCounters, MmioPort};
-use virtio_device_core::{Executor, LoopHandle, StepLoop, edge_line};
+use virtio_conformance::{CountingLine, EventCounters, MmioPort};
+use virtio_device_core::{Executor, LoopHandle, StepLoop};
 use virtio_mmio_transport::{MmioTransport, TransportState};
 use vm_memory::GuestMemoryMmap;
 
@@ -81,7 +80,7 @@ pub fn pattern(seed: u8, len: usize) -> Vec<u8> {
 pub struct Guest<E: Executor + 'static = LoopHandle> {
     driver: virtio_conformance::Guest<Transport<E>>,
     pub events: Arc<EventCounters>,
-    pub interrupts: Arc<AtomicU32>,
+    pub line: CountingLine,
 }
 
 impl<E: Executor + 'static> Deref for Guest<E> {
@@ -129,13 +128,8 @@ impl<E: Executor + 'static> Guest<E> {
         with: impl FnOnce(Transport<E>) -> Transport<E>,
     ) -> Self {
         let events = Arc::new(EventCounters::default());
-        let interrupts = Arc::new(AtomicU32::new(0));
-        let raised = interrupts.clone();
-        let line = edge_line(move || {
-            raised.fetch_add(1, Ordering::SeqCst);
-            Ok(())
-        });
-        let transport = MmioTransport::new(device, memory.clone(), line).unwrap();
+        let line = CountingLine::default();
+        let transport = MmioTransport::new(device, memory.clone(), line.clone()).unwrap();
         let port = MmioPort::new(
             with(transport.with_observer(events.clone())),
             |it, offset, data| it.read(offset, data).unwrap(),
@@ -144,7 +138,7 @@ impl<E: Executor + 'static> Guest<E> {
         Self {
             driver: virtio_conformance::Guest::new(memory, port),
             events,
-            interrupts,
+            line,
         }
     }
 

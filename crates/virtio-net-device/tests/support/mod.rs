@@ -19,12 +19,11 @@ pub mod host;
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use bus::BusDevice;
-use virtio_conformance::{EventCounters, MmioPort};
-use virtio_device_core::{DeviceState, Executor, LoopHandle, StepLoop, edge_line};
+use virtio_conformance::{CountingLine, EventCounters, MmioPort};
+use virtio_device_core::{DeviceState, Executor, LoopHandle, StepLoop};
 use virtio_mmio_transport::{MmioTransport, TransportState};
 use virtio_net_device::{Backend, Net, NetDrops, NetHandle};
 use vm_memory::GuestMemoryMmap;
@@ -121,7 +120,6 @@ pub fn packet(header: [u8; 12], frame: &[u8]) -> Vec<u8> {
 pub struct Guest<E: Executor + 'static = LoopHandle> {
     driver: virtio_conformance::Guest<Transport<E>>,
     pub events: Arc<EventCounters>,
-    pub interrupts: Arc<AtomicU32>,
     pub handle: NetHandle,
 }
 
@@ -159,13 +157,8 @@ impl Guest {
 impl<E: Executor + 'static> Guest<E> {
     pub fn in_memory(memory: Memory, device: Net<E>) -> Self {
         let events = Arc::new(EventCounters::default());
-        let interrupts = Arc::new(AtomicU32::new(0));
-        let raised = interrupts.clone();
-        let line = edge_line(move || {
-            raised.fetch_add(1, Ordering::SeqCst);
-            Ok(())
-        });
         let handle = device.handle();
+        let line = CountingLine::default();
         let transport = MmioTransport::new(device, memory.clone(), line).unwrap();
         let port = MmioPort::new(
             transport.with_observer(events.clone()),
@@ -175,7 +168,6 @@ impl<E: Executor + 'static> Guest<E> {
         Self {
             driver: virtio_conformance::Guest::new(memory, port),
             events,
-            interrupts,
             handle,
         }
     }
