@@ -61,13 +61,7 @@ fn guest(input: impl Into<OwnedFd>, output: impl Into<OwnedFd>) -> Guest {
 
 /// Has the guest write until it is held back, and then the host read all of it.
 fn output_waits_for_the_host(guest: &mut Guest, host: &mut impl Read) {
-    let mut offered = 0;
-    while guest.queues[TX].offer_bytes(&[&pattern(offered, 4096)]) {
-        guest.kick(TX);
-        guest.settle();
-        guest.queues[TX].take();
-        offered += 4096;
-    }
+    let offered = guest.fill(TX);
     let mut got = Vec::new();
     guest.until("output", |guest| {
         got.extend(available(host, 3000));

@@ -13,13 +13,7 @@ use virtio_device_core::{DeviceState, Features, VirtioDevice};
 fn half_a_chain_is_sent_before_and_the_other_half_after_a_move() {
     let (port, mut host, device) = socket();
     let mut guest = Guest::new(vec![port], Features::NONE).start();
-    let mut offered = 0;
-    while guest.queues[TX].offer_bytes(&[&pattern(offered, 4096)]) {
-        guest.kick(TX);
-        guest.settle();
-        guest.queues[TX].take();
-        offered += 4096;
-    }
+    let offered = guest.fill(TX);
     let mut got = available(&mut host, 10_000);
     guest.settle();
     guest.pause();

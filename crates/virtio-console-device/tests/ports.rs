@@ -141,11 +141,7 @@ fn input_waits_until_the_driver_is_ready_and_a_program_listens() {
 fn one_port_that_is_held_back_holds_no_other() {
     let (mut guest, [_console, mut channel], _devices) = two_ports(multiport());
     set_up(&mut guest);
-    while guest.queues[TX].offer_bytes(&[&[0; 4096]]) {
-        guest.kick(TX);
-        guest.settle();
-        guest.queues[TX].take();
-    }
+    guest.fill(TX);
     let mut got = Vec::new();
     for round in 0..50 {
         guest.say(TX1, &pattern(1000 * round, 1000));
@@ -203,17 +199,10 @@ fn a_port_that_is_taken_away_discards_output_and_reads_nothing() {
     guest.queues[RX1].offer_room(&[100]);
     guest.kick(RX1);
     // The host takes nothing, and so the guest's programs wait.
-    while guest.queues[TX1].offer_bytes(&[&[0; 4096]]) {
-        guest.kick(TX1);
-        guest.settle();
-        guest.queues[TX1].take();
-    }
+    guest.fill(TX1);
     handle.unplug(1);
     handle.unplug(7);
-    guest.until("nobody waits", |guest| {
-        guest.queues[TX1].take();
-        guest.queues[TX1].offered.is_empty()
-    });
+    guest.until_all_are_back(TX1);
     assert_eq!(guest.news(), [message(1, 2, 1, &[])]);
     channel.write_all(b"later").unwrap();
     available(&mut channel, usize::MAX);
@@ -257,17 +246,10 @@ fn output_of_before_a_port_was_taken_away_is_discarded_though_it_is_back() {
     let (mut guest, [_console, mut channel], _devices) = two_ports(multiport());
     let handle = guest.device.handle();
     set_up(&mut guest);
-    while guest.queues[TX1].offer_bytes(&[&[0; 4096]]) {
-        guest.kick(TX1);
-        guest.settle();
-        guest.queues[TX1].take();
-    }
+    guest.fill(TX1);
     handle.unplug(1);
     handle.plug(1);
-    guest.until("nobody waits", |guest| {
-        guest.queues[TX1].take();
-        guest.queues[TX1].offered.is_empty()
-    });
+    guest.until_all_are_back(TX1);
     available(&mut channel, usize::MAX);
     guest.settle();
     assert_eq!(available(&mut channel, 1), b"");
@@ -296,10 +278,7 @@ fn output_is_discarded_again_if_a_port_was_taken_away_again_meanwhile() {
         handle.unplug(1);
         handle.plug(1);
     }));
-    guest.until("nobody waits", |guest| {
-        guest.queues[TX1].take();
-        guest.queues[TX1].offered.is_empty()
-    });
+    guest.until_all_are_back(TX1);
     available(&mut channel, usize::MAX);
     // The driver has yet to be told.
     guest.say(TX1, b"nobody hears this");

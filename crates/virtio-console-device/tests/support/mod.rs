@@ -411,6 +411,26 @@ impl Guest {
         count
     }
 
+    /// Sends as much as the host lets the device take; returns how many bytes that was.
+    pub fn fill(&mut self, index: usize) -> usize {
+        let mut offered = 0;
+        while self.queues[index].offer_bytes(&[&pattern(offered, 4096)]) {
+            self.kick(index);
+            self.settle();
+            self.queues[index].take();
+            offered += 4096;
+        }
+        offered
+    }
+
+    /// Runs the device until it has none of a queue's chains.
+    pub fn until_all_are_back(&mut self, index: usize) {
+        self.until("nobody waits", |guest| {
+            guest.queues[index].take();
+            guest.queues[index].offered.is_empty()
+        });
+    }
+
     /// Sends bytes to the device's queue `index` and notifies it.
     pub fn say(&mut self, index: usize, bytes: &[u8]) {
         assert!(self.queues[index].offer_bytes(&[bytes]));
