@@ -44,28 +44,17 @@ const STEADY_STATE: [i64; 6] = [
 const SIGSYS: i32 = 31;
 const CHILD: &str = "RNG_SECCOMP_CHILD";
 
-fn install(allowed: &[i64]) {
-    let rules = allowed.iter().map(|&call| (call, Vec::new())).collect();
-    let filter = SeccompFilter::new(
-        rules,
-        SeccompAction::KillProcess,
-        SeccompAction::Allow,
-        std::env::consts::ARCH.try_into().unwrap(),
-    );
+/// Puts the calling thread under a filter: `listed` calls get one action, all others another.
+fn filter(listed: &[i64], action: SeccompAction, others: SeccompAction) {
+    let rules = listed.iter().map(|&call| (call, Vec::new())).collect();
+    let arch = std::env::consts::ARCH.try_into().unwrap();
+    let filter = SeccompFilter::new(rules, others, action, arch);
     let program: BpfProgram = filter.unwrap().try_into().unwrap();
     seccompiler::apply_filter(&program).unwrap();
 }
 
-/// Refuses a call to the calling thread.
-fn refuse(call: i64) {
-    let filter = SeccompFilter::new(
-        [(call, Vec::new())].into(),
-        SeccompAction::Allow,
-        SeccompAction::Errno(libc::EMFILE.unsigned_abs()),
-        std::env::consts::ARCH.try_into().unwrap(),
-    );
-    let program: BpfProgram = filter.unwrap().try_into().unwrap();
-    seccompiler::apply_filter(&program).unwrap();
+fn install(allowed: &[i64]) {
+    filter(allowed, SeccompAction::Allow, SeccompAction::KillProcess);
 }
 
 /// A source that puts the thread that reads it under the filter first, and fails now and then.
@@ -272,7 +261,8 @@ fn a_source_whose_descriptor_cannot_be_watched_ends_the_device() {
     let driver = DriverQueue::new(&*memory, 0, QUEUE_SIZE);
     // A descriptor that is watched is duplicated.
     let hook = || {
-        refuse(libc::SYS_fcntl);
+        let refused = SeccompAction::Errno(libc::EMFILE.unsigned_abs());
+        filter(&[libc::SYS_fcntl], refused, SeccompAction::Allow);
         Ok(())
     };
     let executor = WorkerThread::with_hook("rng", hook).unwrap();
