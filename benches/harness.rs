@@ -268,7 +268,8 @@ impl Report {
     ///
     /// # Errors
     ///
-    /// If the report or its picture cannot be written, or the report lacks a table that the picture shows.
+    /// If the report or its picture cannot be written. Also if the picture shows a table that is not in
+    /// the report.
     pub fn finish(mut self) -> Result<(), Box<dyn Error>> {
         let targets = std::mem::take(&mut self.targets);
         self.say(format_args!("## Targets\n\n{targets}"));

@@ -26,7 +26,7 @@ impl Qcow2Disk {
     ///
     /// # Errors
     ///
-    /// If `path` exists already, or cannot be written.
+    /// If there is a file at `path` already. Also if none can be written there.
     pub fn create(path: &Path, size: u64) -> io::Result<()> {
         let options = StorageCreateOptions::new().filename(path);
         let file = File::create_open(options.overwrite(false))?;

@@ -63,7 +63,7 @@ pub trait Backend: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// If it cannot be determined.
+    /// If the capacity cannot be determined.
     fn capacity(&self) -> io::Result<u64>;
 
     /// Fills all of `buffers` with what is at `offset`: guest memory, in the driver's order, which the
