@@ -37,12 +37,14 @@ struct Use {
 impl Use {
     fn now() -> Self {
         let count = |folder| fs::read_dir(folder).unwrap().count();
+        // First: a thread that is there no more has closed what it had, one that ends now may not have.
+        let threads = count("/proc/self/task");
         let status = fs::read_to_string("/proc/self/status").unwrap();
         let anonymous = status.lines().find_map(|it| it.strip_prefix("RssAnon:"));
         let kib = anonymous.unwrap().trim().strip_suffix(" kB").unwrap();
         Self {
             descriptors: count("/proc/self/fd"),
-            threads: count("/proc/self/task"),
+            threads,
             memory: kib.parse().unwrap(),
         }
     }
