@@ -345,6 +345,26 @@ fn a_host_that_fails_takes_the_link_down_and_comes_back() {
 }
 
 #[test]
+fn a_host_that_lies_about_a_length_costs_a_packet() {
+    for features in [0, MRG_RXBUF] {
+        let (mut guest, host) = guest(features);
+        for lie in [usize::MAX, usize::MAX - 72, 65_566, 1 << 32] {
+            (1..3).for_each(|seed| host.give(PLAIN, &frame(seed, 60)));
+            host.state().lies = Some(lie);
+            let before = guest.drops();
+            // Both packets come in one turn.
+            guest.offer(RX, 2, 1526);
+            assert_eq!(guest.used(RX, 1)[0].1, 72);
+            assert_eq!(guest.drops(), (before.0 + 1, 0));
+            assert_eq!(guest.queues[RX].take_used(), []);
+            host.give(PLAIN, &frame(3, 60));
+            guest.notify(RX);
+            assert_eq!(guest.used(RX, 1)[0].1, 72);
+        }
+    }
+}
+
+#[test]
 fn a_host_that_fails_while_sending_is_the_same() {
     let (mut guest, host) = guest(STATUS);
     host.state().error = Some(77);

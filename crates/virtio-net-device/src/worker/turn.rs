@@ -77,10 +77,11 @@ impl<M: GuestMemory> Turn<'_, M> {
         mut one: impl FnMut(&mut Self) -> Result<u64, End>,
     ) -> Result<(), End> {
         self.queue.disable_notification(&self.rings)?;
-        let mut bytes = 0;
+        let mut bytes = 0_u64;
         for _ in 0..TURN_PACKETS {
             match one(self) {
-                Ok(len) => bytes += len,
+                // A back end may say anything.
+                Ok(len) => bytes = bytes.saturating_add(len),
                 Err(End::Drained(wait)) => {
                     // The driver may make more available when it has got back what was done.
                     self.complete()?;

@@ -39,6 +39,12 @@ pub struct State {
     /// What `set_offloads` was called with.
     pub offloads: Vec<u64>,
     pub active: bool,
+    /// Whether it refuses to take part, or not to.
+    pub idle: bool,
+    /// What happens when it is next told to take part.
+    pub joins: Option<Box<dyn FnOnce() + Send>>,
+    /// How long it says the last packet is, whatever it wrote.
+    pub lies: Option<usize>,
     /// How often it was asked for a packet, and how often to open again.
     pub asked: usize,
     pub reopened: usize,
@@ -57,6 +63,9 @@ impl Host {
             can: u64::MAX,
             offloads: Vec::new(),
             active: false,
+            idle: false,
+            joins: None,
+            lies: None,
             asked: 0,
             reopened: 0,
         };
@@ -98,7 +107,9 @@ impl Backend for Host {
         let bytes = state.incoming.pop_front().ok_or(ErrorKind::WouldBlock)?;
         let happens = state.meanwhile.take();
         happens.into_iter().for_each(|happens| happens());
-        Ok(packet.copy_from(0, &bytes))
+        let len = packet.copy_from(0, &bytes);
+        let last = state.incoming.is_empty();
+        Ok(state.lies.take_if(|_| last).unwrap_or(len))
     }
 
     fn send(&mut self, packet: &Buffers<'_>) -> io::Result<()> {
@@ -133,6 +144,11 @@ impl Backend for Host {
     }
 
     fn set_active(&mut self, active: bool) -> io::Result<()> {
+        if self.state().idle {
+            return Err(ErrorKind::PermissionDenied.into());
+        }
+        let joins = self.state().joins.take_if(|_| active);
+        joins.into_iter().for_each(|joins| joins());
         self.state().active = active;
         Ok(())
     }

@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 
 use bus::BusDevice;
 use virtio_conformance::{CountingLine, EventCounters, MmioPort};
-use virtio_device_core::{DeviceState, Executor, LoopHandle, StepLoop};
+use virtio_device_core::{DeviceState, Executor, InterruptLine, LoopHandle, StepLoop};
 use virtio_mmio_transport::{MmioTransport, TransportState};
 use virtio_net_device::{Backend, Net, NetDrops, NetHandle};
 use vm_memory::GuestMemoryMmap;
@@ -156,9 +156,12 @@ impl Guest {
 
 impl<E: Executor + 'static> Guest<E> {
     pub fn in_memory(memory: Memory, device: Net<E>) -> Self {
+        Self::with_line(memory, device, CountingLine::default())
+    }
+
+    pub fn with_line(memory: Memory, device: Net<E>, line: impl InterruptLine + 'static) -> Self {
         let events = Arc::new(EventCounters::default());
         let handle = device.handle();
-        let line = CountingLine::default();
         let transport = MmioTransport::new(device, memory.clone(), line).unwrap();
         let port = MmioPort::new(
             transport.with_observer(events.clone()),
