@@ -4,14 +4,12 @@
 //! Commands of the control queue (VIRTIO 1.3, section 5.1.6.5): what each changes of the settings.
 //! Without I/O.
 
-use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::*;
-use virtio_device_core::transport::Negotiation;
 use virtio_device_core::{ChainStream, Features};
 use vm_memory::GuestMemory;
 
 use crate::config::guest_offloads;
-use crate::settings::{GROUP, MAX_MACS, Mac, Settings};
+use crate::settings::{GROUP, MAX_MACS, Mac, Settings, whole};
 
 /// Makes the change that a command asks for, and returns the command's class. `None` if the driver has no
 /// right to it, or it makes no sense: the settings are not to be used then.
@@ -57,9 +55,7 @@ pub(crate) fn obey<M: GuestMemory>(
         }
         (VIRTIO_NET_CTRL_GUEST_OFFLOADS, VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET) => {
             let wanted = Features::from(u64::from_le_bytes(command.read_array().ok()?));
-            // Offloads depend on each other as the features do that they are called after.
-            let whole = Negotiation::new(VIRTIO_ID_NET, wanted).offered();
-            valid = (wanted - (agreed & guest_offloads() & whole)).is_empty();
+            valid = (wanted - whole(wanted & agreed & guest_offloads())).is_empty();
             settings.offloads = wanted;
             VIRTIO_NET_F_CTRL_GUEST_OFFLOADS
         }

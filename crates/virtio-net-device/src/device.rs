@@ -170,6 +170,8 @@ where
 
     fn activate(&mut self, activation: Activation<M>) -> Result<(), DeviceFault> {
         let features = activation.features;
+        let settings = self.shared.settings();
+        (self.shared).set_settings((*settings).clone().within(features).into());
         // Where there are several pairs, the queue for control comes after all of them, and else
         // after the first (section 5.1.2). The first pair's worker serves it.
         let pairs = match features.has(net::VIRTIO_NET_F_MQ) {
@@ -202,7 +204,7 @@ where
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceFault> {
         let settings = Settings::restore(state, self.shared.most_pairs())?;
-        self.shared.set_settings(settings);
+        self.shared.set_settings(settings.into());
         // The network has to learn where the driver is now.
         self.shared.moved.store(true, Ordering::Release);
         Ok(())

@@ -4,7 +4,9 @@
 //! What the driver has set by its control queue, which packets it wants to get by that, and how both
 //! are saved.
 
+use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_net::*;
+use virtio_device_core::transport::Negotiation;
 use virtio_device_core::{DeviceFault, DeviceState, Features};
 
 use crate::config::guest_offloads;
@@ -32,7 +34,7 @@ pub(crate) struct Settings {
     /// A bit for each mode that is on, by the number of its command.
     modes: u8,
     pub(crate) pairs: u16,
-    /// What packets to the driver may need of what was negotiated.
+    /// What packets to the driver may need.
     pub(crate) offloads: Features,
     /// The tables of single stations and of groups, unless they were too long.
     pub(crate) macs: [Option<Vec<Mac>>; 2],
@@ -64,9 +66,14 @@ impl Settings {
         set.is_some()
     }
 
-    /// What packets to the driver may need: no more than it has `agreed` on and set.
-    pub(crate) fn wanted(&self, agreed: Features) -> Features {
-        agreed & guest_offloads() & self.offloads
+    /// As much of this as a driver may ask for that has `agreed` on these features: a saved state is
+    /// not to be trusted.
+    pub(crate) fn within(mut self, agreed: Features) -> Self {
+        if !agreed.has(VIRTIO_NET_F_MQ) {
+            self.pairs = 1;
+        }
+        self.offloads = whole(self.offloads & agreed & guest_offloads());
+        self
     }
 
     /// Whether any frames do not pass.
@@ -147,6 +154,12 @@ impl Settings {
             settings => Ok(settings),
         }
     }
+}
+
+/// Without the offloads that lack what they need: they depend on each other as the features do that
+/// they are called after.
+pub(crate) fn whole(offloads: Features) -> Features {
+    Negotiation::new(VIRTIO_ID_NET, offloads).offered() & offloads
 }
 
 /// Takes the next bytes of a state.

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use virtio_bindings::virtio_net as net;
 use virtio_device_core::vmm_sys_util::eventfd::EventFd;
-use virtio_device_core::{ConfigNotifier, Features, RateLimits};
+use virtio_device_core::{ConfigNotifier, RateLimits};
 
 use crate::backend::Backend;
 use crate::observer::{Drops, NetEvent, NetObserver};
@@ -70,6 +70,11 @@ impl Pair {
         lock(&self.port)
     }
 
+    /// Has the back end get packets from the host, or none, as the settings say.
+    pub(crate) fn take_part(&self, port: &mut Port) -> io::Result<()> {
+        port.backend.set_active(self.index < port.settings.pairs)
+    }
+
     pub(crate) fn has_failed(&self) -> bool {
         self.failed.load(Ordering::Acquire)
     }
@@ -113,9 +118,9 @@ impl Shared {
         lock(&self.settings).clone()
     }
 
-    pub(crate) fn set_settings(&self, settings: Settings) {
+    pub(crate) fn set_settings(&self, settings: Arc<Settings>) {
         let mut present = lock(&self.settings);
-        *present = Arc::new(settings);
+        *present = settings;
         for pair in &self.pairs {
             pair.port().settings = present.clone();
         }
@@ -123,21 +128,26 @@ impl Shared {
 
     /// Has the first back end, and all others by that, send no more than the driver wants. If it has
     /// failed, it is told when it is back.
-    pub(crate) fn set_offloads(&self, settings: &Settings, agreed: Features) -> io::Result<()> {
+    pub(crate) fn set_offloads(&self, settings: &Settings) -> io::Result<()> {
         let first = self.pairs.first().filter(|pair| !pair.has_failed());
         first.map_or(Ok(()), |pair| {
-            pair.port().backend.set_offloads(settings.wanted(agreed))
+            pair.port().backend.set_offloads(settings.offloads)
         })
     }
 
     /// Has the back ends of the first pairs take part, and no others: a host spreads what it sends over
     /// all that do. One that has failed is asked when it is back.
-    pub(crate) fn use_pairs(&self, settings: &Settings) -> io::Result<()> {
-        for pair in self.pairs.iter().filter(|pair| !pair.has_failed()) {
-            let active = pair.index < settings.pairs;
-            pair.port().backend.set_active(active)?;
-        }
-        Ok(())
+    pub(crate) fn use_pairs(&self, settings: &Arc<Settings>) -> io::Result<()> {
+        let used = self.pairs.iter().map(|pair| {
+            // Under one lock, so that a worker that starts meanwhile does not ask for the opposite.
+            let port = &mut *pair.port();
+            port.settings = settings.clone();
+            match pair.has_failed() {
+                true => Ok(()),
+                false => pair.take_part(port),
+            }
+        });
+        used.fold(Ok(()), io::Result::and)
     }
 
     pub(crate) fn event(&self, event: &NetEvent<'_>) {
@@ -212,7 +222,7 @@ impl Shared {
     /// Forgets the driver.
     pub(crate) fn reset(&self) {
         self.set_wakers(Vec::new());
-        self.set_settings(Settings::new(self.mac));
+        self.set_settings(Settings::new(self.mac).into());
         self.announces.store(false, Ordering::Release);
         self.announced();
         self.moved.store(false, Ordering::Release);

@@ -10,13 +10,25 @@
 
 mod support;
 
+use std::sync::{Mutex, mpsc};
+use std::thread;
+use std::time::Duration;
+
 use proptest::prelude::*;
 use support::{Buf, ERR, Guest, Host, MAC, OK, OTHER, PLAIN, RX, TX, feature, frame, packet};
 use virtio_conformance::reg;
-use virtio_device_core::{DeviceState, StepLoop, VirtioDevice};
+use virtio_device_core::{DeviceState, StepLoop, VirtioDevice, WorkerThread, edge_line};
 use virtio_net_device::Net;
 
 const ALL: u64 = !feature::MQ;
+/// What packets to the driver may need.
+const OFFLOADS: u64 = feature::GUEST_CSUM
+    | feature::GUEST_TSO4
+    | feature::GUEST_TSO6
+    | feature::GUEST_ECN
+    | feature::GUEST_UFO
+    | feature::GUEST_USO4
+    | feature::GUEST_USO6;
 
 fn guest(features: u64) -> (Guest, Host) {
     let host = Host::new();
@@ -190,6 +202,64 @@ fn pairs_of_queues_are_used_as_far_as_the_driver_says() {
 }
 
 #[test]
+fn pairs_that_a_host_refuses_leave_all_as_they_were() {
+    let (mut guest, hosts) = pairs(3);
+    let active = |pair: usize| hosts[pair].state().active;
+    hosts[2].state().idle = true;
+    assert_eq!(guest.command(4, 0, &[3, 0]), ERR);
+    assert_eq!([active(0), active(1), active(2)], [true, false, false]);
+    hosts[1].give(PLAIN, &frame(1, 60));
+    guest.offer(2, 1, 1526);
+    assert_eq!(guest.queues[2].take_used(), []);
+    hosts[2].state().idle = false;
+    assert_eq!(guest.command(4, 0, &[3, 0]), OK);
+    assert_eq!(guest.used(2, 1)[0].1, 72);
+    hosts[1].state().idle = true;
+    assert_eq!(guest.command(4, 0, &[1, 0]), ERR);
+    assert!(active(0) && active(1) && active(2));
+}
+
+#[test]
+fn a_pair_that_comes_back_during_a_command_does_as_it_says() {
+    let hosts = [Host::new(), Host::new()];
+    let threads = ["first", "second"].map(|name| WorkerThread::named(name).unwrap());
+    let device = Net::new(hosts.to_vec(), MAC, Vec::from(threads)).unwrap();
+    // The second worker finds its host again, and stops on its way while it tells the driver so.
+    let (stops, stopped) = mpsc::channel::<()>();
+    let (goes_on, going_on) = mpsc::channel::<()>();
+    let returns = Mutex::new(Some((stops, going_on)));
+    let second = hosts[1].clone();
+    let line = edge_line(move || {
+        if second.state().reopened > 1 && thread::current().name() == Some("second") {
+            if let Some((stops, going_on)) = returns.lock().unwrap().take() {
+                stops.send(()).unwrap();
+                going_on.recv().unwrap();
+            }
+        }
+        Ok(())
+    });
+    let mut guest = Guest::with_line(support::memory(), device, line);
+    hosts[1].state().error = Some(77);
+    guest.start(u64::MAX);
+    assert_eq!(guest.command(4, 0, &[2, 0]), OK);
+    guest.offer(2, 1, 1526);
+    support::wait("a failure", || hosts[1].state().reopened == 1);
+    assert_eq!(guest.command(4, 0, &[1, 0]), OK);
+    hosts[1].state().error = None;
+    stopped.recv().unwrap();
+    // It goes on when the command has got to its host, and has time to be too early.
+    hosts[1].state().joins = Some(Box::new(move || {
+        goes_on.send(()).unwrap();
+        thread::sleep(Duration::from_millis(50));
+    }));
+    assert_eq!(guest.command(4, 0, &[2, 0]), OK);
+    hosts[1].give(PLAIN, &frame(1, 60));
+    guest.notify(2);
+    assert_eq!(guest.used(2, 1)[0].1, 72);
+    assert!(hosts[1].state().active);
+}
+
+#[test]
 fn without_several_pairs_the_control_queue_is_the_third() {
     let mut guest = Guest::idle(vec![Host::new(), Host::new()]);
     guest.start(ALL);
@@ -288,6 +358,41 @@ fn a_state_that_no_device_saves_is_refused() {
         VirtioDevice::<M>::restore(&mut device, &state).unwrap_err();
         assert_eq!(save(&device), good, "nothing has changed");
     }
+}
+
+#[test]
+fn a_state_asks_for_no_more_than_was_agreed_on() {
+    let (mut here, _hosts) = pairs(2);
+    assert_eq!(here.command(4, 0, &[2, 0]), OK);
+    let greedy = here.saved();
+    let hosts = vec![Host::new(), Host::new()];
+    for agreed in [
+        0,
+        feature::GUEST_CSUM,
+        feature::GUEST_CSUM | feature::GUEST_TSO6,
+    ] {
+        let mut plain = Guest::idle(hosts.clone());
+        plain.start(ALL & !OFFLOADS | agreed);
+        plain.transport().pause().unwrap();
+        let mut state = plain.transport().save().unwrap();
+        state.device = greedy.clone();
+        let mut guest = Guest::idle(hosts.clone());
+        guest.restore(&mut plain, &state);
+        guest.work();
+        let active = hosts.iter().map(|host| host.state().active);
+        assert_eq!(active.collect::<Vec<_>>(), [true, false]);
+        assert_eq!(hosts[0].state().offloads.last(), Some(&agreed));
+    }
+    // Nor for an offload without what it needs.
+    let mut data = greedy.data(1).unwrap().to_vec();
+    data[9..17].copy_from_slice(&feature::GUEST_TSO4.to_le_bytes());
+    here.transport().pause().unwrap();
+    let mut state = here.transport().save().unwrap();
+    state.device = DeviceState::new(1, data).unwrap();
+    let mut guest = Guest::idle(hosts.clone());
+    guest.restore(&mut here, &state);
+    guest.work();
+    assert_eq!(hosts[0].state().offloads.last(), Some(&0));
 }
 
 proptest! {

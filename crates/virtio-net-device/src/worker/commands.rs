@@ -3,6 +3,8 @@
 
 //! Commands of the driver.
 
+use std::sync::Arc;
+
 use virtio_bindings::virtio_net as net;
 use virtio_device_core::{BadRequest, Chain, Features, RingMemory};
 use vm_memory::GuestMemory;
@@ -39,13 +41,20 @@ pub(super) fn serve<M: GuestMemory>(
 
 /// Runs a command. If it fails, nothing has changed.
 fn run(chain: &Chain, rings: &impl RingMemory, shared: &Shared, agreed: Features) -> Option<()> {
-    let mut settings = (*shared.settings()).clone();
+    let before = shared.settings();
+    let mut settings = (*before).clone();
     let command = &mut chain.reader(rings);
     let class = control::obey(&mut settings, command, agreed, shared.most_pairs())?;
+    let settings = Arc::new(settings);
     match class {
         net::VIRTIO_NET_CTRL_ANNOUNCE => shared.announced(),
-        net::VIRTIO_NET_CTRL_GUEST_OFFLOADS => shared.set_offloads(&settings, agreed).ok()?,
-        net::VIRTIO_NET_CTRL_MQ => shared.use_pairs(&settings).ok()?,
+        net::VIRTIO_NET_CTRL_GUEST_OFFLOADS => shared.set_offloads(&settings).ok()?,
+        net::VIRTIO_NET_CTRL_MQ if shared.use_pairs(&settings).is_err() => {
+            // Some back ends have done what others refused. Nothing can be done about one that now
+            // refuses the opposite as well.
+            let _ = shared.use_pairs(&before);
+            return None;
+        }
         _ => {}
     }
     shared.set_settings(settings);

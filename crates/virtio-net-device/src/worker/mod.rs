@@ -75,13 +75,15 @@ impl<M> Handler<M> {
 
     /// Has the back end do what was agreed on, and watches it, without interest for now.
     fn set_up(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        let settings = self.shared.settings();
         if self.pair.index == 0 {
-            self.shared.set_offloads(&settings, self.agreed)?;
+            // The only worker that changes the settings, by the control queue.
+            let settings = self.shared.settings();
+            self.shared.set_offloads(&settings)?;
             self.shared.use_pairs(&settings)?;
         }
-        let backend = &mut self.pair.port().backend;
-        backend.set_active(self.pair.index < settings.pairs)?;
+        let port = &mut *self.pair.port();
+        self.pair.take_part(port)?;
+        let backend = &port.backend;
         self.no_poll = false;
         for (source, interest, fd) in [
             (RECEIVE, EventSet::IN, backend.readable()),

@@ -110,7 +110,7 @@ impl Receiver {
         }
         let mut header = [0; HEADER];
         packet.copy_to(0, &mut header);
-        let allowed = || as_sent(port.settings.wanted(self.agreed));
+        let allowed = || as_sent(port.settings.offloads);
         let frame = bytes.wrapping_sub(HEADER as u64);
         let Some(mut header) = clean(header, frame, TO_DRIVER, allowed) else {
             count(&shared.drops.received);
