@@ -7,6 +7,7 @@
 mod common;
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -301,4 +302,22 @@ fn dropping_a_group_ends_its_threads() {
     assert!(logs.iter().all(|log| log.bound() == 0));
     // A group that never started has no threads.
     drop(group([spinning()]));
+}
+
+#[test]
+fn a_name_that_panics_leaves_no_thread_behind() {
+    let alive = Arc::new(());
+    let mut group = VcpuGroup::new();
+    for _ in 0..2 {
+        let held = Arc::clone(&alive);
+        let io = Does(move || assert!(Arc::strong_count(&held) > 0));
+        group.add(VcpuRunner::new(spinning(), io));
+    }
+    let group = group.with_names(|index| match index {
+        0 => "first".to_owned(),
+        _ => panic!("no name"),
+    });
+    let started = catch_unwind(AssertUnwindSafe(|| group.start(SOON).map(drop)));
+    assert!(started.is_err(), "the panic is the caller's");
+    wait_until("the devices are dropped", || Arc::strong_count(&alive) == 1);
 }

@@ -93,10 +93,11 @@ impl<V: Vcpu<Error: Send> + Send + 'static, T: Send + 'static> RunningGroup<V, T
         deadline: Deadline,
     ) -> Result<(), GroupError<V::Error>> {
         let (first, count) = (self.handles.len(), members.len());
+        // Before there is a thread: it would wait for ever for a start that a name's panic prevents.
+        let names: Vec<String> = (first..).take(count).map(&self.threads.name).collect();
         let start = Arc::new(Start::new());
         let mut started = Ok(());
-        for (index, member) in (first..).zip(members) {
-            let name = (self.threads.name)(index);
+        for ((index, member), name) in (first..).zip(members).zip(names) {
             if !self.roster.add(member.control()) {
                 return Err(GroupError::Ended);
             }
