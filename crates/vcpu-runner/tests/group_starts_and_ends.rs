@@ -7,7 +7,7 @@
 mod common;
 
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
 use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -320,4 +320,25 @@ fn a_name_that_panics_leaves_no_thread_behind() {
     let started = catch_unwind(AssertUnwindSafe(|| group.start(SOON).map(drop)));
     assert!(started.is_err(), "the panic is the caller's");
     wait_until("the devices are dropped", || Arc::strong_count(&alive) == 1);
+}
+
+#[test]
+fn a_panic_whose_payload_panics_as_well_is_told_and_stops_the_siblings() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("and again");
+        }
+    }
+    let mut panicking = group([spinning()]);
+    let io = Does(|| -> () { panic_any(Bomb) });
+    panicking.add(VcpuRunner::new(flooding(), io));
+    let mut running = panicking.start(SOON).unwrap();
+    match running.join(SOON) {
+        Err(GroupError::Vcpu {
+            index: 1,
+            error: JoinError::Panicked(_),
+        }) => {}
+        other => panic!("unexpected {other:?}"),
+    }
 }

@@ -331,8 +331,13 @@ impl<V: Vcpu, T> fmt::Debug for VcpuHandle<V, T> {
 
 /// Runs `body`, and makes an error of a panic.
 fn caught<R, E>(body: impl FnOnce() -> R) -> Result<R, JoinError<E>> {
-    catch_unwind(AssertUnwindSafe(body))
-        .map_err(|panic| JoinError::Panicked(message(panic.as_ref())))
+    catch_unwind(AssertUnwindSafe(body)).map_err(|panic| {
+        let message = message(panic.as_ref());
+        // What was thrown may panic when it is dropped, and what that throws as well.
+        let dropped = catch_unwind(AssertUnwindSafe(|| drop(panic)));
+        std::mem::forget(dropped.err());
+        JoinError::Panicked(message)
+    })
 }
 
 /// What a panic said.
