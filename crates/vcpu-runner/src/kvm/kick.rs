@@ -113,7 +113,8 @@ impl KvmKick {
 impl Kick for KvmKick {
     fn kick(&self) {
         self.immediate_exit.set(true);
-        while !self.signal_bound_thread() {
+        // A flag that has been cleared since was seen: the vCPU has come out by itself.
+        while !self.signal_bound_thread() && self.immediate_exit.is_set() {
             // The user's limit of pending signals is reached, perhaps by other programs: a late kick is
             // better than a lost one.
             std::thread::sleep(RETRY);
@@ -222,6 +223,9 @@ mod tests {
     use std::sync::mpsc::channel;
     use std::time::Instant;
 
+    /// Held by the test that changes the limit of the process.
+    static LIMITING: Mutex<()> = Mutex::new(());
+
     /// How many signals may wait for this user; returns what it was before.
     fn limit(count: libc::rlim_t) -> libc::rlim_t {
         // SAFETY: a limit of zeros is valid, and the pointers are to live limits.
@@ -244,13 +248,44 @@ mod tests {
         header[1] == 1
     }
 
-    #[test]
-    fn a_kick_keeps_the_vcpu_out_of_the_guest_and_waits_until_one_more_signal_may_wait() {
+    /// A kick of a vCPU whose run area is a file.
+    fn kick_of_a_file() -> (File, KvmKick) {
         // SAFETY: the name is a C string, and the file belongs to nobody else.
         let memory = unsafe { File::from_raw_fd(libc::memfd_create(c"run".as_ptr(), 0)) };
         memory.set_len(1 << 16).unwrap();
         let (_record, flag) = super::super::run_area::map(memory.as_raw_fd()).unwrap();
-        let kick = KvmKick::new(flag, KickSignal::realtime(7).unwrap());
+        (memory, KvmKick::new(flag, KickSignal::realtime(7).unwrap()))
+    }
+
+    #[test]
+    fn a_kick_that_the_vcpu_has_seen_waits_for_no_signal() {
+        let _limiting = LIMITING.lock().unwrap_or_else(PoisonError::into_inner);
+        let (memory, kick) = kick_of_a_file();
+        let was_blocked = kick.bind().unwrap();
+        let before = limit(0);
+        let in_time = std::thread::scope(|scope| {
+            let kicker = scope.spawn(|| kick.kick());
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while !leaves_at_once(&memory) && Instant::now() < deadline {
+                std::thread::sleep(RETRY);
+            }
+            // What a vCPU does that comes out of the guest by itself.
+            kick.clear();
+            while !kicker.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(RETRY);
+            }
+            let in_time = kicker.is_finished();
+            limit(before);
+            in_time
+        });
+        kick.unbind(was_blocked);
+        assert!(in_time, "the kick waits for something that is not needed");
+    }
+
+    #[test]
+    fn a_kick_keeps_the_vcpu_out_of_the_guest_and_waits_until_one_more_signal_may_wait() {
+        let _limiting = LIMITING.lock().unwrap_or_else(PoisonError::into_inner);
+        let (memory, kick) = kick_of_a_file();
         let before = limit(0);
         let (bound, is_bound) = channel();
         std::thread::scope(|scope| {

@@ -51,10 +51,18 @@ pub(super) struct ImmediateExit(Arc<Mapping>);
 impl ImmediateExit {
     /// Sets or clears the flag. Everything done before is visible to a thread that sees it.
     pub(super) fn set(&self, on: bool) {
+        // Sequentially consistent: the flag must not overtake the state that it announces.
+        self.flag().store(u8::from(on), Ordering::SeqCst);
+    }
+
+    /// Whether the flag is set.
+    pub(super) fn is_set(&self) -> bool {
+        self.flag().load(Ordering::SeqCst) != 0
+    }
+
+    fn flag(&self) -> &AtomicU8 {
         // SAFETY: the byte lies inside of the mapping, which `self` keeps alive, and in this
         // mapping it is only ever accessed here, atomically. The kernel reads it as a single byte.
-        let flag = unsafe { AtomicU8::from_ptr(self.0.base().add(IMMEDIATE_EXIT).as_ptr()) };
-        // Sequentially consistent: the flag must not overtake the state that it announces.
-        flag.store(u8::from(on), Ordering::SeqCst);
+        unsafe { AtomicU8::from_ptr(self.0.base().add(IMMEDIATE_EXIT).as_ptr()) }
     }
 }
