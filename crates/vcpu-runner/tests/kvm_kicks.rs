@@ -9,7 +9,7 @@ mod common;
 
 use std::thread;
 
-use common::{ENTRY, Guest, Nothing, signal};
+use common::{ENTRY, Guest, Nothing, SOON, rounds, signal, wait_until};
 use vcpu_runner::{KickSignal, KvmVcpu, Outcome, VcpuRunner};
 
 /// A thread that has run a vCPU has its signals to itself again, however late a kick is.
@@ -29,4 +29,20 @@ fn a_kick_after_the_end_reaches_nobody() {
         thread::scope(|scope| scope.spawn(|| control.kick()).join().unwrap());
         assert!(!signal::is_pending(kick.number()), "kicked afterwards");
     }
+}
+
+/// Whoever starts a program may have it ignore signals, without a use for them in it.
+#[test]
+fn a_signal_that_is_ignored_is_in_nobodys_use() {
+    let Some(kvm) = common::kvm() else { return };
+    let machine = Guest::Spins.machine(&kvm);
+    let kick = KickSignal::realtime(6).unwrap();
+    signal::ignore(kick.number());
+    let vcpu = KvmVcpu::with_kick_signal(machine.fd_at(0, ENTRY), kick).unwrap();
+    let mut handle = VcpuRunner::new(vcpu, Nothing).spawn("ignored").unwrap();
+    wait_until("the guest runs", || {
+        handle.is_finished() || rounds(&machine) > 0
+    });
+    handle.stop();
+    assert_eq!(handle.join(SOON).unwrap(), Outcome::Stopped);
 }

@@ -152,7 +152,8 @@ fn install_kick_handler(signal: libc::c_int) -> io::Result<()> {
     if old.sa_sigaction == ours {
         return Ok(());
     }
-    if old.sa_sigaction != libc::SIG_DFL {
+    // An ignored one is in nobody's use: a program inherits that from whoever starts it.
+    if !matches!(old.sa_sigaction, libc::SIG_DFL | libc::SIG_IGN) {
         return Err(io::Error::new(
             io::ErrorKind::AddrInUse,
             format!("signal {signal} already has a handler"),

@@ -58,3 +58,9 @@ pub fn take(signal: i32) {
         libc::sigaction(signal, &raw const action, std::ptr::null_mut());
     }
 }
+
+/// Has the program ignore a signal, as one may be started by another.
+pub fn ignore(signal: i32) {
+    // SAFETY: the call takes no pointer to be followed.
+    unsafe { libc::signal(signal, libc::SIG_IGN) };
+}
