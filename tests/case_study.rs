@@ -16,7 +16,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
 use common::{Folder, mini_vmm};
@@ -163,6 +163,32 @@ fn start(args: &[&str]) -> Child {
         .unwrap()
 }
 
+/// A named pipe.
+fn pipe(folder: &Folder) -> PathBuf {
+    let pipe = folder.0.join("pipe");
+    let made = Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.unwrap().success());
+    pipe
+}
+
+#[test]
+fn a_reader_of_a_pipe_gets_the_whole_picture() {
+    if !kvm() {
+        return;
+    }
+    let folder = Folder::new("picture");
+    let pipe = pipe(&folder);
+    let mut child = start(&["--bytes", "4", "--svg", with(&pipe)]);
+    let picture = fs::read_to_string(&pipe).unwrap();
+    if picture.is_empty() {
+        // It would wait for another reader.
+        child.kill().unwrap();
+    }
+    let output = child.wait_with_output().unwrap();
+    assert!(picture.trim_end().ends_with("</svg>"), "{picture}");
+    assert!(output.status.success(), "{output:?}");
+}
+
 /// A size that takes seconds.
 const LONG: &str = "16777216";
 
@@ -298,14 +324,7 @@ fn assert_complaint(output: &Output, status: i32, about: &str) {
 fn wrong_command_lines_are_refused_in_one_line() {
     let folder = Folder::new("usage");
     let short = folder.file("short", &known_bytes(60));
-    let pipe = folder.0.join("pipe");
-    assert!(
-        Command::new("mkfifo")
-            .arg(&pipe)
-            .status()
-            .unwrap()
-            .success()
-    );
+    let pipe = pipe(&folder);
     let cases: &[(&[&str], &str)] = &[
         (&["--frobnicate"], "--frobnicate"),
         (&["stray"], "stray"),

@@ -17,13 +17,15 @@ mod output;
 mod progress;
 
 use std::error::Error;
+use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::Kvm;
 
 use crate::entropy::Source;
-use crate::stdio::print;
+use crate::stdio::{print, write_all};
 use crate::{Failure, kvm};
 use guest::Device;
 use output::Comparison;
@@ -48,26 +50,25 @@ pub(crate) struct Options {
 
 /// Runs the case study and prints its results.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
-    prepare(options).map_err(Failure::usage)?;
-    measure(options).map_err(Failure::run)
+    let svg = prepare(options).map_err(Failure::usage)?;
+    measure(options, svg).map_err(Failure::run)
 }
 
-/// Looks at what the command line names before anything is started.
-fn prepare(options: &Options) -> Result<(), String> {
+/// Looks at what the command line names before anything is started. Returns the file for the picture.
+fn prepare(options: &Options) -> Result<Option<File>, String> {
     let most = options.bytes.iter().max().copied().unwrap_or_default();
     options.source.check(most)?;
     if let Some(dir) = &options.dump {
         std::fs::create_dir_all(dir)
             .map_err(|error| format!("--dump: {}: {error}", dir.display()))?;
     }
-    if let Some(file) = &options.svg {
-        // Now, rather than when all is measured, shows what cannot be written.
-        write_svg(file, "")?;
-    }
-    Ok(())
+    // Now, rather than when all is measured, shows what cannot be written. It stays open: the reader of
+    // a pipe would take the end of this for that of the picture.
+    let open = |path: &PathBuf| File::create(path).map_err(|error| svg_failed(path, &error));
+    options.svg.as_ref().map(open).transpose()
 }
 
-fn measure(options: &Options) -> Result<(), Box<dyn Error>> {
+fn measure(options: &Options, svg: Option<File>) -> Result<(), Box<dyn Error>> {
     let kvm = kvm::open()?;
     let mut comparisons = Vec::new();
     for &bytes in &options.bytes {
@@ -86,8 +87,9 @@ fn measure(options: &Options) -> Result<(), Box<dyn Error>> {
         }
         comparisons.push(comparison);
     }
-    if let Some(file) = &options.svg {
-        write_svg(file, &chart::svg(&comparisons)?)?;
+    if let Some((path, file)) = options.svg.as_ref().zip(svg) {
+        let svg = chart::svg(&comparisons)?;
+        write_all(file, svg.as_bytes()).map_err(|error| svg_failed(path, &error))?;
     }
     let end = match options.json {
         true => output::json(&comparisons)?,
@@ -122,8 +124,8 @@ fn compare(
     Ok((fastest, last))
 }
 
-fn write_svg(file: &Path, svg: &str) -> Result<(), String> {
-    std::fs::write(file, svg).map_err(|error| format!("--svg: {}: {error}", file.display()))
+fn svg_failed(path: &Path, error: &io::Error) -> String {
+    format!("--svg: {}: {error}", path.display())
 }
 
 fn write_dump(dir: &Path, device: Device, bytes: u64, data: &[u8]) -> Result<(), String> {
