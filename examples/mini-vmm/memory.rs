@@ -42,10 +42,12 @@ fn mapping(len: usize) -> Result<MmapRegion> {
         if excess == 0 {
             break;
         }
-        // The kernel places one mapping below the other: with this between them, the next fits.
-        others.push(mapping);
-        others.push(MmapRegion::new(excess)?);
-        mapping = MmapRegion::new(len)?;
+        // The kernel places one mapping below the other: with this between them, the next fits. Where
+        // there is no room for both, this one has to do.
+        let (Ok(between), Ok(next)) = (MmapRegion::new(excess), MmapRegion::new(len)) else {
+            break;
+        };
+        others.extend([std::mem::replace(&mut mapping, next), between]);
     }
     Ok(mapping)
 }

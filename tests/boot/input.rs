@@ -329,3 +329,19 @@ fn the_map_shows_what_is_where() {
     let nine = ["--disk=/proc/self/exe,ro"; 9];
     complains(&[&["--map"], &nine[..]].concat(), "8 disks are the most");
 }
+
+#[test]
+fn guest_memory_takes_little_more_address_space_than_its_size() {
+    // A size that huge pages do not divide, whose mapping the kernel puts anywhere.
+    for spare in [64, 256] {
+        let output = Command::new("sh")
+            .args(["-c", "ulimit -v \"$1\"; shift; exec \"$@\"", "sh"])
+            .arg(((301 + spare) << 10).to_string())
+            .arg(mini_vmm().get_program())
+            .args(["--map", "--memory", "301"])
+            .output()
+            .unwrap();
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{spare} MiB to spare: {complaint}");
+    }
+}
