@@ -74,11 +74,12 @@ fn prepare(options: &linux::Options) -> Result<ExitCode, Failure> {
 
     // Guest memory takes no more of the host's than the guest touches: `memory.rs`.
     let memory = linux::allocate(options.memory).map_err(Failure::usage)?;
-    // The files that are the guest's disks: `linux/disk.rs`.
-    let disks = linux::disk::open_all(&options.disks, options.cpus).map_err(Failure::usage)?;
-    // Where the guest's packets go to: `linux/net.rs`.
+    // Where the guest's packets go to: `linux/net.rs`. Before any file is open: what it can name by
+    // number are those that the program began with.
     let net = options.net.as_ref().map(NetOptions::open).transpose();
     let net = net.map_err(Failure::usage)?;
+    // The files that are the guest's disks: `linux/disk.rs`.
+    let disks = linux::disk::open_all(&options.disks, options.cpus).map_err(Failure::usage)?;
     let Some(path) = &options.kernel else {
         return linux::show_map(options, disks, net, Arc::new(memory)).map_err(Failure::run);
     };

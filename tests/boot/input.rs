@@ -345,3 +345,21 @@ fn guest_memory_takes_little_more_address_space_than_its_size() {
         assert!(output.status.success(), "{spare} MiB to spare: {complaint}");
     }
 }
+
+#[test]
+fn a_descriptor_that_is_not_open_is_none_of_the_programs_own() {
+    let closed = "exec 3>&- 4>&- 5>&- 6>&-; exec \"$@\"";
+    for fd in 3..7 {
+        let net = format!("fd={fd}");
+        let output = Command::new("sh")
+            .args(["-c", closed, "sh"])
+            .arg(mini_vmm().get_program())
+            .args(["--map", "--disk=/proc/self/exe,ro", "--net", &net])
+            .output()
+            .unwrap();
+        let complaint = String::from_utf8(output.stderr).unwrap();
+        let wanted = format!("mini-vmm: --net {net}: Bad file descriptor (os error 9)\n");
+        assert_eq!(complaint, wanted);
+        assert_eq!(output.status.code(), Some(2));
+    }
+}

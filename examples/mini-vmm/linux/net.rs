@@ -5,9 +5,11 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::Once;
 
+use rustix::io::Errno;
 use rustix::net::SocketType;
 use rustix::net::sockopt::socket_type;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
@@ -116,6 +118,10 @@ impl NetOptions {
             Where::Socket(path) => self.device(vec![Stream::connect(path)?]),
             Where::Fd(fd) => {
                 let program = pidfd_open(getpid(), PidfdFlags::empty())?;
+                // The lowest number that was free: one that the program did not begin with.
+                if program.as_raw_fd() == *fd {
+                    return Err(Errno::BADF.into());
+                }
                 let fd = pidfd_getfd(program, *fd, PidfdGetfdFlags::empty())?;
                 match socket_type(&fd) {
                     Ok(SocketType::STREAM) => self.device(vec![Stream::new(fd)]),
