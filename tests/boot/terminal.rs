@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -271,6 +271,21 @@ fn a_signal_gives_the_terminal_back() {
     assert!(!session.is_as_before());
     session.kill(Signal::TERM);
     session.end(143);
+}
+
+#[test]
+fn a_signal_that_few_programs_know_gives_the_terminal_back() {
+    if !kvm() {
+        return;
+    }
+    // SIGPWR, SIGSTKFLT, and two real-time signals.
+    for signal in [30, 16, 35, 64] {
+        let session = Session::start("rare", Code::new().put(b'r').spin());
+        let kill = format!("kill -{signal} {}", session.child.id());
+        let killed = Command::new("sh").args(["-c", &kill]).status();
+        assert!(killed.unwrap().success(), "{kill}");
+        session.end(128 + signal);
+    }
 }
 
 #[test]

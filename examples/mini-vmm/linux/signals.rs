@@ -8,6 +8,7 @@ use std::io;
 use std::sync::mpsc::{self, SyncSender};
 use std::thread;
 
+use rustix::process::Signal;
 use signal_hook::consts::{
     SIGABRT, SIGALRM, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGQUIT, SIGTERM, SIGTSTP, SIGUSR1, SIGUSR2,
     SIGVTALRM, SIGWINCH, SIGXCPU, SIGXFSZ,
@@ -15,6 +16,7 @@ use signal_hook::consts::{
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
 
+use vcpu_runner::KickSignal;
 use virtio_blk_device::BlockHandle;
 use virtio_net_device::NetHandle;
 
@@ -23,10 +25,24 @@ use super::hvc::Hvc;
 use super::terminal::Modes;
 
 /// Everything that would end the program and leave the terminal as it is, but for faults of the
-/// program's own; and what stops it.
-const WATCHED: [i32; 14] = [
-    SIGABRT, SIGALRM, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGQUIT, SIGTERM, SIGTSTP, SIGUSR1, SIGUSR2,
-    SIGVTALRM, SIGXCPU, SIGXFSZ,
+/// program's own; and what stops it. Real-time signals come in addition.
+const WATCHED: [i32; 16] = [
+    SIGABRT,
+    SIGALRM,
+    SIGHUP,
+    SIGINT,
+    SIGIO,
+    SIGPROF,
+    SIGQUIT,
+    SIGTERM,
+    SIGTSTP,
+    SIGUSR1,
+    SIGUSR2,
+    SIGVTALRM,
+    SIGXCPU,
+    SIGXFSZ,
+    Signal::POWER.as_raw(),
+    Signal::STKFLT.as_raw(),
 ];
 
 /// Has a thread end the machine on signals, give the terminal back while the program is stopped, keep
@@ -41,10 +57,13 @@ pub(crate) fn watch(
 ) -> io::Result<()> {
     // Whoever started the program may want it to ignore some: nohup, for one.
     let ignored = ignored();
+    // The first one kicks vCPUs.
+    let realtime = (1..).map_while(KickSignal::realtime);
     let wanted = WATCHED
-        .iter()
-        .filter(|&&signal| ignored >> (signal - 1) & 1 == 0);
-    let wanted = wanted.chain(hvc.is_some().then_some(&SIGWINCH));
+        .into_iter()
+        .chain(realtime.map(KickSignal::number))
+        .filter(|&signal| ignored >> (signal - 1) & 1 == 0);
+    let wanted = wanted.chain(hvc.is_some().then_some(SIGWINCH));
     let mut signals = Signals::new(wanted)?;
     let refresh = match disks.is_empty() {
         true => None,
