@@ -122,7 +122,7 @@ pub(crate) fn insert_virtio(
         told: Once::new(),
         tell: Box::new(tell),
     });
-    let transport = MmioTransport::new(device, memory, irq.clone())?;
+    let transport = MmioTransport::new(device, memory, irq.clone()).map_err(call(slot.name))?;
     let mut kicks = Vec::new();
     for (queue, kick) in transport.kicks() {
         kicks.push((queue, kick.try_clone().map_err(call("dup"))?));

@@ -132,7 +132,7 @@ fn boot(
     // The user's side: a terminal, and signals. From here on a signal ends the machine, and so
     // nothing below waits without an end to it: `linux/terminal.rs`, `linux/signals.rs`.
     let terminal = Terminal::find().map_err(kvm::call("the terminal"))?;
-    linux::watch_signals(&machine, terminal.as_ref())?;
+    linux::watch_signals(&machine, terminal.as_ref()).map_err(kvm::call("signals"))?;
 
     // The guest runs, until it switches the machine off, crashes, or the user has enough. If it
     // reboots, everything above is put back to where it began, and it runs again: `linux.rs`.

@@ -72,5 +72,7 @@ fn a_call_that_fails_while_a_machine_is_made_ends_the_program_in_one_line() {
         assert_eq!(output.status.code(), Some(1), "{name}: {complaint}");
         assert_eq!(complaint.lines().count(), 1, "{name}: {complaint}");
         assert!(complaint.contains("os error"), "{name}: {complaint}");
+        // What it was that failed comes before the host's word for it.
+        assert!(complaint.matches(": ").count() > 1, "{name}: {complaint}");
     }
 }

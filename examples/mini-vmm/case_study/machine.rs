@@ -63,7 +63,7 @@ pub(crate) fn run(
     mut watch: impl FnMut(&ExitCounters),
 ) -> Result<Run, Box<dyn Error>> {
     // Made before the virtual machine, and so dropped after it.
-    let memory = Arc::new(memory()?);
+    let memory = Arc::new(memory().map_err(|error| format!("guest memory: {error}"))?);
     let vm = Arc::new(devices::create_vm(kvm, &memory)?);
 
     let legacy = source.open()?;
@@ -72,7 +72,8 @@ pub(crate) fn run(
 
     let mmio = MmioBus::new();
     devices::insert_legacy_rng(&mmio, legacy)?;
-    let virtio = EntropyDevice::new(virtio, devices::RNG.worker()?);
+    let worker = devices::RNG.worker().map_err(call(devices::RNG.name()))?;
+    let virtio = EntropyDevice::new(virtio, worker);
     let (sender, messages) = channel();
     let failures = sender.clone();
     // If nobody listens any more, the run is over.

@@ -113,10 +113,10 @@ impl Machine {
             let entropy = options.source.open()?;
             troubles.push(entropy.trouble());
             let counters = Arc::new(RngCounters::default());
-            let device =
-                EntropyDevice::with_observer(entropy, devices::RNG.worker()?, counters.clone());
-            device.limits().set(options.rate_limit, None);
             let slot = devices::RNG;
+            let worker = slot.worker().map_err(call(slot.name()))?;
+            let device = EntropyDevice::with_observer(entropy, worker, counters.clone());
+            device.limits().set(options.rate_limit, None);
             wires.push(devices::insert_virtio(
                 &mmio,
                 slot,
@@ -128,8 +128,8 @@ impl Machine {
         }
         let mut hvc = None;
         if options.console == Console::Virtio {
-            let (device, user) = Hvc::new(output.clone())?;
             let slot = devices::CONSOLE;
+            let (device, user) = Hvc::new(output.clone()).map_err(call(slot.name()))?;
             wires.push(devices::insert_virtio(
                 &mmio,
                 slot,
