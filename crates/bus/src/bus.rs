@@ -119,7 +119,7 @@ impl<K: Address, R> BusBuilder<K, R> {
     /// Calls `observer` after each access, on the thread that made it.
     ///
     /// The guest decides how often that is. Accesses to a bus with an observer take longer. What
-    /// the observer accesses on this bus is observed as well.
+    /// the observer accesses on this bus is observed as well, unless that is nested too deep.
     pub fn observer(mut self, observer: impl Fn(&Access<'_, K>) + Send + Sync + 'static) -> Self {
         self.0.observer = Some(Box::new(observer));
         self

@@ -5,7 +5,7 @@
 //!
 //! A device's handler may call a bus. If that leads back to the device, taking its lock again would
 //! never end, so each thread keeps a short list of the device locks that it holds. Accesses on the
-//! slow path are on it too, so that they do not nest until the stack overflows.
+//! slow path are on it too, and calls of observers, so that they do not nest until the stack overflows.
 
 use std::cell::Cell;
 

@@ -14,7 +14,7 @@ use crate::data::Data;
 use crate::device::Device;
 use crate::map::Map;
 use crate::registry::{Place, Presence, panicked, registry};
-use crate::shared::Shared;
+use crate::shared::{Observer, Shared};
 use crate::sync::{Ordering, discard, light_barrier, lock};
 use crate::thread::{ACCESS, Listed, thread_token};
 use crate::{Access, AccessError, Address, BusDeviceSync, RegionId};
@@ -267,7 +267,9 @@ impl<K: Address, R: 'static> BusView<K, R> {
             outcome: outcome.as_ref().map(drop).map_err(|error| *error),
         };
         region.inspect(|region| region.count(access.is_write, outcome.is_err()));
-        (self.shared.observer.iter()).for_each(|observer| observer(&access));
+        if let Some(observer) = &self.shared.observer {
+            observe(observer, &access);
+        }
         outcome
     }
 
@@ -306,6 +308,14 @@ impl<K: Address, R: 'static> BusView<K, R> {
 impl<K: Address, R> Drop for BusView<K, R> {
     fn drop(&mut self) {
         discard(mem::take(&mut self.hit));
+    }
+}
+
+/// Tells of an access, on the list of this thread: what the observer accesses is told of as well, and
+/// so on.
+fn observe<K>(observer: &Observer<K>, access: &Access<'_, K>) {
+    if let Ok(_listed) = Listed::new(ACCESS) {
+        observer(access);
     }
 }
 

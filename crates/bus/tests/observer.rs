@@ -7,6 +7,7 @@
 
 mod support;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bus::{AccessError, Bus, MmioBus, PioBus, Region, Width};
@@ -79,6 +80,36 @@ fn observer_may_use_the_bus() {
     let mut view = bus.view();
     assert_eq!(view.read(0x60, &mut [0]), Ok(()));
     assert_eq!(view.read(0x60, &mut [0]), Err(AccessError::Unclaimed));
+}
+
+#[test]
+fn observer_that_comes_back_to_itself_finds_an_end() {
+    let slot: Arc<Mutex<Option<MmioBus>>> = Arc::default();
+    let calls = Arc::new(AtomicUsize::new(0));
+    let (inner, count) = (slot.clone(), calls.clone());
+    let bus: MmioBus = Bus::builder()
+        .observer(move |access| {
+            count.fetch_add(1, Ordering::Relaxed);
+            let bus = inner.lock().unwrap().clone();
+            // What it looks at when something is wrong is wrong as well.
+            if let (Err(_), Some(bus)) = (access.outcome, bus) {
+                let read = bus.view().read(0x2000, &mut [0]);
+                assert_eq!(read, Err(AccessError::Unclaimed));
+            }
+        })
+        .build();
+    *slot.lock().unwrap() = Some(bus.clone());
+    bus.insert(Tag::new(1), 0x1000, 8).unwrap();
+    let mut view = bus.view();
+    for _ in 0..3 {
+        assert_eq!(view.read(0x3000, &mut [0]), Err(AccessError::Unclaimed));
+        assert!((2..100).contains(&calls.swap(0, Ordering::Relaxed)));
+        // Nothing of that is left.
+        assert_eq!(view.read(0x1000, &mut [0]), Ok(()));
+        assert_eq!(calls.swap(0, Ordering::Relaxed), 1);
+    }
+    // The bus owns its observer, which owns the bus.
+    drop(slot.lock().unwrap().take());
 }
 
 #[test]
