@@ -325,6 +325,9 @@ fn wrong_command_lines_are_refused_in_one_line() {
     let folder = Folder::new("usage");
     let short = folder.file("short", &known_bytes(60));
     let pipe = pipe(&folder);
+    let random = folder.file("random", &known_bytes(1 << 16));
+    let link = folder.0.join("link");
+    std::os::unix::fs::symlink(&random, &link).unwrap();
     let cases: &[(&[&str], &str)] = &[
         (&["--frobnicate"], "--frobnicate"),
         (&["stray"], "stray"),
@@ -347,6 +350,10 @@ fn wrong_command_lines_are_refused_in_one_line() {
             &["--svg", "/nowhere/at/all.svg"],
             "--svg: /nowhere/at/all.svg",
         ),
+        (
+            &["--entropy", with(&random), "--svg", with(&link)],
+            "--svg: ",
+        ),
         (&["--json=yes"], "--json"),
         (&["--json", "--json"], "--json is given twice"),
         (&["--bytes=4", "--bytes=8"], "--bytes is given twice"),
@@ -356,6 +363,7 @@ fn wrong_command_lines_are_refused_in_one_line() {
     for (args, about) in cases {
         assert_complaint(&run(*args), 2, about);
     }
+    assert_eq!(fs::read(&random).unwrap(), known_bytes(1 << 16));
 }
 
 #[test]

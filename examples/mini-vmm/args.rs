@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use lexopt::{Arg, Parser, ValueExt};
 use virtio_rng_device::RateLimit;
 
-use crate::arch::linux::HAS_ACPI;
+use crate::arch::linux::{HAS_ACPI, REBOOTS_IN_PLACE};
 use crate::devices::DISKS;
 use crate::entropy::Source;
 use crate::layout::BUFFER_SIZE;
@@ -274,6 +274,9 @@ impl Given {
         }
         if self.acpi.is_some() && !HAS_ACPI {
             return Err("--acpi makes no sense here: there is a device tree".to_owned());
+        }
+        if self.reboot == Some(Reboot::InPlace) && !REBOOTS_IN_PLACE {
+            return Err("--reboot: in-place is for x86-64 only".to_owned());
         }
         let (cpus, acpi) = (self.cpus.unwrap_or(1), self.acpi.unwrap_or(HAS_ACPI));
         if cpus > 1 && HAS_ACPI && !acpi {

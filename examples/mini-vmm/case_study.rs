@@ -19,6 +19,7 @@ mod progress;
 use std::error::Error;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -61,6 +62,14 @@ fn prepare(options: &Options) -> Result<Option<File>, String> {
     if let Some(dir) = &options.dump {
         std::fs::create_dir_all(dir)
             .map_err(|error| format!("--dump: {}: {error}", dir.display()))?;
+    }
+    if let (Source::File(source), Some(svg)) = (&options.source, &options.svg) {
+        if same_file(source, svg) {
+            return Err(format!(
+                "--svg: {}: the file of --entropy would be lost",
+                svg.display()
+            ));
+        }
     }
     // Now, rather than when all is measured, shows what cannot be written. It stays open: the reader of
     // a pipe would take the end of this for that of the picture.
@@ -122,6 +131,12 @@ fn compare(
         last = run;
     }
     Ok((fastest, last))
+}
+
+/// Whether two paths lead to the same file; one that cannot be looked at is told elsewhere.
+fn same_file(one: &Path, other: &Path) -> bool {
+    let number = |path: &Path| path.metadata().map(|file| (file.dev(), file.ino()));
+    matches!((number(one), number(other)), (Ok(one), Ok(other)) if one == other)
 }
 
 fn svg_failed(path: &Path, error: &io::Error) -> String {

@@ -195,7 +195,8 @@
 //! Devices, policy and observer are the embedder's and trusted, but may be wrong: a panic ends the
 //! vCPU and, in a group, its siblings, and is reported; a device that hangs costs its vCPU, or
 //! with coalesced writes those that share the ring, and nobody who controls them waits longer than they
-//! said.
+//! said. A vCPU in its guest is reached by a signal: while the user's limit of pending signals
+//! (`RLIMIT_SIGPENDING`) is used up, whoever controls it waits for room.
 //!
 //! All `unsafe` code is in the module `kvm`: the two mappings, `KVM_RUN`, and the signal. `KVM_RUN` makes guest code write to guest memory; that this memory is fit for it is
 //! what the caller of `VmFd::set_user_memory_region` vouched for.

@@ -28,6 +28,8 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 /// Whether the machine can be described by ACPI or not: it never is.
 pub(crate) const HAS_ACPI: bool = false;
+/// Whether a machine can be put back into the state that it starts in.
+pub(crate) const REBOOTS_IN_PLACE: bool = false;
 
 /// Most bytes of a command line, with its terminating zero: what Linux takes.
 pub(crate) const COMMAND_LINE_SIZE: usize = 2048;

@@ -28,6 +28,8 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 /// Whether the machine can be described by ACPI or not.
 pub(crate) const HAS_ACPI: bool = true;
+/// Whether a machine can be put back into the state that it starts in.
+pub(crate) const REBOOTS_IN_PLACE: bool = true;
 
 /// What a command line is given if it does not name the parameter itself.
 ///
