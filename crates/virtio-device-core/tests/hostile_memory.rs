@@ -4,15 +4,21 @@
 //! Rings whose memory changes, overlaps, or holds anything at all.
 #![expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
 
+use std::io::Write;
 use std::sync::Mutex;
 
-use virtio_conformance::{DriverQueue, VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT};
+use virtio_conformance::{
+    DriverQueue, VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE,
+};
 use virtio_device_core::{
-    Chain, Features, VIRTIO_F_INDIRECT_DESC, Virtqueue,
+    BadRequest, Chain, Features, VIRTIO_F_INDIRECT_DESC, Virtqueue,
     transport::{QueueLayout, QueueSetup},
 };
 use vm_memory::guest_memory::{GuestMemorySliceIterator, Result};
-use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, GuestMemoryRegionBytes,
+    GuestRegionCollection, GuestRegionMmap, MemoryRegionAddress, Permissions, VolatileSlice,
+};
 
 type Plain = GuestMemoryMmap<()>;
 
@@ -84,6 +90,54 @@ fn every_field_of_a_chain_is_read_once() {
         accesses.iter().all(|(at, _)| used.contains(at)),
         "{accesses:x?}"
     );
+}
+
+/// A region whose slices end early.
+struct Short(GuestRegionMmap);
+
+impl GuestMemoryRegion for Short {
+    type B = ();
+
+    fn len(&self) -> u64 {
+        self.0.len()
+    }
+
+    fn start_addr(&self) -> GuestAddress {
+        self.0.start_addr()
+    }
+
+    fn bitmap(&self) {}
+
+    fn get_slice(&self, offset: MemoryRegionAddress, len: usize) -> Result<VolatileSlice<'_>> {
+        self.0.get_slice(offset, len.min(4))
+    }
+}
+
+impl GuestMemoryRegionBytes for Short {}
+
+#[test]
+fn no_piece_is_longer_than_the_slice_that_a_region_gives() {
+    let plain = memory();
+    let mut driver = DriverQueue::new(&plain, 0x1000, 4);
+    driver.descriptor(0, 0x8000, 4, VIRTQ_DESC_F_WRITE | VIRTQ_DESC_F_NEXT, 1);
+    driver.descriptor(1, 0x9000, 6, VIRTQ_DESC_F_WRITE, 0);
+    driver.offer(0);
+    let mut queue = Virtqueue::new(driver.layout(), Features::NONE);
+    let mut chain = Chain::with_capacity(4);
+    let _head = queue.take(&plain, &mut chain).unwrap().unwrap();
+
+    let region = GuestRegionMmap::from_range(GuestAddress(0), 0x1_0000, None).unwrap();
+    let memory = GuestRegionCollection::from_regions(vec![Short(region)]).unwrap();
+    let (addr, len) = (0x9000, 6);
+    let bad = BadRequest::BufferMemory { addr, len };
+    let mut lens = Vec::new();
+    let pieces = chain
+        .writer(&memory)
+        .pieces(u64::MAX, |_, len| lens.push(len));
+    assert_eq!((pieces, lens), (Err(bad), vec![4, 4]));
+    let mut writer = chain.writer(&memory);
+    writer.write_all(&[7; 10]).unwrap_err();
+    assert_eq!(writer.written(), 4);
 }
 
 /// Numbers without a pattern, the same in every run.

@@ -344,7 +344,8 @@ impl<'m, M: GuestMemory> Regions<'m, M> {
         Some((region, start))
     }
 
-    /// A range as one slice, under the same conditions.
+    /// A range as one slice, under the same conditions. It is as long as the region says, which can be
+    /// anybody's code.
     #[inline]
     pub(crate) fn slice(&mut self, addr: GuestAddress, len: usize) -> Option<RegionSlice<'m, M>> {
         let (region, start) = self.find(addr, len)?;
@@ -363,8 +364,8 @@ impl<'m, M: GuestMemory> Regions<'m, M> {
         each: &mut impl FnMut(*mut u8, usize),
     ) -> bool {
         if let Some(slice) = self.slice(addr, len) {
-            each(slice.ptr_guard_mut().as_ptr(), len);
-            return true;
+            each(slice.ptr_guard_mut().as_ptr(), slice.len());
+            return slice.len() == len;
         }
         let Ok(mut slices) = self.memory.get_slices(addr, len, access) else {
             return false;
@@ -390,7 +391,7 @@ impl<'m, M: GuestMemory> Regions<'m, M> {
         match self.slice(addr, data.len()) {
             Some(slice) => {
                 slice.copy_from(data);
-                true
+                slice.len() == data.len()
             }
             None => self.memory.write_slice(data, addr).is_ok(),
         }
