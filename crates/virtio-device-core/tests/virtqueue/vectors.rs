@@ -115,6 +115,26 @@ fn there_are_no_more_pieces_than_are_asked_for() {
 }
 
 #[test]
+fn empty_pieces_are_left_out() {
+    let memory = memory();
+    let readable = [(BUFFER, 0, false), (BUFFER, 3, false), (RAM, 0, false)];
+    let chain = chain_of(&memory, &readable);
+    memory.write_slice(b"abc", GuestAddress(BUFFER)).unwrap();
+    let ((a, b), mut vectors) = (UnixStream::pair().unwrap(), Vectors::default());
+    let mut all = vectors.begin();
+    for _ in 0..Buffers::MAX_PIECES {
+        all.add_own(&mut []);
+    }
+    all.add(chain.reader(&memory), u64::MAX).unwrap();
+    assert_eq!((all.bytes(), all.vectors().len()), (3, 1));
+    // As many empty ones as the kernel takes at once would be nothing to write.
+    assert_eq!(all.write_to(&a).unwrap(), 3);
+    let mut bytes = [0; 3];
+    (&b).read_exact(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"abc");
+}
+
+#[test]
 fn buffers_outside_of_memory_are_bad_requests() {
     let memory = memory();
     let chain = chain_of(&memory, &[(BUFFER, 4, true), (RAM_END - 4, 5, true)]);
