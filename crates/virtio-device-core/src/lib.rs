@@ -174,6 +174,7 @@ mod limits;
 mod line;
 mod negotiation;
 mod observer;
+mod panics;
 mod queue;
 mod session;
 mod state;

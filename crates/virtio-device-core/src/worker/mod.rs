@@ -16,11 +16,11 @@ mod steps;
 mod thread;
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use crate::device::ActiveQueue;
 use crate::fault::DeviceFault;
 use crate::interrupt::{Expected, InterruptHandle};
+use crate::panics::discard;
 
 pub use event_loop::{LoopHandle, WorkerLoop};
 pub use handler::{Context, Progress, QueueHandler};
@@ -68,7 +68,7 @@ impl Worker {
 
     /// Drops a worker that is not needed any more; a panic of its handler's `drop` ends here.
     fn discard(self) {
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(self)));
+        discard(self);
     }
 }
 

@@ -4,7 +4,6 @@
 //! A worker that has started, on the thread of its loop.
 
 use std::os::fd::AsRawFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
 use vmm_sys_util::epoll::EventSet;
@@ -12,6 +11,7 @@ use vmm_sys_util::epoll::EventSet;
 use crate::device::ActiveQueue;
 use crate::fault::DeviceFault;
 use crate::interrupt::InterruptHandle;
+use crate::panics::{caught, discard};
 use crate::sync::{clear_kick, write_kick};
 use crate::worker::Worker;
 use crate::worker::handler::{Context, Progress, QueueHandler};
@@ -97,7 +97,7 @@ impl Running {
             interrupt,
             expected,
         } = worker;
-        let started = catch_unwind(AssertUnwindSafe(|| {
+        let started = caught(|| {
             let mut running = Self {
                 key: poller.key,
                 handler: build()?,
@@ -108,24 +108,21 @@ impl Running {
                 calls: Vec::new(),
             };
             // If it fails or panics, its descriptors leave the epoll instance: the kicks outlive the worker.
-            let begun = catch_unwind(AssertUnwindSafe(|| running.begin(poller)));
+            let begun = caught(|| running.begin(poller));
             let result = begun.unwrap_or(Err(DeviceFault::Panicked));
             if result.is_err() {
                 running.leave(poller);
             }
             result.map(|()| running)
-        }));
-        match started {
-            Ok(Ok(running)) => {
+        });
+        match started.unwrap_or(Err(DeviceFault::Panicked)) {
+            Ok(running) => {
                 drop(expected);
                 Some(running)
             }
-            Ok(Err(fault)) => {
+            Err(fault) => {
                 interrupt.device_failed(&fault);
-                None
-            }
-            Err(_) => {
-                interrupt.device_failed(&DeviceFault::Panicked);
+                discard(fault);
                 None
             }
         }
@@ -288,11 +285,11 @@ impl Running {
             interrupt: &self.interrupt,
         };
         let handler = &mut self.handler;
-        // What comes of the call is taken apart here and not carried out of `catch_unwind`: a result that
-        // was just written field by field and is copied as a whole stalls the processor.
+        // What comes of the call is taken apart here and not carried out of `caught`: a result that was
+        // just written field by field and is copied as a whole stalls the processor.
         let (mut idle, mut again, mut fault) = (false, None, None);
         // The handler is dropped after a panic and never called again.
-        let called = catch_unwind(AssertUnwindSafe(|| {
+        let called = caught(|| {
             let result = match reason {
                 Reason::Queue(index) => handler.process(index, &mut cx),
                 Reason::Source(number) => handler.ready(number, readiness, &mut cx),
@@ -306,18 +303,20 @@ impl Running {
                 }
                 Err(failed) => fault = Some(failed),
             }
-        }));
+        });
         // Calls that were scheduled for a source which is not watched any more are dropped.
         while let Some(number) = self.sources.next_unwatched() {
             let other = |again: &Again| again.reason != Reason::Source(number);
             self.again.retain(other);
             self.calls.retain(other);
         }
-        if called.is_err() {
-            return self.fail(&DeviceFault::Panicked);
+        if called.is_none() {
+            fault = Some(DeviceFault::Panicked);
         }
         if let Some(fault) = fault {
-            return self.fail(&fault);
+            self.interrupt.device_failed(&fault);
+            discard(fault);
+            return Life::Ended;
         }
         // A pause may have kept it from its queues after it had consumed what woke it: call it again.
         if idle && self.interrupt.pauses() != pauses {
@@ -364,7 +363,7 @@ impl Running {
     pub(crate) fn end(mut self, poller: &Poller<'_>) {
         self.leave(poller);
         // A panic on the way out harms nobody else in the loop.
-        let _ = catch_unwind(AssertUnwindSafe(|| drop(self)));
+        discard(self);
     }
 
     fn leave(&mut self, poller: &Poller<'_>) {

@@ -8,6 +8,7 @@ use std::sync::mpsc;
 use std::thread;
 
 use crate::fault::DeviceFault;
+use crate::panics::caught;
 use crate::worker::event_loop::{LoopHandle, LoopParts, WorkerLoop};
 use crate::worker::{Executor, Worker};
 
@@ -69,7 +70,8 @@ impl WorkerThread {
         let handle = parts.handle();
         let (report, prepared) = mpsc::sync_channel(1);
         let body = move || {
-            let result = hook();
+            // After a panic nothing is reported, which says so.
+            let Some(result) = caught(hook) else { return };
             let failed = result.is_err();
             let _ = report.send(result);
             drop(report);
