@@ -36,8 +36,12 @@ impl Notice {
         let asked = match catch_unwind(AssertUnwindSafe(|| device.on_removal())) {
             Ok(Ok(notice)) => notice,
             // This device will not be called any more, so there is nobody to wait for.
-            Ok(Err(AccessError::Panicked | AccessError::Unclaimed)) | Err(_) => None,
+            Ok(Err(AccessError::Panicked | AccessError::Unclaimed)) => None,
             Ok(Err(_)) => return Err(BusError::InsideDevice(info.clone())),
+            Err(payload) => {
+                discard(payload);
+                None
+            }
         };
         Ok(Arc::new(Self(Mutex::new(asked))))
     }

@@ -17,7 +17,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex, OnceLock, Weak};
 
-use bus::{AccessError, Bus, BusDevice, BusDeviceSync, BusError, MmioBus, MmioView, RegionId};
+use bus::{
+    AccessError, Bus, BusDevice, BusDeviceSync, BusError, MmioBus, MmioView, OnRemoval, RegionId,
+};
 use support::{Limit, Tag, finishes, handler};
 
 /// A device that counts its calls and panics in all of them.
@@ -111,6 +113,26 @@ fn payload_that_panics_when_dropped_does_not_get_out() {
         .unwrap();
     let outcome = catch_unwind(AssertUnwindSafe(|| bus.view().read(0, &mut [0])));
     assert_eq!(outcome.unwrap(), Err(AccessError::Panicked));
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "leaks what the payload panicked with")]
+fn device_that_panics_at_its_insertion_is_inserted_whatever_it_panics_with() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("dropped");
+        }
+    }
+    struct Asked;
+    impl BusDeviceSync for Asked {
+        fn on_removal(&self) -> Result<Option<OnRemoval>, AccessError> {
+            std::panic::panic_any(Bomb)
+        }
+    }
+    let bus = MmioBus::new();
+    let inserted = catch_unwind(AssertUnwindSafe(|| bus.insert(Arc::new(Asked), 0, 1)));
+    bus.remove(inserted.unwrap().unwrap()).unwrap();
 }
 
 #[test]
