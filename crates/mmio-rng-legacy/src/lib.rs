@@ -189,7 +189,12 @@ impl<S: Read + Send, O: AccessObserver> Rngboi1337<S, O> {
             let fill = AssertUnwindSafe(|| fill(&mut self.source, data));
             match catch_unwind(fill) {
                 Ok(whole) => filled = whole,
-                Err(_) => self.lost = true,
+                Err(payload) => {
+                    self.lost = true;
+                    // It may panic in its turn; what that panics with is never dropped.
+                    let dropped = catch_unwind(AssertUnwindSafe(|| drop(payload)));
+                    std::mem::forget(dropped.err());
+                }
             }
         }
         if !filled {

@@ -137,6 +137,26 @@ fn a_source_that_panics_is_contained_and_never_asked_again() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "leaks what the payload panicked with")]
+fn a_source_is_contained_whatever_it_panics_with() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("dropped");
+        }
+    }
+    struct Panics;
+    impl Read for Panics {
+        fn read(&mut self, _data: &mut [u8]) -> io::Result<usize> {
+            std::panic::panic_any(Bomb)
+        }
+    }
+    let mut data = [0xa5; 4];
+    let read = Rngboi1337::new(Panics).read(0, &mut data);
+    assert_eq!((read, data), (Err(AccessError::Failed), [0; 4]));
+}
+
+#[test]
 fn every_access_is_counted_as_what_it_was() {
     let counters = Arc::new(AccessCounters::default());
     let mut device = Rngboi1337::with_observer(&[1; 7][..], counters.clone());
