@@ -147,11 +147,10 @@ impl<S: Read> SourceGuard<S> {
             Some(source) => catch_unwind(AssertUnwindSafe(|| read(source, room))),
             None => Ok(Err(SourceFailure::Panicked)),
         };
-        let drawn = drawn.unwrap_or_else(|_| {
+        let drawn = drawn.unwrap_or_else(|payload| {
             *lock(slot) = SourceSlot::Lost;
-            // A source that has panicked may panic again when it is dropped.
-            let source = self.source.take();
-            let _ = catch_unwind(AssertUnwindSafe(|| drop(source)));
+            discard(payload);
+            discard(self.source.take());
             Err(SourceFailure::Panicked)
         });
         if drawn.is_err() {
@@ -254,6 +253,13 @@ impl fmt::Debug for Scratch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Scratch")
     }
+}
+
+/// Drops what is left of a panic, which may panic again.
+fn discard<T>(value: T) {
+    let dropped = catch_unwind(AssertUnwindSafe(|| drop(value)));
+    // Not dropped as well: that could panic again, and so on without end.
+    std::mem::forget(dropped.err());
 }
 
 /// Takes the source from the device. Another worker's may come back, so it is worth waiting for.

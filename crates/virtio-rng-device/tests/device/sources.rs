@@ -208,17 +208,42 @@ fn a_source_that_panicked_is_never_asked_again() {
     }
 }
 
-#[test]
-fn the_observer_hears_the_kind_of_each_failure() {
-    #[derive(Default)]
-    struct Heard(Mutex<Vec<SourceFailure>>);
-    impl RngObserver for Heard {
-        fn event(&self, event: &RngEvent) {
-            if let RngEvent::SourceFailed(failure) = *event {
-                self.0.lock().unwrap().push(failure);
-            }
+#[derive(Default)]
+struct Heard(Mutex<Vec<SourceFailure>>);
+
+impl RngObserver for Heard {
+    fn event(&self, event: &RngEvent) {
+        if let RngEvent::SourceFailed(failure) = *event {
+            self.0.lock().unwrap().push(failure);
         }
     }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "leaks what the payload panicked with")]
+fn a_source_that_panicked_is_a_failed_source_whatever_it_panicked_with() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("dropped");
+        }
+    }
+    struct Panics;
+    impl Read for Panics {
+        fn read(&mut self, _data: &mut [u8]) -> io::Result<usize> {
+            std::panic::panic_any(Bomb)
+        }
+    }
+    let memory = memory();
+    let heard = Arc::new(Heard::default());
+    let mut fixture = Fixture::observed(&memory, Features::NONE, Panics, heard.clone());
+    fixture.driver.offer_writable(0, BUFFER, 8);
+    assert!(!fixture.notify());
+    assert_eq!(*heard.0.lock().unwrap(), [SourceFailure::Panicked]);
+}
+
+#[test]
+fn the_observer_hears_the_kind_of_each_failure() {
     let memory = memory();
     let heard = Arc::new(Heard::default());
     let source = script(&[NOT_YET, BROKEN, Step::End]);
