@@ -78,7 +78,7 @@ impl MmioInterrupt {
     pub(crate) fn event(&self, event: &Event<'_>) {
         if let Some(observer) = self.observer.get() {
             // One that panics must not take a vCPU or a worker with it.
-            let _ = catch_unwind(AssertUnwindSafe(|| observer.event(event)));
+            let _ = caught(|| observer.event(event));
         }
     }
 
@@ -198,14 +198,25 @@ impl MmioInterrupt {
     /// Returns whether the line took the change. A line that panics has not; it must not take the
     /// device with it.
     fn drive(&self, change: impl FnOnce(&dyn InterruptLine) -> io::Result<()>) -> bool {
-        let change = AssertUnwindSafe(|| change(&*self.line));
-        let driven = catch_unwind(change)
-            .unwrap_or_else(|_| Err(io::Error::other("the interrupt line panicked")));
+        let driven = caught(|| change(&*self.line))
+            .unwrap_or_else(|| Err(io::Error::other("the interrupt line panicked")));
         if let Err(error) = &driven {
             self.event(&Event::LineFailed(error));
         }
         driven.is_ok()
     }
+}
+
+/// Calls code of the VMM's; `None` if it panics.
+fn caught<T>(code: impl FnOnce() -> T) -> Option<T> {
+    let payload = match catch_unwind(AssertUnwindSafe(code)) {
+        Ok(value) => return Some(value),
+        Err(payload) => payload,
+    };
+    // It may panic in its turn; what that panics with is never dropped.
+    let dropped = catch_unwind(AssertUnwindSafe(|| drop(payload)));
+    std::mem::forget(dropped.err());
+    None
 }
 
 /// Whose turn it is to drive the line.

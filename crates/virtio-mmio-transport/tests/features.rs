@@ -342,6 +342,25 @@ fn a_line_that_panics_is_a_line_that_fails() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "leaks what the payload panicked with")]
+fn a_line_is_one_that_fails_whatever_it_panics_with() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("dropped");
+        }
+    }
+    let line = edge_line(|| -> io::Result<()> { std::panic::panic_any(Bomb) });
+    let mut fixture = Fixture::behind_line(line);
+    fixture.negotiate();
+    fixture.enable_queue(0, 0x1000, 16);
+    fixture.set(reg::STATUS, 15);
+    fixture.queue(0).signal_used();
+    assert_eq!(fixture.events().line_failed, 1);
+    assert_eq!(fixture.get(reg::INTERRUPT_STATUS), INT_VRING);
+}
+
+#[test]
 fn every_error_of_the_driver_has_its_counter() {
     let mut fixture = Fixture::new();
     type Step = (&'static str, fn(&mut Fixture));
