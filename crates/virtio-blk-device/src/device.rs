@@ -85,9 +85,12 @@ impl<E: Executor> Block<E> {
     /// If `id` is anything else, or a [handle](Self::handle) was taken before.
     pub fn with_id(mut self, id: &str) -> io::Result<Self> {
         let valid = id.len() <= ID_LEN && id.bytes().all(|byte| matches!(byte, b' '..=b'~'));
-        let Some(shared) = Arc::get_mut(&mut self.shared).filter(|_| valid) else {
-            let why = "an id is up to 20 characters of printable ASCII";
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        let refused = |why| io::Error::new(io::ErrorKind::InvalidInput, why);
+        if !valid {
+            return Err(refused("an id is up to 20 characters of printable ASCII"));
+        }
+        let Some(shared) = Arc::get_mut(&mut self.shared) else {
+            return Err(refused("an id is set before a handle is taken"));
         };
         shared.id = std::array::from_fn(|at| id.as_bytes().get(at).copied().unwrap_or(0));
         Ok(self)

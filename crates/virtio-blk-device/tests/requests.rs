@@ -105,6 +105,15 @@ fn the_id_is_padded_with_zeroes() {
 }
 
 #[test]
+fn an_id_that_comes_too_late_is_not_said_to_be_wrong() {
+    let workers = StepLoop::new().unwrap();
+    let device = Block::new(disk(1), workers.handle()).unwrap();
+    let _handle = device.handle();
+    let error = device.with_id("root").unwrap_err().to_string();
+    assert!(error.contains("handle"), "{error}");
+}
+
+#[test]
 fn zeroes_are_written_and_ranges_discarded() {
     let disk = disk(64);
     let mut guest = Guest::new(disk.clone());
