@@ -6,7 +6,7 @@
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use virtio_device_core::{ConfigNotifier, DeviceFault, DeviceState, RateLimits};
 
@@ -24,6 +24,8 @@ pub(crate) struct Shared {
     capacity: AtomicU64,
     /// What the back end last told, in bytes: not what a saved state says.
     behind: AtomicU64,
+    /// Held by whoever asks the back end, until that is taken over.
+    refreshing: Mutex<()>,
     /// Whether a write need not be stable before it is flushed.
     pub(crate) writeback: AtomicBool,
     pub(crate) id: [u8; ID_LEN],
@@ -45,6 +47,7 @@ impl Shared {
         Ok(Self {
             capacity: AtomicU64::new(capacity),
             behind: AtomicU64::new(capacity),
+            refreshing: Mutex::default(),
             backend,
             writeback: AtomicBool::new(true),
             id: [0; ID_LEN],
@@ -74,11 +77,21 @@ impl Shared {
 
     /// Takes over the back end's capacity, and tells the driver if it is another one.
     pub(crate) fn refresh(&self) -> io::Result<u64> {
+        // What was asked for first must not be taken over last.
+        let turn = self.refreshing.lock();
+        let turn = turn.unwrap_or_else(PoisonError::into_inner);
         let capacity = whole_sectors(self.backend.capacity()?);
         self.behind.store(capacity, Ordering::Release);
         if capacity != self.capacity() {
-            let change = || self.capacity.store(capacity, Ordering::Release);
-            (self.config.get()).map_or_else(change, |config| config.update(change));
+            let change = || {
+                self.capacity.store(capacity, Ordering::Release);
+                // Before the interrupt, whose line may ask for the next one.
+                drop(turn);
+            };
+            match self.config.get() {
+                Some(config) => config.update(change),
+                None => change(),
+            }
         }
         Ok(capacity)
     }

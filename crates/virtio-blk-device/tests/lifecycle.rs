@@ -11,8 +11,9 @@
 mod support;
 
 use std::io;
-use std::sync::{Arc, Condvar, Mutex};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Barrier, Condvar, Mutex};
+use std::time::{Duration, Instant};
 
 use support::{Answer, Buf, Guest, IN, MemoryDisk, OK, OUT, header, memory, pattern, wait};
 use virtio_blk_device::{Backend, Block, Buffers};
@@ -248,6 +249,64 @@ fn a_restored_disk_has_the_capacity_its_driver_knows_until_it_is_told() {
         (there.capacity(), there.get(reg::INTERRUPT_STATUS) & 2),
         (80, 2)
     );
+}
+
+/// A disk whose first look at its own length is told late.
+struct Growing {
+    disk: MemoryDisk,
+    looks: AtomicU32,
+    late: Barrier,
+}
+
+impl Backend for Growing {
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+    fn write_zeroes(&self, range: std::ops::Range<u64>, unmap: bool) -> io::Result<()> {
+        self.disk.write_zeroes(range, unmap)
+    }
+    fn capacity(&self) -> io::Result<u64> {
+        let capacity = self.disk.capacity();
+        // The first look is that of the device's maker.
+        if self.looks.fetch_add(1, Ordering::SeqCst) == 1 {
+            self.late.wait();
+            self.late.wait();
+        }
+        capacity
+    }
+    fn read(&self, offset: u64, buffers: &Buffers<'_>) -> io::Result<()> {
+        self.disk.read(offset, buffers)
+    }
+    fn write(&self, offset: u64, buffers: &Buffers<'_>) -> io::Result<()> {
+        self.disk.write(offset, buffers)
+    }
+}
+
+#[test]
+fn of_two_refreshes_at_the_same_time_the_one_that_knows_more_counts() {
+    let disk = Arc::new(Growing {
+        disk: MemoryDisk::new(vec![0; 512 * 64]),
+        looks: AtomicU32::new(0),
+        late: Barrier::new(2),
+    });
+    let device = Block::new(disk.clone(), pool(1)).unwrap();
+    let handle = device.handle();
+    let mut guest = Guest::in_memory(memory(), device);
+    guest.start(u64::MAX);
+    std::thread::scope(|scope| {
+        scope.spawn(|| handle.refresh().unwrap());
+        disk.late.wait();
+        disk.disk.bytes_mut().resize(512 * 80, 0);
+        let second = scope.spawn(|| handle.refresh().unwrap());
+        let deadline = Instant::now() + Duration::from_millis(100);
+        while !second.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        disk.late.wait();
+        assert_eq!(second.join().unwrap(), 512 * 80);
+    });
+    assert_eq!(guest.capacity(), 80);
+    assert_eq!(guest.read(79, 1).status(), OK);
 }
 
 #[test]
