@@ -18,7 +18,7 @@ use support::{
 };
 use tempfile::NamedTempFile;
 use virtio_blk_device::{Backend, BlockEvent, Buffers, FileBackend, FileOptions, Operation};
-use virtio_device_core::{DeviceState, VirtioDevice};
+use virtio_device_core::{DeviceState, Vectors, VirtioDevice};
 
 fn image(len: usize) -> NamedTempFile {
     let mut file = NamedTempFile::new().unwrap();
@@ -397,4 +397,22 @@ fn whatever_a_host_fails_with_only_that_request_fails() {
         (guest.ask(&ask).status(), guest.ask(&ask).status()),
         (IOERR, OK)
     );
+}
+
+#[test]
+fn a_place_beyond_every_file_is_refused() {
+    let file = image(64 * 512);
+    let disk = open(&file, FileOptions::default());
+    let (mut vectors, mut data) = (Vectors::default(), [7; 512]);
+    let mut buffers = vectors.begin();
+    buffers.add_own(&mut data);
+    for offset in [u64::MAX, u64::MAX - 511, 1 << 63] {
+        disk.write(offset, &buffers).unwrap_err();
+        disk.read(offset, &buffers).unwrap_err();
+    }
+    // From its end to its start.
+    let (start, end) = (1024, 512);
+    disk.discard(start..end).unwrap_err();
+    disk.write_zeroes(start..end, false).unwrap_err();
+    assert_eq!(bytes(&file), pattern(0, 64 * 512));
 }

@@ -150,7 +150,9 @@ impl FileBackend {
 
     fn fallocate(&self, flags: FallocateFlags, range: &Range<u64>) -> io::Result<()> {
         self.check_end(range)?;
-        let (flags, len) = (flags | FallocateFlags::KEEP_SIZE, range.end - range.start);
+        let flags = flags | FallocateFlags::KEEP_SIZE;
+        // The kernel refuses a length of 0.
+        let len = range.end.saturating_sub(range.start);
         Ok(retry_on_intr(|| {
             fs::fallocate(&self.file, flags, range.start, len)
         })?)
@@ -222,7 +224,7 @@ impl Backend for FileBackend {
     }
 
     fn write(&self, offset: u64, buffers: &Buffers<'_>) -> io::Result<()> {
-        self.check_end(&(offset..offset + buffers.bytes()))?;
+        self.check_end(&(offset..offset.saturating_add(buffers.bytes())))?;
         buffers.write_all_at(self.descriptor(offset, buffers), offset)
     }
 
