@@ -308,6 +308,7 @@ where
     } = busy;
     // Of a request that nobody wants any more, nothing is left to be done.
     if in_flight.is_revoked() {
+        job.note(&*memory, &request);
         return Ok(());
     }
     let error = u32::try_from(result).err();
@@ -327,6 +328,7 @@ where
         // It was done in part, or the kernel has no such way: it is done again, and waited for.
         _ => (job.buffers(&*memory, &request)).and_then(|data| shared.run(&request, &data)),
     };
+    job.note(&*memory, &request);
     let finish = |ring: &mut Virtqueue| {
         let len = job.end(&*memory, shared, Some(request), outcome);
         complete(ring, &*memory, &active, head, len)
@@ -465,8 +467,13 @@ impl<M: GuestAddressSpace> Drop for RingHandler<M> {
             }
             for entry in ring.completion() {
                 let index = usize::try_from(entry.user_data()).unwrap_or(usize::MAX);
-                let slot = self.slots.get_mut(index);
-                at_rest.extend(slot.and_then(|slot| slot.busy.take()));
+                let Some(slot) = self.slots.get_mut(index) else {
+                    continue;
+                };
+                if let Some(busy) = slot.busy.take() {
+                    slot.job.note(&*busy.memory, &busy.request);
+                    at_rest.push(busy);
+                }
             }
         }
         *lock(&self.home) = Some(ring);

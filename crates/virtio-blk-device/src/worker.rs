@@ -9,7 +9,7 @@ use virtio_device_core::{
     ActiveQueue, Chain, Context, DeviceFault, Head, Progress, QueueHandler, RingFault, RingMemory,
     Rings, Vectors, Virtqueue,
 };
-use vm_memory::GuestAddressSpace;
+use vm_memory::{GuestAddressSpace, GuestMemory};
 
 use crate::backend::Buffers;
 use crate::config::QUEUE_SIZE;
@@ -160,7 +160,19 @@ impl Job {
     ) -> u32 {
         let outcome = request.as_ref().map_err(|refusal| *refusal);
         let outcome = outcome.and_then(|it| shared.run(it, &self.buffers(rings, it)?));
-        self.end(rings, shared, request.ok(), outcome)
+        let request = request.ok();
+        if let Some(request) = &request {
+            self.note(rings.memory(), request);
+        }
+        self.end(rings, shared, request, outcome)
+    }
+
+    /// Takes note of what has been read into the driver's memory, also for a request that has failed
+    /// half-way.
+    pub(crate) fn note(&self, memory: &impl GuestMemory, request: &Request) {
+        if request.operation == Operation::Read {
+            self.chain.mark_written(memory, u64::MAX);
+        }
     }
 
     /// Writes the answer, and returns how much was written from the first device-writable byte on.
@@ -171,12 +183,9 @@ impl Job {
         request: Option<Request>,
         outcome: Result<u64, Refusal>,
     ) -> u32 {
-        match request.map(|request| request.operation) {
+        if request.is_some_and(|request| request.operation == Operation::GetId) {
             // There is room, as was checked.
-            Some(Operation::GetId) => drop(self.chain.write(rings, &shared.id)),
-            // Also of one that has failed half-way.
-            Some(Operation::Read) => self.chain.mark_written(rings.memory(), u64::MAX),
-            _ => {}
+            let _ = self.chain.write(rings, &shared.id);
         }
         let answered = self.chain.write_last(rings, status(outcome)).is_ok();
         let written = outcome.unwrap_or(0);

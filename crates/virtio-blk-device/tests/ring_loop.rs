@@ -1,0 +1,102 @@
+// Copyright 2026 The vmm-devices authors
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+
+//! Rings in a loop that is driven by hand: what the kernel has done, and the worker does not know of yet.
+#![cfg(feature = "io-uring")]
+#![expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
+
+mod support;
+
+use std::fs::File;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bus::BusDevice;
+use support::{Buf, IN, header, pattern, wait};
+use virtio_blk_device::{Backend, Block, FileBackend, FileOptions};
+use virtio_conformance::{CountingLine, MmioPort, reg};
+use virtio_device_core::{LoopHandle, WorkerLoop};
+use virtio_mmio_transport::MmioTransport;
+use vm_memory::bitmap::{AtomicBitmap, Bitmap as _, NewBitmap};
+use vm_memory::{
+    Bytes as _, FileOffset, GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap,
+    GuestMemoryRegion as _,
+};
+
+fn file() -> File {
+    let file = tempfile::tempfile().unwrap();
+    file.write_all_at(&pattern(0, 512 * 64), 0).unwrap();
+    file
+}
+
+/// Another description of `file`, with a lock of its own.
+fn open(file: &File) -> FileBackend {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    FileBackend::open(path, FileOptions::default()).unwrap()
+}
+
+/// A disk with a ring; none where the kernel refuses it.
+fn device(disk: Arc<dyn Backend>, workers: &WorkerLoop) -> Option<Block<LoopHandle>> {
+    let device = Block::new(disk, workers.handle()).unwrap().with_io_uring();
+    assert!(device.is_ok() || std::env::var_os("REQUIRE_IO_URING").is_none());
+    device.ok()
+}
+
+/// Guest memory that is mapped from `file`.
+fn mapped<B: NewBitmap>(file: &File) -> Arc<GuestMemoryMmap<B>> {
+    let len = usize::try_from(support::MEMORY).unwrap();
+    let file = Some(FileOffset::new(file.try_clone().unwrap(), 0));
+    let ranges = [(GuestAddress(0), len, file)];
+    Arc::new(GuestMemoryMmap::from_ranges_with_files(ranges).unwrap())
+}
+
+#[test]
+fn what_a_ring_has_read_is_noted_also_if_nobody_wants_it_any_more() {
+    const PLACE: u64 = 0x30_0000;
+    let (file, shared) = (file(), tempfile::tempfile().unwrap());
+    shared.set_len(support::MEMORY).unwrap();
+    // Status reset: all ends. Queue reset: the worker goes on.
+    for (register, value) in [(reg::STATUS, 0), (reg::QUEUE_RESET, 1)] {
+        let mut workers = WorkerLoop::new().unwrap();
+        let Some(device) = device(Arc::new(open(&file)), &workers) else {
+            return;
+        };
+        let noted = mapped::<AtomicBitmap>(&shared);
+        let transport = MmioTransport::new(device, noted.clone(), CountingLine::default()).unwrap();
+        let port = MmioPort::new(
+            transport.with_reset_bound(Duration::from_millis(1)),
+            |it, offset, data| it.read(offset, data).unwrap(),
+            |it, offset, data| it.write(offset, data).unwrap(),
+        );
+        let mut guest = virtio_conformance::Guest::new(mapped::<()>(&shared), port);
+        guest.start(u64::MAX);
+        for _ in 0..4 {
+            workers.dispatch().unwrap();
+        }
+        let region = noted.find_region(GuestAddress(PLACE)).unwrap();
+        guest
+            .memory
+            .write_slice(&[0; 512], GuestAddress(PLACE))
+            .unwrap();
+        let ask = [header(IN, 1), Buf::At(PLACE, 512, true), Buf::W(1)];
+        guest.put(0, &ask);
+        guest.notify(0);
+        // The request is on its way to the kernel, and the worker does not know yet that it is done.
+        workers.dispatch().unwrap();
+        guest.set(register, value);
+        wait("the reset", || {
+            workers.dispatch().unwrap();
+            guest.get(register) == 0
+        });
+        let mut data = [0; 512];
+        guest
+            .memory
+            .read_slice(&mut data, GuestAddress(PLACE))
+            .unwrap();
+        assert!(data[..] == pattern(0, 1024)[512..]);
+        let at = usize::try_from(PLACE).unwrap();
+        assert!(region.bitmap().dirty_at(at), "{register:#x}");
+    }
+}
