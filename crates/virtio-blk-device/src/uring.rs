@@ -253,21 +253,21 @@ impl<M: GuestAddressSpace> RingHandler<M> {
                 continue;
             };
             let moved = u64::try_from(entry.result()).ok() == Some(busy.request.moved());
-            if busy.stage == Stage::Write && moved && !busy.in_flight.is_revoked() {
+            let wants_sync = busy.stage == Stage::Write && moved && !busy.in_flight.is_revoked();
+            // Without a file any more, the write is finished as one that was done in part.
+            if let Some(sync) = wants_sync.then(|| sync(&self.shared)).flatten() {
                 busy.stage = Stage::Sync;
                 slot.busy = Some(busy);
-                to_sync.push(index);
+                to_sync.push(sync.user_data(index.into()));
                 continue;
             }
             self.free.push(index);
             let now = finish(&mut slot.job, busy, &self.shared, entry.result());
             finished = finished.and(now);
         }
-        for index in to_sync {
-            if let Some(entry) = sync(&self.shared) {
-                // SAFETY: the file lives in `shared`, and the slot is busy.
-                unsafe { push(ring, &entry.user_data(index.into())) }?;
-            }
+        for entry in to_sync {
+            // SAFETY: the file lives in `shared`, and the slot is busy.
+            unsafe { push(ring, &entry) }?;
         }
         Ok(finished?)
     }
@@ -319,8 +319,11 @@ where
             shared.outcome(&request, shared.backend.flush())
         }
         (Stage::Sync, error) => {
-            let file = shared.backend.as_file();
-            let synced = file.map_or(Ok(()), |file| file.synced(error.map_or(Ok(()), Err)));
+            let synced = error.map_or(Ok(()), Err);
+            let synced = match shared.backend.as_file() {
+                Some(file) => file.synced(synced),
+                None => synced,
+            };
             shared.outcome(&request, synced)
         }
         (_, Some(error)) if !is_for_another_way(&error) => shared.outcome(&request, Err(error)),

@@ -8,14 +8,16 @@
 mod support;
 
 use std::fs::File;
+use std::io;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bus::BusDevice;
-use support::{Buf, IN, header, pattern, wait};
-use virtio_blk_device::{Backend, Block, FileBackend, FileOptions};
+use support::{Buf, Guest, IN, OK, OUT, header, memory, pattern, wait};
+use virtio_blk_device::{Backend, Block, Buffers, FileBackend, FileOptions};
 use virtio_conformance::{CountingLine, MmioPort, reg};
 use virtio_device_core::{LoopHandle, WorkerLoop};
 use virtio_mmio_transport::MmioTransport;
@@ -99,4 +101,60 @@ fn what_a_ring_has_read_is_noted_also_if_nobody_wants_it_any_more() {
         let at = usize::try_from(PLACE).unwrap();
         assert!(region.bitmap().dirty_at(at), "{register:#x}");
     }
+}
+
+/// A file, for as long as the test likes.
+struct Fickle {
+    disk: FileBackend,
+    is_file: AtomicBool,
+}
+
+impl Backend for Fickle {
+    fn capacity(&self) -> io::Result<u64> {
+        self.disk.capacity()
+    }
+    fn read(&self, offset: u64, buffers: &Buffers<'_>) -> io::Result<()> {
+        self.disk.read(offset, buffers)
+    }
+    fn write(&self, offset: u64, buffers: &Buffers<'_>) -> io::Result<()> {
+        self.disk.write(offset, buffers)
+    }
+    fn flush(&self) -> io::Result<()> {
+        self.disk.flush()
+    }
+    fn write_zeroes(&self, range: std::ops::Range<u64>, unmap: bool) -> io::Result<()> {
+        self.disk.write_zeroes(range, unmap)
+    }
+    fn as_file(&self) -> Option<&FileBackend> {
+        (self.is_file.load(Ordering::SeqCst)).then_some(&self.disk)
+    }
+}
+
+#[test]
+fn a_back_end_that_is_no_file_any_more_ends_what_is_in_flight() {
+    let file = file();
+    let disk = Arc::new(Fickle {
+        disk: open(&file),
+        is_file: AtomicBool::new(true),
+    });
+    let mut workers = WorkerLoop::new().unwrap();
+    let Some(device) = device(disk.clone(), &workers) else {
+        return;
+    };
+    let mut guest = Guest::in_memory(memory(), device);
+    guest.start(u64::MAX);
+    guest.set_config(0x20, &[0]);
+    for _ in 0..4 {
+        workers.dispatch().unwrap();
+    }
+    let ask = [header(OUT, 3), Buf::R(pattern(9, 512)), Buf::W(1)];
+    let offered = guest.put(0, &ask);
+    guest.notify(0);
+    workers.dispatch().unwrap();
+    disk.is_file.store(false, Ordering::SeqCst);
+    wait("the write", || {
+        workers.dispatch().unwrap();
+        !guest.queues[0].take_used().is_empty()
+    });
+    assert_eq!(guest.answer(&offered, 1).status(), OK);
 }
