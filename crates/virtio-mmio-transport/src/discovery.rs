@@ -164,6 +164,8 @@ impl Location {
     #[must_use]
     pub fn acpi_device(&self, number: u16, level: bool) -> Option<AcpiDevice> {
         let base = u32::try_from(self.base).ok()?;
+        // The last register as well; it was checked that there is one.
+        u32::try_from(self.base + (REGION_SIZE - 1)).ok()?;
         (number <= 0xff).then_some(AcpiDevice {
             location: *self,
             base,

@@ -203,5 +203,10 @@ mod acpi {
         assert!(low.acpi_device(0x100, false).is_none());
         let high = Location::new(0x1_0000_0000, 5).unwrap();
         assert!(high.acpi_device(0, false).is_none());
+        // Its last registers are not.
+        let astride = Location::new(0xffff_f004, 5).unwrap();
+        assert!(astride.acpi_device(0, false).is_none());
+        let last = Location::new(0xffff_f000, 5).unwrap();
+        assert!(last.acpi_device(0, false).is_some());
     }
 }
