@@ -219,8 +219,9 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
     /// [`SaveError::NotPaused`] if the device is live and was not [paused](MmioTransport::pause).
     pub fn save(&self) -> Result<TransportState, SaveError> {
         let live = self.registers.status.live();
-        let moving = |session: &Session| live && !self.is_paused() || !session.is_idle();
-        if self.session.as_ref().is_some_and(moving) || self.resetting.is_some() {
+        let busy = |session: &Session| !session.is_idle();
+        let moving = |session: &Session| live && !self.is_paused() || busy(session);
+        if self.session.as_ref().is_some_and(moving) || self.resetting.as_ref().is_some_and(busy) {
             return Err(SaveError::NotPaused);
         }
         let registers = &self.registers;
@@ -278,7 +279,7 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
     /// [`RestoreError::Activate`] the device has taken its own state and was reset, like the transport.
     pub fn restore(&mut self, state: &TransportState) -> Result<(), RestoreError> {
         if self.session.is_some()
-            || self.resetting.is_some()
+            || self.reset_is_pending()
             || self.registers.status != DeviceStatus::RESET
         {
             return Err(RestoreError::InUse);

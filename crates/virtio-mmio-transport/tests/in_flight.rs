@@ -171,3 +171,14 @@ fn the_registers_go_on_while_a_reset_is_pending() {
     assert_eq!(config, support::CONFIG);
     drop(request);
 }
+
+#[test]
+fn a_reset_that_is_complete_holds_nobody_up_though_no_driver_has_looked() {
+    let mut fixture = live();
+    let request = fixture.lease(0).hold().unwrap();
+    fixture.set(reg::STATUS, 0);
+    assert_eq!(fixture.transport.save(), Err(SaveError::NotPaused));
+    drop(request);
+    let state = fixture.transport.save().unwrap();
+    fixture.transport.restore(&state).unwrap();
+}
