@@ -134,14 +134,11 @@ impl MmioInterrupt {
         )
     }
 
-    /// Puts saved values back, and raises the interrupt if there are causes.
-    pub(crate) fn restore(&self, status: u32, generation: u32) {
+    /// Puts a saved generation back.
+    pub(crate) fn restore_generation(&self, generation: u32) {
         // The lowest bit says that a change is under way. It is kept, and cleared when the change ends.
         let put = |now: u32| Some(generation & !1 | now & 1);
         let _ = (self.generation).fetch_update(Ordering::AcqRel, Ordering::Acquire, put);
-        if status != 0 {
-            self.raise(status);
-        }
     }
 
     pub(crate) fn raise(&self, causes: u32) {
@@ -362,7 +359,7 @@ mod tests {
         assert_eq!(saved % 2, 0);
         assert!(saved > seen);
         let other = self::interrupt();
-        other.restore(0, saved);
+        other.restore_generation(saved);
         assert_eq!(other.generation(), saved);
         assert_eq!(other.status(), 0);
     }
@@ -370,7 +367,7 @@ mod tests {
     #[test]
     fn the_last_generation_there_is_can_be_saved() {
         let interrupt = interrupt();
-        interrupt.restore(0, u32::MAX);
+        interrupt.restore_generation(u32::MAX);
         interrupt.config_changing();
         assert_eq!(interrupt.saved().1 % 2, 0);
     }
@@ -379,7 +376,7 @@ mod tests {
     fn a_generation_comes_to_rest_that_is_restored_during_a_change() {
         let interrupt = interrupt();
         interrupt.config_changing();
-        interrupt.restore(0, 6);
+        interrupt.restore_generation(6);
         assert_ne!(interrupt.generation(), interrupt.generation());
         interrupt.config_settled();
         assert_eq!(interrupt.generation(), interrupt.generation());

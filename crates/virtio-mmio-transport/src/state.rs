@@ -285,12 +285,19 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
             return Err(RestoreError::InUse);
         }
         let Checked { registers, queues } = self.check(state)?;
+        let generation = self.interrupt.generation();
         self.config.begin();
+        if state.config_changed {
+            self.config.update(|| ());
+        }
+        // From here on a change is one to the driver that was saved.
+        self.interrupt.restore_generation(state.config_generation);
         if registers.status.features_ok() {
             self.device.negotiated(registers.features.accepted());
         }
         if let Err(error) = self.device.restore(&state.device) {
             self.device.reset();
+            self.interrupt.restore_generation(generation);
             return Err(RestoreError::Device(error));
         }
         self.registers = registers;
@@ -313,10 +320,9 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
             }
             causes |= INT_VRING;
         }
-        if state.config_changed {
-            self.config.update(|| ());
+        if causes != 0 {
+            self.interrupt.raise(causes);
         }
-        self.interrupt.restore(causes, state.config_generation);
         Ok(())
     }
 

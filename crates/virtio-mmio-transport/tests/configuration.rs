@@ -6,8 +6,9 @@
 mod support;
 
 use bus::BusDevice;
-use support::{CONFIG, Fixture};
+use support::{CONFIG, Fixture, Probe};
 use virtio_conformance::reg;
+use virtio_device_core::DeviceState;
 use virtio_mmio_transport::INT_CONFIG;
 
 #[test]
@@ -128,4 +129,31 @@ fn the_configuration_changes_without_an_interrupt_before_the_driver_is_ready() {
         (fixture.get(reg::INTERRUPT_STATUS), fixture.raised()),
         (0, 0)
     );
+}
+
+#[test]
+fn a_change_while_a_state_is_put_back_changes_the_generation() {
+    let mut here = Fixture::live();
+    here.transport.pause().unwrap();
+    let state = here.transport.save().unwrap();
+    let mut there = Fixture::in_memory(Probe::default(), here.memory.clone());
+    let notifier = there.notifier();
+    let change = move || notifier.update(|| ());
+    *there.probe.restoring.lock().unwrap() = Some(Box::new(change));
+    there.transport.restore(&state).unwrap();
+    assert_eq!(there.get(reg::INTERRUPT_STATUS) & INT_CONFIG, INT_CONFIG);
+    // The driver may have read half of the fields before it was saved.
+    assert_ne!(there.get(reg::CONFIG_GENERATION), state.config_generation);
+}
+
+#[test]
+fn a_state_that_the_device_refuses_leaves_the_generation_alone() {
+    let mut here = Fixture::live();
+    here.transport.update_config(|_| ());
+    here.transport.pause().unwrap();
+    let mut state = here.transport.save().unwrap();
+    state.device = DeviceState::new(2, Vec::new()).unwrap();
+    let mut there = Fixture::in_memory(Probe::default(), here.memory.clone());
+    there.transport.restore(&state).unwrap_err();
+    assert_eq!(there.get(reg::CONFIG_GENERATION), 0);
 }

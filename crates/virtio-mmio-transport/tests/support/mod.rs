@@ -45,6 +45,8 @@ pub(crate) struct Probe {
     pub(crate) state: Arc<Mutex<DeviceState>>,
     /// What happens while the device is saved.
     pub(crate) saving: Arc<Mutex<Option<Happens>>>,
+    /// What happens while its state is put back.
+    pub(crate) restoring: Arc<Mutex<Option<Happens>>>,
 }
 
 impl fmt::Debug for Probe {
@@ -117,6 +119,9 @@ impl VirtioDevice<Memory> for TestDevice {
             return Err(DeviceFault::StateVersion(state.version()));
         }
         *self.probe.state.lock().unwrap() = state.clone();
+        if let Some(happens) = self.probe.restoring.lock().unwrap().take() {
+            happens();
+        }
         Ok(())
     }
 
