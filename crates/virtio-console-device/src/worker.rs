@@ -148,6 +148,11 @@ impl<M: GuestAddressSpace> Handler<M> {
                 if room == 0 {
                     return Err(BadRequest::Layout);
                 }
+                // Locked until the input is read: nothing is once the port was taken away.
+                let progress = shared.progress();
+                if self.multiport && !progress.ports.get(index).is_some_and(listens) {
+                    return Ok(Answer::Wait(End::Silent));
+                }
                 let piece = self.piece.get_mut(..room.min(PIECE)).unwrap_or_default();
                 match port.input.read(piece) {
                     Ok(0) => Ok(Answer::Wait(End::HostGone)),

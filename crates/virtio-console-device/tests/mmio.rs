@@ -10,9 +10,9 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use bus::BusDevice;
-use virtio_conformance::{Memory, MmioPort, Parts, Request, Suite, WatchedMemory, reg};
-use virtio_console_device::{Console, Port};
-use virtio_device_core::{WorkerThread, edge_line};
+use virtio_conformance::{Buf, Guest, Memory, MmioPort, Parts, Request, Suite, WatchedMemory, reg};
+use virtio_console_device::{Console, ConsoleHandle, Port};
+use virtio_device_core::{Event, Observer, WorkerThread, edge_line};
 use virtio_mmio_transport::MmioTransport;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
@@ -64,4 +64,53 @@ fn a_driver_that_has_agreed_on_nothing_can_write_its_last_words() {
     let mut words = [0; 3];
     host.read_exact(&mut words).unwrap();
     assert_eq!(&words, b"pan");
+}
+
+/// Takes the port away as soon as a request is refused.
+struct Unplugs(ConsoleHandle);
+
+impl Observer for Unplugs {
+    fn event(&self, event: &Event<'_>) {
+        if let Event::BadRequest { .. } = event {
+            self.0.unplug(0);
+        }
+    }
+}
+
+#[test]
+fn a_port_that_is_taken_away_during_a_turn_reads_nothing_more() {
+    const MEMORY: u64 = Guest::<()>::MEMORY;
+    let (mut host, mut device) = UnixStream::pair().unwrap();
+    let port = Port::new(device.try_clone().unwrap(), device.try_clone().unwrap()).unwrap();
+    let thread = WorkerThread::named("console").unwrap();
+    let console = Console::with_ports(vec![port], thread).unwrap();
+    let observer = Unplugs(console.handle());
+    let memory = Guest::<()>::memory();
+    let transport = MmioTransport::new(console, memory.clone(), edge_line(|| Ok(()))).unwrap();
+    let port = MmioPort::new(
+        transport.with_observer(observer),
+        |it, offset, data| it.read(offset, data).unwrap(),
+        |it, offset, data| it.write(offset, data).unwrap(),
+    );
+    let mut guest = Guest::new(memory, port);
+    guest.start(u64::MAX);
+    for _ in 0..8 {
+        guest.put(2, &[Buf::W(64)]);
+    }
+    // DEVICE_READY, and the port is announced; PORT_READY, and it is a console and open.
+    for (event, news) in [(0, 1), (3, 2)] {
+        guest.ask(3, &[Buf::R(vec![0, 0, 0, 0, event, 0, 1, 0])]);
+        guest.used(2, news);
+    }
+    host.write_all(b"later").unwrap();
+    guest.put(0, &[Buf::At(MEMORY, 64, true)]);
+    guest.put(0, &[Buf::W(64)]);
+    guest.notify(0);
+    guest.used(0, 1);
+    // PORT_REMOVE: that turn is over.
+    guest.used(2, 1);
+    assert_eq!(guest.queues[0].take_used(), []);
+    device.set_nonblocking(true).unwrap();
+    let mut input = [0; 8];
+    assert_eq!(device.read(&mut input).unwrap(), 5, "input that is lost");
 }
