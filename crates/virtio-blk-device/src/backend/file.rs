@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{self, AtFlags, FallocateFlags, Mode, OFlags, SeekFrom, StatxFlags};
 use rustix::io::retry_on_intr;
@@ -67,6 +68,9 @@ pub struct FileBackend {
     geometry: Geometry,
     /// Whether something that the driver has written may be lost.
     lost: AtomicBool,
+    /// Held by a flush until it is noted how that ended: of two at the same time, the kernel tells one
+    /// alone of what it could not write.
+    flushing: Mutex<()>,
 }
 
 impl FileBackend {
@@ -113,6 +117,7 @@ impl FileBackend {
             is_device,
             geometry: Geometry::of(logical.max(align), physical),
             lost: AtomicBool::new(false),
+            flushing: Mutex::default(),
         })
     }
 
@@ -229,6 +234,8 @@ impl Backend for FileBackend {
     }
 
     fn flush(&self) -> io::Result<()> {
+        let turn = self.flushing.lock();
+        let _turn = turn.unwrap_or_else(PoisonError::into_inner);
         self.synced(retry_on_intr(|| fs::fdatasync(&self.file)).map_err(io::Error::from))
     }
 
