@@ -22,7 +22,7 @@ use crate::observer::BlockObserver;
 use crate::request::ID_LEN;
 use crate::shared::Shared;
 #[cfg(feature = "io-uring")]
-use crate::uring::{Home, RingHandler};
+use crate::uring::{Home, RingHandler, take};
 use crate::worker::Handler;
 
 /// Most queues that a device may have.
@@ -205,8 +205,10 @@ where
             let (index, rings) = (queue.index, self.rings.clone());
             let build = move || -> Result<Box<dyn QueueHandler>, DeviceFault> {
                 #[cfg(feature = "io-uring")]
-                if let Some(home) = rings.get(usize::from(index)) {
-                    return Ok(Box::new(RingHandler::new(memory, shared, index, home)?));
+                if let Some((home, ring)) = rings.get(usize::from(index)).and_then(take) {
+                    return Ok(Box::new(RingHandler::new(
+                        memory, shared, index, home, ring,
+                    )));
                 }
                 Ok(Box::new(Handler::new(memory, shared)))
             };

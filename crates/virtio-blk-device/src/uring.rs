@@ -36,6 +36,13 @@ const SHORTAGE: Duration = Duration::from_millis(1);
 /// Where a queue's ring is while the device is not active: it is made before the guest runs.
 pub(crate) type Home = Arc<Mutex<Option<IoUring>>>;
 
+/// Takes a ring from its home. There is none while a worker of before, on another thread, has not ended:
+/// the next one does without it.
+pub(crate) fn take(home: &Home) -> Option<(&Home, IoUring)> {
+    let ring = lock(home).take()?;
+    Some((home, ring))
+}
+
 /// Makes a ring.
 fn ring() -> io::Result<IoUring> {
     let refused = |error: io::Error| {
@@ -62,7 +69,8 @@ fn ring() -> io::Result<IoUring> {
 impl<E: Executor> Block<E> {
     /// Serves requests by `io_uring`, all of a queue at the same time. Makes one ring for each
     /// queue, so set their number before. The executor must be able to watch descriptors, as all
-    /// but a [`StepLoop`](virtio_device_core::StepLoop) are.
+    /// but a [`StepLoop`](virtio_device_core::StepLoop) are, and have a queue's workers one after the
+    /// other on one thread: where the last one has not ended yet, the next serves without its ring.
     ///
     /// # Errors
     ///
@@ -131,16 +139,14 @@ enum Stage {
 }
 
 impl<M: GuestAddressSpace> RingHandler<M> {
-    /// Takes the ring from its home; there is none if it is still at work.
     pub(crate) fn new(
         memory: M,
         shared: Arc<Shared>,
         queue: u16,
         home: &Home,
-    ) -> Result<Self, DeviceFault> {
-        let missing = || DeviceFault::Backend(io::ErrorKind::ResourceBusy.into());
-        let ring = lock(home).take().ok_or_else(missing)?;
-        Ok(Self {
+        ring: IoUring,
+    ) -> Self {
+        Self {
             memory,
             shared,
             queue,
@@ -148,7 +154,7 @@ impl<M: GuestAddressSpace> RingHandler<M> {
             home: home.clone(),
             slots: (0..QUEUE_SIZE).map(|_| Slot::default()).collect(),
             free: (0..QUEUE_SIZE).rev().collect(),
-        })
+        }
     }
 
     /// Begins as many requests as there are and may be; says how to go on.

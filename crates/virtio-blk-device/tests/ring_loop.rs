@@ -11,15 +11,15 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt as _;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use bus::BusDevice;
 use support::{Buf, Guest, IN, OK, OUT, header, memory, pattern, wait};
 use virtio_blk_device::{Backend, Block, Buffers, FileBackend, FileOptions};
 use virtio_conformance::{CountingLine, MmioPort, reg};
-use virtio_device_core::{LoopHandle, WorkerLoop};
+use virtio_device_core::{DeviceFault, Executor, LoopHandle, Worker, WorkerLoop};
 use virtio_mmio_transport::MmioTransport;
 use vm_memory::bitmap::{AtomicBitmap, Bitmap as _, NewBitmap};
 use vm_memory::{
@@ -157,4 +157,84 @@ fn a_back_end_that_is_no_file_any_more_ends_what_is_in_flight() {
         !guest.queues[0].take_used().is_empty()
     });
     assert_eq!(guest.answer(&offered, 1).status(), OK);
+}
+
+/// Takes one loop for the first worker, and the other for those that follow.
+struct OneThenOther([LoopHandle; 2], bool);
+
+impl Executor for OneThenOther {
+    fn start(&mut self, worker: Worker) -> Result<(), DeviceFault> {
+        let [one, other] = &mut self.0;
+        let place = if self.1 { other } else { one };
+        self.1 = true;
+        place.start(worker)
+    }
+}
+
+/// A loop on a thread of its own.
+fn spawned() -> LoopHandle {
+    let (handle, handles) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut workers = WorkerLoop::new().unwrap();
+        handle.send(workers.handle()).unwrap();
+        workers.run().unwrap();
+    });
+    handles.recv().unwrap()
+}
+
+#[test]
+fn a_driver_is_served_though_the_ring_is_not_back_yet() {
+    let file = file();
+    let loops = [spawned(), spawned()];
+    let executor = OneThenOther(loops.clone(), false);
+    let device = Block::new(Arc::new(open(&file)), executor).unwrap();
+    let Ok(device) = device.with_io_uring() else {
+        return;
+    };
+    let mut guest = Guest::in_memory(memory(), device);
+    guest.start(u64::MAX);
+    assert_eq!(guest.read(1, 1).status(), OK);
+    // The first thread is busy with something else when the device is reset.
+    let (busy, done) = mpsc::channel::<()>();
+    let (begun, begins) = mpsc::channel();
+    let stuck = Stuck(Mutex::new((begun, done)));
+    let other = Block::new(Arc::new(stuck), loops[0].clone()).unwrap();
+    let mut other = Guest::in_memory(memory(), other);
+    other.start(u64::MAX);
+    other.put(0, &[header(IN, 0), Buf::W(512), Buf::W(1)]);
+    other.notify(0);
+    // Dropped first, whatever fails here.
+    let release = Some(busy);
+    begins.recv().unwrap();
+    guest.set(reg::STATUS, 0);
+    assert_eq!(guest.status(), 0);
+    guest.start(u64::MAX);
+    assert_eq!(guest.read(1, 1).data(), &pattern(0, 1024)[512..]);
+    assert_eq!(guest.status(), 15);
+    drop(release);
+    loops.iter().for_each(LoopHandle::stop);
+}
+
+/// A disk whose reads end when the test says so.
+struct Stuck(Mutex<(mpsc::Sender<()>, mpsc::Receiver<()>)>);
+
+impl Backend for Stuck {
+    fn capacity(&self) -> io::Result<u64> {
+        Ok(512)
+    }
+    fn read(&self, _offset: u64, _buffers: &Buffers<'_>) -> io::Result<()> {
+        let wait = self.0.lock().unwrap();
+        wait.0.send(()).unwrap();
+        let _ = wait.1.recv();
+        Ok(())
+    }
+    fn write(&self, _offset: u64, _buffers: &Buffers<'_>) -> io::Result<()> {
+        Ok(())
+    }
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+    fn write_zeroes(&self, _range: std::ops::Range<u64>, _unmap: bool) -> io::Result<()> {
+        Ok(())
+    }
 }
