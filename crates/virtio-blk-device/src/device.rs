@@ -223,7 +223,13 @@ where
     }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceFault> {
-        self.shared.restore(state)
+        let agreed = self.shared.writeback();
+        self.shared.restore(state)?;
+        // What both sides have agreed on counts, whatever a state says of a cache that cannot be switched.
+        if self.cache_is_fixed {
+            self.shared.writeback.store(agreed, Ordering::Release);
+        }
+        Ok(())
     }
 
     fn reset(&mut self) {

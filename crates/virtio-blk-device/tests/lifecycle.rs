@@ -310,6 +310,23 @@ fn of_two_refreshes_at_the_same_time_the_one_that_knows_more_counts() {
 }
 
 #[test]
+fn no_state_switches_a_cache_on_that_the_driver_cannot_flush() {
+    let disk = Slow::new(64);
+    let mut here = Guest::in_memory(memory(), device(&disk, 1));
+    // Neither VIRTIO_BLK_F_FLUSH nor VIRTIO_BLK_F_CONFIG_WCE.
+    here.start(!(1 << 9 | 1 << 11));
+    assert_eq!(here.config(32), [0]);
+    here.transport().pause().unwrap();
+    let mut state = here.transport().save().unwrap();
+    let mut data = state.device.data(1).unwrap().to_vec();
+    data[8] = 1;
+    state.device = DeviceState::new(1, data).unwrap();
+    let mut there = Guest::in_memory(here.memory.clone(), device(&disk, 1));
+    there.restore(&mut here, &state);
+    assert_eq!(there.config(32), [0], "writes are not stable");
+}
+
+#[test]
 fn a_state_that_no_disk_saves_is_refused() {
     type M = support::Memory;
     let disk = Slow::new(64);
