@@ -55,7 +55,7 @@ pub(crate) struct News(u8);
 impl News {
     /// In the order in which they are sent.
     const REMOVE: Self = Self(1);
-    const ADD: Self = Self(2);
+    pub(crate) const ADD: Self = Self(2);
     const CONSOLE: Self = Self(4);
     const NAME: Self = Self(8);
     pub(crate) const SIZE: Self = Self(16);
@@ -82,8 +82,13 @@ impl News {
         self.0 &= !other.0;
     }
 
-    const fn has(self, other: Self) -> bool {
+    pub(crate) const fn has(self, other: Self) -> bool {
         self.0 & other.0 != 0
+    }
+
+    /// Whether any of it is for a driver that has set the port up.
+    pub(crate) const fn is_about_use(self) -> bool {
+        self.0 & !(Self::REMOVE.0 | Self::ADD.0) != 0
     }
 
     /// What is to be sent first.

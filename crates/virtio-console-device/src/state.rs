@@ -66,6 +66,11 @@ pub(crate) fn restore(shared: &Shared, state: &DeviceState) -> Result<(), Device
         if flags & UNPLUGGED != 0 && flags & (READY | GUEST_OPEN) != 0 {
             return Err(DeviceFault::State("a port in use that is not there"));
         }
+        if flags & UNPLUGGED != 0 && news.has(News::ADD)
+            || flags & READY == 0 && news.is_about_use()
+        {
+            return Err(DeviceFault::State("messages about a port as it is not"));
+        }
         if let Some(port) = progress.ports.get_mut(index) {
             *port = PortState {
                 plugged: flags & UNPLUGGED == 0,

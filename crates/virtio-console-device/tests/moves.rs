@@ -84,6 +84,23 @@ fn a_saved_state_that_makes_no_sense_is_refused() {
 }
 
 #[test]
+fn saved_messages_that_no_driver_is_owed_are_refused() {
+    let (port, ..) = socket();
+    let mut guest = Guest::new(vec![port], Features::NONE);
+    let console: &mut dyn VirtioDevice<Memory> = &mut guest.device;
+    let good = console.save();
+    // A port that is not there is announced; one that is not set up is a console, named, sized, open.
+    for (flags, news) in [(8 | 16, 2), (16 | 32, 4), (16 | 32, 8), (32, 16), (0, 32)] {
+        let mut wrong = good.data(1).unwrap().to_vec();
+        wrong[4] = flags | 4;
+        wrong[5] = news;
+        let state = DeviceState::new(1, wrong).unwrap();
+        console.restore(&state).unwrap_err();
+        assert_eq!(console.save(), good);
+    }
+}
+
+#[test]
 fn a_restored_count_beyond_the_chain_ends_the_chain_and_no_other() {
     let (port, mut host, device) = socket();
     let mut guest = Guest::new(vec![port], Features::NONE).start();
