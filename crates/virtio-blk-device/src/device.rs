@@ -85,15 +85,15 @@ impl<E: Executor> Block<E> {
     /// If `id` is anything else, or a [handle](Self::handle) was taken before.
     pub fn with_id(mut self, id: &str) -> io::Result<Self> {
         let valid = id.len() <= ID_LEN && id.bytes().all(|byte| matches!(byte, b' '..=b'~'));
-        let refused = |why| io::Error::new(io::ErrorKind::InvalidInput, why);
-        if !valid {
-            return Err(refused("an id is up to 20 characters of printable ASCII"));
-        }
-        let Some(shared) = Arc::get_mut(&mut self.shared) else {
-            return Err(refused("an id is set before a handle is taken"));
+        let why = match Arc::get_mut(&mut self.shared) {
+            Some(shared) if valid => {
+                shared.id = std::array::from_fn(|at| id.as_bytes().get(at).copied().unwrap_or(0));
+                return Ok(self);
+            }
+            Some(_) => "an id is up to 20 characters of printable ASCII",
+            None => "an id is set before a handle is taken",
         };
-        shared.id = std::array::from_fn(|at| id.as_bytes().get(at).copied().unwrap_or(0));
-        Ok(self)
+        Err(io::Error::new(io::ErrorKind::InvalidInput, why))
     }
 
     /// Sets the observer of the host's failures. Only the first one that is set is called.
@@ -205,10 +205,8 @@ where
             let (index, rings) = (queue.index, self.rings.clone());
             let build = move || -> Result<Box<dyn QueueHandler>, DeviceFault> {
                 #[cfg(feature = "io-uring")]
-                if let Some((home, ring)) = rings.get(usize::from(index)).and_then(take) {
-                    return Ok(Box::new(RingHandler::new(
-                        memory, shared, index, home, ring,
-                    )));
+                if let Some(ring) = rings.get(usize::from(index)).and_then(take) {
+                    return Ok(Box::new(RingHandler::new(memory, shared, index, ring)));
                 }
                 Ok(Box::new(Handler::new(memory, shared)))
             };
@@ -223,13 +221,7 @@ where
     }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), DeviceFault> {
-        let agreed = self.shared.writeback();
-        self.shared.restore(state)?;
-        // What both sides have agreed on counts, whatever a state says of a cache that cannot be switched.
-        if self.cache_is_fixed {
-            self.shared.writeback.store(agreed, Ordering::Release);
-        }
-        Ok(())
+        self.shared.restore(state, self.cache_is_fixed)
     }
 
     fn reset(&mut self) {

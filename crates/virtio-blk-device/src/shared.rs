@@ -6,7 +6,7 @@
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use virtio_device_core::{ConfigNotifier, DeviceFault, DeviceState, RateLimits};
 
@@ -79,7 +79,6 @@ impl Shared {
     pub(crate) fn refresh(&self) -> io::Result<u64> {
         // What was asked for first must not be taken over last.
         let turn = self.refreshing.lock();
-        let turn = turn.unwrap_or_else(PoisonError::into_inner);
         let capacity = whole_sectors(self.backend.capacity()?);
         self.behind.store(capacity, Ordering::Release);
         if capacity != self.capacity() {
@@ -139,8 +138,9 @@ impl Shared {
         DeviceState::new(VERSION, data).unwrap_or_default()
     }
 
-    /// Goes on from a saved state, with the capacity that the driver knows.
-    pub(crate) fn restore(&self, state: &DeviceState) -> Result<(), DeviceFault> {
+    /// Goes on from a saved state, with the capacity that the driver knows, and its choice of a cache if
+    /// it has one.
+    pub(crate) fn restore(&self, state: &DeviceState, fixed: bool) -> Result<(), DeviceFault> {
         let Ok([capacity @ .., writeback]) = <[u8; 9]>::try_from(state.data(VERSION)?) else {
             return Err(DeviceFault::State("its length"));
         };
@@ -149,7 +149,9 @@ impl Shared {
             return Err(DeviceFault::State("its capacity or its cache"));
         }
         self.capacity.store(capacity, Ordering::Release);
-        self.writeback.store(writeback == 1, Ordering::Release);
+        if !fixed {
+            self.writeback.store(writeback == 1, Ordering::Release);
+        }
         Ok(())
     }
 }

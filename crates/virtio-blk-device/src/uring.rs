@@ -38,9 +38,9 @@ pub(crate) type Home = Arc<Mutex<Option<IoUring>>>;
 
 /// Takes a ring from its home. There is none while a worker of before, on another thread, has not ended:
 /// the next one does without it.
-pub(crate) fn take(home: &Home) -> Option<(&Home, IoUring)> {
+pub(crate) fn take(home: &Home) -> Option<(Home, IoUring)> {
     let ring = lock(home).take()?;
-    Some((home, ring))
+    Some((home.clone(), ring))
 }
 
 /// Makes a ring.
@@ -143,15 +143,14 @@ impl<M: GuestAddressSpace> RingHandler<M> {
         memory: M,
         shared: Arc<Shared>,
         queue: u16,
-        home: &Home,
-        ring: IoUring,
+        (home, ring): (Home, IoUring),
     ) -> Self {
         Self {
             memory,
             shared,
             queue,
             ring: Some(ring),
-            home: home.clone(),
+            home,
             slots: (0..QUEUE_SIZE).map(|_| Slot::default()).collect(),
             free: (0..QUEUE_SIZE).rev().collect(),
         }
@@ -314,7 +313,7 @@ where
     } = busy;
     // Of a request that nobody wants any more, nothing is left to be done.
     if in_flight.is_revoked() {
-        job.note(&*memory, &request);
+        job.note(&*memory, Some(&request));
         return Ok(());
     }
     let error = u32::try_from(result).err();
@@ -337,7 +336,7 @@ where
         // It was done in part, or the kernel has no such way: it is done again, and waited for.
         _ => (job.buffers(&*memory, &request)).and_then(|data| shared.run(&request, &data)),
     };
-    job.note(&*memory, &request);
+    job.note(&*memory, Some(&request));
     let finish = |ring: &mut Virtqueue| {
         let len = job.end(&*memory, shared, Some(request), outcome);
         complete(ring, &*memory, &active, head, len)
@@ -480,7 +479,7 @@ impl<M: GuestAddressSpace> Drop for RingHandler<M> {
                     continue;
                 };
                 if let Some(busy) = slot.busy.take() {
-                    slot.job.note(&*busy.memory, &busy.request);
+                    slot.job.note(&*busy.memory, Some(&busy.request));
                     at_rest.push(busy);
                 }
             }

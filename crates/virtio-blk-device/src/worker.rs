@@ -36,11 +36,10 @@ pub(crate) struct Job {
 
 impl<M> Handler<M> {
     pub(crate) fn new(memory: M, shared: Arc<Shared>) -> Self {
-        let job = Job::default();
         Self {
             memory,
             shared,
-            job,
+            job: Job::default(),
         }
     }
 }
@@ -161,16 +160,14 @@ impl Job {
         let outcome = request.as_ref().map_err(|refusal| *refusal);
         let outcome = outcome.and_then(|it| shared.run(it, &self.buffers(rings, it)?));
         let request = request.ok();
-        if let Some(request) = &request {
-            self.note(rings.memory(), request);
-        }
+        self.note(rings.memory(), request.as_ref());
         self.end(rings, shared, request, outcome)
     }
 
     /// Takes note of what has been read into the driver's memory, also for a request that has failed
     /// half-way.
-    pub(crate) fn note(&self, memory: &impl GuestMemory, request: &Request) {
-        if request.operation == Operation::Read {
+    pub(crate) fn note(&self, memory: &impl GuestMemory, request: Option<&Request>) {
+        if request.is_some_and(|request| request.operation == Operation::Read) {
             self.chain.mark_written(memory, u64::MAX);
         }
     }

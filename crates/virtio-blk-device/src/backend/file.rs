@@ -9,8 +9,8 @@ use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{self, AtFlags, FallocateFlags, Mode, OFlags, SeekFrom, StatxFlags};
 use rustix::io::retry_on_intr;
@@ -234,8 +234,7 @@ impl Backend for FileBackend {
     }
 
     fn flush(&self) -> io::Result<()> {
-        let turn = self.flushing.lock();
-        let _turn = turn.unwrap_or_else(PoisonError::into_inner);
+        let _turn = self.flushing.lock();
         self.synced(retry_on_intr(|| fs::fdatasync(&self.file)).map_err(io::Error::from))
     }
 
