@@ -112,7 +112,8 @@ pub struct Guest<T> {
     /// Where the device works, unless on a thread of its own.
     pub workers: Option<StepLoop>,
     next_buffer: u64,
-    next_descriptor: u16,
+    /// Of each queue.
+    next_descriptors: Vec<u16>,
 }
 
 impl<T> Guest<T> {
@@ -146,7 +147,7 @@ impl<T> Guest<T> {
             queues: Vec::new(),
             workers: None,
             next_buffer: Self::BUFFERS,
-            next_descriptor: 0,
+            next_descriptors: Vec::new(),
         }
     }
 
@@ -213,6 +214,7 @@ impl<T> Guest<T> {
             let queue = self.enable(self.queues.len());
             self.queues.push(queue);
         }
+        self.next_descriptors = vec![0; self.queues.len()];
         let status = self.port.set_driver_ok();
         assert_eq!(status, 15, "the device does not start");
     }
@@ -237,11 +239,12 @@ impl<T> Guest<T> {
     /// Enables one queue again.
     pub fn restart_queue(&mut self, index: usize) {
         self.queues[index] = self.enable(index);
+        self.next_descriptors[index] = 0;
     }
 
     /// Makes a chain available, without telling the device.
     pub fn put(&mut self, queue: usize, buffers: &[Buf]) -> Offered {
-        let head = self.next_descriptor;
+        let head = self.next_descriptors[queue];
         let mut writable = Vec::new();
         for (at, buffer) in buffers.iter().enumerate() {
             let (addr, len, write) = match buffer {
@@ -253,13 +256,13 @@ impl<T> Guest<T> {
                 }
                 Buf::At(addr, len, write) => (*addr, *len, *write),
             };
-            let queue = &self.queues[queue];
-            let index = self.next_descriptor;
-            self.next_descriptor = (index + 1) % queue.setup().size as u16;
+            let (queue, next) = (&self.queues[queue], &mut self.next_descriptors[queue]);
+            let index = *next;
+            *next = (index + 1) % queue.setup().size as u16;
             let more = at + 1 < buffers.len();
             let flags = if more { VIRTQ_DESC_F_NEXT } else { 0 };
             let flags = flags | if write { VIRTQ_DESC_F_WRITE } else { 0 };
-            queue.descriptor(index, addr, len, flags, self.next_descriptor);
+            queue.descriptor(index, addr, len, flags, *next);
         }
         self.queues[queue].offer(head);
         Offered { head, writable }
@@ -333,7 +336,7 @@ impl<T> Guest<T> {
     pub fn go_on(&mut self, from: &mut Self) {
         self.queues = std::mem::take(&mut from.queues);
         self.next_buffer = from.next_buffer;
-        self.next_descriptor = from.next_descriptor;
+        self.next_descriptors = std::mem::take(&mut from.next_descriptors);
     }
 }
 
