@@ -20,7 +20,7 @@ const SOON: Duration = Duration::from_secs(60);
 /// Descriptors of each queue, unless the device has fewer.
 const QUEUE_SIZE: u16 = 256;
 /// Where the rings of the first queue are, and how far those of two queues are apart.
-const RINGS: u64 = 0x4000;
+const RINGS: u64 = 0x2000;
 
 /// A buffer of a request.
 #[derive(Clone, Debug)]
@@ -119,7 +119,7 @@ pub struct Guest<T> {
 impl<T> Guest<T> {
     /// Bytes of its memory.
     pub const MEMORY: u64 = 0x80_0000;
-    /// Where its buffers are.
+    /// Where its buffers are. The rings, of 127 queues at most, come before them.
     pub const BUFFERS: u64 = 0x10_0000;
     /// What memory for the device to write holds before that.
     pub const CANARY: u8 = 0xa5;
@@ -223,7 +223,12 @@ impl<T> Guest<T> {
         // The driver's memory lives as long as the process.
         let memory: &'static Arc<_> = Box::leak(Box::new(self.memory.clone()));
         let size = self.port.max_size(index as u32).min(QUEUE_SIZE.into());
-        let queue = DriverQueue::new(&**memory, RINGS * (index as u64 + 1), size as u16);
+        let rings = RINGS * (index as u64 + 1);
+        assert!(
+            rings + RINGS <= Self::BUFFERS,
+            "more queues than fit before the buffers"
+        );
+        let queue = DriverQueue::new(&**memory, rings, size as u16);
         let enabled = self.port.enable(index as u32, queue.setup());
         assert!(enabled, "queue {index} is not enabled");
         queue

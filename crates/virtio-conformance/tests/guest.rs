@@ -52,3 +52,17 @@ fn chains_of_one_queue_take_no_descriptors_of_another() {
     let heads = [1, 1, 0, 1, 0, 1].map(|queue| (queue, guest.put(queue, &request).head));
     assert_eq!(heads, [(1, 0), (1, 2), (0, 0), (1, 4), (0, 2), (1, 6)]);
 }
+
+#[test]
+fn the_rings_of_many_queues_are_clear_of_the_buffers() {
+    // As many as those of a network device with 32 pairs.
+    let guest = started(&[256; 65]);
+    let end = guest.queues.iter().map(|queue| queue.used_ring().end).max();
+    assert!(end.unwrap() <= Guest::<()>::BUFFERS, "{end:x?}");
+}
+
+#[test]
+#[should_panic = "more queues than fit before the buffers"]
+fn queues_whose_rings_would_be_among_the_buffers_are_refused() {
+    started(&[256; 128]);
+}
