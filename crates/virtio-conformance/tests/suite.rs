@@ -6,13 +6,15 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
 
 use bus::BusDevice;
 use virtio_conformance::ramdisk::RamDisk;
 use virtio_conformance::{Memory, MmioPort, Parts, Port, Request, Suite};
 use virtio_device_core::{
     Activation, Chain, Context, DeviceFault, InterruptLine, LoopHandle, Progress, QueueHandler,
-    VirtioDevice, edge_line,
+    VirtioDevice, WorkerThread, edge_line,
 };
 use virtio_mmio_transport::MmioTransport;
 use vm_memory::GuestAddressSpace as _;
@@ -85,6 +87,61 @@ fn fails<P: Port>(request: Request, make: impl Fn(Parts) -> P) -> String {
     let check = AssertUnwindSafe(|| Suite::new(request).check(make));
     let failed = catch_unwind(check).unwrap_err();
     *failed.downcast::<String>().unwrap()
+}
+
+/// Gives every request back, and takes its time until it asks to be notified again.
+struct Slow(WorkerThread);
+
+impl VirtioDevice<Memory> for Slow {
+    fn device_type(&self) -> u32 {
+        63
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &[8]
+    }
+
+    fn activate(&mut self, activation: Activation<Memory>) -> Result<(), DeviceFault> {
+        activation.queue(0)?;
+        let chain = Chain::with_capacity(8);
+        activation.serve(&mut self.0, |memory| SlowRequests(memory, chain))
+    }
+}
+
+struct SlowRequests(Memory, Chain);
+
+impl QueueHandler for SlowRequests {
+    fn process(&mut self, queue: u16, cx: &mut Context<'_>) -> Result<Progress, DeviceFault> {
+        let memory = self.0.memory();
+        let Some(active) = cx.queue(queue) else {
+            return Ok(Progress::Idle);
+        };
+        let looked = active.lease.with(|ring| {
+            ring.disable_notification(&*memory)?;
+            if let Some(head) = ring.take(&*memory, &mut self.1)? {
+                ring.complete(&*memory, head, 0)?;
+                if ring.needs_interrupt(&*memory)? {
+                    active.signal_used();
+                }
+                thread::sleep(Duration::from_millis(5));
+            }
+            match ring.enable_notification(&*memory)? {
+                true => Ok(Progress::More),
+                false => Ok(Progress::Idle),
+            }
+        });
+        looked.unwrap_or(Ok(Progress::Idle))
+    }
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no level-triggered epoll")]
+fn a_device_may_take_its_time_after_an_answer() {
+    let request = Request::new(|bytes| bytes.is_empty()).readable(b"request");
+    Suite::new(request).check(|parts| {
+        let (thread, line) = (WorkerThread::named("slow").unwrap(), parts.line.clone());
+        port(Slow(thread), parts, line)
+    });
 }
 
 #[test]

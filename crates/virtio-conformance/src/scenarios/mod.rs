@@ -198,6 +198,8 @@ fn notifications<P: Port>(machine: &mut Machine<P>) {
 }
 
 fn resets<P: Port>(machine: &mut Machine<P>) {
+    // The device of the last scenario may still be at work.
+    machine.reset();
     for steps in 0..5u8 {
         for status in [0, 1, 3].into_iter().take(steps.into()) {
             machine.port.set_status(status);
