@@ -26,7 +26,7 @@ pub type Memory = Arc<WatchedMemory>;
 /// use virtio_conformance::{MmioPort, Parts};
 /// use virtio_mmio_transport::MmioTransport;
 ///
-/// /// Makes the device under test, anew for each scenario.
+/// /// Makes the device under test, and another one that works beside it.
 /// fn disk(parts: Parts) -> MmioPort<MmioTransport<virtio_conformance::Memory, RamDisk<impl virtio_device_core::Executor>>> {
 ///     let device = RamDisk::new(Arc::new(Mutex::new(vec![0; 4096])), parts.executor.clone());
 ///     let transport = MmioTransport::new(device, parts.memory, parts.line).unwrap();

@@ -22,7 +22,7 @@ use crate::subject::{MeasureHeap, Request, Subject};
 /// use virtio_conformance::{MmioPort, Parts, Request, Suite};
 /// use virtio_mmio_transport::MmioTransport;
 ///
-/// /// Makes the device under test, anew for each scenario.
+/// /// Makes the device under test, and another one that works beside it.
 /// fn disk(parts: Parts) -> MmioPort<MmioTransport<virtio_conformance::Memory, RamDisk<impl virtio_device_core::Executor>>> {
 ///     let device = RamDisk::new(Arc::new(Mutex::new(vec![0; 4096])), parts.executor.clone());
 ///     let transport = MmioTransport::new(device, parts.memory, parts.line).unwrap();
@@ -72,8 +72,9 @@ impl Suite {
         self
     }
 
-    /// Runs every scenario. For each of them `make` puts a fresh device behind a transport, both
-    /// made of the [`Parts`] that it is given.
+    /// Runs every scenario, one after the other on the same device, which is reset in between. `make` is
+    /// called twice, for that device and for a second one beside it, and puts a fresh device behind a
+    /// transport, both made of the [`Parts`] that it is given.
     ///
     /// # Panics
     ///

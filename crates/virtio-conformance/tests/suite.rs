@@ -4,6 +4,7 @@
 //! What the suite finds.
 #![expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -142,6 +143,18 @@ fn a_device_may_take_its_time_after_an_answer() {
         let (thread, line) = (WorkerThread::named("slow").unwrap(), parts.line.clone());
         port(Slow(thread), parts, line)
     });
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "it takes too long")]
+fn two_devices_are_made_one_under_test_and_one_beside_it() {
+    let made = Cell::new(0);
+    Suite::new(REQUEST).check(|parts| {
+        made.set(made.get() + 1);
+        let line = parts.line.clone();
+        port(disk(&parts), parts, line)
+    });
+    assert_eq!(made.get(), 2);
 }
 
 #[test]
