@@ -77,14 +77,13 @@ impl GuestHal {
 // address in this process, which is valid for as long as the process lives.
 unsafe impl Hal for GuestHal {
     fn dma_alloc(pages: usize, _direction: BufferDirection) -> (PhysAddr, NonNull<u8>) {
-        let address = Self::allocate(pages * PAGE_SIZE);
-        let host = MEMORY
-            .get_host_address(address)
+        let len = pages * PAGE_SIZE;
+        let address = Self::allocate(len);
+        let slice = MEMORY
+            .get_slice(address, len)
             .expect("guest memory is used up");
-        (
-            address.0,
-            NonNull::new(host).expect("a mapping is not at 0"),
-        )
+        let host = NonNull::new(slice.ptr_guard_mut().as_ptr());
+        (address.0, host.expect("a mapping is not at 0"))
     }
 
     unsafe fn dma_dealloc(_address: PhysAddr, _host: NonNull<u8>, _pages: usize) -> i32 {
