@@ -3,6 +3,8 @@
 
 //! The driver's side of a split virtqueue.
 
+use std::sync::atomic::Ordering;
+
 use virtio_device_core::transport::{QueueLayout, QueueSetup};
 use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
@@ -153,49 +155,48 @@ impl<'m, M: GuestMemory> DriverQueue<'m, M> {
     /// Sets the available index to any value.
     pub fn set_avail_index(&mut self, index: u16) {
         self.avail_index = index;
-        let addr = GuestAddress(self.setup.avail_ring + 2);
-        self.memory
-            .store(index.to_le(), addr, std::sync::atomic::Ordering::Release)
-            .unwrap();
+        self.store(self.setup.avail_ring + 2, index);
     }
 
     /// Sets the flags of the available ring.
     pub fn set_avail_flags(&self, flags: u16) {
-        let addr = GuestAddress(self.setup.avail_ring);
-        self.memory.write_slice(&flags.to_le_bytes(), addr).unwrap();
+        self.store(self.setup.avail_ring, flags);
     }
 
     /// Sets the used index at which the driver wants the next interrupt (`VIRTIO_F_EVENT_IDX`).
     pub fn set_used_event(&self, index: u16) {
         let addr = self.setup.avail_ring + 4 + 2 * u64::from(self.setup.size);
-        self.memory
-            .write_slice(&index.to_le_bytes(), GuestAddress(addr))
-            .unwrap();
+        self.store(addr, index);
     }
 
     /// The available index at which the device wants the next notification.
     #[must_use]
     pub fn avail_event(&self) -> u16 {
-        let addr = self.setup.used_ring + 4 + 8 * u64::from(self.setup.size);
-        u16::from_le(self.memory.read_obj(GuestAddress(addr)).unwrap())
+        self.load(self.setup.used_ring + 4 + 8 * u64::from(self.setup.size))
     }
 
     /// The flags of the used ring.
     #[must_use]
     pub fn used_flags(&self) -> u16 {
-        let addr = GuestAddress(self.setup.used_ring);
-        u16::from_le(self.memory.read_obj(addr).unwrap())
+        self.load(self.setup.used_ring)
     }
 
     /// The used index as the device has written it.
     #[must_use]
     pub fn used_index(&self) -> u16 {
-        let addr = GuestAddress(self.setup.used_ring + 2);
-        u16::from_le(
-            self.memory
-                .load(addr, std::sync::atomic::Ordering::Acquire)
-                .unwrap(),
-        )
+        self.load(self.setup.used_ring + 2)
+    }
+
+    /// Reads a field that the device may be writing.
+    fn load(&self, addr: u64) -> u16 {
+        let field = self.memory.load(GuestAddress(addr), Ordering::Acquire);
+        u16::from_le(field.unwrap())
+    }
+
+    /// Writes a field that the device may be reading.
+    fn store(&self, addr: u64, value: u16) {
+        let (value, addr) = (value.to_le(), GuestAddress(addr));
+        self.memory.store(value, addr, Ordering::Release).unwrap();
     }
 
     /// Takes the used elements that are new since the last call, as (head, length).
