@@ -3,6 +3,7 @@
 
 //! Shape 6: memory touched outside of every queue, leased for the device as the queues are.
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use virtio_device_core::{Activation, Unavailable, VirtioDevice};
@@ -30,8 +31,8 @@ impl Shape for MemoryOutsideOfQueues {
             std::thread::spawn(move || {
                 loop {
                     let tick = lease.with(|()| {
-                        let now: u64 = memory.read_obj(CLOCK).unwrap_or(0);
-                        let _ = memory.write_obj(now + 1, CLOCK);
+                        let now: u64 = memory.load(CLOCK, Relaxed).unwrap_or(0);
+                        let _ = memory.store(now + 1, CLOCK, Relaxed);
                     });
                     if tick == Err(Unavailable::Revoked) {
                         break;
@@ -48,14 +49,14 @@ impl Shape for MemoryOutsideOfQueues {
     }
 
     fn begin(&mut self, guest: &mut Guest<Self::Device>) {
-        self.seen = guest.memory.read_obj(CLOCK).unwrap();
+        self.seen = guest.memory.load(CLOCK, Relaxed).unwrap();
         guest.offer_writable(0, 0, 1);
     }
 
     fn finish(&mut self, guest: &mut Guest<Self::Device>) {
         assert_eq!(guest.used(0, 1), [(0, 1)]);
         wait("the clock", || {
-            guest.memory.read_obj::<u64>(CLOCK).unwrap() > self.seen
+            guest.memory.load::<u64>(CLOCK, Relaxed).unwrap() > self.seen
         });
     }
 }
