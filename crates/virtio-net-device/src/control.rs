@@ -8,8 +8,7 @@ use virtio_bindings::virtio_net::*;
 use virtio_device_core::{ChainStream, Features};
 use vm_memory::GuestMemory;
 
-use crate::config::guest_offloads;
-use crate::settings::{GROUP, MAX_MACS, Mac, Settings, whole};
+use crate::settings::{GROUP, MAX_MACS, Mac, Settings, allowed};
 
 /// Makes the change that a command asks for, and returns the command's class. `None` if the driver has no
 /// right to it, or it makes no sense: the settings are not to be used then.
@@ -55,7 +54,7 @@ pub(crate) fn obey<M: GuestMemory>(
         }
         (VIRTIO_NET_CTRL_GUEST_OFFLOADS, VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET) => {
             let wanted = Features::from(u64::from_le_bytes(command.read_array().ok()?));
-            valid = (wanted - whole(wanted & agreed & guest_offloads())).is_empty();
+            valid = wanted == allowed(wanted, agreed);
             settings.offloads = wanted;
             VIRTIO_NET_F_CTRL_GUEST_OFFLOADS
         }

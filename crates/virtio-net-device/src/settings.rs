@@ -72,7 +72,7 @@ impl Settings {
         if !agreed.has(VIRTIO_NET_F_MQ) {
             self.pairs = 1;
         }
-        self.offloads = whole(self.offloads & agreed & guest_offloads());
+        self.offloads = allowed(self.offloads, agreed);
         self
     }
 
@@ -156,9 +156,10 @@ impl Settings {
     }
 }
 
-/// Without the offloads that lack what they need: they depend on each other as the features do that
-/// they are called after.
-pub(crate) fn whole(offloads: Features) -> Features {
+/// Those of the `wanted` offloads that were `agreed` on and do not lack what they need: they depend on
+/// each other as the features do that they are called after.
+pub(crate) fn allowed(wanted: Features, agreed: Features) -> Features {
+    let offloads = wanted & agreed & guest_offloads();
     Negotiation::new(VIRTIO_ID_NET, offloads).offered() & offloads
 }
 

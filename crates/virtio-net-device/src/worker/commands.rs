@@ -49,11 +49,14 @@ fn run(chain: &Chain, rings: &impl RingMemory, shared: &Shared, agreed: Features
     match class {
         net::VIRTIO_NET_CTRL_ANNOUNCE => shared.announced(),
         net::VIRTIO_NET_CTRL_GUEST_OFFLOADS => shared.set_offloads(&settings).ok()?,
-        net::VIRTIO_NET_CTRL_MQ if shared.use_pairs(&settings).is_err() => {
-            // Some back ends have done what others refused. Nothing can be done about one that now
-            // refuses the opposite as well.
-            let _ = shared.use_pairs(&before);
-            return None;
+        net::VIRTIO_NET_CTRL_MQ => {
+            let used = shared.use_pairs(&settings);
+            used.inspect_err(|_| {
+                // Some back ends have done what others refused. Nothing can be done about one that now
+                // refuses the opposite as well.
+                let _ = shared.use_pairs(&before);
+            })
+            .ok()?;
         }
         _ => {}
     }

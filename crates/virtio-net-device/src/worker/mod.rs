@@ -80,10 +80,10 @@ impl<M> Handler<M> {
             let settings = self.shared.settings();
             self.shared.set_offloads(&settings)?;
             self.shared.use_pairs(&settings)?;
+        } else {
+            self.pair.take_part(&mut self.pair.port())?;
         }
-        let port = &mut *self.pair.port();
-        self.pair.take_part(port)?;
-        let backend = &port.backend;
+        let backend = &self.pair.port().backend;
         self.no_poll = false;
         for (source, interest, fd) in [
             (RECEIVE, EventSet::IN, backend.readable()),
