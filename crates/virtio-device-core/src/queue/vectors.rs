@@ -95,7 +95,7 @@ impl<'a> Buffers<'a> {
 
     #[inline]
     fn push(&mut self, base: *mut u8, len: usize) {
-        // A call for nothing but empty pieces looks like the end of a file.
+        // A read into nothing but empty pieces returns 0, which would be taken for the end of the file.
         if len == 0 {
             return;
         }

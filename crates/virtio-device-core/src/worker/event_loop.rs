@@ -307,7 +307,7 @@ impl WorkerLoop {
             Some(code) => DeviceFault::Loop(io::Error::from_raw_os_error(code)),
             None => DeviceFault::Loop(kind.into()),
         };
-        self.for_each_worker(|worker, _| worker.fail(&fault(&error)));
+        self.for_each_worker(|worker, _| worker.fail(fault(&error)));
         error
     }
 }
@@ -328,7 +328,7 @@ impl Drop for WorkerLoop {
             if worker.has_ended() {
                 return Life::Ended;
             }
-            worker.fail(&gone())
+            worker.fail(gone())
         });
         // Not under the lock: a handler may do anything when it is dropped.
         for worker in self.mailbox.take_new() {

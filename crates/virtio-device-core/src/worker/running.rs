@@ -314,9 +314,7 @@ impl Running {
             fault = Some(DeviceFault::Panicked);
         }
         if let Some(fault) = fault {
-            self.interrupt.device_failed(&fault);
-            discard(fault);
-            return Life::Ended;
+            return self.fail(fault);
         }
         // A pause may have kept it from its queues after it had consumed what woke it: call it again.
         if idle && self.interrupt.pauses() != pauses {
@@ -354,8 +352,9 @@ impl Running {
         });
     }
 
-    pub(crate) fn fail(&self, fault: &DeviceFault) -> Life {
-        self.interrupt.device_failed(fault);
+    pub(crate) fn fail(&self, fault: DeviceFault) -> Life {
+        self.interrupt.device_failed(&fault);
+        discard(fault);
         Life::Ended
     }
 
