@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use bus::BusDevice;
 use virtio_conformance::ramdisk::RamDisk;
-use virtio_conformance::{Memory, MmioPort, Parts, Port, Request, Suite};
+use virtio_conformance::{Memory, MmioPort, Parts, Port, Request, Suite, WatchedMemory};
 use virtio_device_core::{
-    Activation, Chain, Context, DeviceFault, InterruptLine, LoopHandle, Progress, QueueHandler,
-    VirtioDevice, WorkerThread, edge_line,
+    Activation, ActiveQueue, Chain, Context, DeviceFault, Executor, InterruptLine, LoopHandle,
+    Progress, QueueHandler, RingFault, VirtioDevice, Virtqueue, WorkerThread, edge_line,
 };
 use virtio_mmio_transport::MmioTransport;
 use vm_memory::GuestAddressSpace as _;
@@ -42,10 +42,14 @@ where
     )
 }
 
-/// Gives every request back, and waits for the next one without asking to be notified of it.
-struct Silent(LoopHandle);
+/// How a device looks at its queue, once.
+type Look =
+    fn(&mut Virtqueue, &WatchedMemory, &mut Chain, &ActiveQueue) -> Result<Progress, RingFault>;
 
-impl VirtioDevice<Memory> for Silent {
+/// A device of one queue that looks at it like this.
+struct Device<E>(E, Look);
+
+impl<E: Executor> VirtioDevice<Memory> for Device<E> {
     fn device_type(&self) -> u32 {
         63
     }
@@ -56,12 +60,12 @@ impl VirtioDevice<Memory> for Silent {
 
     fn activate(&mut self, activation: Activation<Memory>) -> Result<(), DeviceFault> {
         activation.queue(0)?;
-        let chain = Chain::with_capacity(8);
-        activation.serve(&mut self.0, |memory| Requests(memory, chain))
+        let (chain, look) = (Chain::with_capacity(8), self.1);
+        activation.serve(&mut self.0, move |memory| Requests(memory, chain, look))
     }
 }
 
-struct Requests(Memory, Chain);
+struct Requests(Memory, Chain, Look);
 
 impl QueueHandler for Requests {
     fn process(&mut self, queue: u16, cx: &mut Context<'_>) -> Result<Progress, DeviceFault> {
@@ -69,19 +73,44 @@ impl QueueHandler for Requests {
         let Some(active) = cx.queue(queue) else {
             return Ok(Progress::Idle);
         };
-        let looked = active.lease.with(|ring| {
-            let Some(head) = ring.take(&*memory, &mut self.1)? else {
-                return Ok(Progress::Idle);
-            };
-            ring.complete(&*memory, head, 0)?;
-            if ring.needs_interrupt(&*memory)? {
-                active.signal_used();
-            }
-            Ok(Progress::More)
-        });
-        looked.unwrap_or(Ok(Progress::Idle))
+        let looked = (active.lease).with(|ring| (self.2)(ring, &memory, &mut self.1, active));
+        Ok(looked.unwrap_or(Ok(Progress::Idle))?)
     }
 }
+
+/// Gives a request back, if there is one.
+fn give_back(
+    ring: &mut Virtqueue,
+    memory: &WatchedMemory,
+    chain: &mut Chain,
+    active: &ActiveQueue,
+) -> Result<bool, RingFault> {
+    let Some(head) = ring.take(memory, chain)? else {
+        return Ok(false);
+    };
+    ring.complete(memory, head, 0)?;
+    if ring.needs_interrupt(memory)? {
+        active.signal_used();
+    }
+    Ok(true)
+}
+
+const fn more_if(more: bool) -> Progress {
+    if more { Progress::More } else { Progress::Idle }
+}
+
+/// Waits for the next request without asking to be notified of it.
+const SILENT: Look =
+    |ring, memory, chain, active| Ok(more_if(give_back(ring, memory, chain, active)?));
+
+/// Takes its time until it asks to be notified again.
+const SLOW: Look = |ring, memory, chain, active| {
+    ring.disable_notification(memory)?;
+    if give_back(ring, memory, chain, active)? {
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(more_if(ring.enable_notification(memory)?))
+};
 
 /// The scenario that fails.
 fn fails<P: Port>(request: Request, make: impl Fn(Parts) -> P) -> String {
@@ -90,58 +119,13 @@ fn fails<P: Port>(request: Request, make: impl Fn(Parts) -> P) -> String {
     *failed.downcast::<String>().unwrap()
 }
 
-/// Gives every request back, and takes its time until it asks to be notified again.
-struct Slow(WorkerThread);
-
-impl VirtioDevice<Memory> for Slow {
-    fn device_type(&self) -> u32 {
-        63
-    }
-
-    fn queue_max_sizes(&self) -> &[u16] {
-        &[8]
-    }
-
-    fn activate(&mut self, activation: Activation<Memory>) -> Result<(), DeviceFault> {
-        activation.queue(0)?;
-        let chain = Chain::with_capacity(8);
-        activation.serve(&mut self.0, |memory| SlowRequests(memory, chain))
-    }
-}
-
-struct SlowRequests(Memory, Chain);
-
-impl QueueHandler for SlowRequests {
-    fn process(&mut self, queue: u16, cx: &mut Context<'_>) -> Result<Progress, DeviceFault> {
-        let memory = self.0.memory();
-        let Some(active) = cx.queue(queue) else {
-            return Ok(Progress::Idle);
-        };
-        let looked = active.lease.with(|ring| {
-            ring.disable_notification(&*memory)?;
-            if let Some(head) = ring.take(&*memory, &mut self.1)? {
-                ring.complete(&*memory, head, 0)?;
-                if ring.needs_interrupt(&*memory)? {
-                    active.signal_used();
-                }
-                thread::sleep(Duration::from_millis(5));
-            }
-            match ring.enable_notification(&*memory)? {
-                true => Ok(Progress::More),
-                false => Ok(Progress::Idle),
-            }
-        });
-        looked.unwrap_or(Ok(Progress::Idle))
-    }
-}
-
 #[test]
 #[cfg_attr(miri, ignore = "Miri has no level-triggered epoll")]
 fn a_device_may_take_its_time_after_an_answer() {
     let request = Request::new(|bytes| bytes.is_empty()).readable(b"request");
     Suite::new(request).check(|parts| {
         let (thread, line) = (WorkerThread::named("slow").unwrap(), parts.line.clone());
-        port(Slow(thread), parts, line)
+        port(Device(thread, SLOW), parts, line)
     });
 }
 
@@ -161,7 +145,7 @@ fn two_devices_are_made_one_under_test_and_one_beside_it() {
 fn a_device_asks_to_be_notified_before_it_waits() {
     let request = Request::new(|bytes| bytes.is_empty()).readable(b"request");
     let silent = |parts: Parts| {
-        let (device, line) = (Silent(parts.executor.clone()), parts.line.clone());
+        let (device, line) = (Device(parts.executor.clone(), SILENT), parts.line.clone());
         port(device, parts, line)
     };
     let scenario = "scenario failed: notifications that the device asks for";
