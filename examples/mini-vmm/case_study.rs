@@ -71,8 +71,8 @@ fn prepare(options: &Options) -> Result<Option<File>, String> {
             ));
         }
     }
-    // Now, rather than when all is measured, shows what cannot be written. It stays open: the reader of
-    // a pipe would take the end of this for that of the picture.
+    // Opened before anything is measured, so that a file that cannot be written is told at once. It stays
+    // open: the reader of a pipe would take a close for the end of the picture.
     let open = |path: &PathBuf| File::create(path).map_err(|error| svg_failed(path, &error));
     options.svg.as_ref().map(open).transpose()
 }
@@ -133,7 +133,8 @@ fn compare(
     Ok((fastest, last))
 }
 
-/// Whether two paths lead to the same file; one that cannot be looked at is told elsewhere.
+/// Whether two paths lead to the same file. They do not if one cannot be looked at: opening it fails
+/// later, and says why.
 fn same_file(one: &Path, other: &Path) -> bool {
     let number = |path: &Path| path.metadata().map(|file| (file.dev(), file.ino()));
     matches!((number(one), number(other)), (Ok(one), Ok(other)) if one == other)
