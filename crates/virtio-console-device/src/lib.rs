@@ -44,6 +44,7 @@
 //!   that the host has taken in part, the device's saved state says how much.
 //! * **A host that hangs up** does not end the device. Input ends there; output is discarded from then
 //!   on. A terminal is looked at again every half second, because somebody else may open it.
+//! * **A host that is short of something**, memory or room on a disk, is asked again until it has it.
 //! * **`O_NONBLOCK` is never set** on a description that others share; see [`Port::new`].
 //!
 //! A write to a pipe whose reader has gone raises `SIGPIPE`, which Rust programs ignore unless they

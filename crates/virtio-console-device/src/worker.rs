@@ -12,6 +12,7 @@ use std::io::{self, ErrorKind, Read};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use virtio_device_core::{
     BadRequest, Chain, Context, DeviceFault, Progress, QueueHandler, vmm_sys_util::epoll::EventSet,
 };
@@ -34,7 +35,8 @@ const PIECE: usize = 16 << 10;
 const TURN: usize = 16 * PIECE;
 /// How long a terminal that has hung up is left alone.
 const HANGUP_WAIT: Duration = Duration::from_millis(500);
-/// How long until a descriptor that epoll does not take is tried again.
+/// How long until a descriptor is tried again of which epoll does not tell when: one that it does not take,
+/// or one for which the host was short of something.
 const NO_POLL_WAIT: Duration = Duration::from_millis(10);
 
 pub(crate) struct Handler<M> {
@@ -165,6 +167,7 @@ impl<M: GuestAddressSpace> Handler<M> {
                         sides.input.gone = false;
                         Ok(Answer::Wait(End::HostBusy))
                     }
+                    Err(error) if is_shortage(&error) => Ok(Answer::Wait(End::HostShort)),
                     Err(error) => {
                         failure = Some(error);
                         Ok(Answer::Wait(End::HostGone))
@@ -186,8 +189,10 @@ impl<M: GuestAddressSpace> Handler<M> {
         self.tell_host_side(index, cx);
         match end {
             End::Turn => Ok(Progress::More),
-            End::HostBusy if side.no_poll => Ok(Progress::After(NO_POLL_WAIT)),
-            End::HostBusy => wait(cx, source, EventSet::IN, Progress::Idle),
+            End::HostBusy if !side.no_poll => wait(cx, source, EventSet::IN, Progress::Idle),
+            End::HostBusy | End::HostShort => {
+                wait(cx, source, EventSet::empty(), Progress::After(NO_POLL_WAIT))
+            }
             End::HostGone if port_may_come_back(&self.shared, index) => {
                 wait(cx, source, EventSet::empty(), Progress::After(HANGUP_WAIT))
             }
@@ -244,6 +249,9 @@ impl<M: GuestAddressSpace> Handler<M> {
                         {
                             return Ok(Answer::Wait(End::HostBusy));
                         }
+                        Err(error) if is_shortage(&error) => {
+                            return Ok(Answer::Wait(End::HostShort));
+                        }
                         Err(error) => {
                             sides.output.gone = true;
                             failure = Some(error);
@@ -279,8 +287,10 @@ impl<M: GuestAddressSpace> Handler<M> {
         self.tell_host_side(index, cx);
         match end {
             End::Turn => Ok(Progress::More),
-            End::HostBusy if no_poll => Ok(Progress::After(NO_POLL_WAIT)),
-            End::HostBusy => wait(cx, source, EventSet::OUT, Progress::Idle),
+            End::HostBusy if !no_poll => wait(cx, source, EventSet::OUT, Progress::Idle),
+            End::HostBusy | End::HostShort => {
+                wait(cx, source, EventSet::empty(), Progress::After(NO_POLL_WAIT))
+            }
             _ if may_come_back => wait(cx, source, EventSet::empty(), Progress::After(HANGUP_WAIT)),
             _ => wait(cx, source, EventSet::empty(), Progress::Idle),
         }
@@ -418,6 +428,14 @@ fn wait(
         // The host has no room for one more descriptor to be watched.
         Err(_) => Ok(Progress::After(NO_POLL_WAIT)),
     }
+}
+
+/// Whether the host failed for want of something that comes back: what it was to do is still to be done.
+fn is_shortage(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::NOBUFS | Errno::NOMEM | Errno::NOSPC | Errno::DQUOT)
+    )
 }
 
 /// Nothing written is nothing taken.

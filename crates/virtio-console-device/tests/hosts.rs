@@ -7,13 +7,18 @@
     clippy::indexing_slicing,
     reason = "a test stops at the unexpected"
 )]
+#![expect(
+    unsafe_code,
+    reason = "a test exchanges a descriptor that the device has"
+)]
 #![cfg(not(miri))] // Miri has no level-triggered epoll.
 
 mod support;
 
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
@@ -216,6 +221,27 @@ fn a_file_is_input_to_its_end_and_output_from_where_it_is() {
     log.rewind().unwrap();
     assert_eq!(std::fs::read(&output).unwrap(), b"header body footer");
     std::fs::remove_dir_all(&dir).unwrap();
+}
+
+/// A full disk, which the device asks now and then whether it is still that.
+#[test]
+fn output_waits_for_a_host_that_has_no_room_and_is_lost_for_none() {
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let number = full.as_raw_fd();
+    let mut guest = guest(File::open("/dev/null").unwrap(), full);
+    guest.say(TX, b"not lost");
+    assert!(guest.wakeups(Duration::from_millis(200)) <= 100, "it spins");
+    assert_eq!(guest.queues[TX].ring.used_index(), 0);
+    assert!(!format!("{:?}", guest.told.events()).contains("OutputEnded"));
+
+    // SAFETY: the device, which owns this descriptor, lives longer, and it is not closed here.
+    let mut same = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(number) });
+    rustix::io::dup2(&writer, &mut same).unwrap();
+    guest.until("output", |guest| guest.queues[TX].ring.used_index() == 1);
+    let mut got = [0; 8];
+    reader.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"not lost");
 }
 
 #[test]

@@ -58,6 +58,8 @@ pub(super) enum End {
     Drained,
     /// The host gives or takes nothing for now.
     HostBusy,
+    /// The host lacks what it takes to go on: memory, or room on a disk.
+    HostShort,
     /// The host has hung up.
     HostGone,
     /// The device has nothing to say.
