@@ -128,6 +128,7 @@ fn an_access_that_no_bus_claims_reads_as_ones_and_is_dropped() {
         assert_eq!(io.mmio_write(0x1000, &[1]), None);
         assert_eq!(io.pio_write(0x60, &[1]), None);
     }
+    assert!(io.map_answer(|answer| answer).fills_reads());
 }
 
 /// A policy that answers everything.
