@@ -177,6 +177,12 @@ impl Default for ExitLatencies {
     }
 }
 
+/// The number of the bucket for a time, whose bound is two to the power of it.
+fn bucket(nanos: u128) -> usize {
+    let bits = u128::BITS - nanos.leading_zeros();
+    usize::try_from(bits).unwrap_or(BUCKETS).min(BUCKETS - 1)
+}
+
 impl ExitLatencies {
     /// The filled part of the histogram of one kind: upper bound in nanoseconds, count.
     ///
@@ -230,14 +236,28 @@ impl ExitObserver for LatencyObserver {
         let Some(since) = self.since.take() else {
             return;
         };
-        let nanos = since.elapsed().as_nanos().max(1);
-        let power = usize::try_from(nanos.ilog2()).unwrap_or(BUCKETS) + 1;
-        let bucket = power.min(BUCKETS - 1);
+        let bucket = bucket(since.elapsed().as_nanos());
         bump(
             self.latencies
                 .buckets
                 .get(kind.index())
                 .and_then(|buckets| buckets.get(bucket)),
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_below_the_bound_of_its_bucket_and_of_no_smaller_one() {
+        for (nanos, power) in [(0, 0), (1, 1), (2, 2), (3, 2), (1023, 10), (1024, 11)] {
+            assert_eq!(bucket(nanos), power, "{nanos} ns");
+        }
+        // The last one also holds what is longer.
+        assert_eq!(bucket((1 << (BUCKETS - 1)) - 1), BUCKETS - 1);
+        assert_eq!(bucket(1 << (BUCKETS - 1)), BUCKETS - 1);
+        assert_eq!(bucket(u128::MAX), BUCKETS - 1);
     }
 }
