@@ -116,6 +116,22 @@ fn there_are_no_more_pieces_than_are_asked_for() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "reads and writes files")]
+fn files_take_more_pieces_than_one_call_does() {
+    let (file, mut vectors) = (TempFile::new().unwrap(), Vectors::default());
+    let pieces = Buffers::MAX_PIECES + 100;
+    let mut bytes: Vec<u8> = (0..=250).cycle().take(3 * pieces).collect();
+    let mut out = vectors.begin();
+    bytes.chunks_mut(3).for_each(|piece| out.add_own(piece));
+    out.write_all_at(file.as_file(), 5).unwrap();
+    let mut read = vec![0; 3 * pieces];
+    let mut into = vectors.begin();
+    read.chunks_mut(3).for_each(|piece| into.add_own(piece));
+    into.read_exact_at(file.as_file(), 5).unwrap();
+    assert!(read == bytes);
+}
+
+#[test]
 fn empty_pieces_are_left_out() {
     let memory = memory();
     let readable = [(BUFFER, 0, false), (BUFFER, 3, false), (RAM, 0, false)];
