@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool as PlainBool, AtomicUsize as PlainUsize};
 
 use crate::sync::{AtomicBool, AtomicUsize, Mutex, MutexGuard, Ordering, lock};
-use crate::thread::{DEPTH, held_locks, thread_token};
+use crate::thread::{PLACES, held_locks, thread_token};
 
 /// What a view and those who change a bus tell each other, on a cache line of its own. Lines are
 /// fetched in pairs: its neighbours are the counts of the `Arc`, and padding. (Alignment to a pair
@@ -94,7 +94,7 @@ pub(crate) struct Registry {
 struct Waiter {
     thread: usize,
     /// The locks of devices that it holds meanwhile.
-    holds: [usize; DEPTH],
+    holds: [usize; PLACES],
     awaits: Awaited,
 }
 

@@ -16,19 +16,26 @@ use crate::sync::address;
 pub(crate) const ACCESS: usize = 0;
 
 /// How deep accesses may nest; each takes a place, and another for the lock of its device.
-pub(crate) const DEPTH: usize = 32;
+const DEPTH: usize = 32;
+
+/// Places of a thread's list: these, and the last observer's.
+pub(crate) const PLACES: usize = DEPTH + 1;
 
 /// Nesting depth, and the stack of accesses and held device locks.
-type Thread = (Cell<usize>, [Cell<usize>; DEPTH]);
+type Thread = (Cell<usize>, [Cell<usize>; PLACES]);
+
+const fn empty() -> Thread {
+    (Cell::new(0), [const { Cell::new(0) }; PLACES])
+}
 
 #[cfg(not(loom))]
 std::thread_local! {
-    static THREAD: Thread = const { (Cell::new(0), [const { Cell::new(0) }; DEPTH]) };
+    static THREAD: Thread = const { empty() };
 }
 #[cfg(loom)]
 loom::thread_local! {
     // Leaked, because loom does not know that memory which was freed may be handed out again.
-    static THREAD: &'static Thread = Box::leak(Box::default());
+    static THREAD: &'static Thread = Box::leak(Box::new(empty()));
 }
 
 /// A number that no other thread has as long as this one lives.
@@ -38,9 +45,9 @@ pub(crate) fn thread_token() -> usize {
 }
 
 /// The device locks that this thread holds or is about to take; [`ACCESS`] in all other places.
-pub(crate) fn held_locks() -> [usize; DEPTH] {
+pub(crate) fn held_locks() -> [usize; PLACES] {
     THREAD.with(|(depth, list)| {
-        let mut held = [ACCESS; DEPTH];
+        let mut held = [ACCESS; PLACES];
         let listed = list.iter().take(depth.get());
         (held.iter_mut().zip(listed)).for_each(|(held, listed)| *held = listed.get());
         held
@@ -56,10 +63,22 @@ impl Listed {
     /// Lists an access or, before it is taken, the lock at an address.
     #[inline]
     pub(crate) fn new(item: usize) -> Result<Self, AccessError> {
+        Self::within(DEPTH, item)
+    }
+
+    /// Lists a call of an observer. It has one more place, so that an access which finds none is told of.
+    #[inline]
+    pub(crate) fn observer() -> Result<Self, AccessError> {
+        Self::within(PLACES, ACCESS)
+    }
+
+    /// Lists an item in one of the first `places`.
+    #[inline]
+    fn within(places: usize, item: usize) -> Result<Self, AccessError> {
         THREAD.with(|(depth, list)| {
             let (place, mut held) = (depth.get(), list.iter().take(depth.get()));
             let is_held = item != ACCESS && held.any(|held| held.get() == item);
-            let free = list.get(place).filter(|_| !is_held);
+            let free = list.get(place).filter(|_| place < places && !is_held);
             free.ok_or(AccessError::Reentrant)?.set(item);
             depth.set(place + 1);
             Ok(Self { place })

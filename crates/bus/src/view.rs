@@ -314,7 +314,7 @@ impl<K: Address, R> Drop for BusView<K, R> {
 /// Tells of an access, on the list of this thread: what the observer accesses is told of as well, and
 /// so on.
 fn observe<K>(observer: &Observer<K>, access: &Access<'_, K>) {
-    if let Ok(_listed) = Listed::new(ACCESS) {
+    if let Ok(_listed) = Listed::observer() {
         observer(access);
     }
 }

@@ -113,6 +113,26 @@ fn observer_that_comes_back_to_itself_finds_an_end() {
 }
 
 #[test]
+fn observer_hears_of_the_access_that_was_nested_too_deep() {
+    let (slot, heard) = (Arc::new(Mutex::new(None::<MmioBus>)), Arc::default());
+    let (inner, hears) = (slot.clone(), Arc::<Mutex<Vec<_>>>::clone(&heard));
+    let bus: MmioBus = Bus::builder()
+        .observer(move |access| hears.lock().unwrap().push(access.outcome))
+        .build();
+    let device = handler(move |_, _| {
+        let bus = inner.lock().unwrap().clone();
+        bus.unwrap().view().write(0, &[0])
+    });
+    bus.insert(device, 0, 1).unwrap();
+    *slot.lock().unwrap() = Some(bus.clone());
+    let too_deep = Err(AccessError::Reentrant);
+    assert_eq!(bus.view().write(0, &[0]), too_deep);
+    // The one that was refused, and as many as a thread nests.
+    assert_eq!(*heard.lock().unwrap(), [too_deep; 33]);
+    drop(slot.lock().unwrap().take());
+}
+
+#[test]
 fn counted_region_counts_what_starts_in_it() {
     let bus = MmioBus::new();
     let region = Region::new(0x1000, 8).counted();
