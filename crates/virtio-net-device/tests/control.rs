@@ -220,6 +220,20 @@ fn pairs_that_a_host_refuses_leave_all_as_they_were() {
 }
 
 #[test]
+fn a_host_that_is_not_used_takes_no_link_down() {
+    for features in [ALL, u64::MAX] {
+        let hosts = [Host::new(), Host::new()];
+        hosts[1].state().idle = true;
+        let mut guest = Guest::idle(hosts.to_vec());
+        guest.start(features);
+        hosts[0].give(PLAIN, &frame(1, 60));
+        guest.offer(RX, 1, 1526);
+        assert_eq!(guest.queues[RX].take_used(), [(0, 72)]);
+        assert_eq!((guest.link() & 1, hosts[0].state().reopened), (1, 0));
+    }
+}
+
+#[test]
 fn a_pair_that_comes_back_during_a_command_does_as_it_says() {
     let hosts = [Host::new(), Host::new()];
     let threads = ["first", "second"].map(|name| WorkerThread::named(name).unwrap());

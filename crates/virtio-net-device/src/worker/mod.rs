@@ -76,13 +76,15 @@ impl<M> Handler<M> {
     /// Has the back end do what was agreed on, and watches it, without interest for now.
     fn set_up(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         if self.pair.index == 0 {
-            // The only worker that changes the settings, by the control queue.
-            let settings = self.shared.settings();
-            self.shared.set_offloads(&settings)?;
-            self.shared.use_pairs(&settings)?;
-        } else {
-            self.pair.take_part(&mut self.pair.port())?;
+            self.shared.set_offloads(&self.shared.settings())?;
+            // Those that the driver does not use may have no worker to ask them. What they refuse is no
+            // failure of this one.
+            let others = self.shared.pairs.iter().skip(1);
+            for other in others.filter(|other| !other.has_failed()) {
+                let _ = other.take_part(&mut other.port());
+            }
         }
+        self.pair.take_part(&mut self.pair.port())?;
         let backend = &self.pair.port().backend;
         self.no_poll = false;
         for (source, interest, fd) in [
