@@ -193,12 +193,15 @@ impl Shared {
         self.announce.store(false, Ordering::Release);
     }
 
-    /// Changes something that the status is made of, tells the driver, and wakes all workers.
+    /// Changes one of the flags that the status is made of.
     fn change(&self, what: &AtomicBool, value: bool) {
-        let change = || what.store(value, Ordering::Release);
-        if what.load(Ordering::Acquire) == value {
-            return;
+        if what.load(Ordering::Acquire) != value {
+            self.update(|| what.store(value, Ordering::Release));
         }
+    }
+
+    /// Changes something that the status is made of, tells the driver, and wakes all workers.
+    pub(crate) fn update(&self, change: impl FnOnce()) {
         match self.config.get() {
             Some(config) => config.update(change),
             None => change(),

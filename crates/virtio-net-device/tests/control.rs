@@ -234,6 +234,25 @@ fn a_host_that_is_not_used_takes_no_link_down() {
 }
 
 #[test]
+fn a_command_that_takes_the_link_up_or_down_says_so() {
+    let (mut guest, hosts) = pairs(2);
+    assert_eq!(guest.command(4, 0, &[2, 0]), OK);
+    hosts[1].state().error = Some(77);
+    guest.offer(2, 1, 1526);
+    let mut news = |pairs: u8| {
+        let before = guest.get(reg::CONFIG_GENERATION);
+        guest.set(reg::INTERRUPT_ACK, 3);
+        assert_eq!(guest.command(4, 0, &[pairs, 0]), OK);
+        let is_new = guest.get(reg::CONFIG_GENERATION) != before;
+        assert_eq!(guest.get(reg::INTERRUPT_STATUS) & 2 != 0, is_new);
+        (guest.link() & 1, is_new)
+    };
+    assert_eq!(news(1), (1, true));
+    assert_eq!(news(1), (1, false));
+    assert_eq!(news(2), (0, true));
+}
+
+#[test]
 fn a_pair_that_comes_back_during_a_command_does_as_it_says() {
     let hosts = [Host::new(), Host::new()];
     let threads = ["first", "second"].map(|name| WorkerThread::named(name).unwrap());

@@ -60,9 +60,11 @@ fn run(chain: &Chain, rings: &impl RingMemory, shared: &Shared, agreed: Features
         }
         _ => {}
     }
-    shared.set_settings(settings);
-    if class == net::VIRTIO_NET_CTRL_MQ {
-        shared.wake();
+    if settings.pairs == before.pairs {
+        shared.set_settings(settings);
+    } else {
+        // The link is that of the pairs in use.
+        shared.update(|| shared.set_settings(settings));
     }
     Some(())
 }
