@@ -163,6 +163,24 @@ fn offloads_change_at_run_time_and_not_beyond_what_was_agreed_on() {
     assert_eq!(set(&mut guest, 0b10), ERR);
 }
 
+#[test]
+fn a_packet_that_waits_for_room_needs_no_more_than_the_driver_wants_by_then() {
+    let host = Host::new();
+    let mut guest = Guest::new(host.clone(), ALL);
+    host.give(support::header(1, 1, [54, 1000, 34, 16]), &frame(1, 3000));
+    guest.offer(RX, 1, 1526);
+    assert_eq!(guest.queues[RX].take_used(), []);
+    assert_eq!(guest.command(5, 0, &[0; 8]), OK);
+    guest.offer(RX, 2, 1526);
+    assert_eq!(
+        (guest.queues[RX].take_used(), guest.drops()),
+        (vec![], (1, 0))
+    );
+    host.give(PLAIN, &frame(2, 60));
+    guest.notify(RX);
+    assert_eq!(guest.used(RX, 1)[0].1, 72);
+}
+
 fn pairs(count: usize) -> (Guest, Vec<Host>) {
     let hosts: Vec<_> = (0..count).map(|_| Host::new()).collect();
     let mut guest = Guest::idle(hosts.clone());

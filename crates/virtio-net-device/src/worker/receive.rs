@@ -84,7 +84,7 @@ impl Receiver {
         if has_cable {
             shared.receive_limits.admit().map_err(End::Wait)?;
             if self.since.is_some() {
-                return self.deliver_kept(turn, shared);
+                return self.deliver_kept(turn, port, shared);
             }
             let wanted = if self.merges { self.expected } else { 1 };
             self.stock.fill(turn, wanted)?;
@@ -134,19 +134,29 @@ impl Receiver {
         self.kept.resize(len, 0);
         packet.copy_to(HEADER, self.kept.get_mut(HEADER..).unwrap_or_default());
         self.since = Some(Instant::now());
-        self.deliver_kept(turn, shared)
+        self.deliver_kept(turn, port, shared)
     }
 
     /// Copies the packet that is kept to the driver, if there is room for it now.
     fn deliver_kept<M: GuestMemory>(
         &mut self,
         turn: &mut Turn<'_, M>,
+        port: &Port,
         shared: &Shared,
     ) -> Result<u64, End> {
         let len = self.kept.len();
         self.stock.fill(turn, if self.merges { len } else { 1 })?;
         let age = self.since.map_or(KEEP, |since| since.elapsed());
-        if len <= self.stock.room() {
+        // The driver may want less by now than when the packet came.
+        let allowed = || as_sent(port.settings.offloads);
+        let frame = len.wrapping_sub(HEADER) as u64;
+        let wanted = self.kept.first_chunk_mut().and_then(|header| {
+            *header = clean(*header, frame, TO_DRIVER, allowed)?;
+            Some(())
+        });
+        if wanted.is_none() {
+            count(&shared.drops.received);
+        } else if len <= self.stock.room() {
             self.stock.give(turn, &mut self.kept, len);
             shared.receive_limits.charge(len as u64);
         } else if self.merges && self.stock.buffers() < turn.queue.size().into() && age < KEEP {
