@@ -110,7 +110,7 @@
 //! | fails, or goes away | the link is down until it is back, and the observer is told |
 //! | takes its time | packets wait in the driver's queue |
 //! | sends what was not agreed on, or is no frame | dropped and counted |
-//! | a saved state from elsewhere | refused unless every bit of it means something |
+//! | a saved state from elsewhere | refused unless it makes sense; it gets no pairs and offloads that its driver has not agreed on |
 //!
 //! A packet that is not for the driver, or is dropped, may have been in the driver's free buffers for a moment: filters are
 //! no secret-keeping. What must not be seen by a guest must not come to its tap.

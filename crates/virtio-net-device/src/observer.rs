@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum NetEvent<'a> {
-    /// The back end of a pair of queues has failed: the link is down.
+    /// The back end of a pair of queues has failed: the link is down, if the driver uses that pair.
     BackendFailed {
         /// Number of the pair.
         pair: usize,
