@@ -15,7 +15,6 @@ use crate::settings::{GROUP, MAX_MACS, Mac, Settings, allowed};
 pub(crate) fn obey<M: GuestMemory>(
     settings: &mut Settings,
     command: &mut ChainStream<'_, M, false>,
-    agreed: Features,
     most_pairs: u16,
 ) -> Option<u32> {
     let [class, number] = command.read_array().ok()?.map(u32::from);
@@ -54,14 +53,14 @@ pub(crate) fn obey<M: GuestMemory>(
         }
         (VIRTIO_NET_CTRL_GUEST_OFFLOADS, VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET) => {
             let wanted = Features::from(u64::from_le_bytes(command.read_array().ok()?));
-            valid = wanted == allowed(wanted, agreed);
+            valid = wanted == allowed(wanted, settings.agreed);
             settings.offloads = wanted;
             VIRTIO_NET_F_CTRL_GUEST_OFFLOADS
         }
         _ => return None,
     };
     // Whatever comes after a command is none.
-    (valid && agreed.has(needed) && command.remaining() == 0).then_some(class)
+    (valid && settings.agreed.has(needed) && command.remaining() == 0).then_some(class)
 }
 
 /// Reads one of the two tables of addresses; nothing of one that is too long.

@@ -45,8 +45,8 @@ const _: () = assert!(
 /// failure of the host ends the device: the link is down until the back end works again.
 pub struct Net<E> {
     shared: Arc<Shared>,
-    offloads: Features,
-    mtu: Option<u16>,
+    features: Features,
+    mtu: u16,
     queue_sizes: Vec<u16>,
     executor: E,
 }
@@ -74,12 +74,16 @@ impl<E: Executor> Net<E> {
             return invalid("a MAC address is that of one station");
         }
         let offloads = first.offloads() & (guest_offloads() | host_offloads());
+        let several = match pairs {
+            1 => Features::NONE,
+            _ => Features::of(&[net::VIRTIO_NET_F_MQ]),
+        };
         let boxed = backends
             .into_iter()
             .map(|it| Box::new(it) as Box<dyn Backend>);
         Ok(Self {
-            offloads,
-            mtu: None,
+            features: FEATURES | offloads | several,
+            mtu: 0,
             shared: Arc::new(Shared::new(boxed.collect(), mac)),
             // The last one is for control.
             queue_sizes: vec![QUEUE_SIZE; 2 * pairs + 1],
@@ -96,7 +100,8 @@ impl<E: Executor> Net<E> {
         if mtu < MIN_MTU {
             return invalid("an MTU is 68 at least");
         }
-        self.mtu = Some(mtu);
+        self.mtu = mtu;
+        self.features = self.features | Features::of(&[net::VIRTIO_NET_F_MTU]);
         Ok(self)
     }
 
@@ -141,14 +146,7 @@ where
     }
 
     fn features(&self) -> Features {
-        let mut features = FEATURES | self.offloads;
-        if self.shared.most_pairs() > 1 {
-            features = features | Features::of(&[net::VIRTIO_NET_F_MQ]);
-        }
-        if self.mtu.is_some() {
-            features = features | Features::of(&[net::VIRTIO_NET_F_MTU]);
-        }
-        features
+        self.features
     }
 
     fn config_size(&self) -> u32 {
@@ -156,8 +154,7 @@ where
     }
 
     fn read_config(&self, offset: u32, data: &mut [u8]) {
-        let (pairs, mtu) = (self.shared.most_pairs(), self.mtu.unwrap_or(0));
-        let words = [self.shared.status(), pairs, mtu];
+        let words = [self.shared.status(), self.shared.most_pairs(), self.mtu];
         let space = (self.shared.settings().mac.into_iter())
             .chain(words.into_iter().flat_map(u16::to_le_bytes))
             .skip(offset as usize);

@@ -40,6 +40,8 @@ pub(crate) struct Settings {
     pub(crate) macs: [Option<Vec<Mac>>; 2],
     /// A bit for each VLAN that passes.
     vlans: [u8; 512],
+    /// The features by which the driver may set all that.
+    pub(crate) agreed: Features,
 }
 
 impl Settings {
@@ -52,6 +54,7 @@ impl Settings {
             offloads: Features::from(u64::MAX),
             macs: [Some(Vec::new()), Some(Vec::new())],
             vlans: [0; 512],
+            agreed: Features::NONE,
         }
     }
 
@@ -73,19 +76,20 @@ impl Settings {
             self.pairs = 1;
         }
         self.offloads = allowed(self.offloads, agreed);
+        self.agreed = agreed;
         self
     }
 
     /// Whether any frames do not pass.
     #[inline]
-    pub(crate) const fn filters(&self, agreed: Features) -> bool {
-        agreed.has(VIRTIO_NET_F_CTRL_RX) && !self.has(VIRTIO_NET_CTRL_RX_PROMISC)
+    pub(crate) const fn filters(&self) -> bool {
+        self.agreed.has(VIRTIO_NET_F_CTRL_RX) && !self.has(VIRTIO_NET_CTRL_RX_PROMISC)
     }
 
     /// Whether a frame that begins like this is for the driver, if it filters any.
-    pub(crate) fn passes(&self, start: [u8; START], agreed: Features) -> bool {
+    pub(crate) fn passes(&self, start: [u8; START]) -> bool {
         let [to @ .., _, _, _, _, _, _, t0, t1, v0, v1, _, _] = start;
-        if agreed.has(VIRTIO_NET_F_CTRL_VLAN) && [t0, t1] == [0x81, 0] {
+        if self.agreed.has(VIRTIO_NET_F_CTRL_VLAN) && [t0, t1] == [0x81, 0] {
             let id = usize::from(u16::from_be_bytes([v0, v1]) & 0xfff);
             let byte = self.vlans.get(id / 8).copied().unwrap_or(0);
             if byte & 1 << (id % 8) == 0 {

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::io;
+use std::mem;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -40,14 +41,8 @@ pub(crate) struct Shared {
 /// The host's side of a pair of queues.
 pub(crate) struct Pair {
     pub(crate) index: u16,
-    port: Mutex<Port>,
+    backend: Mutex<Box<dyn Backend>>,
     failed: AtomicBool,
-}
-
-/// What a worker takes for a turn.
-pub(crate) struct Port {
-    pub(crate) backend: Box<dyn Backend>,
-    pub(crate) settings: Arc<Settings>,
 }
 
 /// Says nothing of who the driver talks to.
@@ -66,13 +61,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Pair {
-    pub(crate) fn port(&self) -> MutexGuard<'_, Port> {
-        lock(&self.port)
+    /// The back end, which a worker takes for a turn.
+    pub(crate) fn backend(&self) -> MutexGuard<'_, Box<dyn Backend>> {
+        lock(&self.backend)
     }
 
-    /// Has the back end get packets from the host, or none, as the settings say.
-    pub(crate) fn take_part(&self, port: &mut Port) -> io::Result<()> {
-        port.backend.set_active(self.index < port.settings.pairs)
+    /// Asks something of a back end that works. One that has failed is asked when it is back.
+    fn ask(&self, what: impl FnOnce(&mut dyn Backend) -> io::Result<()>) -> io::Result<()> {
+        match self.has_failed() {
+            true => Ok(()),
+            false => what(&mut **self.backend()),
+        }
     }
 
     pub(crate) fn has_failed(&self) -> bool {
@@ -82,19 +81,17 @@ impl Pair {
 
 impl Shared {
     pub(crate) fn new(backends: Vec<Box<dyn Backend>>, mac: Mac) -> Self {
-        let settings = Arc::new(Settings::new(mac));
         let pair = |(index, backend)| {
-            let settings = settings.clone();
             Arc::new(Pair {
                 index,
-                port: Mutex::new(Port { backend, settings }),
+                backend: Mutex::new(backend),
                 failed: AtomicBool::new(false),
             })
         };
         Self {
             pairs: (0..).zip(backends).map(pair).collect(),
             mac,
-            settings: Mutex::new(settings),
+            settings: Mutex::new(Settings::new(mac).into()),
             cable: AtomicBool::new(true),
             announces: AtomicBool::new(false),
             announce: AtomicBool::new(false),
@@ -118,36 +115,53 @@ impl Shared {
         lock(&self.settings).clone()
     }
 
-    pub(crate) fn set_settings(&self, settings: Arc<Settings>) {
-        let mut present = lock(&self.settings);
-        *present = settings;
-        for pair in &self.pairs {
-            pair.port().settings = present.clone();
+    /// Sets what holds from the next start of a worker on; returns what held until now.
+    pub(crate) fn set_settings(&self, settings: Arc<Settings>) -> Arc<Settings> {
+        mem::replace(&mut *lock(&self.settings), settings)
+    }
+
+    /// Changes what holds for workers that are at work. If a back end refuses, nothing has changed.
+    pub(crate) fn change_settings(&self, settings: Arc<Settings>) -> io::Result<()> {
+        let before = self.set_settings(settings);
+        self.apply(&before).inspect_err(|_| {
+            let refused = self.set_settings(before.clone());
+            // Some have done what others refused. Nothing can be done about one that now refuses the
+            // opposite as well.
+            let _ = self.apply(&refused);
+        })?;
+        // Whoever is in a turn by what held before comes to its end.
+        self.pairs.iter().for_each(|pair| drop(pair.backend()));
+        if self.settings().pairs != before.pairs {
+            // The link is that of the pairs in use.
+            self.update(|| ());
         }
+        Ok(())
     }
 
-    /// Has the first back end, and all others by that, send no more than the driver wants. If it has
-    /// failed, it is told when it is back.
-    pub(crate) fn set_offloads(&self, settings: &Settings) -> io::Result<()> {
-        let first = self.pairs.first().filter(|pair| !pair.has_failed());
-        first.map_or(Ok(()), |pair| {
-            pair.port().backend.set_offloads(settings.offloads)
-        })
-    }
-
-    /// Has the back ends of the first pairs take part, and no others: a host spreads what it sends over
-    /// all that do. One that has failed is asked when it is back.
-    pub(crate) fn use_pairs(&self, settings: &Arc<Settings>) -> io::Result<()> {
-        let used = self.pairs.iter().map(|pair| {
-            // Under one lock, so that a worker that starts meanwhile does not ask for the opposite.
-            let port = &mut *pair.port();
-            port.settings = settings.clone();
-            match pair.has_failed() {
-                true => Ok(()),
-                false => pair.take_part(port),
-            }
-        });
+    /// Has the back ends do what is not as it was `before`.
+    fn apply(&self, before: &Settings) -> io::Result<()> {
+        let now = self.settings();
+        if now.offloads != before.offloads {
+            self.set_offloads()?;
+        }
+        if now.pairs == before.pairs {
+            return Ok(());
+        }
+        let used = self.pairs.iter().map(|pair| self.take_part(pair));
         used.fold(Ok(()), io::Result::and)
+    }
+
+    /// Has the first back end, and all others by that, send no more than the driver wants.
+    pub(crate) fn set_offloads(&self) -> io::Result<()> {
+        let set = |it: &mut dyn Backend| it.set_offloads(self.settings().offloads);
+        self.pairs.first().map_or(Ok(()), |pair| pair.ask(set))
+    }
+
+    /// Has a back end get packets from the host, if the driver uses its pair: a host spreads what it
+    /// sends over all that do.
+    pub(crate) fn take_part(&self, pair: &Pair) -> io::Result<()> {
+        // The settings are looked up under the back end's lock: whoever asks last asks for the last ones.
+        pair.ask(|it| it.set_active(pair.index < self.settings().pairs))
     }
 
     pub(crate) fn event(&self, event: &NetEvent<'_>) {
@@ -225,7 +239,7 @@ impl Shared {
     /// Forgets the driver.
     pub(crate) fn reset(&self) {
         self.set_wakers(Vec::new());
-        self.set_settings(Settings::new(self.mac).into());
+        let _ = self.set_settings(Settings::new(self.mac).into());
         self.announces.store(false, Ordering::Release);
         self.announced();
         self.moved.store(false, Ordering::Release);

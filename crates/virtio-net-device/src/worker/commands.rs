@@ -3,10 +3,8 @@
 
 //! Commands of the driver.
 
-use std::sync::Arc;
-
 use virtio_bindings::virtio_net as net;
-use virtio_device_core::{BadRequest, Chain, Features, RingMemory};
+use virtio_device_core::{BadRequest, Chain, RingMemory};
 use vm_memory::GuestMemory;
 
 use super::turn::{End, Turn};
@@ -19,7 +17,6 @@ pub(super) fn serve<M: GuestMemory>(
     turn: &mut Turn<'_, M>,
     command: &mut Chain,
     shared: &Shared,
-    agreed: Features,
 ) -> Result<(), End> {
     turn.serve(|turn| {
         let head = turn.take(command)?.ok_or(End::Drained(None))?;
@@ -28,7 +25,7 @@ pub(super) fn serve<M: GuestMemory>(
             if command.writable_len() == 0 {
                 return Err(BadRequest::Layout);
             }
-            let answer = match run(command, &turn.rings, shared, agreed) {
+            let answer = match run(command, &turn.rings, shared) {
                 Some(()) => net::VIRTIO_NET_OK,
                 None => net::VIRTIO_NET_ERR,
             };
@@ -40,31 +37,12 @@ pub(super) fn serve<M: GuestMemory>(
 }
 
 /// Runs a command. If it fails, nothing has changed.
-fn run(chain: &Chain, rings: &impl RingMemory, shared: &Shared, agreed: Features) -> Option<()> {
-    let before = shared.settings();
-    let mut settings = (*before).clone();
+fn run(chain: &Chain, rings: &impl RingMemory, shared: &Shared) -> Option<()> {
+    let mut settings = (*shared.settings()).clone();
     let command = &mut chain.reader(rings);
-    let class = control::obey(&mut settings, command, agreed, shared.most_pairs())?;
-    let settings = Arc::new(settings);
-    match class {
-        net::VIRTIO_NET_CTRL_ANNOUNCE => shared.announced(),
-        net::VIRTIO_NET_CTRL_GUEST_OFFLOADS => shared.set_offloads(&settings).ok()?,
-        net::VIRTIO_NET_CTRL_MQ => {
-            let used = shared.use_pairs(&settings);
-            used.inspect_err(|_| {
-                // Some back ends have done what others refused. Nothing can be done about one that now
-                // refuses the opposite as well.
-                let _ = shared.use_pairs(&before);
-            })
-            .ok()?;
-        }
-        _ => {}
+    let class = control::obey(&mut settings, command, shared.most_pairs())?;
+    if class == net::VIRTIO_NET_CTRL_ANNOUNCE {
+        shared.announced();
     }
-    if settings.pairs == before.pairs {
-        shared.set_settings(settings);
-    } else {
-        // The link is that of the pairs in use.
-        shared.update(|| shared.set_settings(settings));
-    }
-    Some(())
+    shared.change_settings(settings.into()).ok()
 }

@@ -46,7 +46,6 @@ pub(crate) struct Handler<M> {
     memory: M,
     shared: Arc<Shared>,
     pair: Arc<Pair>,
-    agreed: Features,
     receiver: Receiver,
     sender: Sender,
     command: Chain,
@@ -63,7 +62,6 @@ impl<M> Handler<M> {
             memory,
             shared,
             pair,
-            agreed,
             receiver: Receiver::new(agreed),
             sender: Sender::new(agreed),
             command: Chain::with_capacity(QUEUE_SIZE),
@@ -75,17 +73,17 @@ impl<M> Handler<M> {
 
     /// Has the back end do what was agreed on, and watches it, without interest for now.
     fn set_up(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let shared = &self.shared;
         if self.pair.index == 0 {
-            self.shared.set_offloads(&self.shared.settings())?;
+            shared.set_offloads()?;
             // Those that the driver does not use may have no worker to ask them. What they refuse is no
             // failure of this one.
-            let others = self.shared.pairs.iter().skip(1);
-            for other in others.filter(|other| !other.has_failed()) {
-                let _ = other.take_part(&mut other.port());
+            for other in shared.pairs.iter().skip(1) {
+                let _ = shared.take_part(other);
             }
         }
-        self.pair.take_part(&mut self.pair.port())?;
-        let backend = &self.pair.port().backend;
+        shared.take_part(&self.pair)?;
+        let backend = self.pair.backend();
         self.no_poll = false;
         for (source, interest, fd) in [
             (RECEIVE, EventSet::IN, backend.readable()),
@@ -129,7 +127,7 @@ impl<M> Handler<M> {
             return Some(Progress::After(early));
         }
         // In a statement of its own, so that the lock is held for no longer.
-        let reopened = self.pair.port().backend.reopen();
+        let reopened = self.pair.backend().reopen();
         let hopeless = |error: &io::Error| error.kind() == ErrorKind::Unsupported;
         if reopened.as_ref().is_err_and(hopeless) {
             self.retry = None;
@@ -229,13 +227,11 @@ impl<M: GuestAddressSpace> Handler<M> {
                 interrupt: cx.interrupt(),
                 done: &mut self.done,
             };
-            let served = match side {
+            match side {
                 RECEIVE => self.receiver.serve(&mut turn, &self.pair, &self.shared),
                 SEND => self.sender.serve(&mut turn, &self.pair, &self.shared),
-                _ => commands::serve(&mut turn, &mut self.command, &self.shared, self.agreed),
-            };
-            turn.publish()?;
-            served
+                _ => commands::serve(&mut turn, &mut self.command, &self.shared),
+            }
         });
         // While the device is paused, and once the queue has been taken back, there is nothing to do.
         looked.unwrap_or(Err(End::Drained(None)))

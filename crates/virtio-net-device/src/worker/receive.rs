@@ -7,6 +7,7 @@
 //! the last packet took, and a buffer of the device's own behind it: what is longer than that is put
 //! together there, and copied.
 
+use std::io::Read;
 use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_net as net;
@@ -15,11 +16,12 @@ use vm_memory::GuestMemory;
 
 use super::stock::Stock;
 use super::turn::{End, Turn};
+use crate::backend::Backend;
 use crate::config::as_sent;
-use crate::header::{HEADER, MAX_FRAME, TO_DRIVER, clean};
+use crate::header::{HEADER, Header, MAX_FRAME, TO_DRIVER, clean};
 use crate::observer::count;
-use crate::settings::START;
-use crate::shared::{Pair, Port, Shared};
+use crate::settings::{START, Settings};
+use crate::shared::{Pair, Shared};
 
 /// Longest packet.
 const MAX_PACKET: usize = HEADER + MAX_FRAME;
@@ -29,7 +31,6 @@ const MAX_PACKET: usize = HEADER + MAX_FRAME;
 const KEEP: Duration = Duration::from_millis(100);
 
 pub(super) struct Receiver {
-    agreed: Features,
     /// Whether a packet may lie in several chains.
     merges: bool,
     stock: Stock,
@@ -46,7 +47,6 @@ pub(super) struct Receiver {
 impl Receiver {
     pub(super) fn new(agreed: Features) -> Self {
         Self {
-            agreed,
             merges: agreed.has(net::VIRTIO_NET_F_MRG_RXBUF),
             stock: Stock::default(),
             vectors: Vectors::default(),
@@ -64,11 +64,14 @@ impl Receiver {
         pair: &Pair,
         shared: &Shared,
     ) -> Result<(), End> {
-        let port = &mut *pair.port();
-        if pair.index >= port.settings.pairs {
+        // Looked up under the back end's lock, which who changes them takes as well: by what held before
+        // no packet is delivered once a command is answered.
+        let backend = &mut **pair.backend();
+        let settings = &*shared.settings();
+        if pair.index >= settings.pairs {
             return Err(End::Drained(None));
         }
-        let served = turn.serve(|turn| self.one(turn, port, shared));
+        let served = turn.serve(|turn| self.one(turn, backend, settings, shared));
         self.stock.put_back(turn.queue);
         served
     }
@@ -77,14 +80,15 @@ impl Receiver {
     fn one<M: GuestMemory>(
         &mut self,
         turn: &mut Turn<'_, M>,
-        port: &mut Port,
+        backend: &mut dyn Backend,
+        settings: &Settings,
         shared: &Shared,
     ) -> Result<u64, End> {
         let has_cable = shared.has_cable();
         if has_cable {
             shared.receive_limits.admit().map_err(End::Wait)?;
             if self.since.is_some() {
-                return self.deliver_kept(turn, port, shared);
+                return self.deliver_kept(turn, settings, shared);
             }
             let wanted = if self.merges { self.expected } else { 1 };
             self.stock.fill(turn, wanted)?;
@@ -102,27 +106,16 @@ impl Receiver {
         self.stock.gather(&turn.rings, &mut packet);
         let room = packet.bytes();
         packet.add_own(&mut self.overflow);
-        let len = port.backend.receive(&packet)?;
+        let len = backend.receive(&packet)?;
         let bytes = len as u64;
         // Also if there is one now: there was no room when there was none.
         if !has_cable || !shared.has_cable() {
             return Ok(bytes);
         }
-        let mut header = [0; HEADER];
-        packet.copy_to(0, &mut header);
-        let allowed = || as_sent(port.settings.offloads);
-        let frame = bytes.wrapping_sub(HEADER as u64);
-        let Some(mut header) = clean(header, frame, TO_DRIVER, allowed) else {
-            count(&shared.drops.received);
+        let copy = |from, to: &mut [u8]| packet.copy_to(from, to);
+        let Some(mut header) = accept(len, copy, settings, shared) else {
             return Ok(bytes);
         };
-        if port.settings.filters(self.agreed) {
-            let mut start = [0; START];
-            packet.copy_to(HEADER, &mut start);
-            if !port.settings.passes(start, self.agreed) {
-                return Ok(bytes);
-            }
-        }
         self.expected = len;
         if bytes <= room {
             self.stock.give(turn, &mut header, len);
@@ -134,37 +127,58 @@ impl Receiver {
         self.kept.resize(len, 0);
         packet.copy_to(HEADER, self.kept.get_mut(HEADER..).unwrap_or_default());
         self.since = Some(Instant::now());
-        self.deliver_kept(turn, port, shared)
+        self.deliver_kept(turn, settings, shared)
     }
 
     /// Copies the packet that is kept to the driver, if there is room for it now.
     fn deliver_kept<M: GuestMemory>(
         &mut self,
         turn: &mut Turn<'_, M>,
-        port: &Port,
+        settings: &Settings,
         shared: &Shared,
     ) -> Result<u64, End> {
         let len = self.kept.len();
         self.stock.fill(turn, if self.merges { len } else { 1 })?;
         let age = self.since.map_or(KEEP, |since| since.elapsed());
+        let copy = |from, to: &mut [u8]| {
+            let mut kept = self.kept.get(from..).unwrap_or_default();
+            kept.read(to).unwrap_or(0)
+        };
         // The driver may want less by now than when the packet came.
-        let allowed = || as_sent(port.settings.offloads);
-        let frame = len.wrapping_sub(HEADER) as u64;
-        let wanted = self.kept.first_chunk_mut().and_then(|header| {
-            *header = clean(*header, frame, TO_DRIVER, allowed)?;
-            Some(())
-        });
-        if wanted.is_none() {
-            count(&shared.drops.received);
-        } else if len <= self.stock.room() {
-            self.stock.give(turn, &mut self.kept, len);
-            shared.receive_limits.charge(len as u64);
-        } else if self.merges && self.stock.buffers() < turn.queue.size().into() && age < KEEP {
-            return Err(End::Drained(Some(KEEP - age)));
-        } else {
-            count(&shared.drops.received);
+        if let Some(header) = accept(len, copy, settings, shared) {
+            if len <= self.stock.room() {
+                self.kept.splice(..HEADER, header);
+                self.stock.give(turn, &mut self.kept, len);
+                shared.receive_limits.charge(len as u64);
+            } else if self.merges && self.stock.buffers() < turn.queue.size().into() && age < KEEP {
+                return Err(End::Drained(Some(KEEP - age)));
+            } else {
+                count(&shared.drops.received);
+            }
         }
         self.since = None;
         Ok(len as u64)
     }
+}
+
+/// The header of a packet as the driver may see it, if it wants the packet: `copy` copies what comes
+/// after that many bytes of it.
+fn accept(
+    len: usize,
+    copy: impl Fn(usize, &mut [u8]) -> usize,
+    settings: &Settings,
+    shared: &Shared,
+) -> Option<Header> {
+    let mut header = [0; HEADER];
+    copy(0, &mut header);
+    let frame = len.wrapping_sub(HEADER) as u64;
+    let clean = clean(header, frame, TO_DRIVER, || as_sent(settings.offloads));
+    if clean.is_none() {
+        count(&shared.drops.received);
+    } else if settings.filters() {
+        let mut start = [0; START];
+        copy(HEADER, &mut start);
+        return clean.filter(|_| settings.passes(start));
+    }
+    clean
 }

@@ -37,10 +37,10 @@ impl Sender {
         pair: &Pair,
         shared: &Shared,
     ) -> Result<(), End> {
-        let port = &mut *pair.port();
+        let backend = &mut **pair.backend();
         // Without a back end there is nothing to wait for.
         let up = !pair.has_failed() && shared.has_cable();
-        let mut backend = up.then_some(&mut *port.backend);
+        let mut backend = up.then_some(backend);
         let served = turn.serve(|turn| self.one(turn, &mut backend, shared));
         if let (Some(backend), Ok(()) | Err(End::Drained(_) | End::Wait(_))) = (backend, &served) {
             backend.flush()?;

@@ -71,8 +71,21 @@ impl<M: GuestMemory> Turn<'_, M> {
         self.done.push((head, served.unwrap_or(0)));
     }
 
-    /// Has `one` move a packet after the other, and say how long it was, until it says why not.
+    /// Has `one` move a packet after the other, and say how long it was, until it says why not. Gives back
+    /// what is done, and interrupts at most once.
     pub(super) fn serve(
+        &mut self,
+        one: impl FnMut(&mut Self) -> Result<u64, End>,
+    ) -> Result<(), End> {
+        let served = self.move_packets(one);
+        self.complete()?;
+        if self.queue.needs_interrupt(&self.rings)? {
+            self.active.signal_used();
+        }
+        served
+    }
+
+    fn move_packets(
         &mut self,
         mut one: impl FnMut(&mut Self) -> Result<u64, End>,
     ) -> Result<(), End> {
@@ -100,14 +113,5 @@ impl<M: GuestMemory> Turn<'_, M> {
 
     fn complete(&mut self) -> Result<(), RingFault> {
         self.queue.complete_all(&self.rings, self.done.drain(..))
-    }
-
-    /// Gives back what is done, and interrupts at most once a turn.
-    pub(super) fn publish(mut self) -> Result<(), RingFault> {
-        self.complete()?;
-        if self.queue.needs_interrupt(&self.rings)? {
-            self.active.signal_used();
-        }
-        Ok(())
     }
 }
