@@ -238,6 +238,22 @@ fn pairs_that_a_host_refuses_leave_all_as_they_were() {
 }
 
 #[test]
+fn a_packet_that_waits_for_room_is_not_kept_for_the_next_use_of_its_pair() {
+    let (mut guest, hosts) = pairs(2);
+    assert_eq!(guest.command(4, 0, &[2, 0]), OK);
+    hosts[1].give(PLAIN, &frame(1, 3000));
+    guest.offer(2, 1, 1526);
+    assert_eq!(guest.queues[2].take_used(), []);
+    assert_eq!(guest.command(4, 0, &[1, 0]), OK);
+    assert_eq!(guest.command(4, 0, &[2, 0]), OK);
+    guest.offer(2, 1, 1526);
+    assert_eq!(guest.queues[2].take_used(), []);
+    hosts[1].give(PLAIN, &frame(2, 60));
+    guest.notify(2);
+    assert_eq!(guest.used(2, 1)[0].1, 72);
+}
+
+#[test]
 fn a_host_that_is_not_used_takes_no_link_down() {
     for features in [ALL, u64::MAX] {
         let hosts = [Host::new(), Host::new()];

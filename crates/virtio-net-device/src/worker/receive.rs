@@ -69,6 +69,8 @@ impl Receiver {
         let backend = &mut **pair.backend();
         let settings = &*shared.settings();
         if pair.index >= settings.pairs {
+            // Too old when the pair is used again.
+            self.since = None;
             return Err(End::Drained(None));
         }
         let served = turn.serve(|turn| self.one(turn, backend, settings, shared));
