@@ -8,6 +8,7 @@
 mod support;
 
 use std::io::{self, ErrorKind, Read, Write};
+use std::net::UdpSocket;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
@@ -367,6 +368,34 @@ fn a_tap_of_several_queues_serves_as_many_pairs() {
     assert_eq!(guest.command(4, 0, &[1, 0]), 0);
     assert_eq!(guest.command(5, 0, &[0; 8]), 0);
     assert_eq!((guest.link(), guest.drops().1), (1, 0));
+}
+
+#[test]
+fn packets_come_from_a_tap_one_at_a_time_and_many_at_once() {
+    let Some(tap) = HostTap::new("row", "") else {
+        return;
+    };
+    let name = &tap.0;
+    let mut guest = device(Tap::open(name, 1).unwrap().remove(0));
+    offer(&mut guest, 128);
+    assert!(ip(&format!("address add 198.51.100.1/24 dev {name}")));
+    let station = "198.51.100.2 lladdr 52:54:00:00:00:07";
+    assert!(ip(&format!("neighbour add {station} dev {name}")));
+    let socket = UdpSocket::bind("198.51.100.1:0").unwrap();
+    for row in [vec![1; 20], vec![20], vec![2; 5], vec![1; 5], vec![3; 5]].concat() {
+        for _ in 0..row {
+            socket.send_to(&[7; 1000], "198.51.100.2:9").unwrap();
+        }
+        let mut come = 0;
+        wait("a row", || {
+            // The host's own stack has something to say as well.
+            let used = guest.queues[RX].take_used().into_iter();
+            come += used.filter(|(_, len)| *len == 12 + 42 + 1000).count();
+            come >= row
+        });
+        assert_eq!(come, row);
+    }
+    assert_eq!((guest.link(), guest.drops()), (1, (0, 0)));
 }
 
 #[test]
