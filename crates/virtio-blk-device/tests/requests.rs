@@ -334,6 +334,11 @@ fn a_write_is_stable_when_the_driver_may_think_so() {
     assert_eq!(flushes(&mut guest), 2);
     guest.start(wce);
     assert_eq!((guest.config(32), flushes(&mut guest)), ([0], 2));
+    // Also a reset on the way up.
+    guest.negotiate(wce);
+    assert_eq!(guest.config(32), [0]);
+    guest.set(reg::STATUS, 0);
+    assert_eq!(guest.config(32), [1]);
 }
 
 #[test]

@@ -158,8 +158,8 @@ pub trait VirtioDevice<M: GuestAddressSpace>: Send {
         let _ = index;
     }
 
-    /// Forgets the activation: what the driver has set up, requests in flight. Also called when a
-    /// device is reset that was restored, and when its driver has given up (`FAILED`).
+    /// Forgets what the driver has set up, and requests in flight. Called at each reset, whether there
+    /// was an activation or not, and when the driver of a live device has given up (`FAILED`).
     ///
     /// When this is called all leases and interrupts are revoked, and workers end by themselves, so
     /// most devices have nothing to do. One that has I/O in flight cancels it: the reset is complete

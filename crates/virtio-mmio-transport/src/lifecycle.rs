@@ -263,17 +263,10 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
         }
         let session = self.session.take();
         session.iter().for_each(Session::revoke);
-        // One that was restored remembers what was before, even if it is not live.
-        let gave_up = self.registers.status.failed();
-        if session.is_some() && !gave_up || self.restored {
-            self.device.reset();
-            (self.restored, self.active) = (false, false);
-        }
-        if let Some(session) = session {
-            if !session.wait_idle(Some(self.reset_bound)) {
-                self.resetting = Some(session);
-            }
-        }
+        // One that is not live may remember what was negotiated, configured or restored.
+        self.device.reset();
+        self.active = false;
+        self.resetting = session.filter(|session| !session.wait_idle(Some(self.reset_bound)));
         self.interrupt.reset();
         self.registers = self.fresh_registers();
         self.event(&Event::Reset);

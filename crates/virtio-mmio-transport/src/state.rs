@@ -301,7 +301,6 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
             return Err(RestoreError::Device(error));
         }
         self.registers = registers;
-        self.restored = true;
         let mut causes = state.interrupt_status;
         if state.needs_reset {
             let session = Session::broken(&self.config);

@@ -71,8 +71,6 @@ pub struct MmioTransport<M: GuestAddressSpace, D: VirtioDevice<M>> {
     pub(crate) resetting: Option<Session>,
     pub(crate) reset_bound: Duration,
     pub(crate) paused: bool,
-    /// The device's state was put back, and the device not reset since.
-    pub(crate) restored: bool,
     /// The device was activated, and not reset since.
     pub(crate) active: bool,
 }
@@ -116,7 +114,6 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
             resetting: None,
             reset_bound: RESET_BOUND,
             paused: false,
-            restored: false,
             active: false,
             device,
         })

@@ -234,10 +234,8 @@ fn a_restored_device_that_gave_up_is_reset_with_its_transport() {
     let mut twin = twin(&fixture);
     twin.transport.restore(&state).unwrap();
     assert_eq!(twin.probe.resets.load(Ordering::SeqCst), 0);
-    for _ in 0..2 {
-        twin.set(reg::STATUS, 0);
-        assert_eq!(twin.probe.resets.load(Ordering::SeqCst), 1);
-    }
+    twin.set(reg::STATUS, 0);
+    assert_eq!(twin.probe.resets.load(Ordering::SeqCst), 1);
 }
 
 #[test]

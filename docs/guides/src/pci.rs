@@ -235,16 +235,14 @@ where
     /// Takes everything back, in this order.
     fn reset(&mut self) {
         // 1. Interrupts, then the queues and memory, then the workers are told to end.
-        if let Some(session) = self.session.take() {
-            session.revoke();
-            // 2. The device cancels what it has in flight.
-            self.device.reset();
-            // 3. What is in flight straight into guest memory is waited for. Not for ever: a vCPU
-            //    waits here. If that is not enough, the status says so.
-            if !session.wait_idle(Some(RESET_BOUND)) {
-                self.resetting = Some(session);
-            }
-        }
+        let session = self.session.take();
+        session.iter().for_each(Session::revoke);
+        // 2. The device forgets its driver, also one that did not get as far as to have it work, and
+        //    cancels what it has in flight.
+        self.device.reset();
+        // 3. What is in flight straight into guest memory is waited for. Not for ever: a vCPU waits
+        //    here. If that is not enough, the status says so.
+        self.resetting = session.filter(|session| !session.wait_idle(Some(RESET_BOUND)));
         // 4. All registers are made anew, the interrupt's causes among them.
         self.vectors.isr.store(0, Ordering::Release);
         self.registers = fresh(&self.device);
