@@ -328,6 +328,7 @@ fn wrong_command_lines_are_refused_in_one_line() {
     let random = folder.file("random", &known_bytes(1 << 16));
     let link = folder.0.join("link");
     std::os::unix::fs::symlink(&random, &link).unwrap();
+    std::os::unix::fs::symlink(&random, folder.0.join("virtio-rng-64.bin")).unwrap();
     let cases: &[(&[&str], &str)] = &[
         (&["--frobnicate"], "--frobnicate"),
         (&["stray"], "stray"),
@@ -346,6 +347,7 @@ fn wrong_command_lines_are_refused_in_one_line() {
         (&["--entropy", with(&pipe)], "pipe"),
         (&["--entropy", with(&short)], "60 bytes"),
         (&["--dump", with(&short)], "--dump"),
+        (&["--dump", "/proc"], "--dump: /proc/"),
         (
             &["--svg", "/nowhere/at/all.svg"],
             "--svg: /nowhere/at/all.svg",
@@ -353,6 +355,17 @@ fn wrong_command_lines_are_refused_in_one_line() {
         (
             &["--entropy", with(&random), "--svg", with(&link)],
             "--svg: ",
+        ),
+        (
+            &[
+                "--bytes",
+                "64",
+                "--entropy",
+                with(&random),
+                "--dump",
+                with(&folder.0),
+            ],
+            "virtio-rng-64.bin: the file of --entropy",
         ),
         (&["--json=yes"], "--json"),
         (&["--json", "--json"], "--json is given twice"),

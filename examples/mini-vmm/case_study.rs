@@ -37,6 +37,9 @@ const RUNS: usize = 3;
 /// A size that has taken this long is not run again.
 const LONG: Duration = Duration::from_secs(1);
 
+/// The devices that are compared.
+const DEVICES: [Device; 2] = [Device::Legacy, Device::Virtio];
+
 /// How to run the case study.
 #[derive(Debug)]
 pub(crate) struct Options {
@@ -55,24 +58,25 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     measure(options, svg).map_err(Failure::run)
 }
 
-/// Looks at what the command line names before anything is started. Returns the file for the picture.
+/// Looks at what the command line names before anything is started, so that what cannot be written is
+/// told before anything is measured. Returns the file for the picture.
 fn prepare(options: &Options) -> Result<Option<File>, String> {
     let most = options.bytes.iter().max().copied().unwrap_or_default();
     options.source.check(most)?;
     if let Some(dir) = &options.dump {
-        std::fs::create_dir_all(dir)
-            .map_err(|error| format!("--dump: {}: {error}", dir.display()))?;
-    }
-    if let (Source::File(source), Some(svg)) = (&options.source, &options.svg) {
-        if same_file(source, svg) {
-            return Err(format!(
-                "--svg: {}: the file of --entropy would be lost",
-                svg.display()
-            ));
+        std::fs::create_dir_all(dir).map_err(|error| dump_failed(dir, &error))?;
+        let dumps = (options.bytes.iter()).flat_map(|bytes| DEVICES.map(|device| (device, *bytes)));
+        for (device, bytes) in dumps {
+            let path = dump_path(dir, device, bytes);
+            spare_source(options, "--dump", &path)?;
+            let opened = File::options().append(true).create(true).open(&path);
+            opened.map_err(|error| dump_failed(&path, &error))?;
         }
     }
-    // Opened before anything is measured, so that a file that cannot be written is told at once. It stays
-    // open: the reader of a pipe would take a close for the end of the picture.
+    if let Some(svg) = &options.svg {
+        spare_source(options, "--svg", svg)?;
+    }
+    // It stays open: the reader of a pipe would take a close for the end of the picture.
     let open = |path: &PathBuf| File::create(path).map_err(|error| svg_failed(path, &error));
     options.svg.as_ref().map(open).transpose()
 }
@@ -83,8 +87,10 @@ fn measure(options: &Options, svg: Option<File>) -> Result<(), Box<dyn Error>> {
     for &bytes in &options.bytes {
         let (comparison, last) = compare(&kvm, bytes, options)?;
         if let Some(dir) = &options.dump {
-            for device in [Device::Legacy, Device::Virtio] {
-                write_dump(dir, device, bytes, &last.buffer(device)?)?;
+            for device in DEVICES {
+                let path = dump_path(dir, device, bytes);
+                std::fs::write(&path, last.buffer(device)?)
+                    .map_err(|error| dump_failed(&path, &error))?;
             }
         }
         if !options.json {
@@ -133,6 +139,19 @@ fn compare(
     Ok((fastest, last))
 }
 
+/// Refuses to write to the file that random bytes are read from.
+fn spare_source(options: &Options, name: &str, path: &Path) -> Result<(), String> {
+    match &options.source {
+        Source::File(source) if same_file(source, path) => {
+            let path = path.display();
+            Err(format!(
+                "{name}: {path}: the file of --entropy would be lost"
+            ))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Whether two paths lead to the same file. They do not if one cannot be looked at: opening it fails
 /// later, and says why.
 fn same_file(one: &Path, other: &Path) -> bool {
@@ -144,7 +163,10 @@ fn svg_failed(path: &Path, error: &io::Error) -> String {
     format!("--svg: {}: {error}", path.display())
 }
 
-fn write_dump(dir: &Path, device: Device, bytes: u64, data: &[u8]) -> Result<(), String> {
-    let path: PathBuf = dir.join(format!("{device}-{bytes}.bin"));
-    std::fs::write(&path, data).map_err(|error| format!("--dump: {}: {error}", path.display()))
+fn dump_path(dir: &Path, device: Device, bytes: u64) -> PathBuf {
+    dir.join(format!("{device}-{bytes}.bin"))
+}
+
+fn dump_failed(path: &Path, error: &io::Error) -> String {
+    format!("--dump: {}: {error}", path.display())
 }
