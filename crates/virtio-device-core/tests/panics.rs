@@ -14,7 +14,8 @@ use std::sync::mpsc::channel;
 
 use support::{Activated, Input, SOON, activated, activated_with, kicks, wait_until};
 use virtio_device_core::{
-    Context, DeviceFault, Executor, Progress, QueueHandler, Worker, WorkerLoop, WorkerThread,
+    Context, DeviceFault, Executor, Progress, QueueHandler, StepLoop, Worker, WorkerLoop,
+    WorkerThread,
 };
 
 type Handler = Box<dyn QueueHandler>;
@@ -88,16 +89,21 @@ fn what_a_failed_handler_leaves_behind_ends_no_other_worker_of_the_thread() {
     }
 }
 
+/// A worker whose handler panics when it is dropped.
+fn explosive(activated: &Activated) -> Worker {
+    let bomb = Bomb(3);
+    activated.worker(move |_, _| {
+        let _ = &bomb;
+        Ok(Progress::Idle)
+    })
+}
+
 #[test]
 fn a_handler_that_panics_whenever_it_is_dropped_ends_no_loop() {
     let mut workers = WorkerLoop::new().unwrap();
     for has_started in [false, true] {
         let activated = activated(1);
-        let bomb = Bomb(3);
-        let worker = activated.worker(move |_, _| {
-            let _ = &bomb;
-            Ok(Progress::Idle)
-        });
+        let worker = explosive(&activated);
         workers.handle().start(worker).unwrap();
         let mut dispatch = || {
             let dispatched = catch_unwind(AssertUnwindSafe(|| workers.dispatch().unwrap()));
@@ -117,4 +123,38 @@ fn a_handler_that_panics_whenever_it_is_dropped_ends_no_loop() {
 fn a_hook_that_panics_with_what_panics_again_is_an_error() {
     let panicked = WorkerThread::with_hook("hook", || panic_any(Bomb(3)));
     assert!(panicked.unwrap_err().to_string().contains("panicked"));
+}
+
+/// Whether this returns.
+fn returns(what: impl FnOnce()) -> bool {
+    catch_unwind(AssertUnwindSafe(what))
+        .map_err(std::mem::forget)
+        .is_ok()
+}
+
+#[test]
+fn a_worker_that_nobody_takes_panics_at_nobody() {
+    let activated = activated(1);
+    let stopped = StepLoop::new().unwrap().handle();
+    let nobody: [Box<dyn Executor>; 2] =
+        [Box::new(stopped), Box::new(Vec::<WorkerThread>::default())];
+    for (case, mut nobody) in nobody.into_iter().enumerate() {
+        let refuses = || assert!(nobody.start(explosive(&activated)).is_err());
+        assert!(returns(refuses), "case {case}");
+    }
+}
+
+#[test]
+fn a_loop_goes_away_whatever_its_handlers_do() {
+    let activated = [activated(1), activated(1)];
+    let mut stepped = StepLoop::new().unwrap();
+    let mut waits = WorkerLoop::new().unwrap();
+    for activated in &activated {
+        stepped.handle().start(explosive(activated)).unwrap();
+        waits.handle().start(explosive(activated)).unwrap();
+    }
+    stepped.step();
+    waits.dispatch().unwrap();
+    assert!(returns(|| drop(waits)));
+    assert!(returns(|| drop(stepped)));
 }

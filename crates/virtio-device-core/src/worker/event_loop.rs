@@ -356,6 +356,9 @@ impl Executor for LoopHandle {
         worker.interrupt.add_loop(&self.mailbox.wake);
         let mut new = self.mailbox.new_workers();
         if self.mailbox.stop.load(Ordering::Acquire) {
+            // Not under the lock: a handler may do anything when it is dropped.
+            drop(new);
+            worker.discard();
             return Err(DeviceFault::Worker(io::ErrorKind::BrokenPipe.into()));
         }
         // If a handler is stuck, workers that have ended meanwhile do not pile up behind it.

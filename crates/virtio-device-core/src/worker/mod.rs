@@ -120,7 +120,10 @@ impl<E: Executor> Executor for Vec<E> {
         let place = usize::from(first) / worker.queues.len().max(1) % self.len().max(1);
         match self.get_mut(place) {
             Some(executor) => executor.start(worker),
-            None => Err(DeviceFault::device("there is no thread for workers")),
+            None => {
+                worker.discard();
+                Err(DeviceFault::device("there is no thread for workers"))
+            }
         }
     }
 }

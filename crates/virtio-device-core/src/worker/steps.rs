@@ -120,10 +120,11 @@ fn serve(worker: &mut Running) -> (bool, Life) {
     (served, life)
 }
 
-/// Workers are refused from now on, and those that wait are let go.
+/// Workers are refused from now on, and those that wait are let go, as are those that have started.
 impl Drop for StepLoop {
     fn drop(&mut self) {
         self.handle().stop();
+        self.for_each_worker(|_| Life::Ended);
         self.mailbox
             .take_new()
             .into_iter()
