@@ -197,23 +197,29 @@ impl MmioInterrupt {
     fn drive(&self, change: impl FnOnce(&dyn InterruptLine) -> io::Result<()>) -> bool {
         let driven = caught(|| change(&*self.line))
             .unwrap_or_else(|| Err(io::Error::other("the interrupt line panicked")));
-        if let Err(error) = &driven {
-            self.event(&Event::LineFailed(error));
-        }
-        driven.is_ok()
+        let Err(error) = driven else { return true };
+        self.event(&Event::LineFailed(&error));
+        discard(error);
+        false
     }
 }
 
 /// Calls code of the VMM's; `None` if it panics.
 fn caught<T>(code: impl FnOnce() -> T) -> Option<T> {
-    let payload = match catch_unwind(AssertUnwindSafe(code)) {
-        Ok(value) => return Some(value),
-        Err(payload) => payload,
-    };
-    // It may panic in its turn; what that panics with is never dropped.
-    let dropped = catch_unwind(AssertUnwindSafe(|| drop(payload)));
+    match catch_unwind(AssertUnwindSafe(code)) {
+        Ok(value) => Some(value),
+        Err(payload) => {
+            discard(payload);
+            None
+        }
+    }
+}
+
+/// Drops what is theirs, such as an error; a panic of its `drop` ends here.
+pub(crate) fn discard<T>(value: T) {
+    let dropped = catch_unwind(AssertUnwindSafe(|| drop(value)));
+    // Not dropped as well: that could panic again, and so on without end.
     std::mem::forget(dropped.err());
-    None
 }
 
 /// Whose turn it is to drive the line.

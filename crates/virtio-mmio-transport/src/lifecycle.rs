@@ -12,6 +12,7 @@ use virtio_device_core::{
 };
 use vm_memory::GuestAddressSpace;
 
+use crate::interrupt::discard;
 use crate::register::Register;
 use crate::registers::QueueRegisters;
 use crate::transport::MmioTransport;
@@ -72,6 +73,7 @@ impl<M: GuestAddressSpace, D: VirtioDevice<M>> MmioTransport<M, D> {
                     self.session
                         .iter()
                         .for_each(|session| session.device_failed(&fault));
+                    discard(fault);
                 }
             }
             Some(status) => self.registers.status = status,

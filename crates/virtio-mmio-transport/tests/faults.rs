@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bus::BusDevice;
-use support::{Fixture, Memory, Probe, port};
+use support::{Bomb, Fixture, Memory, Probe, port};
 use virtio_conformance::{DriverQueue, EventCounters, MmioPort, Port as _, VIRTQ_DESC_F_NEXT, reg};
 use virtio_device_core::{
     Activation, Chain, Context, DeviceFault, Features, Lease, Progress, QueueHandler, VirtioDevice,
@@ -371,11 +371,12 @@ impl VirtioDevice<Memory> for Stillborn {
 
 #[test]
 fn every_failure_of_an_activation_is_told_and_undone_by_a_reset() {
-    let errors: [fn() -> DeviceFault; 4] = [
+    let errors: [fn() -> DeviceFault; 5] = [
         || DeviceFault::QueueMissing(3),
         || DeviceFault::device("tap0 is gone"),
         || DeviceFault::Worker(std::io::ErrorKind::OutOfMemory.into()),
         || DeviceFault::Worker(std::io::Error::other("no thread")),
+        || DeviceFault::device(Bomb),
     ];
     for error in errors {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap();

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bus::BusDevice;
-use support::{Fixture, Probe};
+use support::{Bomb, Fixture, Probe};
 use virtio_conformance::reg;
 use virtio_device_core::{
     DeviceFault, Features, InterruptLine, VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_EVENT_IDX,
@@ -351,15 +351,15 @@ fn a_line_that_panics_is_a_line_that_fails() {
 #[test]
 #[cfg_attr(miri, ignore = "leaks what the payload panicked with")]
 fn a_line_is_one_that_fails_whatever_it_panics_with() {
-    struct Bomb;
-    impl Drop for Bomb {
-        fn drop(&mut self) {
-            panic!("dropped");
-        }
-    }
     assert_fails(edge_line(|| -> io::Result<()> {
         std::panic::panic_any(Bomb)
     }));
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "leaks what the error panicked with")]
+fn a_line_is_one_that_fails_whatever_its_error_does() {
+    assert_fails(edge_line(|| Err(io::Error::other(Bomb))));
 }
 
 #[test]

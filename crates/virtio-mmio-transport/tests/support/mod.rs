@@ -13,6 +13,7 @@
 
 pub(crate) mod programs;
 
+use std::error::Error;
 use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -138,6 +139,25 @@ impl VirtioDevice<Memory> for TestDevice {
         *self.probe.activation.lock().unwrap() = None;
     }
 }
+
+/// An error that panics when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Bomb;
+
+impl Drop for Bomb {
+    #[expect(clippy::panic, reason = "what is tested is what follows from a panic")]
+    fn drop(&mut self) {
+        panic!("dropped");
+    }
+}
+
+impl fmt::Display for Bomb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "a bug in the device")
+    }
+}
+
+impl Error for Bomb {}
 
 /// A driver's hands on the registers of `transport`.
 pub(crate) fn port<M, D>(transport: MmioTransport<M, D>) -> MmioPort<MmioTransport<M, D>>
