@@ -303,6 +303,11 @@ where
     T: std::ops::Deref<Target = G>,
     G: vm_memory::GuestMemory,
 {
+    // Of a request that nobody wants any more, nothing is left to be done.
+    if busy.in_flight.is_revoked() {
+        note(job, &busy, shared, result);
+        return Ok(());
+    }
     let Busy {
         head,
         request,
@@ -311,13 +316,7 @@ where
         active,
         in_flight,
     } = busy;
-    // Of a request that nobody wants any more, nothing is left to be done.
-    if in_flight.is_revoked() {
-        job.note(&*memory, Some(&request));
-        return Ok(());
-    }
-    let error = u32::try_from(result).err();
-    let error = error.map(|_| io::Error::from_raw_os_error(result.wrapping_neg()));
+    let error = failure(result);
     let moved = u64::try_from(result).unwrap_or(0);
     let outcome = match (stage, error) {
         (Stage::Sync, Some(error)) if is_for_another_way(&error) => {
@@ -342,6 +341,27 @@ where
         complete(ring, &*memory, &active, head, len)
     };
     in_flight.with(finish).unwrap_or(Ok(()))
+}
+
+/// Takes note of what the kernel has done for nobody: what it has read, and that a sync has failed, which
+/// it does not tell the next one.
+fn note<T, G>(job: &Job, busy: &Busy<T>, shared: &Shared, result: i32)
+where
+    T: std::ops::Deref<Target = G>,
+    G: vm_memory::GuestMemory,
+{
+    job.note(&*busy.memory, Some(&busy.request));
+    let error = failure(result).filter(|error| !is_for_another_way(error));
+    let error = error.filter(|_| busy.stage == Stage::Sync);
+    if let Some((error, file)) = error.zip(shared.backend.as_file()) {
+        let _ = file.synced(Err(error));
+    }
+}
+
+/// The error that an entry has ended with, if it has.
+fn failure(result: i32) -> Option<io::Error> {
+    let failed = u32::try_from(result).is_err();
+    failed.then(|| io::Error::from_raw_os_error(result.wrapping_neg()))
 }
 
 /// Gives a request back.
@@ -479,7 +499,7 @@ impl<M: GuestAddressSpace> Drop for RingHandler<M> {
                     continue;
                 };
                 if let Some(busy) = slot.busy.take() {
-                    slot.job.note(&*busy.memory, Some(&busy.request));
+                    note(&slot.job, &busy, &self.shared, entry.result());
                     at_rest.push(busy);
                 }
             }

@@ -4,19 +4,24 @@
 //! Rings in a loop that is driven by hand: what the kernel has done, and the worker does not know of yet.
 #![cfg(feature = "io-uring")]
 #![expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
+#![expect(
+    unsafe_code,
+    reason = "a file is put in another one's place while it is in use"
+)]
 
 mod support;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd as _;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use bus::BusDevice;
-use support::{Buf, Guest, IN, OK, OUT, header, memory, pattern, wait};
+use support::{Buf, FLUSH, Guest, IN, IOERR, OK, OUT, header, memory, pattern, wait};
 use virtio_blk_device::{Backend, Block, Buffers, FileBackend, FileOptions};
 use virtio_conformance::{CountingLine, MmioPort, reg};
 use virtio_device_core::{DeviceFault, Executor, LoopHandle, Worker, WorkerLoop};
@@ -26,6 +31,7 @@ use vm_memory::{
     Bytes as _, FileOffset, GuestAddress, GuestMemoryBackend as _, GuestMemoryMmap,
     GuestMemoryRegion as _,
 };
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 fn file() -> File {
     let file = tempfile::tempfile().unwrap();
@@ -100,6 +106,57 @@ fn what_a_ring_has_read_is_noted_also_if_nobody_wants_it_any_more() {
         assert!(data[..] == pattern(0, 1024)[512..]);
         let at = usize::try_from(PLACE).unwrap();
         assert!(region.bitmap().dirty_at(at), "{register:#x}");
+    }
+}
+
+#[test]
+fn a_flush_that_has_failed_is_remembered_also_if_nobody_wants_it_any_more() {
+    // Status reset: all ends. Queue reset: the worker goes on.
+    for (register, value) in [(reg::STATUS, 0), (reg::QUEUE_RESET, 1)] {
+        let file = file();
+        let disk = file.try_clone().unwrap();
+        // SAFETY: the back end keeps it open for as long as it lives, and this never closes it.
+        let mut place = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(disk.as_raw_fd()) });
+        let disk = FileBackend::new(disk, FileOptions::default()).unwrap();
+        let mut workers = WorkerLoop::new().unwrap();
+        let Some(device) = device(Arc::new(disk), &workers) else {
+            return;
+        };
+        let mut guest = Guest::in_memory(memory(), device);
+        guest.start(u64::MAX);
+        for _ in 0..4 {
+            workers.dispatch().unwrap();
+        }
+        // The kernel is given a file that cannot be synced.
+        let mut options = File::options();
+        let bad = options.read(true).write(true);
+        let bad = bad.open("/proc/self/coredump_filter").unwrap();
+        rustix::io::dup2(&bad, &mut place).unwrap();
+        guest.put(0, &[header(FLUSH, 0), Buf::W(1)]);
+        guest.notify(0);
+        workers.dispatch().unwrap();
+        // The kernel is done, and the worker does not know yet.
+        let epoll = Epoll::new().unwrap();
+        let event = EpollEvent::new(EventSet::IN, 0);
+        epoll
+            .ctl(ControlOperation::Add, workers.as_raw_fd(), event)
+            .unwrap();
+        assert_eq!(epoll.wait(60_000, &mut [event]).unwrap(), 1);
+        rustix::io::dup2(&file, &mut place).unwrap();
+        guest.set(register, value);
+        wait("the reset", || {
+            workers.dispatch().unwrap();
+            guest.get(register) == 0
+        });
+        guest.set(reg::STATUS, 0);
+        guest.start(u64::MAX);
+        let offered = guest.put(0, &[header(FLUSH, 0), Buf::W(1)]);
+        guest.notify(0);
+        wait("the next flush", || {
+            workers.dispatch().unwrap();
+            !guest.queues[0].take_used().is_empty()
+        });
+        assert_eq!(guest.answer(&offered, 1).status(), IOERR, "{register:#x}");
     }
 }
 
