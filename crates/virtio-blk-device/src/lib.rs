@@ -112,7 +112,7 @@
 //! | the host | what happens |
 //! |---|---|
 //! | fails, has no room, shrinks the file | that request fails, and the observer is told |
-//! | takes its time | the guest waits; a reset stays pending, and neither a vCPU nor another queue waits |
+//! | takes its time | the guest waits; a reset stays pending, and neither a vCPU nor another queue waits, but a flush for one at the same time |
 //! | a saved state from elsewhere | refused unless every bit of it means something; sectors that are not there are errors |
 //!
 //! # Siblings
@@ -133,6 +133,8 @@ mod observer;
 mod raw;
 mod request;
 mod shared;
+#[cfg(feature = "io-uring")]
+mod syncs;
 #[cfg(feature = "io-uring")]
 mod uring;
 mod worker;

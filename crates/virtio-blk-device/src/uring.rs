@@ -21,16 +21,18 @@ use virtio_device_core::{
 };
 use vm_memory::GuestAddressSpace;
 
+use crate::backend::FileBackend;
 use crate::config::QUEUE_SIZE;
 use crate::device::Block;
 use crate::observer::Operation;
 use crate::request::Request;
 use crate::shared::Shared;
+use crate::syncs::Syncing;
 use crate::worker::Job;
 
 /// The number under which the ring is watched.
 const RING: u32 = 0;
-/// How long a kernel without memory for requests is left alone.
+/// How long a kernel without memory for requests is left alone, and another queue with its sync.
 const SHORTAGE: Duration = Duration::from_millis(1);
 
 /// Where a queue's ring is while the device is not active: it is made before the guest runs.
@@ -99,6 +101,8 @@ pub(crate) struct RingHandler<M: GuestAddressSpace> {
     home: Home,
     slots: Vec<Slot<M::T>>,
     free: Vec<u16>,
+    /// Slots whose sync has succeeded, and is not settled yet.
+    synced: Vec<u16>,
 }
 
 /// Room for a request in flight.
@@ -124,6 +128,8 @@ struct Busy<T> {
     memory: T,
     active: ActiveQueue,
     in_flight: InFlight<Virtqueue>,
+    /// Its sync, once that has begun.
+    sync: Option<Syncing>,
 }
 
 /// What the kernel is at work on.
@@ -153,6 +159,7 @@ impl<M: GuestAddressSpace> RingHandler<M> {
             home,
             slots: (0..QUEUE_SIZE).map(|_| Slot::default()).collect(),
             free: (0..QUEUE_SIZE).rev().collect(),
+            synced: Vec::with_capacity(QUEUE_SIZE.into()),
         }
     }
 
@@ -201,17 +208,21 @@ impl<M: GuestAddressSpace> RingHandler<M> {
             match (request, entry) {
                 (Ok(request), Some(entry)) => {
                     let active = active.clone();
+                    let stage = match request.operation {
+                        Operation::Flush => Stage::Sync,
+                        Operation::Write if !self.shared.writeback() => Stage::Write,
+                        _ => Stage::Whole,
+                    };
+                    let syncs = stage == Stage::Sync;
+                    let file = syncs.then(|| self.shared.backend.as_file()).flatten();
                     slot.busy = Some(Busy {
                         head,
-                        stage: match request.operation {
-                            Operation::Flush => Stage::Sync,
-                            Operation::Write if !self.shared.writeback() => Stage::Write,
-                            _ => Stage::Whole,
-                        },
+                        stage,
                         request,
                         memory,
                         active,
                         in_flight,
+                        sync: file.map(FileBackend::begin_sync),
                     });
                     let Some(ring) = &mut self.ring else { break };
                     // SAFETY: vectors, memory and file stay as they are until the entry is
@@ -260,10 +271,18 @@ impl<M: GuestAddressSpace> RingHandler<M> {
             let moved = u64::try_from(entry.result()).ok() == Some(busy.request.moved());
             let wants_sync = busy.stage == Stage::Write && moved && !busy.in_flight.is_revoked();
             // Without a file any more, the write is finished as one that was done in part.
-            if let Some(sync) = wants_sync.then(|| sync(&self.shared)).flatten() {
+            let file = wants_sync.then(|| self.shared.backend.as_file()).flatten();
+            if let Some(file) = file {
                 busy.stage = Stage::Sync;
+                busy.sync = Some(file.begin_sync());
                 slot.busy = Some(busy);
-                to_sync.push(sync.user_data(index.into()));
+                to_sync.push(sync(file).user_data(index.into()));
+                continue;
+            }
+            if let Some(sync) = busy.sync.as_mut().filter(|_| entry.result() >= 0) {
+                sync.end();
+                slot.busy = Some(busy);
+                self.synced.push(index);
                 continue;
             }
             self.free.push(index);
@@ -275,6 +294,28 @@ impl<M: GuestAddressSpace> RingHandler<M> {
             unsafe { push(ring, &entry) }?;
         }
         Ok(finished?)
+    }
+
+    /// Completes the requests whose syncs have succeeded, as far as that is certain by now.
+    fn settle(&mut self) -> Result<(), RingFault> {
+        let (slots, free, shared) = (&mut self.slots, &mut self.free, &self.shared);
+        let mut finished = Ok(());
+        self.synced.retain(|&index| {
+            let Some(slot) = slots.get_mut(usize::from(index)) else {
+                return false;
+            };
+            let certain = |busy: &mut Busy<M::T>| {
+                busy.in_flight.is_revoked() || busy.sync.as_ref().is_none_or(Syncing::is_settled)
+            };
+            let Some(busy) = slot.busy.take_if(certain) else {
+                return true;
+            };
+            free.push(index);
+            let now = finish(&mut slot.job, busy, shared, 0);
+            finished = finished.and(now);
+            false
+        });
+        finished
     }
 }
 
@@ -291,10 +332,9 @@ unsafe fn push(ring: &mut IoUring, entry: &squeue::Entry) -> Result<(), DeviceFa
 }
 
 /// A sync of all of the file.
-fn sync(shared: &Shared) -> Option<squeue::Entry> {
-    let file = shared.backend.as_file()?;
+fn sync(file: &FileBackend) -> squeue::Entry {
     let sync = opcode::Fsync::new(Fd(file.file().as_raw_fd()));
-    Some(sync.flags(FsyncFlags::DATASYNC).build())
+    sync.flags(FsyncFlags::DATASYNC).build()
 }
 
 /// Completes a request that the kernel is done with.
@@ -315,6 +355,8 @@ where
         memory,
         active,
         in_flight,
+        // Until it is noted how that has ended.
+        sync: _sync,
     } = busy;
     let error = failure(result);
     let moved = u64::try_from(result).unwrap_or(0);
@@ -410,7 +452,7 @@ fn entry(
                     .build()
             }
         }
-        Operation::Flush if !shared.backend.is_read_only() => sync(shared)?,
+        Operation::Flush if !shared.backend.is_read_only() => sync(file),
         Operation::Discard | Operation::WriteZeroes if len != 0 && shared.writeback() => {
             let zero = request.operation == Operation::WriteZeroes && !request.unmap;
             let way = match zero {
@@ -458,9 +500,14 @@ impl<M: GuestAddressSpace> QueueHandler for RingHandler<M> {
     }
 
     fn process(&mut self, _queue: u16, cx: &mut Context<'_>) -> Result<Progress, DeviceFault> {
+        self.settle()?;
         let progress = self.begin(cx);
         // What was begun before a fault is on its way as well.
-        self.submit(progress?)
+        match self.submit(progress?)? {
+            Progress::More => Ok(Progress::More),
+            _ if !self.synced.is_empty() => Ok(Progress::After(SHORTAGE)),
+            progress => Ok(progress),
+        }
     }
 
     fn ready(
@@ -483,9 +530,21 @@ impl<M: GuestAddressSpace> Drop for RingHandler<M> {
         };
         // The ring must be back when the last of them says that memory is at rest.
         let mut at_rest = Vec::new();
+        for index in self.synced.drain(..) {
+            let slot = self.slots.get_mut(usize::from(index));
+            at_rest.extend(slot.and_then(|slot| slot.busy.take()));
+        }
         while self.slots.iter().any(|slot| slot.busy.is_some()) {
             match ring.submit_and_wait(1) {
                 Err(error) if !is_passing(&error) => {
+                    // It cannot be known how a sync ends; other queues do not wait for that.
+                    let busy = self.slots.iter_mut().filter_map(|slot| slot.busy.as_mut());
+                    let syncs: Vec<_> = busy.filter_map(|busy| busy.sync.take()).collect();
+                    let file = self.shared.backend.as_file();
+                    if let Some(file) = file.filter(|_| !syncs.is_empty()) {
+                        let _ = file.synced(Err(error));
+                    }
+                    drop(syncs);
                     // It cannot be known when memory is at rest: that is never told, then.
                     std::mem::forget(std::mem::take(&mut self.slots));
                     std::mem::forget(ring);
@@ -498,8 +557,9 @@ impl<M: GuestAddressSpace> Drop for RingHandler<M> {
                 let Some(slot) = self.slots.get_mut(index) else {
                     continue;
                 };
-                if let Some(busy) = slot.busy.take() {
+                if let Some(mut busy) = slot.busy.take() {
                     note(&slot.job, &busy, &self.shared, entry.result());
+                    drop(busy.sync.take());
                     at_rest.push(busy);
                 }
             }

@@ -109,6 +109,22 @@ fn what_a_ring_has_read_is_noted_also_if_nobody_wants_it_any_more() {
     }
 }
 
+/// A file that cannot be synced.
+fn unsyncable() -> File {
+    let mut options = File::options();
+    let options = options.read(true).write(true);
+    options.open("/proc/self/oom_score_adj").unwrap()
+}
+
+/// Waits until the kernel is done with a request, of which the worker does not know yet.
+fn wait_for_kernel(workers: &WorkerLoop) {
+    let epoll = Epoll::new().unwrap();
+    let event = EpollEvent::new(EventSet::IN, 0);
+    let add = ControlOperation::Add;
+    epoll.ctl(add, workers.as_raw_fd(), event).unwrap();
+    assert_eq!(epoll.wait(60_000, &mut [event]).unwrap(), 1);
+}
+
 #[test]
 fn a_flush_that_has_failed_is_remembered_also_if_nobody_wants_it_any_more() {
     // Status reset: all ends. Queue reset: the worker goes on.
@@ -127,21 +143,11 @@ fn a_flush_that_has_failed_is_remembered_also_if_nobody_wants_it_any_more() {
         for _ in 0..4 {
             workers.dispatch().unwrap();
         }
-        // The kernel is given a file that cannot be synced.
-        let mut options = File::options();
-        let bad = options.read(true).write(true);
-        let bad = bad.open("/proc/self/coredump_filter").unwrap();
-        rustix::io::dup2(&bad, &mut place).unwrap();
+        rustix::io::dup2(unsyncable(), &mut place).unwrap();
         guest.put(0, &[header(FLUSH, 0), Buf::W(1)]);
         guest.notify(0);
         workers.dispatch().unwrap();
-        // The kernel is done, and the worker does not know yet.
-        let epoll = Epoll::new().unwrap();
-        let event = EpollEvent::new(EventSet::IN, 0);
-        epoll
-            .ctl(ControlOperation::Add, workers.as_raw_fd(), event)
-            .unwrap();
-        assert_eq!(epoll.wait(60_000, &mut [event]).unwrap(), 1);
+        wait_for_kernel(&workers);
         rustix::io::dup2(&file, &mut place).unwrap();
         guest.set(register, value);
         wait("the reset", || {
@@ -157,6 +163,50 @@ fn a_flush_that_has_failed_is_remembered_also_if_nobody_wants_it_any_more() {
             !guest.queues[0].take_used().is_empty()
         });
         assert_eq!(guest.answer(&offered, 1).status(), IOERR, "{register:#x}");
+    }
+}
+
+#[test]
+fn a_flush_does_not_succeed_before_another_one_has_told_that_it_has_failed() {
+    let file = file();
+    let disk = file.try_clone().unwrap();
+    // SAFETY: the back end keeps it open for as long as it lives, and this never closes it.
+    let mut place = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(disk.as_raw_fd()) });
+    let disk = FileBackend::new(disk, FileOptions::default()).unwrap();
+    let mut workers = [WorkerLoop::new().unwrap(), WorkerLoop::new().unwrap()];
+    let executor = workers.iter().map(WorkerLoop::handle).collect::<Vec<_>>();
+    let device = Block::new(Arc::new(disk), executor).unwrap().with_queues(2);
+    let Ok(device) = device.with_io_uring() else {
+        return;
+    };
+    let mut guest = Guest::in_memory(memory(), device);
+    guest.start(u64::MAX);
+    for _ in 0..4 {
+        workers.iter_mut().for_each(|it| it.dispatch().unwrap());
+    }
+    let [first, second] = &mut workers;
+    let mut begin = |queue: usize, workers: &mut WorkerLoop| {
+        let offered = guest.put(queue, &[header(FLUSH, 0), Buf::W(1)]);
+        guest.notify(queue);
+        workers.dispatch().unwrap();
+        wait_for_kernel(workers);
+        offered
+    };
+    // The kernel tells the first one alone of what it could not write.
+    rustix::io::dup2(unsyncable(), &mut place).unwrap();
+    let failed = begin(0, first);
+    rustix::io::dup2(&file, &mut place).unwrap();
+    let succeeded = begin(1, second);
+    for _ in 0..4 {
+        second.dispatch().unwrap();
+    }
+    assert!(guest.queues[1].take_used().is_empty());
+    for (queue, offered) in [(0, failed), (1, succeeded)] {
+        wait("the flush", || {
+            workers.iter_mut().for_each(|it| it.dispatch().unwrap());
+            !guest.queues[queue].take_used().is_empty()
+        });
+        assert_eq!(guest.answer(&offered, 1).status(), IOERR, "{queue}");
     }
 }
 

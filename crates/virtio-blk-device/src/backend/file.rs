@@ -17,6 +17,8 @@ use rustix::io::retry_on_intr;
 
 use crate::backend::{Backend, Buffers, Geometry, is_unsupported};
 use crate::raw;
+#[cfg(feature = "io-uring")]
+use crate::syncs::{Syncing, Syncs};
 
 /// What is written where holes cannot be punched.
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
@@ -71,6 +73,9 @@ pub struct FileBackend {
     /// Held by a flush until it is noted how that ended: of two at the same time, the kernel tells one
     /// alone of what it could not write.
     flushing: Mutex<()>,
+    /// As for flushes, for those that nobody waits for.
+    #[cfg(feature = "io-uring")]
+    syncs: Syncs,
 }
 
 impl FileBackend {
@@ -118,6 +123,8 @@ impl FileBackend {
             geometry: Geometry::of(logical.max(align), physical),
             lost: AtomicBool::new(false),
             flushing: Mutex::default(),
+            #[cfg(feature = "io-uring")]
+            syncs: Syncs::default(),
         })
     }
 
@@ -133,6 +140,12 @@ impl FileBackend {
     #[cfg(feature = "io-uring")]
     pub(crate) fn file(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
+    }
+
+    /// A sync begins, and is noted by [`synced`](Self::synced) before what this returns is dropped.
+    #[cfg(feature = "io-uring")]
+    pub(crate) fn begin_sync(&self) -> Syncing {
+        self.syncs.begin()
     }
 
     /// Refuses a change of what is beyond the end as it is now: a file that somebody has made shorter
@@ -235,6 +248,8 @@ impl Backend for FileBackend {
 
     fn flush(&self) -> io::Result<()> {
         let _turn = self.flushing.lock();
+        #[cfg(feature = "io-uring")]
+        let _sync = self.begin_sync();
         self.synced(retry_on_intr(|| fs::fdatasync(&self.file)).map_err(io::Error::from))
     }
 
