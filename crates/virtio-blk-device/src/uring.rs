@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use io_uring::types::{Fd, FsyncFlags};
-use io_uring::{IoUring, Probe, opcode, squeue};
+use io_uring::{IoUring, Probe, SubmissionQueue, opcode, squeue};
 use rustix::fs::FallocateFlags;
 use virtio_device_core::{
     ActiveQueue, Buffers, Context, DeviceFault, Executor, Head, InFlight, Progress, QueueHandler,
@@ -227,7 +227,7 @@ impl<M: GuestAddressSpace> RingHandler<M> {
                     let Some(ring) = &mut self.ring else { break };
                     // SAFETY: vectors, memory and file stay as they are until the entry is
                     // complete: they are in the slot, which is busy, and in `shared`.
-                    unsafe { push(ring, &entry) }?;
+                    unsafe { push(&mut ring.submission(), &entry) }?;
                     self.free.pop();
                 }
                 (request, _) => {
@@ -258,9 +258,9 @@ impl<M: GuestAddressSpace> RingHandler<M> {
         let Some(ring) = &mut self.ring else {
             return Ok(());
         };
-        // Whatever is wrong with the driver's ring, who waits for a sync gets one: it ends only then.
-        let (mut to_sync, mut finished) = (Vec::new(), Ok(()));
-        for entry in ring.completion() {
+        let (_, mut submission, completion) = ring.split();
+        let mut finished = Ok(());
+        for entry in completion {
             let index = u16::try_from(entry.user_data()).unwrap_or(u16::MAX);
             let Some(slot) = self.slots.get_mut(usize::from(index)) else {
                 continue;
@@ -276,7 +276,10 @@ impl<M: GuestAddressSpace> RingHandler<M> {
                 busy.stage = Stage::Sync;
                 busy.sync = Some(file.begin_sync());
                 slot.busy = Some(busy);
-                to_sync.push(sync(file).user_data(index.into()));
+                let entry = sync(file).user_data(index.into());
+                // At once: whatever becomes of the others, who waits for a sync gets one. It ends only then.
+                // SAFETY: the file lives in `shared`, and the slot is busy.
+                unsafe { push(&mut submission, &entry) }?;
                 continue;
             }
             if let Some(sync) = busy.sync.as_mut().filter(|_| entry.result() >= 0) {
@@ -288,10 +291,6 @@ impl<M: GuestAddressSpace> RingHandler<M> {
             self.free.push(index);
             let now = finish(&mut slot.job, busy, &self.shared, entry.result());
             finished = finished.and(now);
-        }
-        for entry in to_sync {
-            // SAFETY: the file lives in `shared`, and the slot is busy.
-            unsafe { push(ring, &entry) }?;
         }
         Ok(finished?)
     }
@@ -324,9 +323,12 @@ impl<M: GuestAddressSpace> RingHandler<M> {
 /// # Safety
 ///
 /// What it names must stay as it is until the entry is complete.
-unsafe fn push(ring: &mut IoUring, entry: &squeue::Entry) -> Result<(), DeviceFault> {
+unsafe fn push(
+    submission: &mut SubmissionQueue<'_>,
+    entry: &squeue::Entry,
+) -> Result<(), DeviceFault> {
     // SAFETY: as the caller says.
-    let pushed = unsafe { ring.submission().push(entry) };
+    let pushed = unsafe { submission.push(entry) };
     // There are as many entries as there are slots.
     pushed.map_err(|full| DeviceFault::Backend(io::Error::other(full)))
 }

@@ -16,13 +16,15 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::fs::FileExt as _;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use bus::BusDevice;
 use support::{Buf, FLUSH, Guest, IN, IOERR, OK, OUT, header, memory, pattern, wait};
-use virtio_blk_device::{Backend, Block, Buffers, FileBackend, FileOptions};
+use virtio_blk_device::{
+    Backend, Block, BlockEvent, BlockObserver, Buffers, FileBackend, FileOptions,
+};
 use virtio_conformance::{CountingLine, MmioPort, reg};
 use virtio_device_core::{DeviceFault, Executor, LoopHandle, Worker, WorkerLoop};
 use virtio_mmio_transport::MmioTransport;
@@ -264,6 +266,92 @@ fn a_back_end_that_is_no_file_any_more_ends_what_is_in_flight() {
         !guest.queues[0].take_used().is_empty()
     });
     assert_eq!(guest.answer(&offered, 1).status(), OK);
+}
+
+/// Panics when it hears of a failure.
+struct Shaky;
+
+impl BlockObserver for Shaky {
+    #[expect(clippy::panic, reason = "what is tested is what follows from a panic")]
+    fn event(&self, event: &BlockEvent<'_>) {
+        panic!("a bug in the VMM: {event:?}");
+    }
+}
+
+/// Has every request but the second one served by a good file.
+struct Turning {
+    good: FileBackend,
+    bad: FileBackend,
+    asked: AtomicUsize,
+}
+
+impl Backend for Turning {
+    fn capacity(&self) -> io::Result<u64> {
+        self.good.capacity()
+    }
+    fn read(&self, offset: u64, buffers: &Buffers<'_>) -> io::Result<()> {
+        self.good.read(offset, buffers)
+    }
+    fn write(&self, offset: u64, buffers: &Buffers<'_>) -> io::Result<()> {
+        self.good.write(offset, buffers)
+    }
+    fn flush(&self) -> io::Result<()> {
+        self.good.flush()
+    }
+    fn write_zeroes(&self, range: std::ops::Range<u64>, unmap: bool) -> io::Result<()> {
+        self.good.write_zeroes(range, unmap)
+    }
+    fn as_file(&self) -> Option<&FileBackend> {
+        match self.asked.fetch_add(1, Ordering::SeqCst) {
+            1 => Some(&self.bad),
+            _ => Some(&self.good),
+        }
+    }
+}
+
+/// A write without a cache, and a flush that fails, are done by the time that the worker looks.
+fn fail_beside_a_write() {
+    let disk = Arc::new(Turning {
+        good: open(&file()),
+        bad: FileBackend::new(unsyncable(), FileOptions::default()).unwrap(),
+        asked: AtomicUsize::new(2),
+    });
+    let mut workers = WorkerLoop::new().unwrap();
+    let Some(device) = device(disk.clone(), &workers) else {
+        return;
+    };
+    let mut guest = Guest::in_memory(memory(), device.with_observer(Shaky));
+    guest.start(u64::MAX);
+    guest.set_config(0x20, &[0]);
+    for _ in 0..4 {
+        workers.dispatch().unwrap();
+    }
+    guest.put(0, &[header(OUT, 3), Buf::R(pattern(9, 512)), Buf::W(1)]);
+    guest.put(0, &[header(FLUSH, 0), Buf::W(1)]);
+    disk.asked.store(0, Ordering::SeqCst);
+    guest.notify(0);
+    workers.dispatch().unwrap();
+    wait_for_kernel(&workers);
+    std::thread::sleep(Duration::from_millis(20));
+    wait("the failure", || {
+        workers.dispatch().unwrap();
+        guest.status() == 15 | 64
+    });
+    guest.set(reg::STATUS, 0);
+    assert_eq!(guest.status(), 0);
+}
+
+#[test]
+fn an_observer_that_panics_leaves_no_write_that_waits_for_its_sync() {
+    // The kernel may be done with either first.
+    for _ in 0..20 {
+        let (done, is_done) = mpsc::channel();
+        std::thread::spawn(move || {
+            fail_beside_a_write();
+            done.send(()).unwrap();
+        });
+        assert_eq!(is_done.recv_timeout(Duration::from_secs(20)), Ok(()));
+    }
 }
 
 /// Takes one loop for the first worker, and the other for those that follow.
