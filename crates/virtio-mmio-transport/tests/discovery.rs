@@ -2,10 +2,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 //! What guests are told, read back as a guest reads it.
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "a test stops at the unexpected"
+#![cfg_attr(
+    feature = "fdt",
+    expect(clippy::unwrap_used, reason = "a test stops at the unexpected")
+)]
+#![cfg_attr(
+    any(feature = "fdt", feature = "acpi"),
+    expect(clippy::indexing_slicing, reason = "a test stops at the unexpected")
 )]
 
 use virtio_mmio_transport::{Location, LocationError, REGION_SIZE};
