@@ -122,20 +122,21 @@ impl Shared {
 
     /// Changes what holds for workers that are at work. If a back end refuses, nothing has changed.
     pub(crate) fn change_settings(&self, settings: Arc<Settings>) -> io::Result<()> {
-        let before = self.set_settings(settings);
-        self.apply(&before).inspect_err(|_| {
-            let refused = self.set_settings(before.clone());
+        let before = self.set_settings(settings.clone());
+        let applied = self.apply(&before).inspect_err(|_| {
+            self.set_settings(before.clone());
             // Some have done what others refused. Nothing can be done about one that now refuses the
             // opposite as well.
-            let _ = self.apply(&refused);
-        })?;
+            let _ = self.apply(&settings);
+        });
         // Whoever is in a turn by what held before comes to its end.
         self.pairs.iter().for_each(|pair| drop(pair.backend()));
-        if self.settings().pairs != before.pairs {
-            // The link is that of the pairs in use.
+        if settings.pairs != before.pairs {
+            // The link is that of the pairs in use. Also after a refusal: somebody may have looked
+            // meanwhile, and a worker that found its pair out of use waits for nothing.
             self.update(|| ());
         }
-        Ok(())
+        applied
     }
 
     /// Has the back ends do what is not as it was `before`.

@@ -238,6 +238,27 @@ fn pairs_that_a_host_refuses_leave_all_as_they_were() {
 }
 
 #[test]
+fn a_pair_that_stays_in_use_because_a_host_refuses_goes_on() {
+    let hosts = [Host::new(), Host::new()];
+    let threads = ["first", "second"].map(|name| WorkerThread::named(name).unwrap());
+    let device = Net::new(hosts.to_vec(), MAC, Vec::from(threads)).unwrap();
+    let mut guest = Guest::in_memory(support::memory(), device);
+    guest.start(u64::MAX);
+    assert_eq!(guest.command(4, 0, &[2, 0]), OK);
+    guest.offer(2, 1, 1526);
+    support::wait("a look", || hosts[1].state().asked != 0);
+    // The second worker looks before its host has refused, and once more when that is over.
+    let second = hosts[1].clone();
+    hosts[1].state().idle = true;
+    hosts[0].state().joins = Some(Box::new(move || {
+        thread::sleep(Duration::from_millis(50));
+        second.give(PLAIN, &frame(1, 60));
+    }));
+    assert_eq!(guest.command(4, 0, &[1, 0]), ERR);
+    assert_eq!(guest.used(2, 1)[0].1, 72);
+}
+
+#[test]
 fn a_packet_that_waits_for_room_is_not_kept_for_the_next_use_of_its_pair() {
     let (mut guest, hosts) = pairs(2);
     assert_eq!(guest.command(4, 0, &[2, 0]), OK);
