@@ -134,8 +134,6 @@ mod raw;
 mod request;
 mod shared;
 #[cfg(feature = "io-uring")]
-mod syncs;
-#[cfg(feature = "io-uring")]
 mod uring;
 mod worker;
 

@@ -97,24 +97,37 @@ impl Shared {
 
     /// Does what is asked for, and waits for it.
     pub(crate) fn run(&self, request: &Request, buffers: &Buffers<'_>) -> Result<u64, Refusal> {
+        let mut done = self.run_unsynced(request, buffers);
+        if done.is_ok() && self.wants_sync(request) {
+            done = self.backend.flush();
+        }
+        self.outcome(request, done)
+    }
+
+    /// Does what is asked for, but for a sync, and waits for it.
+    pub(crate) fn run_unsynced(&self, request: &Request, buffers: &Buffers<'_>) -> io::Result<()> {
         let (backend, range) = (&self.backend, request.range.clone());
-        let done = match request.operation {
-            // Neither is any business of the back end's.
-            Operation::GetId => Ok(()),
-            Operation::Flush if backend.is_read_only() => Ok(()),
-            // There is nothing to do, which some system calls take for an error, and nothing to sync.
-            Operation::Discard | Operation::WriteZeroes if range.is_empty() => return Ok(0),
+        match request.operation {
+            // Neither is any business of the back end's, but for the sync.
+            Operation::GetId | Operation::Flush => Ok(()),
+            // There is nothing to do, which some system calls take for an error.
+            Operation::Discard | Operation::WriteZeroes if range.is_empty() => Ok(()),
             Operation::Read => backend.read(range.start, buffers),
             Operation::Write => backend.write(range.start, buffers),
-            Operation::Flush => backend.flush(),
             Operation::Discard => backend.discard(range),
             Operation::WriteZeroes => backend.write_zeroes(range, request.unmap),
-        };
-        let done = done.and_then(|()| match request.operation {
-            Operation::Write | Operation::WriteZeroes if !self.writeback() => backend.flush(),
-            _ => Ok(()),
-        });
-        self.outcome(request, done)
+        }
+    }
+
+    /// Whether a request has succeeded only when the file is synced.
+    pub(crate) fn wants_sync(&self, request: &Request) -> bool {
+        match request.operation {
+            Operation::Flush => !self.backend.is_read_only(),
+            Operation::Write | Operation::WriteZeroes if !self.writeback() => {
+                !request.range.is_empty()
+            }
+            _ => false,
+        }
     }
 
     /// How a request ends that the host has answered like this.
@@ -123,8 +136,11 @@ impl Shared {
             return Ok(request.written());
         };
         if let Some(observer) = self.observer.get() {
-            let event = BlockEvent::Failed(request.operation, &request.range, error);
-            observer.event(&event);
+            observer.event(&BlockEvent::Failed(
+                request.operation,
+                &request.range,
+                error,
+            ));
         }
         match (request.operation, is_unsupported(error)) {
             (Operation::Discard | Operation::WriteZeroes, true) => Err(Refusal::Unsupported),

@@ -7,13 +7,15 @@
     reason = "the kernel reads and writes guest memory by its address"
 )]
 
+mod syncs;
+
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use io_uring::types::{Fd, FsyncFlags};
-use io_uring::{IoUring, Probe, SubmissionQueue, opcode, squeue};
+use io_uring::{IoUring, Probe, opcode, squeue};
 use rustix::fs::FallocateFlags;
 use virtio_device_core::{
     ActiveQueue, Buffers, Context, DeviceFault, Executor, Head, InFlight, Progress, QueueHandler,
@@ -27,8 +29,9 @@ use crate::device::Block;
 use crate::observer::Operation;
 use crate::request::Request;
 use crate::shared::Shared;
-use crate::syncs::Syncing;
 use crate::worker::Job;
+use syncs::Syncing;
+pub(crate) use syncs::Syncs;
 
 /// The number under which the ring is watched.
 const RING: u32 = 0;
@@ -128,20 +131,15 @@ struct Busy<T> {
     memory: T,
     active: ActiveQueue,
     in_flight: InFlight<Virtqueue>,
-    /// Its sync, once that has begun.
-    sync: Option<Syncing>,
 }
 
-/// What the kernel is at work on.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// What the kernel is at work on. A write and its sync at once would fail with one error, which does not
+/// say whether anything is lost that was written before.
 enum Stage {
-    /// All that there is to be done, except for syncs.
+    /// What is asked for, but for a sync.
     Whole,
-    /// A write without a cache, which a sync follows. Both at once would fail with one error, which does
-    /// not say whether anything is lost that was written before.
-    Write,
     /// A sync of all of the file.
-    Sync,
+    Sync(Syncing),
 }
 
 impl<M: GuestAddressSpace> RingHandler<M> {
@@ -199,41 +197,35 @@ impl<M: GuestAddressSpace> RingHandler<M> {
                 Err(_) => return Ok(Progress::Idle),
             };
             let Some(rings) = &rings else { break };
-            let request = slot.job.begin(rings, &self.shared, self.queue, cx);
-            let entry = match &request {
-                Ok(request) => entry(&mut slot.job, &*memory, request, &self.shared, index),
-                Err(_) => None,
-            };
-            let memory = memory.clone();
-            match (request, entry) {
-                (Ok(request), Some(entry)) => {
-                    let active = active.clone();
-                    let stage = match request.operation {
-                        Operation::Flush => Stage::Sync,
-                        Operation::Write if !self.shared.writeback() => Stage::Write,
-                        _ => Stage::Whole,
-                    };
-                    let syncs = stage == Stage::Sync;
-                    let file = syncs.then(|| self.shared.backend.as_file()).flatten();
-                    slot.busy = Some(Busy {
-                        head,
-                        stage,
-                        request,
-                        memory,
-                        active,
-                        in_flight,
-                        sync: file.map(FileBackend::begin_sync),
-                    });
-                    let Some(ring) = &mut self.ring else { break };
-                    // SAFETY: vectors, memory and file stay as they are until the entry is
-                    // complete: they are in the slot, which is busy, and in `shared`.
-                    unsafe { push(&mut ring.submission(), &entry) }?;
-                    self.free.pop();
-                }
-                (request, _) => {
-                    let len = slot.job.serve(&*memory, &self.shared, request);
+            let request = match slot.job.begin(rings, &self.shared, self.queue, cx) {
+                Ok(request) => request,
+                refused => {
+                    let len = slot.job.serve(&*memory, &self.shared, refused);
                     let finish = |ring: &mut Virtqueue| complete(ring, &*memory, active, head, len);
                     in_flight.with(finish).unwrap_or(Ok(()))?;
+                    continue;
+                }
+            };
+            self.free.pop();
+            let entry = entry(&mut slot.job, &*memory, &request, &self.shared, index);
+            let busy = Busy {
+                head,
+                request,
+                stage: Stage::Whole,
+                memory: memory.clone(),
+                active: active.clone(),
+                in_flight,
+            };
+            match (entry, &mut self.ring) {
+                (Some(entry), Some(ring)) => {
+                    slot.busy = Some(busy);
+                    // SAFETY: vectors, memory and file stay as they are until the entry is
+                    // complete: they are in the slot, which is busy, and in `shared`.
+                    unsafe { push(ring, &entry) }?;
+                }
+                _ => {
+                    let done = run_unsynced(&mut slot.job, &busy, &self.shared);
+                    self.go_on(index, busy, done)?;
                 }
             }
         }
@@ -253,46 +245,62 @@ impl<M: GuestAddressSpace> RingHandler<M> {
         }
     }
 
-    /// Completes the requests that the kernel is done with.
+    /// Goes on with the requests that the kernel is done with.
     fn reap(&mut self) -> Result<(), DeviceFault> {
-        let Some(ring) = &mut self.ring else {
-            return Ok(());
-        };
-        let (_, mut submission, completion) = ring.split();
-        let mut finished = Ok(());
-        for entry in completion {
+        // One at a time: whatever becomes of it, the others are still there.
+        while let Some(entry) = (self.ring.as_mut()).and_then(|ring| ring.completion().next()) {
             let index = u16::try_from(entry.user_data()).unwrap_or(u16::MAX);
             let Some(slot) = self.slots.get_mut(usize::from(index)) else {
                 continue;
             };
-            let Some(mut busy) = slot.busy.take() else {
+            let Some(busy) = slot.busy.take() else {
                 continue;
             };
-            let moved = u64::try_from(entry.result()).ok() == Some(busy.request.moved());
-            let wants_sync = busy.stage == Stage::Write && moved && !busy.in_flight.is_revoked();
-            // Without a file any more, the write is finished as one that was done in part.
-            let file = wants_sync.then(|| self.shared.backend.as_file()).flatten();
-            if let Some(file) = file {
-                busy.stage = Stage::Sync;
-                busy.sync = Some(file.begin_sync());
+            let done = ended(&mut slot.job, &busy, &self.shared, entry.result());
+            self.go_on(index, busy, done)?;
+        }
+        Ok(())
+    }
+
+    /// Goes on with a request of which a stage has ended: with its sync, or to its end.
+    fn go_on(
+        &mut self,
+        index: u16,
+        mut busy: Busy<M::T>,
+        mut done: io::Result<()>,
+    ) -> Result<(), DeviceFault> {
+        let (ring, slot) = (&mut self.ring, self.slots.get_mut(usize::from(index)));
+        let (Some(ring), Some(slot)) = (ring, slot) else {
+            return Ok(());
+        };
+        let wants_sync = matches!(busy.stage, Stage::Whole)
+            && done.is_ok()
+            && self.shared.wants_sync(&busy.request)
+            && !busy.in_flight.is_revoked();
+        match wants_sync.then(|| self.shared.backend.as_file()) {
+            Some(Some(file)) => {
+                busy.stage = Stage::Sync(file.syncs.begin());
                 slot.busy = Some(busy);
                 let entry = sync(file).user_data(index.into());
-                // At once: whatever becomes of the others, who waits for a sync gets one. It ends only then.
                 // SAFETY: the file lives in `shared`, and the slot is busy.
-                unsafe { push(&mut submission, &entry) }?;
-                continue;
+                return unsafe { push(ring, &entry) };
             }
-            if let Some(sync) = busy.sync.as_mut().filter(|_| entry.result() >= 0) {
+            // It is no file any more.
+            Some(None) => done = self.shared.backend.flush(),
+            None => {}
+        }
+        match (&mut busy.stage, &done) {
+            (Stage::Sync(sync), Ok(())) => {
                 sync.end();
                 slot.busy = Some(busy);
                 self.synced.push(index);
-                continue;
+                Ok(())
             }
-            self.free.push(index);
-            let now = finish(&mut slot.job, busy, &self.shared, entry.result());
-            finished = finished.and(now);
+            _ => {
+                self.free.push(index);
+                Ok(finish(&slot.job, busy, &self.shared, done)?)
+            }
         }
-        Ok(finished?)
     }
 
     /// Completes the requests whose syncs have succeeded, as far as that is certain by now.
@@ -303,14 +311,15 @@ impl<M: GuestAddressSpace> RingHandler<M> {
             let Some(slot) = slots.get_mut(usize::from(index)) else {
                 return false;
             };
-            let certain = |busy: &mut Busy<M::T>| {
-                busy.in_flight.is_revoked() || busy.sync.as_ref().is_none_or(Syncing::is_settled)
+            let certain = |busy: &mut Busy<M::T>| match &busy.stage {
+                Stage::Sync(sync) => busy.in_flight.is_revoked() || sync.is_settled(),
+                Stage::Whole => true,
             };
             let Some(busy) = slot.busy.take_if(certain) else {
                 return true;
             };
             free.push(index);
-            let now = finish(&mut slot.job, busy, shared, 0);
+            let now = finish(&slot.job, busy, shared, Ok(()));
             finished = finished.and(now);
             false
         });
@@ -323,12 +332,9 @@ impl<M: GuestAddressSpace> RingHandler<M> {
 /// # Safety
 ///
 /// What it names must stay as it is until the entry is complete.
-unsafe fn push(
-    submission: &mut SubmissionQueue<'_>,
-    entry: &squeue::Entry,
-) -> Result<(), DeviceFault> {
+unsafe fn push(ring: &mut IoUring, entry: &squeue::Entry) -> Result<(), DeviceFault> {
     // SAFETY: as the caller says.
-    let pushed = unsafe { submission.push(entry) };
+    let pushed = unsafe { ring.submission().push(entry) };
     // There are as many entries as there are slots.
     pushed.map_err(|full| DeviceFault::Backend(io::Error::other(full)))
 }
@@ -339,73 +345,80 @@ fn sync(file: &FileBackend) -> squeue::Entry {
     sync.flags(FsyncFlags::DATASYNC).build()
 }
 
-/// Completes a request that the kernel is done with.
-fn finish<T, G>(job: &mut Job, busy: Busy<T>, shared: &Shared, result: i32) -> Result<(), RingFault>
+/// How a stage has ended. What the kernel has done in part, or has no such way for, is done again, and
+/// waited for; of a request that nobody wants any more, nothing is.
+fn ended<T, G>(job: &mut Job, busy: &Busy<T>, shared: &Shared, result: i32) -> io::Result<()>
 where
     T: std::ops::Deref<Target = G>,
     G: vm_memory::GuestMemory,
 {
-    // Of a request that nobody wants any more, nothing is left to be done.
-    if busy.in_flight.is_revoked() {
-        note(job, &busy, shared, result);
-        return Ok(());
+    let is_wanted = !busy.in_flight.is_revoked();
+    let is_whole = |count| u64::from(count) == busy.request.moved();
+    match (&busy.stage, count(result)) {
+        (Stage::Sync(_), Err(error)) if is_wanted && is_for_another_way(&error) => {
+            shared.backend.flush()
+        }
+        (Stage::Whole, Err(error)) if is_wanted && is_for_another_way(&error) => {
+            run_unsynced(job, busy, shared)
+        }
+        (Stage::Whole, Ok(count)) if is_wanted && !is_whole(count) => {
+            run_unsynced(job, busy, shared)
+        }
+        (_, done) => done.map(drop),
     }
-    let Busy {
-        head,
-        request,
-        stage,
-        memory,
-        active,
-        in_flight,
-        // Until it is noted how that has ended.
-        sync: _sync,
-    } = busy;
-    let error = failure(result);
-    let moved = u64::try_from(result).unwrap_or(0);
-    let outcome = match (stage, error) {
-        (Stage::Sync, Some(error)) if is_for_another_way(&error) => {
-            shared.outcome(&request, shared.backend.flush())
-        }
-        (Stage::Sync, error) => {
-            let synced = error.map_or(Ok(()), Err);
-            let synced = match shared.backend.as_file() {
-                Some(file) => file.synced(synced),
-                None => synced,
-            };
-            shared.outcome(&request, synced)
-        }
-        (_, Some(error)) if !is_for_another_way(&error) => shared.outcome(&request, Err(error)),
-        (Stage::Whole, None) if moved == request.moved() => shared.outcome(&request, Ok(())),
-        // It was done in part, or the kernel has no such way: it is done again, and waited for.
-        _ => (job.buffers(&*memory, &request)).and_then(|data| shared.run(&request, &data)),
-    };
-    job.note(&*memory, Some(&request));
-    let finish = |ring: &mut Virtqueue| {
-        let len = job.end(&*memory, shared, Some(request), outcome);
-        complete(ring, &*memory, &active, head, len)
-    };
-    in_flight.with(finish).unwrap_or(Ok(()))
 }
 
-/// Takes note of what the kernel has done for nobody: what it has read, and that a sync has failed, which
-/// it does not tell the next one.
-fn note<T, G>(job: &Job, busy: &Busy<T>, shared: &Shared, result: i32)
+/// What an entry has ended with.
+fn count(result: i32) -> io::Result<u32> {
+    u32::try_from(result).map_err(|_| io::Error::from_raw_os_error(result.wrapping_neg()))
+}
+
+/// Does what is asked for, but for a sync, and waits for it.
+fn run_unsynced<T, G>(job: &mut Job, busy: &Busy<T>, shared: &Shared) -> io::Result<()>
+where
+    T: std::ops::Deref<Target = G>,
+    G: vm_memory::GuestMemory,
+{
+    let buffers = job.buffers(&*busy.memory, &busy.request);
+    let buffers = buffers.map_err(|_| io::ErrorKind::InvalidData)?;
+    shared.run_unsynced(&busy.request, &buffers)
+}
+
+/// Completes a request.
+fn finish<T, G>(
+    job: &Job,
+    busy: Busy<T>,
+    shared: &Shared,
+    done: io::Result<()>,
+) -> Result<(), RingFault>
+where
+    T: std::ops::Deref<Target = G>,
+    G: vm_memory::GuestMemory,
+{
+    let done = note(job, &busy, shared, done);
+    if busy.in_flight.is_revoked() {
+        return Ok(());
+    }
+    let outcome = shared.outcome(&busy.request, done);
+    let finish = |ring: &mut Virtqueue| {
+        let len = job.end(&*busy.memory, shared, Some(busy.request), outcome);
+        complete(ring, &*busy.memory, &busy.active, busy.head, len)
+    };
+    busy.in_flight.with(finish).unwrap_or(Ok(()))
+}
+
+/// Takes note of what the kernel has done, also if nobody wants it any more: what it has read, and how a
+/// sync has ended, of which it does not tell the next one. Returns how that is told.
+fn note<T, G>(job: &Job, busy: &Busy<T>, shared: &Shared, done: io::Result<()>) -> io::Result<()>
 where
     T: std::ops::Deref<Target = G>,
     G: vm_memory::GuestMemory,
 {
     job.note(&*busy.memory, Some(&busy.request));
-    let error = failure(result).filter(|error| !is_for_another_way(error));
-    let error = error.filter(|_| busy.stage == Stage::Sync);
-    if let Some((error, file)) = error.zip(shared.backend.as_file()) {
-        let _ = file.synced(Err(error));
+    match (&busy.stage, shared.backend.as_file()) {
+        (Stage::Sync(_), Some(file)) => file.synced(done),
+        _ => done,
     }
-}
-
-/// The error that an entry has ended with, if it has.
-fn failure(result: i32) -> Option<io::Error> {
-    let failed = u32::try_from(result).is_err();
-    failed.then(|| io::Error::from_raw_os_error(result.wrapping_neg()))
 }
 
 /// Gives a request back.
@@ -454,8 +467,7 @@ fn entry(
                     .build()
             }
         }
-        Operation::Flush if !shared.backend.is_read_only() => sync(file),
-        Operation::Discard | Operation::WriteZeroes if len != 0 && shared.writeback() => {
+        Operation::Discard | Operation::WriteZeroes if len != 0 => {
             let zero = request.operation == Operation::WriteZeroes && !request.unmap;
             let way = match zero {
                 true => FallocateFlags::ZERO_RANGE,
@@ -540,13 +552,13 @@ impl<M: GuestAddressSpace> Drop for RingHandler<M> {
             match ring.submit_and_wait(1) {
                 Err(error) if !is_passing(&error) => {
                     // It cannot be known how a sync ends; other queues do not wait for that.
-                    let busy = self.slots.iter_mut().filter_map(|slot| slot.busy.as_mut());
-                    let syncs: Vec<_> = busy.filter_map(|busy| busy.sync.take()).collect();
-                    let file = self.shared.backend.as_file();
-                    if let Some(file) = file.filter(|_| !syncs.is_empty()) {
-                        let _ = file.synced(Err(error));
+                    for slot in &mut self.slots {
+                        if let Some(busy) = &mut slot.busy {
+                            let unknown = Err(io::ErrorKind::Other.into());
+                            let _ = note(&slot.job, busy, &self.shared, unknown);
+                            busy.stage = Stage::Whole;
+                        }
                     }
-                    drop(syncs);
                     // It cannot be known when memory is at rest: that is never told, then.
                     std::mem::forget(std::mem::take(&mut self.slots));
                     std::mem::forget(ring);
@@ -560,8 +572,9 @@ impl<M: GuestAddressSpace> Drop for RingHandler<M> {
                     continue;
                 };
                 if let Some(mut busy) = slot.busy.take() {
-                    note(&slot.job, &busy, &self.shared, entry.result());
-                    drop(busy.sync.take());
+                    let done = count(entry.result()).map(drop);
+                    let _ = note(&slot.job, &busy, &self.shared, done);
+                    busy.stage = Stage::Whole;
                     at_rest.push(busy);
                 }
             }

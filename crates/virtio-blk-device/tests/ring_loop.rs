@@ -6,7 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
 #![expect(
     unsafe_code,
-    reason = "a file is put in another one's place while it is in use"
+    reason = "a file is put in another one's place while it is in use, and a sync is made to fail"
 )]
 
 mod support;
@@ -21,7 +21,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use bus::BusDevice;
-use support::{Buf, FLUSH, Guest, IN, IOERR, OK, OUT, header, memory, pattern, wait};
+use support::{Buf, FLUSH, Guest, IN, IOERR, OK, OUT, WRITE_ZEROES, header, memory, pattern, wait};
 use virtio_blk_device::{
     Backend, Block, BlockEvent, BlockObserver, Buffers, FileBackend, FileOptions,
 };
@@ -212,10 +212,138 @@ fn a_flush_does_not_succeed_before_another_one_has_told_that_it_has_failed() {
     }
 }
 
+#[test]
+fn a_write_that_is_waited_for_is_not_stable_before_a_flush_has_told_that_it_has_failed() {
+    let file = file();
+    let disk = file.try_clone().unwrap();
+    // SAFETY: the back end keeps it open for as long as it lives, and this never closes it.
+    let mut place = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(disk.as_raw_fd()) });
+    let disk = FileBackend::new(disk, FileOptions::default()).unwrap();
+    let mut workers = [WorkerLoop::new().unwrap(), WorkerLoop::new().unwrap()];
+    let executor = workers.iter().map(WorkerLoop::handle).collect::<Vec<_>>();
+    let device = Block::new(Arc::new(disk), executor).unwrap().with_queues(2);
+    let Ok(device) = device.with_io_uring() else {
+        return;
+    };
+    let mut guest = Guest::in_memory(memory(), device);
+    guest.start(u64::MAX);
+    guest.set_config(0x20, &[0]);
+    for _ in 0..4 {
+        workers.iter_mut().for_each(|it| it.dispatch().unwrap());
+    }
+    let [first, second] = &mut workers;
+    rustix::io::dup2(unsyncable(), &mut place).unwrap();
+    let failed = guest.put(0, &[header(FLUSH, 0), Buf::W(1)]);
+    guest.notify(0);
+    first.dispatch().unwrap();
+    wait_for_kernel(first);
+    rustix::io::dup2(&file, &mut place).unwrap();
+    // No ring does this without a cache.
+    let zeroes = [&[0; 8][..], &1_u32.to_le_bytes(), &[0; 4]].concat();
+    let ask = [header(WRITE_ZEROES, 0), Buf::R(zeroes), Buf::W(1)];
+    let succeeded = guest.put(1, &ask);
+    guest.notify(1);
+    for _ in 0..4 {
+        second.dispatch().unwrap();
+    }
+    assert!(guest.queues[1].take_used().is_empty());
+    for (queue, offered) in [(0, failed), (1, succeeded)] {
+        wait("the request", || {
+            workers.iter_mut().for_each(|it| it.dispatch().unwrap());
+            !guest.queues[queue].take_used().is_empty()
+        });
+        assert_eq!(guest.answer(&offered, 1).status(), IOERR, "{queue}");
+    }
+}
+
+/// From now on syncs that this thread waits for end when the test says so. None where the kernel refuses.
+fn hold_syncs() -> Option<OwnedFd> {
+    let number = u32::try_from(libc::SYS_fdatasync).unwrap();
+    let (load, compare) = (libc::BPF_LD | libc::BPF_W, libc::BPF_JMP | libc::BPF_JEQ);
+    let step = |code: u32, k, jf| libc::sock_filter {
+        code: u16::try_from(code).unwrap(),
+        jt: 0,
+        jf,
+        k,
+    };
+    let mut steps = [
+        step(load | libc::BPF_ABS, 0, 0),
+        step(compare, number, 1),
+        step(libc::BPF_RET, libc::SECCOMP_RET_USER_NOTIF, 0),
+        step(libc::BPF_RET, libc::SECCOMP_RET_ALLOW, 0),
+    ];
+    let program = libc::sock_fprog {
+        len: 4,
+        filter: steps.as_mut_ptr(),
+    };
+    let (mode, flags) = (
+        libc::SECCOMP_SET_MODE_FILTER,
+        libc::SECCOMP_FILTER_FLAG_NEW_LISTENER,
+    );
+    // SAFETY: the program is there until the call returns, and the descriptor is nobody else's.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        let fd = libc::syscall(libc::SYS_seccomp, mode, flags, &raw const program);
+        (fd >= 0).then(|| OwnedFd::from_raw_fd(i32::try_from(fd).unwrap()))
+    }
+}
+
+#[test]
+fn a_flush_does_not_succeed_before_one_without_a_ring_has_told_that_it_has_failed() {
+    let disk = Arc::new(open(&file()));
+    let mut workers = WorkerLoop::new().unwrap();
+    let Some(device) = device(disk.clone(), &workers) else {
+        return;
+    };
+    let mut guest = Guest::in_memory(memory(), device);
+    guest.start(u64::MAX);
+    for _ in 0..4 {
+        workers.dispatch().unwrap();
+    }
+    let (sends, held) = mpsc::channel();
+    let other = std::thread::spawn(move || {
+        let syncs = hold_syncs();
+        let is_held = syncs.is_some();
+        sends.send(syncs).unwrap();
+        is_held.then(|| disk.flush().unwrap_err().raw_os_error())
+    });
+    let Some(syncs) = held.recv().unwrap() else {
+        return;
+    };
+    // SAFETY: structures of integers, which the kernel wants to be 0 and writes, or reads.
+    let (mut sync, mut answer): (libc::seccomp_notif, libc::seccomp_notif_resp) =
+        unsafe { std::mem::zeroed() };
+    let receive = libc::SECCOMP_IOCTL_NOTIF_RECV;
+    // SAFETY: as above.
+    let begun = unsafe { libc::ioctl(syncs.as_raw_fd(), receive, &raw mut sync) };
+    assert_eq!(begun, 0);
+    let offered = guest.put(0, &[header(FLUSH, 0), Buf::W(1)]);
+    guest.notify(0);
+    workers.dispatch().unwrap();
+    wait_for_kernel(&workers);
+    for _ in 0..4 {
+        workers.dispatch().unwrap();
+    }
+    let early = guest.queues[0].take_used();
+    // The kernel tells the other one alone of what it could not write.
+    (answer.id, answer.error) = (sync.id, -libc::EIO);
+    let send = libc::SECCOMP_IOCTL_NOTIF_SEND;
+    // SAFETY: as above.
+    let ended = unsafe { libc::ioctl(syncs.as_raw_fd(), send, &raw mut answer) };
+    assert_eq!((ended, early), (0, vec![]));
+    assert_eq!(other.join().unwrap(), Some(Some(libc::EIO)));
+    wait("the flush", || {
+        workers.dispatch().unwrap();
+        !guest.queues[0].take_used().is_empty()
+    });
+    assert_eq!(guest.answer(&offered, 1).status(), IOERR);
+}
+
 /// A file, for as long as the test likes.
 struct Fickle {
     disk: FileBackend,
     is_file: AtomicBool,
+    flushes: AtomicUsize,
 }
 
 impl Backend for Fickle {
@@ -229,6 +357,7 @@ impl Backend for Fickle {
         self.disk.write(offset, buffers)
     }
     fn flush(&self) -> io::Result<()> {
+        self.flushes.fetch_add(1, Ordering::SeqCst);
         self.disk.flush()
     }
     fn write_zeroes(&self, range: std::ops::Range<u64>, unmap: bool) -> io::Result<()> {
@@ -245,6 +374,7 @@ fn a_back_end_that_is_no_file_any_more_ends_what_is_in_flight() {
     let disk = Arc::new(Fickle {
         disk: open(&file),
         is_file: AtomicBool::new(true),
+        flushes: AtomicUsize::new(0),
     });
     let mut workers = WorkerLoop::new().unwrap();
     let Some(device) = device(disk.clone(), &workers) else {
@@ -256,16 +386,20 @@ fn a_back_end_that_is_no_file_any_more_ends_what_is_in_flight() {
     for _ in 0..4 {
         workers.dispatch().unwrap();
     }
-    let ask = [header(OUT, 3), Buf::R(pattern(9, 512)), Buf::W(1)];
-    let offered = guest.put(0, &ask);
-    guest.notify(0);
-    workers.dispatch().unwrap();
-    disk.is_file.store(false, Ordering::SeqCst);
-    wait("the write", || {
+    let write = [header(OUT, 3), Buf::R(pattern(9, 512)), Buf::W(1)];
+    let flush = [header(FLUSH, 0), Buf::W(1)];
+    for (ask, flushes) in [(&write[..], 1), (&flush, 2), (&write, 3)] {
+        let offered = guest.put(0, ask);
+        guest.notify(0);
         workers.dispatch().unwrap();
-        !guest.queues[0].take_used().is_empty()
-    });
-    assert_eq!(guest.answer(&offered, 1).status(), OK);
+        disk.is_file.store(false, Ordering::SeqCst);
+        wait("the request", || {
+            workers.dispatch().unwrap();
+            !guest.queues[0].take_used().is_empty()
+        });
+        assert_eq!(guest.answer(&offered, 1).status(), OK);
+        assert_eq!(disk.flushes.load(Ordering::SeqCst), flushes);
+    }
 }
 
 /// Panics when it hears of a failure.
@@ -278,7 +412,7 @@ impl BlockObserver for Shaky {
     }
 }
 
-/// Has every request but the second one served by a good file.
+/// Gives a good file, but the third time that it is asked for one.
 struct Turning {
     good: FileBackend,
     bad: FileBackend,
@@ -303,7 +437,7 @@ impl Backend for Turning {
     }
     fn as_file(&self) -> Option<&FileBackend> {
         match self.asked.fetch_add(1, Ordering::SeqCst) {
-            1 => Some(&self.bad),
+            2 => Some(&self.bad),
             _ => Some(&self.good),
         }
     }
@@ -314,7 +448,7 @@ fn fail_beside_a_write() {
     let disk = Arc::new(Turning {
         good: open(&file()),
         bad: FileBackend::new(unsyncable(), FileOptions::default()).unwrap(),
-        asked: AtomicUsize::new(2),
+        asked: AtomicUsize::new(3),
     });
     let mut workers = WorkerLoop::new().unwrap();
     let Some(device) = device(disk.clone(), &workers) else {
@@ -339,6 +473,33 @@ fn fail_beside_a_write() {
     });
     guest.set(reg::STATUS, 0);
     assert_eq!(guest.status(), 0);
+}
+
+#[test]
+fn a_write_has_succeeded_when_its_sync_has_unless_there_is_a_cache() {
+    for (cache, status) in [(1, OK), (0, IOERR)] {
+        let disk = Arc::new(Turning {
+            good: open(&file()),
+            bad: FileBackend::new(unsyncable(), FileOptions::default()).unwrap(),
+            asked: AtomicUsize::new(3),
+        });
+        let mut workers = WorkerLoop::new().unwrap();
+        let Some(device) = device(disk.clone(), &workers) else {
+            return;
+        };
+        let mut guest = Guest::in_memory(memory(), device);
+        guest.start(u64::MAX);
+        guest.set_config(0x20, &[cache]);
+        // The first time for the write, the second one for its sync.
+        disk.asked.store(1, Ordering::SeqCst);
+        let write = guest.put(0, &[header(OUT, 3), Buf::R(pattern(9, 512)), Buf::W(1)]);
+        guest.notify(0);
+        wait("the write", || {
+            workers.dispatch().unwrap();
+            !guest.queues[0].take_used().is_empty()
+        });
+        assert_eq!(guest.answer(&write, 1).status(), status, "{cache}");
+    }
 }
 
 #[test]

@@ -17,8 +17,6 @@ use rustix::io::retry_on_intr;
 
 use crate::backend::{Backend, Buffers, Geometry, is_unsupported};
 use crate::raw;
-#[cfg(feature = "io-uring")]
-use crate::syncs::{Syncing, Syncs};
 
 /// What is written where holes cannot be punched.
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
@@ -75,7 +73,7 @@ pub struct FileBackend {
     flushing: Mutex<()>,
     /// As for flushes, for those that nobody waits for.
     #[cfg(feature = "io-uring")]
-    syncs: Syncs,
+    pub(crate) syncs: crate::uring::Syncs,
 }
 
 impl FileBackend {
@@ -124,7 +122,7 @@ impl FileBackend {
             lost: AtomicBool::new(false),
             flushing: Mutex::default(),
             #[cfg(feature = "io-uring")]
-            syncs: Syncs::default(),
+            syncs: crate::uring::Syncs::default(),
         })
     }
 
@@ -140,12 +138,6 @@ impl FileBackend {
     #[cfg(feature = "io-uring")]
     pub(crate) fn file(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
-    }
-
-    /// A sync begins, and is noted by [`synced`](Self::synced) before what this returns is dropped.
-    #[cfg(feature = "io-uring")]
-    pub(crate) fn begin_sync(&self) -> Syncing {
-        self.syncs.begin()
     }
 
     /// Refuses a change of what is beyond the end as it is now: a file that somebody has made shorter
@@ -249,7 +241,7 @@ impl Backend for FileBackend {
     fn flush(&self) -> io::Result<()> {
         let _turn = self.flushing.lock();
         #[cfg(feature = "io-uring")]
-        let _sync = self.begin_sync();
+        let _sync = self.syncs.begin();
         self.synced(retry_on_intr(|| fs::fdatasync(&self.file)).map_err(io::Error::from))
     }
 

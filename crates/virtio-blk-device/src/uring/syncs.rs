@@ -6,8 +6,8 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The syncs of a file.
-#[derive(Debug, Default)]
+/// The syncs of a file. Clones are the same.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Syncs(Arc<Mutex<Inner>>);
 
 #[derive(Debug, Default)]
@@ -21,37 +21,42 @@ struct Inner {
 /// One of them. When this is dropped at the latest it is noted how it has ended.
 #[derive(Debug)]
 pub(crate) struct Syncing {
-    all: Arc<Mutex<Inner>>,
+    all: Syncs,
     number: u64,
     /// How many had begun when this one ended.
     ended: Option<u64>,
 }
 
 impl Syncs {
+    /// A sync begins. What this returns is dropped when it is noted in the file how that has ended.
     pub(crate) fn begin(&self) -> Syncing {
-        let mut inner = lock(&self.0);
+        let mut inner = self.lock();
         let number = inner.begun;
         inner.begun += 1;
         inner.open.push(number);
         Syncing {
-            all: self.0.clone(),
+            all: self.clone(),
             number,
             ended: None,
         }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Syncing {
     /// It has succeeded, or it is noted that it has failed.
-    pub(crate) fn end(&mut self) {
-        let mut inner = lock(&self.all);
+    pub(super) fn end(&mut self) {
+        let mut inner = self.all.lock();
         inner.open.retain(|open| *open != self.number);
         self.ended.get_or_insert(inner.begun);
     }
 
     /// Whether it has ended, and it is noted how all have that went on at the same time.
-    pub(crate) fn is_settled(&self) -> bool {
-        let open = &lock(&self.all).open;
+    pub(super) fn is_settled(&self) -> bool {
+        let open = &self.all.lock().open;
         (self.ended).is_some_and(|ended| open.iter().all(|open| *open >= ended))
     }
 }
@@ -60,10 +65,6 @@ impl Drop for Syncing {
     fn drop(&mut self) {
         self.end();
     }
-}
-
-fn lock(inner: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
-    inner.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
