@@ -136,11 +136,8 @@ impl Shared {
             return Ok(request.written());
         };
         if let Some(observer) = self.observer.get() {
-            observer.event(&BlockEvent::Failed(
-                request.operation,
-                &request.range,
-                error,
-            ));
+            let event = BlockEvent::Failed(request.operation, &request.range, error);
+            observer.event(&event);
         }
         match (request.operation, is_unsupported(error)) {
             (Operation::Discard | Operation::WriteZeroes, true) => Err(Refusal::Unsupported),

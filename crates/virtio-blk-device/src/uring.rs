@@ -387,7 +387,7 @@ where
 /// Completes a request.
 fn finish<T, G>(
     job: &Job,
-    busy: Busy<T>,
+    mut busy: Busy<T>,
     shared: &Shared,
     done: io::Result<()>,
 ) -> Result<(), RingFault>
@@ -395,7 +395,7 @@ where
     T: std::ops::Deref<Target = G>,
     G: vm_memory::GuestMemory,
 {
-    let done = note(job, &busy, shared, done);
+    let done = note(job, &mut busy, shared, done);
     if busy.in_flight.is_revoked() {
         return Ok(());
     }
@@ -409,16 +409,26 @@ where
 
 /// Takes note of what the kernel has done, also if nobody wants it any more: what it has read, and how a
 /// sync has ended, of which it does not tell the next one. Returns how that is told.
-fn note<T, G>(job: &Job, busy: &Busy<T>, shared: &Shared, done: io::Result<()>) -> io::Result<()>
+fn note<T, G>(
+    job: &Job,
+    busy: &mut Busy<T>,
+    shared: &Shared,
+    done: io::Result<()>,
+) -> io::Result<()>
 where
     T: std::ops::Deref<Target = G>,
     G: vm_memory::GuestMemory,
 {
     job.note(&*busy.memory, Some(&busy.request));
-    match (&busy.stage, shared.backend.as_file()) {
-        (Stage::Sync(_), Some(file)) => file.synced(done),
-        _ => done,
-    }
+    let Stage::Sync(sync) = &mut busy.stage else {
+        return done;
+    };
+    let told = match shared.backend.as_file() {
+        Some(file) => file.synced(done),
+        None => done,
+    };
+    sync.end();
+    told
 }
 
 /// Gives a request back.
@@ -551,12 +561,12 @@ impl<M: GuestAddressSpace> Drop for RingHandler<M> {
         while self.slots.iter().any(|slot| slot.busy.is_some()) {
             match ring.submit_and_wait(1) {
                 Err(error) if !is_passing(&error) => {
-                    // It cannot be known how a sync ends; other queues do not wait for that.
+                    // Nobody will learn how these syncs end: they count as failed, so that no other queue
+                    // waits for them.
                     for slot in &mut self.slots {
                         if let Some(busy) = &mut slot.busy {
                             let unknown = Err(io::ErrorKind::Other.into());
                             let _ = note(&slot.job, busy, &self.shared, unknown);
-                            busy.stage = Stage::Whole;
                         }
                     }
                     // It cannot be known when memory is at rest: that is never told, then.
@@ -573,8 +583,7 @@ impl<M: GuestAddressSpace> Drop for RingHandler<M> {
                 };
                 if let Some(mut busy) = slot.busy.take() {
                     let done = count(entry.result()).map(drop);
-                    let _ = note(&slot.job, &busy, &self.shared, done);
-                    busy.stage = Stage::Whole;
+                    let _ = note(&slot.job, &mut busy, &self.shared, done);
                     at_rest.push(busy);
                 }
             }
