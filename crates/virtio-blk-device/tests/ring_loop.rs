@@ -3,7 +3,11 @@
 
 //! Rings in a loop that is driven by hand: what the kernel has done, and the worker does not know of yet.
 #![cfg(feature = "io-uring")]
-#![expect(clippy::unwrap_used, reason = "a test stops at the unexpected")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test stops at the unexpected"
+)]
 #![expect(
     unsafe_code,
     reason = "a file is put in another one's place while it is in use, and a sync is made to fail"
@@ -111,11 +115,20 @@ fn what_a_ring_has_read_is_noted_also_if_nobody_wants_it_any_more() {
     }
 }
 
-/// A file that cannot be synced.
+/// A file whose `fdatasync` fails: each thread has one of its own, as back ends lock theirs.
 fn unsyncable() -> File {
     let mut options = File::options();
     let options = options.read(true).write(true);
-    options.open("/proc/self/oom_score_adj").unwrap()
+    options.open("/proc/thread-self/oom_score_adj").unwrap()
+}
+
+/// A disk on this file, and its descriptor, to put another file in its place.
+fn replaceable(file: &File) -> (FileBackend, ManuallyDrop<OwnedFd>) {
+    let disk = file.try_clone().unwrap();
+    // SAFETY: the back end keeps it open for as long as it lives, and this never closes it.
+    let place = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(disk.as_raw_fd()) });
+    let disk = FileBackend::new(disk, FileOptions::default()).unwrap();
+    (disk, place)
 }
 
 /// Waits until the kernel is done with a request, of which the worker does not know yet.
@@ -132,10 +145,7 @@ fn a_flush_that_has_failed_is_remembered_also_if_nobody_wants_it_any_more() {
     // Status reset: all ends. Queue reset: the worker goes on.
     for (register, value) in [(reg::STATUS, 0), (reg::QUEUE_RESET, 1)] {
         let file = file();
-        let disk = file.try_clone().unwrap();
-        // SAFETY: the back end keeps it open for as long as it lives, and this never closes it.
-        let mut place = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(disk.as_raw_fd()) });
-        let disk = FileBackend::new(disk, FileOptions::default()).unwrap();
+        let (disk, mut place) = replaceable(&file);
         let mut workers = WorkerLoop::new().unwrap();
         let Some(device) = device(Arc::new(disk), &workers) else {
             return;
@@ -168,13 +178,11 @@ fn a_flush_that_has_failed_is_remembered_also_if_nobody_wants_it_any_more() {
     }
 }
 
-#[test]
-fn a_flush_does_not_succeed_before_another_one_has_told_that_it_has_failed() {
+/// Makes this request, which the kernel serves in so many steps, while another queue has a flush that has
+/// failed, of which its worker does not know.
+fn fails_beside_a_flush(ask: &[Buf], steps: usize, cache: u8) {
     let file = file();
-    let disk = file.try_clone().unwrap();
-    // SAFETY: the back end keeps it open for as long as it lives, and this never closes it.
-    let mut place = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(disk.as_raw_fd()) });
-    let disk = FileBackend::new(disk, FileOptions::default()).unwrap();
+    let (disk, mut place) = replaceable(&file);
     let mut workers = [WorkerLoop::new().unwrap(), WorkerLoop::new().unwrap()];
     let executor = workers.iter().map(WorkerLoop::handle).collect::<Vec<_>>();
     let device = Block::new(Arc::new(disk), executor).unwrap().with_queues(2);
@@ -183,12 +191,13 @@ fn a_flush_does_not_succeed_before_another_one_has_told_that_it_has_failed() {
     };
     let mut guest = Guest::in_memory(memory(), device);
     guest.start(u64::MAX);
+    guest.set_config(0x20, &[cache]);
     for _ in 0..4 {
         workers.iter_mut().for_each(|it| it.dispatch().unwrap());
     }
     let [first, second] = &mut workers;
-    let mut begin = |queue: usize, workers: &mut WorkerLoop| {
-        let offered = guest.put(queue, &[header(FLUSH, 0), Buf::W(1)]);
+    let mut begin = |queue: usize, ask: &[Buf], workers: &mut WorkerLoop| {
+        let offered = guest.put(queue, ask);
         guest.notify(queue);
         workers.dispatch().unwrap();
         wait_for_kernel(workers);
@@ -196,53 +205,13 @@ fn a_flush_does_not_succeed_before_another_one_has_told_that_it_has_failed() {
     };
     // The kernel tells the first one alone of what it could not write.
     rustix::io::dup2(unsyncable(), &mut place).unwrap();
-    let failed = begin(0, first);
+    let failed = begin(0, &[header(FLUSH, 0), Buf::W(1)], first);
     rustix::io::dup2(&file, &mut place).unwrap();
-    let succeeded = begin(1, second);
-    for _ in 0..4 {
+    let succeeded = begin(1, ask, second);
+    for _ in 1..steps {
         second.dispatch().unwrap();
+        wait_for_kernel(second);
     }
-    assert!(guest.queues[1].take_used().is_empty());
-    for (queue, offered) in [(0, failed), (1, succeeded)] {
-        wait("the flush", || {
-            workers.iter_mut().for_each(|it| it.dispatch().unwrap());
-            !guest.queues[queue].take_used().is_empty()
-        });
-        assert_eq!(guest.answer(&offered, 1).status(), IOERR, "{queue}");
-    }
-}
-
-#[test]
-fn a_write_that_is_waited_for_is_not_stable_before_a_flush_has_told_that_it_has_failed() {
-    let file = file();
-    let disk = file.try_clone().unwrap();
-    // SAFETY: the back end keeps it open for as long as it lives, and this never closes it.
-    let mut place = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(disk.as_raw_fd()) });
-    let disk = FileBackend::new(disk, FileOptions::default()).unwrap();
-    let mut workers = [WorkerLoop::new().unwrap(), WorkerLoop::new().unwrap()];
-    let executor = workers.iter().map(WorkerLoop::handle).collect::<Vec<_>>();
-    let device = Block::new(Arc::new(disk), executor).unwrap().with_queues(2);
-    let Ok(device) = device.with_io_uring() else {
-        return;
-    };
-    let mut guest = Guest::in_memory(memory(), device);
-    guest.start(u64::MAX);
-    guest.set_config(0x20, &[0]);
-    for _ in 0..4 {
-        workers.iter_mut().for_each(|it| it.dispatch().unwrap());
-    }
-    let [first, second] = &mut workers;
-    rustix::io::dup2(unsyncable(), &mut place).unwrap();
-    let failed = guest.put(0, &[header(FLUSH, 0), Buf::W(1)]);
-    guest.notify(0);
-    first.dispatch().unwrap();
-    wait_for_kernel(first);
-    rustix::io::dup2(&file, &mut place).unwrap();
-    // No ring does this without a cache.
-    let zeroes = [&[0; 8][..], &1_u32.to_le_bytes(), &[0; 4]].concat();
-    let ask = [header(WRITE_ZEROES, 0), Buf::R(zeroes), Buf::W(1)];
-    let succeeded = guest.put(1, &ask);
-    guest.notify(1);
     for _ in 0..4 {
         second.dispatch().unwrap();
     }
@@ -254,6 +223,18 @@ fn a_write_that_is_waited_for_is_not_stable_before_a_flush_has_told_that_it_has_
         });
         assert_eq!(guest.answer(&offered, 1).status(), IOERR, "{queue}");
     }
+}
+
+#[test]
+fn a_flush_does_not_succeed_before_another_one_has_told_that_it_has_failed() {
+    fails_beside_a_flush(&[header(FLUSH, 0), Buf::W(1)], 1, 1);
+}
+
+#[test]
+fn zeroes_are_not_stable_before_a_flush_has_told_that_it_has_failed() {
+    let zeroes = [&[0; 8][..], &1_u32.to_le_bytes(), &[0; 4]].concat();
+    let ask = [header(WRITE_ZEROES, 0), Buf::R(zeroes), Buf::W(1)];
+    fails_beside_a_flush(&ask, 2, 0);
 }
 
 /// From now on syncs that this thread waits for end when the test says so. None where the kernel refuses.
