@@ -6,9 +6,10 @@
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Calls their code; `None` if it panics. What it may have left half-done is not to be used.
+/// Calls code of a device's or the VMM's; `None` if it panics. What it may have left half-done is not to be
+/// used.
 #[inline(always)]
-pub(crate) fn caught<T>(code: impl FnOnce() -> T) -> Option<T> {
+pub fn caught<T>(code: impl FnOnce() -> T) -> Option<T> {
     match catch_unwind(AssertUnwindSafe(code)) {
         Ok(value) => Some(value),
         Err(payload) => {
@@ -18,8 +19,9 @@ pub(crate) fn caught<T>(code: impl FnOnce() -> T) -> Option<T> {
     }
 }
 
-/// Drops what is theirs, such as what they have panicked with; a panic of its `drop` ends here.
-pub(crate) fn discard<T>(value: T) {
+/// Drops what is a device's or the VMM's, such as an error or what a panic has left; a panic of its `drop`
+/// ends here.
+pub fn discard<T>(value: T) {
     let dropped = catch_unwind(AssertUnwindSafe(|| drop(value)));
     // Not dropped as well: that could panic again, and so on without end.
     mem::forget(dropped.err());

@@ -5,10 +5,10 @@
 
 use std::fmt;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock, PoisonError};
 
-use virtio_device_core::{Event, InterruptLine, Observer, transport::Interrupt};
+use virtio_device_core::transport::{Interrupt, caught, discard};
+use virtio_device_core::{Event, InterruptLine, Observer};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::register::{INT_CONFIG, INT_VRING};
@@ -202,24 +202,6 @@ impl MmioInterrupt {
         discard(error);
         false
     }
-}
-
-/// Calls code of the VMM's; `None` if it panics.
-fn caught<T>(code: impl FnOnce() -> T) -> Option<T> {
-    match catch_unwind(AssertUnwindSafe(code)) {
-        Ok(value) => Some(value),
-        Err(payload) => {
-            discard(payload);
-            None
-        }
-    }
-}
-
-/// Drops what is theirs, such as an error; a panic of its `drop` ends here.
-pub(crate) fn discard<T>(value: T) {
-    let dropped = catch_unwind(AssertUnwindSafe(|| drop(value)));
-    // Not dropped as well: that could panic again, and so on without end.
-    std::mem::forget(dropped.err());
 }
 
 /// Whose turn it is to drive the line.

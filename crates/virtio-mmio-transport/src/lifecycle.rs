@@ -8,11 +8,10 @@ use std::time::Duration;
 use thiserror::Error;
 use virtio_device_core::{
     DeviceFault, Event, VirtioDevice, Virtqueue,
-    transport::{DeviceStatus, QueueLayout, QueueSetup, Session},
+    transport::{DeviceStatus, QueueLayout, QueueSetup, Session, discard},
 };
 use vm_memory::GuestAddressSpace;
 
-use crate::interrupt::discard;
 use crate::register::Register;
 use crate::registers::QueueRegisters;
 use crate::transport::MmioTransport;
