@@ -58,8 +58,8 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     measure(options, svg).map_err(Failure::run)
 }
 
-/// Looks at what the command line names before anything is started, so that what cannot be written is
-/// told before anything is measured. Returns the file for the picture.
+/// Checks the files that the command line names before the guest runs: a wrong one is reported at once.
+/// Returns the file for the picture.
 fn prepare(options: &Options) -> Result<Option<File>, String> {
     let most = options.bytes.iter().max().copied().unwrap_or_default();
     options.source.check(most)?;

@@ -115,7 +115,7 @@ impl Shared {
         lock(&self.settings).clone()
     }
 
-    /// Sets what holds from the next start of a worker on; returns what held until now.
+    /// Sets what the driver wants; returns what it wanted until now.
     pub(crate) fn set_settings(&self, settings: Arc<Settings>) -> Arc<Settings> {
         mem::replace(&mut *lock(&self.settings), settings)
     }
@@ -132,8 +132,8 @@ impl Shared {
         // Whoever is in a turn by what held before comes to its end.
         self.pairs.iter().for_each(|pair| drop(pair.backend()));
         if settings.pairs != before.pairs {
-            // The link is that of the pairs in use. Also after a refusal: somebody may have looked
-            // meanwhile, and a worker that found its pair out of use waits for nothing.
+            // The link is that of the pairs in use. This is told after a refusal as well: until then a driver
+            // may have read another link, and a worker may have taken its pair for unused and gone to sleep.
             self.update(|| ());
         }
         applied
